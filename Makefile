@@ -1,0 +1,33 @@
+# Two commands: `make demo` and `make test`. Both create the environment in .venv when it is missing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# PATH first, so that the environment's mpiexec and python are the ones the scripts call.
+RUN := PATH="$(abspath $(BIN)):$$PATH"
+
+.PHONY: demo test parity lint clean
+.DEFAULT_GOAL := demo
+
+$(BIN)/.demo-ready: setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[mpi,demo]"
+	touch $@
+
+$(BIN)/.test-ready: $(BIN)/.demo-ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[mpi,demo,inception,tensorboard,test]"
+	touch $@
+
+demo: $(BIN)/.demo-ready  ## train, sample and evaluate on embedded digits; report in runs/demo/report.html
+	$(RUN) python demo/run.py
+
+test: $(BIN)/.test-ready  ## the whole test suite
+	$(RUN) python -m pytest $(PYTEST_ARGS)
+
+parity: $(BIN)/.test-ready  ## the table of comparisons with the genuine upstream
+	$(RUN) python -m tests.parity
+
+lint: $(BIN)/.test-ready
+	$(RUN) ruff check .
+
+clean:
+	rm -rf $(VENV) .peer runs build *.egg-info

@@ -1,0 +1,1 @@
+"""Guided diffusion: models, diffusion process, data, logging and multi-process training."""

@@ -1,0 +1,121 @@
+"""Self-attention over the pixels of a feature map, and attention pooling."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .nn import checkpoint, conv_nd, normalization, zero_module
+
+
+def count_flops_attn(model: nn.Module, _x, y) -> None:
+    """Operation counter for the `thop` profiler: adds the two matrix products of attention to `total_ops`."""
+    batch, channels, *spatial = y[0].shape
+    tokens = math.prod(spatial)
+    model.total_ops += torch.DoubleTensor([2 * batch * tokens**2 * channels])
+
+
+class _HeadwiseAttention(nn.Module):
+    """Scaled dot-product attention on packed queries, keys and values: [B, 3*H*C, L] -> [B, H*C, L]."""
+
+    count_flops = staticmethod(count_flops_attn)
+
+    def __init__(self, n_heads: int):
+        super().__init__()
+        self.n_heads = n_heads
+
+    def _unpack(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, 3*H*C, L] -> three tensors [B, H, C, L]."""
+        raise NotImplementedError
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        q, k, v = (part.transpose(-1, -2) for part in self._unpack(qkv))
+        heads_BHLC = F.scaled_dot_product_attention(q, k, v)
+        return heads_BHLC.transpose(-1, -2).flatten(1, 2)
+
+
+class QKVAttentionLegacy(_HeadwiseAttention):
+    """Channel order of the older checkpoints: every head holds its own q, k, v (head, qkv, channel)."""
+
+    def _unpack(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return qkv.unflatten(1, (self.n_heads, 3, -1)).unbind(dim=2)
+
+
+class QKVAttention(_HeadwiseAttention):
+    """Newer channel order: all queries, then all keys, then all values (qkv, head, channel)."""
+
+    def _unpack(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return qkv.unflatten(1, (3, self.n_heads, -1)).unbind(dim=1)
+
+
+class AttentionBlock(nn.Module):
+    """Residual self-attention: x + proj_out(attention(norm(x))), for x [B, C, ...], same shape out.
+
+    :param num_head_channels: channels per head; -1 uses `num_heads` heads instead.
+    :raises ValueError: channels not divisible by heads or by channels per head.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int = 1,
+        num_head_channels: int = -1,
+        use_checkpoint: bool = False,
+        use_new_attention_order: bool = False,
+    ):
+        super().__init__()
+        divisor = num_heads if num_head_channels == -1 else num_head_channels
+        if channels % divisor:
+            what = "heads" if num_head_channels == -1 else "channels per attention head"
+            raise ValueError(f"{channels} channels cannot be divided evenly by {divisor} {what}")
+        self.channels = channels
+        self.num_heads = num_heads if num_head_channels == -1 else channels // num_head_channels
+        self.use_checkpoint = use_checkpoint
+        self.norm = normalization(channels)
+        self.qkv = conv_nd(1, channels, 3 * channels, 1)
+        self.attention = (QKVAttention if use_new_attention_order else QKVAttentionLegacy)(self.num_heads)
+        self.proj_out = zero_module(conv_nd(1, channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self._forward, (x,), self.parameters(), self.use_checkpoint and torch.is_grad_enabled())
+
+    def _forward(self, x: Tensor) -> Tensor:
+        tokens_BCL = x.flatten(2)
+        update_BCL = self.proj_out(self.attention(self.qkv(self.norm(tokens_BCL))))
+        return (tokens_BCL + update_BCL).view_as(x)
+
+
+class AttentionPool2d(nn.Module):
+    """Pool a feature map [B, C, S, S] to [B, output_dim] by attention from its mean token.
+
+    :param spacial_dim: side S of the map (upstream's spelling).
+    :param num_heads_channels: channels per head; must divide `embed_dim`, else ValueError.
+    """
+
+    def __init__(self, spacial_dim: int, embed_dim: int, num_heads_channels: int, output_dim: int | None = None):
+        super().__init__()
+        if embed_dim % num_heads_channels:
+            raise ValueError(
+                f"{embed_dim} channels cannot be divided evenly by {num_heads_channels} channels per attention head"
+            )
+        self.positional_embedding = nn.Parameter(torch.randn(embed_dim, spacial_dim**2 + 1) / embed_dim**0.5)
+        self.qkv_proj = conv_nd(1, embed_dim, 3 * embed_dim, 1)
+        self.c_proj = conv_nd(1, embed_dim, output_dim or embed_dim, 1)
+        self.num_heads = embed_dim // num_heads_channels
+        self.attention = QKVAttention(self.num_heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens_BCL = x.flatten(2)
+        tokens_BCL = torch.cat([tokens_BCL.mean(dim=-1, keepdim=True), tokens_BCL], dim=-1)
+        tokens_BCL = tokens_BCL + self.positional_embedding.to(tokens_BCL.dtype)
+        # Only the mean token is read out, so it alone needs a query.
+        weight, bias = self.qkv_proj.weight, self.qkv_proj.bias
+        embed_dim = tokens_BCL.shape[1]
+        q_BC1 = F.conv1d(tokens_BCL[..., :1], weight[:embed_dim], bias[:embed_dim])
+        k_BCL, v_BCL = F.conv1d(tokens_BCL, weight[embed_dim:], bias[embed_dim:]).chunk(2, dim=1)
+        q, k, v = (part.unflatten(1, (self.num_heads, -1)).transpose(-1, -2) for part in (q_BC1, k_BCL, v_BCL))
+        pooled_BC1 = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).flatten(1, 2)
+        return self.c_proj(pooled_BC1)[..., 0]

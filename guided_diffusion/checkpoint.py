@@ -1,0 +1,259 @@
+"""Reading untrusted checkpoints safely, loading them strictly, writing them atomically."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import re
+import secrets
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import blobfile
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from guided_diffusion.errors import InputError
+
+CONFIG_NAME = "config.json"
+_SHOWN = 3  # keys of each kind named in an error line
+
+
+def read_object(path: str | os.PathLike, **kwargs: Any) -> Any:
+    """Whatever ``torch.save`` wrote (weights, optimizer state), or the tensors of a ``.safetensors`` file.
+
+    ``path`` is local, or remote in a form that blobfile knows (gs://, az://), or http(s)://. ``kwargs`` such
+    as ``map_location`` go to ``torch.load``. ``weights_only`` is always on: a file that carries code is
+    refused without being run.
+
+    Raises ``InputError`` naming the file when it is missing, truncated, of another format or refused.
+    """
+    path = os.fspath(path)
+    kwargs["weights_only"] = True
+    with _open_for_reading(path) as file:
+        try:
+            if path.endswith(".safetensors"):
+                return _read_safetensors(file, kwargs.get("map_location"))
+            with warnings.catch_warnings():  # torch warns about odd pickles just before it refuses them
+                warnings.simplefilter("ignore")
+                return torch.load(file, **kwargs)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # the decoders raise nearly everything on damaged input
+            raise InputError(f"{path}: {_why_unreadable(error, file)}") from error
+
+
+def read_state_dict(
+    path: str | os.PathLike, map_location: str | torch.device = "cpu"
+) -> dict[str, Tensor]:
+    """The weights in a ``.pt`` or ``.safetensors`` file: names to tensors (``nn.Parameter`` values are fine).
+
+    Raises ``InputError`` as ``read_object`` does, and when the file holds anything but named tensors.
+    """
+    state = read_object(path, map_location=map_location)
+    if not isinstance(state, Mapping):
+        raise InputError(f"{path}: expected a state dict (names to tensors), found {_describe(state)}")
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise InputError(
+                f"{path}: expected a state dict (names to tensors), found {_describe(value)} under {key!r}"
+            )
+    return dict(state)
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
+    """Copy a checkpoint's weights into ``model``; names and shapes must match exactly.
+
+    Raises ``InputError`` in one line with the first few missing, unexpected and misshapen keys (found and
+    expected shape) and how many there are; the model is then unchanged.
+    """
+    found = read_state_dict(path)
+    expected = model.state_dict()
+    problems = _list_keys("missing", [key for key in expected if key not in found])
+    problems += _list_keys("unexpected", [key for key in found if key not in expected])
+    problems += _list_keys(
+        "of the wrong shape",
+        [
+            f"{key} (found {_shape(found[key])}, expected {_shape(expected[key])})"
+            for key in expected
+            if key in found and found[key].shape != expected[key].shape
+        ],
+    )
+    if problems:
+        raise InputError(
+            f"{path}: does not fit the model built from the flags ({len(found)} keys in the file, "
+            f"{len(expected)} in the model): {'; '.join(problems)}"
+        )
+    model.load_state_dict(found)
+
+
+def save(obj: Any, path: str | os.PathLike) -> None:
+    """Write ``obj`` to ``path`` atomically: ``torch.save``, or safetensors when the name ends in that."""
+    if os.fspath(path).endswith(".safetensors"):
+        # Clones, because safetensors refuses tensors that share memory; contiguous, because it must be.
+        tensors = {key: value.detach().cpu().clone().contiguous() for key, value in obj.items()}
+        data = safetensors.torch.save(tensors)
+        with write_bytes_atomically(path) as file:
+            file.write(data)
+    else:
+        with write_bytes_atomically(path) as file:
+            torch.save(obj, file)
+
+
+def write_config(directory: str | os.PathLike, config: Mapping[str, Any]) -> None:
+    """Write ``config`` as ``config.json`` into ``directory``; values JSON does not know become strings."""
+    text = json.dumps(dict(config), indent=2, default=str)
+    with write_bytes_atomically(_join(os.fspath(directory), CONFIG_NAME)) as file:
+        file.write(text.encode() + b"\n")
+
+
+def read_config(checkpoint_path: str | os.PathLike) -> dict[str, Any] | None:
+    """The ``config.json`` beside a checkpoint, or None where there is none.
+
+    Raises ``InputError`` if it is there but is not a JSON object.
+    """
+    checkpoint_path = os.fspath(checkpoint_path)
+    directory = checkpoint_path.rpartition("/")[0] if _is_remote(checkpoint_path) else None
+    path = _join(directory or str(Path(checkpoint_path).parent), CONFIG_NAME)
+    if not _is_remote(path) and not os.path.exists(path):
+        return None
+    if _is_remote(path) and (_is_web(path) or not blobfile.exists(path)):
+        return None
+    with _open_for_reading(path) as file:
+        try:
+            config = json.loads(file.read())
+        except ValueError as error:
+            raise InputError(f"{path}: expected JSON, found {_one_line(error)}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: expected a JSON object, found {_describe(config)}")
+    return config
+
+
+@contextmanager
+def write_bytes_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Yield a binary file that becomes ``path`` when the block ends without an exception.
+
+    The bytes go to a temporary name in the same directory and reach the disk before the rename, so a reader
+    (or a crash) sees the old file or the new one, never a part. Missing directories are made. A remote path
+    is buffered in memory and uploaded at the end.
+    """
+    if _is_remote(os.fspath(path)):
+        buffer = io.BytesIO()
+        yield buffer
+        with blobfile.BlobFile(os.fspath(path), "wb") as remote:
+            remote.write(buffer.getbuffer())
+        return
+    target = Path(path).resolve()  # through a symbolic link, so that the link itself survives
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_directory(target.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename durable; file systems that cannot do this are left as they are."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _is_remote(path: str) -> bool:
+    return "://" in path
+
+
+def _is_web(path: str) -> bool:
+    """http(s) addresses that blobfile does not take for Azure storage."""
+    return path.startswith(("http://", "https://")) and ".blob.core.windows.net" not in path
+
+
+def _join(directory: str, name: str) -> str:
+    return f"{directory.rstrip('/')}/{name}" if _is_remote(directory) else os.path.join(directory, name)
+
+
+def _open_for_reading(path: str) -> BinaryIO:
+    """A seekable binary file; ``InputError`` naming the path if it cannot be had."""
+    if not path:
+        raise InputError("no checkpoint path given: expected a file name, found an empty string")
+    try:
+        if not _is_remote(path):
+            return open(path, "rb")
+        if _is_web(path):
+            with urllib.request.urlopen(path) as response:
+                return io.BytesIO(response.read())
+        with blobfile.BlobFile(path, "rb") as remote:
+            return io.BytesIO(remote.read())
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except urllib.error.URLError as error:
+        raise InputError(f"{path}: cannot be fetched: {_one_line(error)}") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or _one_line(error)}") from error
+    except blobfile.Error as error:
+        raise InputError(f"{path}: cannot be fetched: {_one_line(error)}") from error
+
+
+def _read_safetensors(file: BinaryIO, map_location: Any) -> dict[str, Tensor]:
+    tensors = safetensors.torch.load(file.read())
+    if map_location is None:
+        return tensors
+    return {key: value.to(map_location) for key, value in tensors.items()}
+
+
+def _why_unreadable(error: Exception, file: BinaryIO) -> str:
+    """One clause saying what is wrong with a file that the decoder gave up on."""
+    text = str(error)
+    if code := re.search(r"GLOBAL (\S+)", text):
+        return f"refused: it wants to run or build {code[1].rstrip('.')}; expected nothing but tensors"
+    if "map_location" in text:
+        return _one_line(error)
+    size = file.seek(0, os.SEEK_END)
+    kind = "not a checkpoint, or truncated"
+    if isinstance(error, pickle.UnpicklingError):  # torch's own text suggests weights_only=False: not ours
+        return f"{kind} (expected a .pt or .safetensors file, found {size} bytes of something else)"
+    return f"{kind} ({size} bytes; {_one_line(error)})"
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    first = lines[0] if lines else type(error).__name__
+    return first if len(first) <= 160 else first[:157] + "..."
+
+
+def _describe(value: Any) -> str:
+    return f"a {type(value).__name__}"
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _list_keys(what: str, keys: list[str]) -> list[str]:
+    """Zero or one clauses for the error line."""
+    if not keys:
+        return []
+    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return [f"{len(keys)} {what}: {', '.join(keys[:_SHOWN])}{more}"]

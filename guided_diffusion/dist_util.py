@@ -1,0 +1,308 @@
+"""The process group, this rank's device, a few collectives, and how a program ends.
+
+Works alike under torchrun, mpiexec, Slurm's srun and as a single process; the last needs no network. Under
+srun pass ``--kill-on-bad-exit=1``, because Slurm by default lets the other tasks run on when one fails.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import multiprocessing
+import os
+import re
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from guided_diffusion import checkpoint, launch
+from guided_diffusion.errors import InputError
+
+# Kept because users import them; the number of GPUs on a machine is asked of CUDA instead.
+GPUS_PER_NODE = 8
+SETUP_RETRY_COUNT = 3
+
+TIMEOUT = timedelta(minutes=30)  # how long a rank waits for its peers in any one collective
+
+
+def setup_dist() -> None:
+    """Join this process to its peers; does nothing if a process group exists already.
+
+    The backend is NCCL where every rank has a GPU of its own and Gloo otherwise (no GPU, or GPUs shared by
+    several ranks, which NCCL refuses). CUDA_VISIBLE_DEVICES is left alone. RANK, WORLD_SIZE, LOCAL_RANK,
+    MASTER_ADDR and MASTER_PORT are set unless the launcher did.
+
+    Raises ``InputError`` if the launcher's variables are malformed or MPI cannot be used.
+    """
+    if dist.is_initialized():
+        return
+    here = launch.detect()
+    store = _open_store(here)
+    machines = _publish(store, here, "machine", socket.gethostname())
+    gpus = _publish(store, here, "gpu", _gpu_identity(here))
+    backend = "nccl" if "" not in gpus and len(set(gpus)) == len(gpus) else "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(dev())
+    else:
+        _share_cores(machines.count(machines[here.rank]))
+    dist.init_process_group(
+        backend, store=store, rank=here.rank, world_size=here.world_size, timeout=TIMEOUT
+    )
+
+
+def dev() -> torch.device:
+    """The GPU of this local rank (the visible GPUs are dealt out in turn), or the CPU if there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", launch.detect().local_rank % torch.cuda.device_count())
+
+
+def get_rank() -> int:
+    """This process's rank; the launcher's word for it before ``setup_dist``."""
+    return dist.get_rank() if dist.is_initialized() else launch.detect().rank
+
+
+def get_world_size() -> int:
+    """The number of processes; the launcher's word for it before ``setup_dist``."""
+    return dist.get_world_size() if dist.is_initialized() else launch.detect().world_size
+
+
+def barrier() -> None:
+    """Wait for all ranks; nothing to wait for without a process group."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        on_gpu = dist.get_backend() == "nccl"
+        dist.barrier(device_ids=[torch.cuda.current_device()] if on_gpu else None)
+
+
+def load_state_dict(path: str, **kwargs: Any) -> Any:
+    """What ``torch.save`` wrote to ``path``; ``kwargs`` such as ``map_location`` go to ``torch.load``.
+
+    Every rank reads for itself. This is not a collective, so calling it on one rank only is fine. See
+    ``checkpoint.read_object`` for the paths understood and the ``InputError`` raised.
+    """
+    return checkpoint.read_object(path, **kwargs)
+
+
+def sync_params(params: Iterable[torch.Tensor]) -> None:
+    """Overwrite each tensor with rank 0's values, in place and without a gradient."""
+    if get_world_size() == 1 or not dist.is_initialized():
+        return
+    with torch.no_grad():
+        pending = [dist.broadcast(tensor, src=0, async_op=True) for tensor in params]
+        for work in pending:
+            work.wait()
+
+
+def run_main(main: Callable[[], None]) -> NoReturn:
+    """Run a program's ``main`` and end the process so that no peer is left hanging.
+
+    ``InputError``: its line on stderr, exit status 2. Ctrl-C: 130. ``SystemExit``: its own status. Any other
+    exception: the traceback, 1. After a failure among several ranks the process leaves without the
+    interpreter's clean-up, which could block in MPI; the launcher then ends the other ranks.
+    """
+    try:
+        if launch.detect().kind == "mpi" and launch.detect().world_size > 1:
+            # Now rather than in setup_dist: mpiexec does not miss a rank that dies before it joined MPI,
+            # and its peers would wait for it for ever.
+            _join_mpi()
+        main()
+        _leave()
+    except BaseException as error:
+        status = _report(error)
+        if status == 0:
+            _leave()
+        elif dist.is_initialized() or _launched_with_peers():
+            _leave_hard(status)
+        sys.exit(status)
+    sys.exit(0)
+
+
+def _report(error: BaseException) -> int:
+    """Tell the user about an exception; returns the exit status it stands for."""
+    if isinstance(error, SystemExit):
+        if error.code is None or isinstance(error.code, int):
+            return error.code or 0
+        sys.stderr.write(f"{error.code}\n")
+        return 1
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if not isinstance(error, InputError):
+        sys.stderr.write("".join(traceback.format_exception(error)))  # one write: ranks do not interleave
+        return 1
+    if _launched_with_peers() and get_rank() > 0:
+        time.sleep(1)  # mostly all ranks meet the same error; rank 0 says it and the launcher ends the rest
+    line = " ".join(str(error).split("\n"))
+    sys.stderr.write(f"error: {line}\n")
+    return 2
+
+
+def _launched_with_peers() -> bool:
+    try:
+        return launch.detect().world_size > 1
+    except InputError:
+        return False
+
+
+def _leave() -> None:
+    """Part from the peers after success: everyone has arrived before anyone goes."""
+    if dist.is_initialized():
+        barrier()
+        dist.destroy_process_group()
+    _finalize_mpi()
+
+
+def _leave_hard(status: int) -> NoReturn:
+    """End now. What is buffered gets out; nothing that could wait for a peer is run."""
+    for child in multiprocessing.active_children():  # data workers would hold on to our output pipes
+        child.kill()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass
+    os._exit(status)
+
+
+def _open_store(here: launch.Launch) -> dist.Store:
+    """The key-value store through which the ranks find each other."""
+    if here.kind == "torchrun":
+        store, _, _ = next(rendezvous("env://", here.rank, here.world_size, timeout=TIMEOUT))
+        return store
+    if here.world_size == 1:
+        launch.export(here, "127.0.0.1", 0)
+        return dist.HashStore()
+    if here.kind == "mpi":
+        return _open_store_through_mpi(here)
+    return _open_store_through_slurm(here)
+
+
+def _open_store_through_mpi(here: launch.Launch) -> dist.Store:
+    """Rank 0 listens on a port the system picks and tells the others through MPI."""
+    comm = _join_mpi().COMM_WORLD
+    machines = comm.allgather(socket.gethostname())
+    store, place = None, None
+    if here.rank == 0:
+        address = "127.0.0.1" if len(set(machines)) == 1 else _own_address()
+        store = _listen(address, 0, here.world_size)
+        place = (address, store.port)
+    address, port = comm.bcast(place, root=0)
+    launch.export(here, address, port)
+    return store or dist.TCPStore(address, port, here.world_size, is_master=False, timeout=TIMEOUT)
+
+
+def _open_store_through_slurm(here: launch.Launch) -> dist.Store:
+    """Rank 0 listens on the step's first machine, at a port that every rank can work out."""
+    ours = launch.exported_by_us(os.environ)
+    given = {} if ours else os.environ
+    hosts = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "")
+    address = given.get("MASTER_ADDR") or _first_host(hosts)
+    if not address:
+        raise InputError("Slurm gives no SLURM_STEP_NODELIST: set MASTER_ADDR to the first machine's name")
+    port = given.get("MASTER_PORT") or str(_slurm_port())
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise InputError(f"environment variable MASTER_PORT: expected 1 to 65535, found {port!r}")
+    launch.export(here, address, int(port))
+    if here.rank == 0:
+        return _listen(address, int(port), here.world_size)
+    return dist.TCPStore(address, int(port), here.world_size, is_master=False, timeout=TIMEOUT)
+
+
+def _listen(address: str, port: int, world_size: int) -> dist.TCPStore:
+    return dist.TCPStore(
+        address, port, world_size, is_master=True, timeout=TIMEOUT, wait_for_workers=False
+    )
+
+
+def _own_address() -> str:
+    """The address under which other machines reach this one."""
+    if not launch.exported_by_us(os.environ) and os.environ.get("MASTER_ADDR"):
+        return os.environ["MASTER_ADDR"]
+    name = socket.getfqdn()
+    try:
+        return socket.gethostbyname(name)
+    except OSError as error:
+        raise InputError(f"host name {name} has no address ({error}): set MASTER_ADDR") from error
+
+
+def _first_host(nodelist: str) -> str:
+    """The first name in Slurm's notation: ``gpu[07-12,20]`` and ``gpu07,gpu20`` both give ``gpu07``."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodelist)[0]
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
+
+
+def _slurm_port() -> int:
+    """A port in 20000..59999 that differs between the jobs and steps of one machine."""
+    job, step = (os.environ.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    digits = [int(text) if text.isdigit() else 0 for text in (job, step)]
+    return 20000 + (digits[0] * 37 + digits[1]) % 40000
+
+
+def _publish(store: dist.Store, here: launch.Launch, topic: str, value: str) -> list[str]:
+    """Tell the peers ``value`` and return theirs, by rank."""
+    store.set(f"{topic}/{here.rank}", value)
+    return [store.get(f"{topic}/{rank}").decode() for rank in range(here.world_size)]
+
+
+def _gpu_identity(here: launch.Launch) -> str:
+    """A name for this rank's GPU that no other GPU has; empty without one."""
+    if not torch.cuda.is_available():
+        return ""
+    device = dev()
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", device.index)
+    return f"{socket.gethostname()}/{uuid}"
+
+
+def _share_cores(local_ranks: int) -> None:
+    """Deal this machine's cores out among its ranks, unless OMP_NUM_THREADS says otherwise."""
+    if local_ranks > 1 and "OMP_NUM_THREADS" not in os.environ:
+        share = max(1, (os.cpu_count() or 1) // local_ranks)
+        torch.set_num_threads(min(share, torch.get_num_threads()))
+
+
+def _join_mpi() -> Any:
+    """mpi4py's MPI module, started. Raises ``InputError`` where it is missing or of another MPI."""
+    here = launch.detect()
+    try:
+        first = "mpi4py.MPI" not in sys.modules
+        if first:
+            import mpi4py
+
+            mpi4py.rc.finalize = False  # its own exit hook would wait for ranks that failed
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise InputError(
+            f"started by mpiexec with {here.world_size} ranks, but mpi4py cannot be loaded "
+            f"({str(error).splitlines()[0]}): install mpi4py, or start with torchrun"
+        ) from error
+    if first:
+        atexit.register(_finalize_mpi_at_exit)
+    size = MPI.COMM_WORLD.Get_size()
+    if size != here.world_size:
+        raise InputError(
+            f"mpiexec started {here.world_size} ranks, but mpi4py sees {size}: "
+            "mpiexec and mpi4py belong to different MPI installations"
+        )
+    return MPI
+
+
+def _finalize_mpi() -> None:
+    """Sign off from MPI, without which mpiexec takes our exit for a crash; waits for the other ranks."""
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+        mpi.Finalize()
+
+
+def _finalize_mpi_at_exit() -> None:
+    """For programs that do not use ``run_main``: after an uncaught exception do not wait for the peers."""
+    if getattr(sys, "last_value", None) is not None:
+        _leave_hard(1)
+    _finalize_mpi()

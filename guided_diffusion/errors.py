@@ -1,0 +1,15 @@
+"""The one exception a user is meant to see."""
+
+from __future__ import annotations
+
+
+class InputError(Exception):
+    """Something the user gave us is wrong: a flag, a file, an environment variable.
+
+    ``str(error)`` is the single line shown to the user. It names the file or flag, what was found and what
+    was expected. ``dist_util.run_main`` prints it without a traceback.
+    """
+
+
+class InputValueError(InputError, ValueError):
+    """An ``InputError`` in a place where callers of the public interface already catch ``ValueError``."""

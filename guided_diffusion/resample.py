@@ -1,0 +1,102 @@
+"""Which timesteps to train on: distributions over t, with importance weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def create_named_schedule_sampler(name: str, diffusion) -> ScheduleSampler:
+    """Sampler by name: "uniform" or "loss-second-moment"; NotImplementedError for others."""
+    if name == "uniform":
+        return UniformSampler(diffusion)
+    if name == "loss-second-moment":
+        return LossSecondMomentResampler(diffusion)
+    raise NotImplementedError(f"schedule_sampler: found {name!r}, expected 'uniform' or 'loss-second-moment'")
+
+
+class ScheduleSampler(ABC):
+    """A distribution over timesteps; the weights keep the expected loss that of uniform sampling."""
+
+    @abstractmethod
+    def weights(self) -> np.ndarray:
+        """Positive weights [T], not necessarily normalised."""
+
+    def sample(self, batch_size: int, device) -> tuple[Tensor, Tensor]:
+        """Draw from NumPy's global generator: int64 timesteps [B], float32 importance weights [B]."""
+        weights = self.weights()
+        probabilities = weights / np.sum(weights)
+        drawn = np.random.choice(len(probabilities), size=(batch_size,), p=probabilities)
+        importance = 1 / (len(probabilities) * probabilities[drawn])
+        return torch.from_numpy(drawn).long().to(device), torch.from_numpy(importance).float().to(device)
+
+
+class UniformSampler(ScheduleSampler):
+    """Every timestep alike."""
+
+    def __init__(self, diffusion):
+        self.diffusion = diffusion
+        self._weights = np.ones([diffusion.num_timesteps])
+
+    def weights(self) -> np.ndarray:
+        return self._weights
+
+
+class LossAwareSampler(ScheduleSampler):
+    """A sampler that learns from the losses seen."""
+
+    def update_with_local_losses(self, local_ts: Tensor, local_losses: Tensor) -> None:
+        """Share this rank's timesteps [B] and losses [B] (B may differ between ranks), then update.
+
+        A collective: every rank calls it, and every rank ends with the same state.
+        """
+        local = (local_ts.tolist(), local_losses.tolist())
+        if dist.is_available() and dist.is_initialized():
+            gathered = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, local)
+        else:
+            gathered = [local]
+        self.update_with_all_losses([t for ts, _ in gathered for t in ts], [x for _, xs in gathered for x in xs])
+
+    @abstractmethod
+    def update_with_all_losses(self, ts: list[int], losses: list[float]) -> None:
+        """Update from the losses of all ranks; must be deterministic so that ranks stay equal."""
+
+
+class LossSecondMomentResampler(LossAwareSampler):
+    """Timesteps in proportion to the root mean square of their last losses (Nichol & Dhariwal 2021).
+
+    Uniform until every timestep has been seen `history_per_term` times; afterwards mixed with a uniform
+    distribution of weight `uniform_prob`.
+    """
+
+    def __init__(self, diffusion, history_per_term: int = 10, uniform_prob: float = 0.001):
+        self.diffusion = diffusion
+        self.history_per_term = history_per_term
+        self.uniform_prob = uniform_prob
+        self._loss_history = np.zeros([diffusion.num_timesteps, history_per_term], dtype=np.float64)
+        self._loss_counts = np.zeros([diffusion.num_timesteps], dtype=np.int64)
+
+    def weights(self) -> np.ndarray:
+        if not self._warmed_up():
+            return np.ones([self.diffusion.num_timesteps], dtype=np.float64)
+        weights = np.sqrt(np.mean(self._loss_history**2, axis=-1))
+        weights /= np.sum(weights)
+        weights *= 1 - self.uniform_prob
+        weights += self.uniform_prob / len(weights)
+        return weights
+
+    def update_with_all_losses(self, ts: list[int], losses: list[float]) -> None:
+        for t, loss in zip(ts, losses, strict=True):
+            if self._loss_counts[t] < self.history_per_term:
+                self._loss_history[t, self._loss_counts[t]] = loss
+                self._loss_counts[t] += 1
+            else:
+                self._loss_history[t] = np.append(self._loss_history[t, 1:], loss)
+
+    def _warmed_up(self) -> bool:
+        return bool((self._loss_counts == self.history_per_term).all())

@@ -1,0 +1,138 @@
+"""Samplers as plain functions: one step each, and one loop for all of them.
+
+A step takes (diffusion, model, x_t, t, ...) and returns {"sample": x_{t-1}, "pred_xstart": guess of x_0}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .gaussian_diffusion import GaussianDiffusion
+
+NoiseFn = Callable[[Tensor], Tensor]
+
+
+def ddpm_step(
+    diffusion: GaussianDiffusion,
+    model: Callable,
+    x: Tensor,
+    t: Tensor,
+    clip_denoised: bool = True,
+    denoised_fn: Callable | None = None,
+    cond_fn: Callable | None = None,
+    model_kwargs: dict | None = None,
+    noise_fn: NoiseFn = torch.randn_like,
+) -> dict[str, Tensor]:
+    """Draw x_{t-1} from p(x_{t-1} | x_t), its mean shifted by the guidance (Eq. 8)."""
+    out = diffusion.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+    noise = noise_fn(x)
+    mean = out["mean"]
+    if cond_fn is not None:
+        mean = diffusion.condition_mean(cond_fn, out, x, t, model_kwargs=model_kwargs)
+    sample = mean + _not_last(t, x) * torch.exp(0.5 * out["log_variance"]) * noise
+    return {"sample": sample, "pred_xstart": out["pred_xstart"]}
+
+
+def ddim_step(
+    diffusion: GaussianDiffusion,
+    model: Callable,
+    x: Tensor,
+    t: Tensor,
+    clip_denoised: bool = True,
+    denoised_fn: Callable | None = None,
+    cond_fn: Callable | None = None,
+    model_kwargs: dict | None = None,
+    noise_fn: NoiseFn = torch.randn_like,
+    eta: float = 0.0,
+) -> dict[str, Tensor]:
+    """One step of Song et al. 2021 (Eq. 4), eps shifted by the guidance.
+
+    :param eta: share of DDPM's noise that is kept, 0 (deterministic) to 1. The noise is drawn in any case,
+        so that the random stream does not depend on eta.
+    """
+    out = diffusion.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+    if cond_fn is not None:
+        out = diffusion.condition_score(cond_fn, out, x, t, model_kwargs=model_kwargs)
+    eps = diffusion._predict_eps_from_xstart(x, t, out["pred_xstart"])
+    abar = diffusion._at("alphas_cumprod", t, x)
+    abar_prev = diffusion._at("alphas_cumprod_prev", t, x)
+    sigma = eta * torch.sqrt((1 - abar_prev) / (1 - abar)) * torch.sqrt(1 - abar / abar_prev)
+    noise = noise_fn(x)
+    mean = out["pred_xstart"] * torch.sqrt(abar_prev) + torch.sqrt(1 - abar_prev - sigma**2) * eps
+    return {"sample": mean + _not_last(t, x) * sigma * noise, "pred_xstart": out["pred_xstart"]}
+
+
+def ddim_reverse_step(
+    diffusion: GaussianDiffusion,
+    model: Callable,
+    x: Tensor,
+    t: Tensor,
+    clip_denoised: bool = True,
+    denoised_fn: Callable | None = None,
+    model_kwargs: dict | None = None,
+    eta: float = 0.0,
+) -> dict[str, Tensor]:
+    """The deterministic DDIM step backwards: x_{t+1} from x_t. AssertionError unless eta is 0."""
+    assert eta == 0.0, f"eta: found {eta}, expected 0 (only the deterministic path can be reversed)"
+    out = diffusion.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+    eps = diffusion._predict_eps_from_xstart(x, t, out["pred_xstart"])
+    abar_next = diffusion._at("alphas_cumprod_next", t, x)
+    sample = out["pred_xstart"] * torch.sqrt(abar_next) + torch.sqrt(1 - abar_next) * eps
+    return {"sample": sample, "pred_xstart": out["pred_xstart"]}
+
+
+def sample_progressively(
+    diffusion: GaussianDiffusion,
+    step: Callable[..., dict[str, Tensor]],
+    model: Callable,
+    shape: Sequence[int],
+    noise: Tensor | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+    callback: Callable[[int, dict[str, Tensor]], None] | None = None,
+    **step_options,
+) -> Iterator[dict[str, Tensor]]:
+    """Run `step` from t = T - 1 down to 0, yielding its result each time, without gradients.
+
+    :param shape: [B, C, ...] of the samples; noise: x_T, drawn (one randn) when not given.
+    :param device: where to sample; default the noise's, else the model's.
+    :param callback: called with (t, result) after each step.
+    :param step_options: handed to `step`, e.g. cond_fn, model_kwargs, noise_fn, eta.
+    """
+    if device is None:
+        device = noise.device if noise is not None else next(model.parameters()).device
+    if not isinstance(shape, tuple | list):
+        raise TypeError(f"shape: found {shape!r}, expected a tuple or list")
+    x = torch.randn(*shape, device=device) if noise is None else noise
+    timesteps = range(diffusion.num_timesteps - 1, -1, -1)
+    if progress:
+        from tqdm.auto import tqdm
+
+        timesteps = tqdm(timesteps, unit="step")
+    for t in timesteps:
+        with torch.no_grad():
+            result = step(diffusion, model, x, torch.full((shape[0],), t, device=device), **step_options)
+        if callback is not None:
+            callback(t, result)
+        yield result
+        x = result["sample"]
+
+
+def last(results: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The final item of a progressive loop."""
+    final = None
+    for final in results:
+        pass
+    if final is None:
+        raise ValueError("the process has no timesteps")
+    return final
+
+
+def _not_last(t: Tensor, like: Tensor) -> Tensor:
+    """1 where noise is still added, 0 at t = 0, as [B, 1, ...]."""
+    return (t != 0).float().reshape(-1, *[1] * (like.dim() - 1))

@@ -1,0 +1,32 @@
+"""Packaging. The versions that are tested together stand in constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+setup(
+    name="ed-dpm",
+    version="0.1.0",
+    description="Entropy-driven guidance (EDS, ECT) on an implementation of guided-diffusion's interfaces",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10",
+    packages=["guided_diffusion", "ed_dpm_patches"],
+    install_requires=[
+        "blobfile>=1.0.5",
+        "numpy>=1.24",
+        "pillow",
+        "requests",
+        "safetensors",  # weights that carry no code
+        "scipy",
+        "torch>=2.4",
+        "tqdm",
+    ],
+    extras_require={
+        "mpi": ["mpi4py", "mpich"],  # mpich's wheel brings mpiexec; leave it out where a system MPI exists
+        "inception": ["tensorflow-cpu"],  # evaluations/evaluator.py on the published Inception graph
+        "demo": ["matplotlib", "scikit-learn"],  # plots; the handwritten digits
+        "tensorboard": ["tensorboard"],
+        "test": ["hypothesis", "mpmath", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "tensorboard"],
+    },
+)

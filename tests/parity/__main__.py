@@ -1,0 +1,100 @@
+"""`python -m tests.parity [--markdown FILE] [--only TEXT]`: the parity table.
+
+Exits with 1 when a case exceeds its requirement or fails, with 2 when the peer cannot be had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+from tests.parity import (
+    cases_api,
+    cases_data,
+    cases_diffusion,
+    cases_layers,
+    cases_models,
+    cases_sampling,
+    cases_tables,
+    cases_training,
+)
+from tests.parity.compare import Case, Outcome, run
+from tests.parity.peer import PeerUnavailable, load_peer
+
+TOPICS = {
+    "API": cases_api.CASES,
+    "Tables": cases_tables.CASES,
+    "Layers": cases_layers.CASES,
+    "Models": cases_models.CASES,
+    "Diffusion": cases_diffusion.CASES,
+    "Sampling": cases_sampling.CASES,
+    "Training": cases_training.CASES,
+    "Data": cases_data.CASES,
+}
+HEADER = ("case", "comparisons", "worst absolute error", "worst relative error", "required", "bitwise?")
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    warnings.simplefilter("ignore")
+    try:
+        peer = load_peer()
+    except PeerUnavailable as reason:
+        print(f"peer unavailable: {reason}", file=sys.stderr)
+        return 2
+    rows: list[tuple[str, ...]] = []
+    failed = 0
+    start = time.perf_counter()
+    print(f"peer: {peer.source}" + (" (fork, see tests/parity/peer.py)" if peer.is_fork else ""))
+    for topic, cases in TOPICS.items():
+        for case in cases:
+            name = f"{topic}: {case.name}"
+            if arguments.only in name:
+                row, passed = evaluate(name, case, peer)
+                rows.append(row)
+                failed += not passed
+                print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, (64, 6, 9, 9, 8, 6))), flush=True)
+    print(f"{len(rows)} cases, {failed} failed, {time.perf_counter() - start:.0f} s")
+    if arguments.markdown:
+        arguments.markdown.write_text(as_markdown(rows))
+        print(f"wrote {arguments.markdown.resolve()}")
+    return 1 if failed or not rows else 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.parity", description="The parity table.")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table to FILE")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only the cases whose name contains TEXT")
+    return parser.parse_args()
+
+
+def evaluate(name: str, case: Case, peer) -> tuple[tuple[str, ...], bool]:
+    """One row of the table and whether it passed; the failures go to stderr."""
+    required = f"{case.required:.0e}" if case.required else "bitwise"
+    try:
+        outcome = run(case, peer)
+    except Exception:
+        traceback.print_exc()
+        return (name, "0", "error", "error", required, "FAILED"), False
+    for failure in outcome.failures[:10]:
+        print(f"{name}: {failure.label}: {failure.note or f'{failure.relative:.3g}'}", file=sys.stderr)
+    return row_of(name, outcome, required), not outcome.failures
+
+
+def row_of(name: str, outcome: Outcome, required: str) -> tuple[str, ...]:
+    verdict = "FAILED" if outcome.failures else "no" if outcome.relative else "yes"
+    count = str(len(outcome.comparisons))
+    return name, count, f"{outcome.absolute:.2g}", f"{outcome.relative:.2g}", required, verdict
+
+
+def as_markdown(rows: list[tuple[str, ...]]) -> str:
+    lines = [HEADER, ("---",) * len(HEADER), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
