@@ -115,11 +115,11 @@ def run_main(main: Callable[[], None]) -> NoReturn:
             _join_mpi()
         main()
         _leave()
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the peers must not be left waiting
         status = _report(error)
         if status == 0:
             _leave()
-        elif dist.is_initialized() or _launched_with_peers():
+        elif _has_peers():
             _leave_hard(status)
         sys.exit(status)
     sys.exit(0)
@@ -134,19 +134,26 @@ def _report(error: BaseException) -> int:
         return 1
     if isinstance(error, KeyboardInterrupt):
         return 130
+    if _has_peers() and _is_said_elsewhere(error):
+        time.sleep(1)  # meanwhile the rank that says it leaves, and the launcher ends this one
     if not isinstance(error, InputError):
         sys.stderr.write("".join(traceback.format_exception(error)))  # one write: ranks do not interleave
         return 1
-    if _launched_with_peers() and get_rank() > 0:
-        time.sleep(1)  # mostly all ranks meet the same error; rank 0 says it and the launcher ends the rest
     line = " ".join(str(error).split("\n"))
     sys.stderr.write(f"error: {line}\n")
     return 2
 
 
-def _launched_with_peers() -> bool:
+def _is_said_elsewhere(error: BaseException) -> bool:
+    """Whether another rank probably reports this failure, or the one that it follows from."""
+    if isinstance(error, InputError):
+        return get_rank() > 0  # bad input mostly meets all ranks: let rank 0 say it
+    return isinstance(error, RuntimeError) and "onnection" in str(error)  # a peer has gone
+
+
+def _has_peers() -> bool:
     try:
-        return launch.detect().world_size > 1
+        return get_world_size() > 1
     except InputError:
         return False
 
@@ -175,8 +182,10 @@ def _leave_hard(status: int) -> NoReturn:
 def _open_store(here: launch.Launch) -> dist.Store:
     """The key-value store through which the ranks find each other."""
     if here.kind == "torchrun":
-        store, _, _ = next(rendezvous("env://", here.rank, here.world_size, timeout=TIMEOUT))
-        return store
+        try:
+            return next(rendezvous("env://", here.rank, here.world_size, timeout=TIMEOUT))[0]
+        except ValueError as error:  # MASTER_ADDR or MASTER_PORT missing or malformed
+            raise InputError(f"RANK and WORLD_SIZE are set, but: {error}") from error
     if here.world_size == 1:
         launch.export(here, "127.0.0.1", 0)
         return dist.HashStore()
@@ -228,9 +237,12 @@ def _own_address() -> str:
         return os.environ["MASTER_ADDR"]
     name = socket.getfqdn()
     try:
-        return socket.gethostbyname(name)
+        address = socket.gethostbyname(name)
     except OSError as error:
         raise InputError(f"host name {name} has no address ({error}): set MASTER_ADDR") from error
+    if address.startswith("127."):
+        raise InputError(f"host name {name} means {address}, useless to other machines: set MASTER_ADDR")
+    return address
 
 
 def _first_host(nodelist: str) -> str:
