@@ -7,6 +7,7 @@ srun pass ``--kill-on-bad-exit=1``, because Slurm by default lets the other task
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -172,10 +173,8 @@ def _leave_hard(status: int) -> NoReturn:
         child.kill()
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(OSError, ValueError):  # a closed pipe, a closed stream
             stream.flush()
-        except (OSError, ValueError):
-            pass
     os._exit(status)
 
 
