@@ -52,9 +52,7 @@ def read_object(path: str | os.PathLike, **kwargs: Any) -> Any:
             raise InputError(f"{path}: {_why_unreadable(error, file)}") from error
 
 
-def read_state_dict(
-    path: str | os.PathLike, map_location: str | torch.device = "cpu"
-) -> dict[str, Tensor]:
+def read_state_dict(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> dict[str, Tensor]:
     """The weights in a ``.pt`` or ``.safetensors`` file: names to tensors (``nn.Parameter`` values are fine).
 
     Raises ``InputError`` as ``read_object`` does, and when the file holds anything but named tensors.

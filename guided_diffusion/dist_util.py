@@ -54,9 +54,7 @@ def setup_dist() -> None:
         torch.cuda.set_device(dev())
     else:
         _share_cores(machines.count(machines[here.rank]))
-    dist.init_process_group(
-        backend, store=store, rank=here.rank, world_size=here.world_size, timeout=TIMEOUT
-    )
+    dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.world_size, timeout=TIMEOUT)
 
 
 def dev() -> torch.device:
@@ -209,7 +207,7 @@ def _open_store_through_mpi(here: launch.Launch) -> dist.Store:
 
 def _open_store_through_slurm(here: launch.Launch) -> dist.Store:
     """Rank 0 listens on the step's first machine, at a port that every rank can work out."""
-    ours = launch.exported_by_us(os.environ)
+    ours = launch.exported_by_us()
     given = {} if ours else os.environ
     hosts = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "")
     address = given.get("MASTER_ADDR") or _first_host(hosts)
@@ -225,14 +223,12 @@ def _open_store_through_slurm(here: launch.Launch) -> dist.Store:
 
 
 def _listen(address: str, port: int, world_size: int) -> dist.TCPStore:
-    return dist.TCPStore(
-        address, port, world_size, is_master=True, timeout=TIMEOUT, wait_for_workers=False
-    )
+    return dist.TCPStore(address, port, world_size, is_master=True, timeout=TIMEOUT, wait_for_workers=False)
 
 
 def _own_address() -> str:
     """The address under which other machines reach this one."""
-    if not launch.exported_by_us(os.environ) and os.environ.get("MASTER_ADDR"):
+    if not launch.exported_by_us() and os.environ.get("MASTER_ADDR"):
         return os.environ["MASTER_ADDR"]
     name = socket.getfqdn()
     try:

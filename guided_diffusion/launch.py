@@ -6,7 +6,6 @@ Only the environment is read: asking never starts MPI, never opens a socket and 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from guided_diffusion.errors import InputError
@@ -36,17 +35,17 @@ def detect() -> Launch:
     Raises ``InputError`` naming the variable if a value is not a number or out of range.
     """
     env = os.environ
-    if "RANK" in env and "WORLD_SIZE" in env and not exported_by_us(env):
-        return _launch(env, "torchrun", ("RANK",), ("WORLD_SIZE",), ("LOCAL_RANK",))
+    if "RANK" in env and "WORLD_SIZE" in env and not exported_by_us():
+        return _launch("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK")
     if "OMPI_COMM_WORLD_SIZE" in env:
-        local = ("OMPI_COMM_WORLD_LOCAL_RANK",)
-        return _launch(env, "mpi", ("OMPI_COMM_WORLD_RANK", "PMIX_RANK"), ("OMPI_COMM_WORLD_SIZE",), local)
+        rank_name = "OMPI_COMM_WORLD_RANK" if "OMPI_COMM_WORLD_RANK" in env else "PMIX_RANK"
+        return _launch("mpi", rank_name, "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
     if "PMI_SIZE" in env and "MPI_LOCALRANKID" in env:
-        return _launch(env, "mpi", ("PMI_RANK",), ("PMI_SIZE",), ("MPI_LOCALRANKID",))
-    if "SLURM_PROCID" in env and _number(env, "SLURM_STEP_NUM_TASKS", default=1) > 1:
-        return _launch(env, "slurm", ("SLURM_PROCID",), ("SLURM_STEP_NUM_TASKS",), ("SLURM_LOCALID",))
+        return _launch("mpi", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID")
+    if "SLURM_PROCID" in env and whole_number("SLURM_STEP_NUM_TASKS", default=1) > 1:
+        return _launch("slurm", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
     if "PMI_SIZE" in env and "PMI_RANK" in env:
-        return _launch(env, "mpi", ("PMI_RANK",), ("PMI_SIZE",), ())
+        return _launch("mpi", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID")
     return Launch("single", 0, 0, 1)
 
 
@@ -58,38 +57,34 @@ def export(launch: Launch, address: str, port: int) -> None:
     """
     values = (launch.rank, launch.world_size, launch.local_rank, address, port)
     os.environ.update({name: str(value) for name, value in zip(_MARKED, values, strict=True)})
-    os.environ[MARK] = _fingerprint(os.environ)
+    os.environ[MARK] = _fingerprint()
 
 
-def exported_by_us(env: Mapping[str, str]) -> bool:
+def exported_by_us() -> bool:
     """Whether RANK, MASTER_ADDR and so on hold what ``export`` wrote here or in a parent process."""
-    return MARK in env and env[MARK] == _fingerprint(env)
+    return os.environ.get(MARK) == _fingerprint()
 
 
-def _fingerprint(env: Mapping[str, str]) -> str:
-    return "|".join(env.get(name, "") for name in _MARKED)
+def _fingerprint() -> str:
+    return "|".join(os.environ.get(name, "") for name in _MARKED)
 
 
-def _launch(
-    env: Mapping[str, str], kind: str, rank: tuple[str, ...], size: tuple[str, ...], local: tuple[str, ...]
-) -> Launch:
-    """Read one launcher's variables; each tuple lists names in order of preference."""
-    rank_name = next((name for name in rank if name in env), rank[0])
-    world_size = _number(env, size[0])
+def _launch(kind: str, rank_name: str, size_name: str, local_name: str) -> Launch:
+    """Read and check one launcher's variables."""
+    world_size, rank = whole_number(size_name), whole_number(rank_name)
     if world_size < 1:
-        raise InputError(f"environment variable {size[0]}: expected at least 1, found {world_size}")
-    value = _number(env, rank_name)
-    if value >= world_size:
+        raise InputError(f"environment variable {size_name}: expected at least 1, found {world_size}")
+    if rank >= world_size:
         raise InputError(
-            f"environment variable {rank_name}: expected less than {size[0]} = {world_size}, found {value}"
+            f"environment variable {rank_name}: expected less than {size_name} = {world_size}, found {rank}"
         )
-    # A launcher that gives no local rank: right on one machine, and a harmless offset on several.
-    local_rank = _number(env, local[0], default=value) if local else value
-    return Launch(kind, value, local_rank, world_size)
+    # Where the launcher gives no local rank, the rank is right on one machine and harmless on several.
+    return Launch(kind, rank, whole_number(local_name, default=rank), world_size)
 
 
-def _number(env: Mapping[str, str], name: str, default: int | None = None) -> int:
-    text = env.get(name)
+def whole_number(name: str, default: int | None = None) -> int:
+    """An environment variable's value; ``InputError`` naming it if it is missing or no number."""
+    text = os.environ.get(name)
     if text is None:
         if default is None:
             raise InputError(f"environment variable {name} is missing, though its companions are set")

@@ -1,0 +1,294 @@
+"""Folders of images as endless batches of training data.
+
+A label is the part of a file's name before the first underscore; its number is its place among the sorted
+labels of the whole tree. Pixels are cropped to a square, perhaps flipped, and scaled to [-1, 1].
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import blobfile
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler, default_collate
+
+from guided_diffusion import dist_util
+from guided_diffusion.errors import InputError, InputValueError
+
+SUFFIXES = frozenset({"jpg", "jpeg", "png", "gif"})
+_MODES = {1: "L", 3: "RGB"}
+
+Batch = tuple[torch.Tensor, dict[str, torch.Tensor]]
+
+
+def load_data(
+    *,
+    data_dir: str,
+    batch_size: int,
+    image_size: int,
+    class_cond: bool = False,
+    deterministic: bool = False,
+    random_crop: bool = False,
+    random_flip: bool = True,
+    channels: int = 3,
+    class_names: Sequence[str] | None = None,
+) -> Iterator[Batch]:
+    """Batches for ever from the images under ``data_dir``, which is searched recursively.
+
+    Each batch is ``(images, condition)``: float32 ``[batch_size, channels, image_size, image_size]`` in
+    [-1, 1], and a dict that holds int64 ``y`` ``[batch_size]`` when ``class_cond`` is set. With several
+    processes rank r gets every world-size-th file from the r-th; incomplete last batches are dropped.
+
+    data_dir: local, or remote in a form that blobfile knows.
+    deterministic: keep the files' order; otherwise each epoch is shuffled with torch's global generator.
+    random_crop: crop at random scale and place, otherwise the centre.
+    random_flip: mirror left to right with probability 1/2.
+    channels: 3 for RGB, 1 for grey.
+    class_names: number the labels by this list (a classifier's, say) rather than by the folder's own.
+
+    Arguments and folder are checked here, before the first batch. Raises ``InputError`` if the folder is
+    missing, empty or too small for a batch on every rank, if a label is not in ``class_names``, or, while
+    iterating, if an image cannot be read; for an empty ``data_dir`` the error is a ``ValueError`` too.
+    """
+    if batch_size < 1:
+        raise InputValueError(f"batch_size: expected at least 1, found {batch_size}")
+    paths = _list_images(data_dir)
+    world_size = dist_util.get_world_size()
+    smallest_share = len(paths) // world_size
+    if smallest_share < batch_size:
+        shared = f" shared among {world_size} processes" if world_size > 1 else ""
+        raise InputError(
+            f"data_dir {data_dir}: {len(paths)} images{shared} leave {smallest_share} to a process; "
+            f"expected at least one batch of {batch_size}"
+        )
+    dataset = ImageDataset(
+        image_size,
+        paths,
+        classes=_number_labels(paths, class_names) if class_cond else None,
+        shard=dist_util.get_rank(),
+        num_shards=world_size,
+        random_crop=random_crop,
+        random_flip=random_flip,
+        channels=channels,
+    )
+    return _batches_for_ever(dataset, batch_size, shuffle=not deterministic)
+
+
+def list_class_names(data_dir: str) -> list[str]:
+    """The labels of a folder in the order of their numbers. Raises ``InputError`` as ``load_data`` does."""
+    return sorted(set(map(_label, _list_images(data_dir))))
+
+
+class ImageDataset(Dataset):
+    """One process's share of a list of image files.
+
+    Items are ``(image, condition)``: float32 ``[channels, resolution, resolution]`` in [-1, 1], and a dict
+    with int64 ``y`` if ``classes`` (one number a path) are given. Crops and flips draw from Python's global
+    ``random``. Reading raises ``InputError`` naming a file that is no image.
+    """
+
+    def __init__(
+        self,
+        resolution: int,
+        image_paths: Sequence[str],
+        classes: Sequence[int] | None = None,
+        shard: int = 0,
+        num_shards: int = 1,
+        random_crop: bool = False,
+        random_flip: bool = True,
+        channels: int = 3,
+    ):
+        super().__init__()
+        if channels not in _MODES:
+            raise InputValueError(f"channels: expected 1 or 3, found {channels}")
+        self.resolution = resolution
+        self.local_images = image_paths[shard::num_shards]
+        self.local_classes = None if classes is None else classes[shard::num_shards]
+        self.random_crop = random_crop
+        self.random_flip = random_flip
+        self.channels = channels
+
+    def __len__(self) -> int:
+        return len(self.local_images)
+
+    def __getitem__(self, idx: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        crop = random_crop_arr if self.random_crop else center_crop_arr
+        pixels_HW = crop(_read_image(self.local_images[idx], _MODES[self.channels]), self.resolution)
+        if self.random_flip and random.random() < 0.5:
+            pixels_HW = np.fliplr(pixels_HW)
+        pixels_HWC = pixels_HW.reshape(self.resolution, self.resolution, self.channels)
+        image_CHW = np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1), dtype=np.float32) / 127.5 - 1
+        if self.local_classes is None:
+            return image_CHW, {}
+        return image_CHW, {"y": np.array(self.local_classes[idx], dtype=np.int64)}
+
+
+def center_crop_arr(pil_image: Image.Image, image_size: int) -> np.ndarray:
+    """The middle square of an image whose short side is first brought to ``image_size``.
+
+    Returns the image's own values, ``[image_size, image_size]`` or with a last axis for the channels.
+    """
+    pixels = np.asarray(_resize_short_side(pil_image, image_size))
+    spare_rows, spare_columns = pixels.shape[0] - image_size, pixels.shape[1] - image_size
+    return _window(pixels, spare_rows // 2, spare_columns // 2, image_size)
+
+
+def random_crop_arr(
+    pil_image: Image.Image, image_size: int, min_crop_frac: float = 0.8, max_crop_frac: float = 1.0
+) -> np.ndarray:
+    """A random square whose side is between two fractions of the image's short side, at ``image_size``.
+
+    Draws three numbers from Python's global ``random``: the short side to resize to, the first row, the
+    first column. Returns as ``center_crop_arr`` does.
+    """
+    short_side = random.randint(math.ceil(image_size / max_crop_frac), math.ceil(image_size / min_crop_frac))
+    pixels = np.asarray(_resize_short_side(pil_image, short_side))
+    top = random.randint(0, pixels.shape[0] - image_size)
+    left = random.randint(0, pixels.shape[1] - image_size)
+    return _window(pixels, top, left, image_size)
+
+
+def _resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
+    """Resize in proportion. Box-filtered halvings come first: bicubic alone would alias a strong shrink."""
+    while min(image.size) >= 2 * short_side:
+        image = image.resize((image.width // 2, image.height // 2), resample=Image.Resampling.BOX)
+    scale = short_side / min(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    return image.resize(size, resample=Image.Resampling.BICUBIC)
+
+
+def _window(pixels: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
+    return pixels[top : top + side, left : left + side]
+
+
+def _read_image(path: str, mode: str) -> Image.Image:
+    """The first frame, converted to ``mode``. Raises ``InputError`` naming the file if it is no image."""
+    try:
+        with blobfile.BlobFile(path, "rb") as file, Image.open(file) as image:
+            if image.mode.startswith("I"):  # 16 bits a pixel: PIL's conversion would clip nearly all to white
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            return image.convert(mode)
+    except Exception as error:  # PIL raises nearly everything on damaged files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: cannot be read as an image: {reason}") from error
+
+
+def _list_images(data_dir: str) -> list[str]:
+    """The images of a tree, of which there must be at least one."""
+    if not data_dir:
+        raise InputValueError("data_dir: expected a folder of images, found an empty string")
+    try:
+        paths = _list_image_files_recursively(data_dir)
+    except FileNotFoundError as error:
+        raise InputError(f"data_dir {data_dir}: no such folder") from error
+    except (OSError, blobfile.Error) as error:
+        raise InputError(f"data_dir {data_dir}: cannot be listed: {error}") from error
+    if not paths:
+        raise InputError(
+            f"data_dir {data_dir}: expected images ({', '.join(sorted(SUFFIXES))}), found none in the tree"
+        )
+    return paths
+
+
+def _list_image_files_recursively(data_dir: str) -> list[str]:
+    """All image files below a folder: depth first, files and subfolders in one sorted order."""
+    return list(_walk(data_dir))
+
+
+def _walk(folder: str) -> Iterator[str]:
+    for name in sorted(blobfile.listdir(folder)):
+        path = blobfile.join(folder, name)
+        _, dot, suffix = name.rpartition(".")
+        if dot and suffix.lower() in SUFFIXES:
+            yield path
+        elif blobfile.isdir(path):
+            yield from _walk(path)
+
+
+def _label(path: str) -> str:
+    return blobfile.basename(path).partition("_")[0]
+
+
+def _number_labels(paths: Sequence[str], class_names: Sequence[str] | None) -> list[int]:
+    """Each path's class number."""
+    labels = [_label(path) for path in paths]
+    names = sorted(set(labels)) if class_names is None else class_names
+    numbers = {name: number for number, name in enumerate(names)}
+    for path, label in zip(paths, labels, strict=True):
+        if label not in numbers:
+            shown = ", ".join(list(names)[:3]) + (", ..." if len(names) > 3 else "")
+            raise InputError(
+                f"{path}: its label {label!r} is none of the {len(names)} known classes ({shown})"
+            )
+    return [numbers[label] for label in labels]
+
+
+def _batches_for_ever(dataset: ImageDataset, batch_size: int, shuffle: bool) -> Iterator[Batch]:
+    """Epoch after epoch from one worker process that stays.
+
+    The random numbers are those of a loader made anew for each epoch, as the original's is: one draw from
+    torch's global generator seeds ``random`` in the worker, the next the shuffling.
+    """
+    order = _SeededOrder(RandomSampler(dataset) if shuffle else SequentialSampler(dataset))
+    loader = DataLoader(
+        _WorkerDataset(dataset),
+        batch_size=batch_size,
+        sampler=order,
+        num_workers=1,
+        drop_last=True,
+        persistent_workers=True,
+        collate_fn=_collate,
+    )
+    while True:
+        for batch in loader:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+        order.seed = int(torch.empty((), dtype=torch.int64).random_())
+
+
+class _SeededOrder(Sampler):
+    """Indices with the seed of their epoch; None in the first, for which DataLoader seeds the worker."""
+
+    def __init__(self, order: Sampler):
+        self.order = order
+        self.seed: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[tuple[int | None, int]]:
+        return ((self.seed, index) for index in self.order)
+
+
+class _WorkerDataset(Dataset):
+    """What runs in the worker: reseeds at each new epoch, and hands an ``InputError`` over as an item.
+
+    Raised in the worker the error would reach the user with two tracebacks folded into its line.
+    """
+
+    def __init__(self, dataset: ImageDataset):
+        self.dataset = dataset
+        self.seed: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, item: tuple[int | None, int]) -> Any:
+        seed, index = item
+        if seed != self.seed:
+            self.seed = seed
+            random.seed(seed)
+        try:
+            return self.dataset[index]
+        except InputError as error:
+            return error
+
+
+def _collate(items: list[Any]) -> Any:
+    return next((item for item in items if isinstance(item, InputError)), None) or default_collate(items)
