@@ -1,13 +1,10 @@
-"""The typed configs of the base: what upstream's flags say, and how the models are built from them."""
+"""The typed configs of the base: what upstream's flags say. `script_util` builds the models from them."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from .flags import flag
-from .respace import SpacedDiffusion
-from .unet import EncoderUNetModel, SuperResModel, UNetModel
 
 NUM_CLASSES = 1000  # upstream's constant: the default of --num_classes, nowhere assumed
 
@@ -27,19 +24,12 @@ class DiffusionConfig:
     rescale_timesteps: bool = flag(False, "the model sees t * 1000 / T", architecture=True)
     rescale_learned_sigmas: bool = flag(False, "weigh the bound by T / 1000 in training")
 
-    def build(self) -> SpacedDiffusion:
-        """The process. InputError for an unknown respacing."""
-        from .script_util import create_gaussian_diffusion
-
-        options = dataclasses.asdict(self)
-        return create_gaussian_diffusion(steps=options.pop("diffusion_steps"), **options)
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """Diffusion model (UNet)."""
+class _UNetConfig:
+    """What the two UNets have in common."""
 
-    image_size: int = flag(64, "side of the images, pixels", minimum=1, architecture=True)
     num_channels: int = flag(128, "width of the first level, a multiple of 32", minimum=32, architecture=True)
     num_res_blocks: int = flag(2, "residual blocks a level", minimum=1, architecture=True)
     num_heads: int = flag(4, "attention heads, where --num_head_channels is -1", minimum=1, architecture=True)
@@ -53,15 +43,24 @@ class ModelConfig:
     use_scale_shift_norm: bool = flag(True, "the embedding scales and shifts the norms", architecture=True)
     resblock_updown: bool = flag(False, "resample inside residual blocks", architecture=True)
     use_fp16: bool = flag(False, "mixed precision for the diffusion model, see --amp_dtype")
-    use_new_attention_order: bool = flag(False, "channel order of newer attention checkpoints", architecture=True)
     num_classes: int = flag(NUM_CLASSES, "classes of the data", minimum=1, architecture=True)
     in_channels: int = flag(3, "1 for grey, 3 for colour images", minimum=1, architecture=True)
 
-    def build(self, diffusion: DiffusionConfig) -> UNetModel:
-        """The network with fresh weights. InputError naming the flags that do not fit together."""
-        from .script_util import create_model
 
-        return create_model(learn_sigma=diffusion.learn_sigma, **dataclasses.asdict(self))
+@dataclass(frozen=True)
+class ModelConfig(_UNetConfig):
+    """Diffusion model (UNet)."""
+
+    image_size: int = flag(64, "side of the images, pixels", minimum=1, architecture=True)
+    use_new_attention_order: bool = flag(False, "channel order of newer attention checkpoints", architecture=True)
+
+
+@dataclass(frozen=True)
+class SuperResConfig(_UNetConfig):
+    """Super-resolution model (UNet)."""
+
+    large_size: int = flag(256, "side of the images to make, pixels", minimum=1, architecture=True)
+    small_size: int = flag(64, "side of the low-resolution images, pixels", minimum=1, architecture=True)
 
 
 @dataclass(frozen=True)
@@ -85,38 +84,3 @@ class ClassifierConfig:
     in_channels: int = flag(3, "1 for grey, 3 for colour images", minimum=1, architecture=True)
     classifier_num_head_channels: int = flag(64, "channels an attention head", minimum=1, architecture=True)
     classifier_channel_mult: str = flag("", 'width of each level, "1,2,4"; "": by size', architecture=True)
-
-    def build(self) -> EncoderUNetModel:
-        """The network with fresh weights. InputError naming the flags that do not fit together."""
-        from .script_util import create_classifier
-
-        return create_classifier(**dataclasses.asdict(self))
-
-
-@dataclass(frozen=True)
-class SuperResConfig:
-    """Super-resolution model (UNet)."""
-
-    large_size: int = flag(256, "side of the images to make, pixels", minimum=1, architecture=True)
-    small_size: int = flag(64, "side of the low-resolution images, pixels", minimum=1, architecture=True)
-    num_channels: int = flag(128, "width of the first level, a multiple of 32", minimum=32, architecture=True)
-    num_res_blocks: int = flag(2, "residual blocks a level", minimum=1, architecture=True)
-    num_heads: int = flag(4, "attention heads, where --num_head_channels is -1", minimum=1, architecture=True)
-    num_heads_upsample: int = flag(-1, "heads in the expanding half; -1: as --num_heads", architecture=True)
-    num_head_channels: int = flag(-1, "channels an attention head; -1: use --num_heads", architecture=True)
-    attention_resolutions: str = flag("16,8", "image sides, pixels, at which attention is used", architecture=True)
-    dropout: float = flag(0.0, "share of activations dropped in training", minimum=0.0, maximum=1.0)
-    class_cond: bool = flag(False, "the model is given the class label", architecture=True)
-    use_checkpoint: bool = flag(False, "recompute activations in the backward pass: less memory, more time")
-    use_scale_shift_norm: bool = flag(True, "the embedding scales and shifts the norms", architecture=True)
-    resblock_updown: bool = flag(False, "resample inside residual blocks", architecture=True)
-    use_fp16: bool = flag(False, "mixed precision for the diffusion model, see --amp_dtype")
-    num_classes: int = flag(NUM_CLASSES, "classes of the data", minimum=1, architecture=True)
-    in_channels: int = flag(3, "1 for grey, 3 for colour images", minimum=1, architecture=True)
-    channel_mult: str = flag("", 'width of each level over --num_channels, "1,2,4"; "": by size', architecture=True)
-
-    def build(self, diffusion: DiffusionConfig) -> SuperResModel:
-        """The network with fresh weights. InputError naming the flags that do not fit together."""
-        from .script_util import sr_create_model
-
-        return sr_create_model(learn_sigma=diffusion.learn_sigma, **dataclasses.asdict(self))

@@ -33,7 +33,7 @@ def space_timesteps(num_timesteps: int, section_counts: str | Sequence[int]) -> 
     for index, count in enumerate(section_counts):
         length = size + (index < larger_sections)
         if count > length:
-            raise ValueError(f"timestep_respacing: found {count} steps for a section of {length}, expected at most that")
+            raise ValueError(f"timestep_respacing: found {count} for a section of {length} timesteps")
         kept.update(start + offset for offset in _evenly_spaced(length, count))
         start += length
     return kept

@@ -5,6 +5,7 @@ A step takes (diffusion, model, x_t, t, ...) and returns {"sample": x_{t-1}, "pr
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -125,12 +126,7 @@ def sample_progressively(
 
 def last(results: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
     """The final item of a progressive loop."""
-    final = None
-    for final in results:
-        pass
-    if final is None:
-        raise ValueError("the process has no timesteps")
-    return final
+    return deque(results, maxlen=1).pop()
 
 
 def _not_last(t: Tensor, like: Tensor) -> Tensor:

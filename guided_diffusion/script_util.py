@@ -18,6 +18,10 @@ __all__ = [
     "NUM_CLASSES",
     "add_dict_to_argparser",
     "args_to_dict",
+    "build_classifier",
+    "build_diffusion",
+    "build_model",
+    "build_super_res_model",
     "classifier_and_diffusion_defaults",
     "classifier_defaults",
     "create_classifier",
@@ -106,10 +110,7 @@ def create_gaussian_diffusion(
 ) -> SpacedDiffusion:
     """The process that the flags describe. ValueError (shown as one line) for an unknown respacing."""
     betas = get_named_beta_schedule(noise_schedule, steps)
-    if use_kl:
-        loss_type = LossType.RESCALED_KL
-    else:
-        loss_type = LossType.RESCALED_MSE if rescale_learned_sigmas else LossType.MSE
+    mse_type = LossType.RESCALED_MSE if rescale_learned_sigmas else LossType.MSE
     fixed_variance = ModelVarType.FIXED_SMALL if sigma_small else ModelVarType.FIXED_LARGE
     try:
         use_timesteps = space_timesteps(steps, timestep_respacing or [steps])
@@ -120,7 +121,7 @@ def create_gaussian_diffusion(
         betas=betas,
         model_mean_type=ModelMeanType.START_X if predict_xstart else ModelMeanType.EPSILON,
         model_var_type=ModelVarType.LEARNED_RANGE if learn_sigma else fixed_variance,
-        loss_type=loss_type,
+        loss_type=LossType.RESCALED_KL if use_kl else mse_type,
         rescale_timesteps=rescale_timesteps,
     )
 
@@ -200,7 +201,7 @@ def create_model_and_diffusion(
     """The diffusion network and process; arguments as the flags of the same names."""
     arguments = locals()
     diffusion = _make(DiffusionConfig, arguments)
-    return _make(ModelConfig, arguments).build(diffusion), diffusion.build()
+    return build_model(_make(ModelConfig, arguments), diffusion), build_diffusion(diffusion)
 
 
 def create_classifier(
@@ -263,7 +264,7 @@ def create_classifier_and_diffusion(
 ) -> tuple[EncoderUNetModel, SpacedDiffusion]:
     """The classifier and the process whose noise it learns; arguments as the flags of the same names."""
     arguments = locals()
-    return _make(ClassifierConfig, arguments).build(), _make(DiffusionConfig, arguments).build()
+    return build_classifier(_make(ClassifierConfig, arguments)), build_diffusion(_make(DiffusionConfig, arguments))
 
 
 def sr_create_model(
@@ -340,7 +341,28 @@ def sr_create_model_and_diffusion(
     """The super-resolution network and process; arguments as the flags of the same names."""
     arguments = locals()
     diffusion = _make(DiffusionConfig, arguments)
-    return _make(SuperResConfig, arguments).build(diffusion), diffusion.build()
+    return build_super_res_model(_make(SuperResConfig, arguments), diffusion), build_diffusion(diffusion)
+
+
+def build_diffusion(config: DiffusionConfig) -> SpacedDiffusion:
+    """The process of a config. InputError for an unknown respacing."""
+    options = dataclasses.asdict(config)
+    return create_gaussian_diffusion(steps=options.pop("diffusion_steps"), **options)
+
+
+def build_model(config: ModelConfig, diffusion: DiffusionConfig) -> UNetModel:
+    """The diffusion network of a config, freshly initialised."""
+    return create_model(learn_sigma=diffusion.learn_sigma, **dataclasses.asdict(config))
+
+
+def build_classifier(config: ClassifierConfig) -> EncoderUNetModel:
+    """The classifier of a config, freshly initialised."""
+    return create_classifier(**dataclasses.asdict(config))
+
+
+def build_super_res_model(config: SuperResConfig, diffusion: DiffusionConfig) -> SuperResModel:
+    """The super-resolution network of a config, freshly initialised."""
+    return sr_create_model(learn_sigma=diffusion.learn_sigma, **dataclasses.asdict(config))
 
 
 def _make(config: type[Network], arguments: dict) -> Network:

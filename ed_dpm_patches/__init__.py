@@ -1,0 +1,14 @@
+"""Entropy-driven sampling (EDS) and entropy-constraint training (ECT), a layer over `guided_diffusion`.
+
+    guidance = ClassifierGuidance(classifier, EntropyRule(gamma=6.0))
+    diffusion.ddim_sample_loop(model, shape, cond_fn=guidance, model_kwargs={"y": labels})
+
+    loss = ect_terms(classifier(x_t, t), labels, weight=0.2)["loss"].mean()
+"""
+
+from .ect import ect_terms
+from .guidance import ClassifierGuidance
+from .probabilities import Softmax
+from .rules import ConstantRule, EntropyRule, GuidanceRule
+
+__all__ = ["ClassifierGuidance", "ConstantRule", "EntropyRule", "GuidanceRule", "Softmax", "ect_terms"]

@@ -1,0 +1,104 @@
+"""Classifier guidance as a `cond_fn` for any sampler: the rule's cotangent pulled back to x_t."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .probabilities import Softmax
+from .report import ScaleReport
+
+# Cotangents enter the backward pass with this L1 norm: large enough that float16 gradients stay normal
+# numbers on the way down, small enough that they do not overflow. A power of two, so float32 is exact.
+BACKWARD_NORM = 2.0**8
+
+# No element of the guidance exceeds this. x_t is of order 1: a sample pushed this far is lost in any case,
+# but it stays finite, through the sampler and through float32 and bfloat16 networks.
+LARGEST_GUIDANCE = 1e12
+
+
+class ClassifierGuidance:
+    """Gradient of a scaled log p(y | x_t), in the form that samplers call as cond_fn(x_t, t, y=...).
+
+    :param classifier: any classifier(x_t [B, ...], t [B]) -> logits [B, K], differentiable in x_t.
+    :param rule: (logits, y, t) -> v [B, K]; see `rules`.
+    :param cap: largest L1 norm of v, in units of gamma * log K (`--eds_cap`); None: no cap, the paper's
+        formula. Samples above it keep their direction. Needs a rule with a `gamma`.
+    :param observer: called with a dict of per-sample tensors [B] after every evaluation: t, y,
+        entropy_ratio (H / log K), p_y, scale (s), grad_norm (L2 of the gradient of log p_y), guidance_norm.
+
+    `report` sums up what the scale did. Samples whose guidance is not finite (a classifier that returned
+    inf or nan) go unguided in that step and are counted.
+    """
+
+    def __init__(
+        self,
+        classifier: Callable[..., Tensor],
+        rule: Callable[[Tensor, Tensor, Tensor], Tensor],
+        *,
+        cap: float | None = None,
+        observer: Callable[[dict[str, Tensor]], None] | None = None,
+    ):
+        if cap is not None and not cap > 0:
+            raise ValueError(f"cap: found {cap}, expected a positive number or None")
+        self.classifier, self.rule, self.cap, self.observer = classifier, rule, cap, observer
+        self.report = ScaleReport()
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None, **_: object) -> Tensor:
+        """Guidance shaped and typed like x (the arguments that only the diffusion model wants are ignored).
+
+        ValueError when y is missing or holds a label that the classifier does not know.
+        """
+        if y is None:
+            raise ValueError("y: missing; guidance needs a label for every sample (model_kwargs={'y': ...})")
+        with torch.enable_grad():
+            x_in = x.detach().requires_grad_(True)
+            logits_BK = self.classifier(x_in, t)
+        valid_B = logits_BK.detach().isfinite().all(dim=1)
+        steady_BK = torch.where(valid_B[:, None], logits_BK.detach(), 0.0)
+
+        v_BK = self.rule(steady_BK, y, t).double()
+        norm_B = v_BK.abs().sum(dim=1)
+        capped_B = torch.zeros_like(valid_B)
+        if self.cap is not None:
+            limit = self.cap * self.rule.gamma * math.log(v_BK.shape[1])
+            capped_B = norm_B > limit
+            norm_B = torch.where(capped_B, limit, norm_B)
+        # Unit cotangents through the network; their size comes back in float64 afterwards.
+        unit_BK = torch.nn.functional.normalize(v_BK, p=1.0, dim=1, eps=1e-300) * BACKWARD_NORM
+        (gradient,) = torch.autograd.grad(logits_BK, x_in, unit_BK.to(logits_BK.dtype))
+        gradient = gradient.float()
+        valid_B &= gradient.flatten(1).isfinite().all(dim=1)
+        gradient = torch.where(_per_sample(valid_B, gradient), gradient, 0.0)
+
+        size_B = norm_B / BACKWARD_NORM
+        peak_B = gradient.flatten(1).abs().amax(dim=1)
+        size_B = torch.minimum(size_B, LARGEST_GUIDANCE / peak_B.double().clamp(min=1e-30))
+        guidance = gradient * _per_sample(size_B.float(), gradient)
+
+        # |onehot - p| sums to 2 (1 - p_y), which turns any rule's v into its scale.
+        p = Softmax.of(steady_BK)
+        log_doubt_B = p.log_doubt(y)
+        scale_B = torch.exp(norm_B.log() - math.log(2.0) - log_doubt_B)
+        self.report.update(scale_B, capped=capped_B, nonfinite=~valid_B)
+        if self.observer is not None:
+            guidance_norm_B = gradient.flatten(1).double().norm(dim=1) * size_B
+            self.observer(
+                {
+                    "t": t,
+                    "y": y,
+                    "entropy_ratio": p.entropy_ratio,
+                    "p_y": -torch.expm1(log_doubt_B),
+                    "scale": scale_B,
+                    "grad_norm": torch.where(scale_B > 0, guidance_norm_B / scale_B, 0.0),
+                    "guidance_norm": guidance_norm_B,
+                }
+            )
+        return guidance.to(x.dtype)
+
+
+def _per_sample(values_B: Tensor, like: Tensor) -> Tensor:
+    return values_B.reshape(-1, *[1] * (like.dim() - 1))
