@@ -57,7 +57,7 @@ def main() -> int:
                 row, passed = evaluate(name, case, peer)
                 rows.append(row)
                 failed += not passed
-                print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, (64, 6, 9, 9, 8, 6))), flush=True)
+                print("{:<72} {:>6} {:>9} {:>9} {:>8} {:>7}".format(*row), flush=True)
     print(f"{len(rows)} cases, {failed} failed, {time.perf_counter() - start:.0f} s")
     if arguments.markdown:
         arguments.markdown.write_text(as_markdown(rows))

@@ -13,38 +13,58 @@ import torch
 from guided_diffusion import script_util
 from tests.parity.compare import Case, Cases, outcome_of
 from tests.parity.peer import FORK_ONLY_PARAMETERS
+from tests.parity.published import PUBLISHED
 
 CASES = Cases()
 BITWISE = 0.0
 
-# Upstream's public names. "Class: a b" lists the methods whose signatures count too.
+# Upstream's public names; RELIED_ON_METHODS adds the methods of classes.
 PUBLIC = {
     "dist_util": "setup_dist dev load_state_dict sync_params",
-    "fp16_util": "convert_module_to_f16 convert_module_to_f32 make_master_params model_grads_to_master_grads"
-    " master_params_to_model_params unflatten_master_params get_param_groups_and_shapes"
-    " master_params_to_state_dict state_dict_to_master_params zero_master_grads zero_grad"
-    " param_grad_or_zeros check_overflow MixedPrecisionTrainer",
-    "gaussian_diffusion": "get_named_beta_schedule betas_for_alpha_bar ModelMeanType ModelVarType LossType"
-    " GaussianDiffusion _extract_into_tensor",
+    "fp16_util": """
+        convert_module_to_f16 convert_module_to_f32 make_master_params model_grads_to_master_grads
+        master_params_to_model_params unflatten_master_params get_param_groups_and_shapes
+        master_params_to_state_dict state_dict_to_master_params zero_master_grads zero_grad
+        param_grad_or_zeros check_overflow MixedPrecisionTrainer
+    """,
+    "gaussian_diffusion": """
+        get_named_beta_schedule betas_for_alpha_bar ModelMeanType ModelVarType LossType
+        GaussianDiffusion _extract_into_tensor
+    """,
     "respace": "space_timesteps SpacedDiffusion _WrappedModel",
-    "image_datasets": "load_data ImageDataset center_crop_arr random_crop_arr _list_image_files_recursively",
-    "logger": "logkv logkv_mean logkvs dumpkvs getkvs log debug info warn error set_level set_comm get_dir"
-    " record_tabular dump_tabular profile_kv profile get_current Logger configure reset scoped_configure"
-    " make_output_format KVWriter SeqWriter HumanOutputFormat JSONOutputFormat CSVOutputFormat"
-    " TensorBoardOutputFormat get_rank_without_mpi_import mpi_weighted_mean",
+    "image_datasets": """
+        load_data ImageDataset center_crop_arr random_crop_arr _list_image_files_recursively
+    """,
+    "logger": """
+        logkv logkv_mean logkvs dumpkvs getkvs log debug info warn error set_level set_comm get_dir
+        record_tabular dump_tabular profile_kv profile get_current Logger configure reset
+        scoped_configure make_output_format KVWriter SeqWriter HumanOutputFormat JSONOutputFormat
+        CSVOutputFormat TensorBoardOutputFormat get_rank_without_mpi_import mpi_weighted_mean
+    """,
     "losses": "normal_kl approx_standard_normal_cdf discretized_gaussian_log_likelihood",
-    "nn": "SiLU GroupNorm32 conv_nd linear avg_pool_nd update_ema zero_module scale_module mean_flat"
-    " normalization timestep_embedding checkpoint CheckpointFunction",
-    "resample": "create_named_schedule_sampler ScheduleSampler UniformSampler LossAwareSampler"
-    " LossSecondMomentResampler",
-    "script_util": "diffusion_defaults classifier_defaults model_and_diffusion_defaults"
-    " classifier_and_diffusion_defaults sr_model_and_diffusion_defaults create_model_and_diffusion create_model"
-    " create_classifier create_classifier_and_diffusion sr_create_model_and_diffusion sr_create_model"
-    " create_gaussian_diffusion add_dict_to_argparser args_to_dict str2bool",
-    "train_util": "TrainLoop parse_resume_step_from_filename get_blob_logdir find_resume_checkpoint"
-    " find_ema_checkpoint log_loss_dict",
-    "unet": "AttentionPool2d TimestepBlock TimestepEmbedSequential Upsample Downsample ResBlock AttentionBlock"
-    " QKVAttentionLegacy QKVAttention count_flops_attn UNetModel SuperResModel EncoderUNetModel",
+    "nn": """
+        SiLU GroupNorm32 conv_nd linear avg_pool_nd update_ema zero_module scale_module mean_flat
+        normalization timestep_embedding checkpoint CheckpointFunction
+    """,
+    "resample": """
+        create_named_schedule_sampler ScheduleSampler UniformSampler LossAwareSampler
+        LossSecondMomentResampler
+    """,
+    "script_util": """
+        diffusion_defaults classifier_defaults model_and_diffusion_defaults
+        classifier_and_diffusion_defaults sr_model_and_diffusion_defaults create_model_and_diffusion
+        create_model create_classifier create_classifier_and_diffusion sr_create_model_and_diffusion
+        sr_create_model create_gaussian_diffusion add_dict_to_argparser args_to_dict str2bool
+    """,
+    "train_util": """
+        TrainLoop parse_resume_step_from_filename get_blob_logdir find_resume_checkpoint
+        find_ema_checkpoint log_loss_dict
+    """,
+    "unet": """
+        AttentionPool2d TimestepBlock TimestepEmbedSequential Upsample Downsample ResBlock
+        AttentionBlock QKVAttentionLegacy QKVAttention count_flops_attn UNetModel SuperResModel
+        EncoderUNetModel
+    """,
 }
 CONSTANTS = {
     "fp16_util": ("INITIAL_LOG_LOSS_SCALE",),
@@ -54,10 +74,13 @@ CONSTANTS = {
     "logger": ("DEBUG", "INFO", "WARN", "ERROR", "DISABLED"),
 }
 RELIED_ON_METHODS = {
-    "GaussianDiffusion": "q_mean_variance q_sample q_posterior_mean_variance p_mean_variance condition_mean"
-    " condition_score p_sample p_sample_loop p_sample_loop_progressive ddim_sample ddim_reverse_sample"
-    " ddim_sample_loop ddim_sample_loop_progressive training_losses calc_bpd_loop _vb_terms_bpd _prior_bpd"
-    " _scale_timesteps _predict_xstart_from_eps _predict_xstart_from_xprev _predict_eps_from_xstart",
+    "GaussianDiffusion": """
+        q_mean_variance q_sample q_posterior_mean_variance p_mean_variance condition_mean
+        condition_score p_sample p_sample_loop p_sample_loop_progressive ddim_sample
+        ddim_reverse_sample ddim_sample_loop ddim_sample_loop_progressive training_losses
+        calc_bpd_loop _vb_terms_bpd _prior_bpd _scale_timesteps _predict_xstart_from_eps
+        _predict_xstart_from_xprev _predict_eps_from_xstart
+    """,
     "UNetModel": "forward convert_to_fp16 convert_to_fp32",
     "SuperResModel": "forward",
     "EncoderUNetModel": "forward convert_to_fp16 convert_to_fp32",
@@ -67,8 +90,9 @@ RELIED_ON_METHODS = {
     "AttentionBlock": "forward",
     "QKVAttention": "forward count_flops",
     "QKVAttentionLegacy": "forward count_flops",
-    "MixedPrecisionTrainer": "zero_grad backward optimize master_params_to_state_dict"
-    " state_dict_to_master_params",
+    "MixedPrecisionTrainer": """
+        zero_grad backward optimize master_params_to_state_dict state_dict_to_master_params
+    """,
     "TrainLoop": "run_loop run_step forward_backward log_step save",
     "ScheduleSampler": "weights sample",
     "LossAwareSampler": "update_with_local_losses update_with_all_losses",
@@ -77,32 +101,6 @@ RELIED_ON_METHODS = {
     "_WrappedModel": "__call__",
 }
 
-COMMON = dict(learn_sigma=True, resblock_updown=True, use_scale_shift_norm=True, attention_resolutions="32,16,8")
-BIG = COMMON | dict(num_channels=256, num_head_channels=64, num_res_blocks=2)
-UPSAMPLER = COMMON | dict(class_cond=True, num_channels=192, num_res_blocks=2, use_fp16=True)
-# name: (builder, flags, number of keys, number of parameters)
-PUBLISHED = {
-    "64x64_diffusion": ("model", COMMON | dict(
-        image_size=64, class_cond=True, noise_schedule="cosine", num_channels=192, num_head_channels=64,
-        num_res_blocks=3, use_new_attention_order=True, dropout=0.1, use_fp16=True), 541, 295_904_454),
-    "128x128_diffusion": ("model", COMMON | dict(
-        image_size=128, class_cond=True, num_channels=256, num_heads=4, num_res_blocks=2, use_fp16=True),
-        493, 421_529_606),
-    "256x256_diffusion": ("model", BIG | dict(image_size=256, class_cond=True, use_fp16=True), 567, 553_838_086),
-    "256x256_diffusion_uncond": ("model", BIG | dict(image_size=256, use_fp16=True), 566, 552_814_086),
-    "lsun_bedroom, lsun_cat, lsun_horse": (
-        "model", BIG | dict(image_size=256, use_fp16=True, dropout=0.1), 566, 552_814_086),
-    "lsun_horse_nodropout": ("model", BIG | dict(image_size=256, use_fp16=True, dropout=0.0), 566, 552_814_086),
-    "512x512_diffusion": ("model", BIG | dict(image_size=512, class_cond=True), 645, 558_997_638),
-    "64_256_upsampler": (
-        "sr", UPSAMPLER | dict(large_size=256, small_size=64, num_heads=4), 567, 311_795_910),
-    "128_512_upsampler": ("sr", UPSAMPLER | dict(
-        large_size=512, small_size=128, num_head_channels=64, attention_resolutions="32,16"), 537, 308_835_270),
-    "64x64_classifier": ("classifier", dict(image_size=64, classifier_depth=4), 307, 65_438_568),
-    "128x128_classifier": ("classifier", dict(image_size=128), 221, 42_568_040),
-    "256x256_classifier": ("classifier", dict(image_size=256), 249, 54_096_360),
-    "512x512_classifier": ("classifier", dict(image_size=512), 281, 54_448_360),
-}  # fmt: skip
 BUILDERS = {
     "model": ("create_model_and_diffusion", "model_and_diffusion_defaults"),
     "sr": ("sr_create_model_and_diffusion", "sr_model_and_diffusion_defaults"),
@@ -163,7 +161,9 @@ def compare_signatures(peer, module):
 
 
 for module in PUBLIC:
-    CASES.append(Case(f"names and signatures of {module}", partial(compare_signatures, module=module), BITWISE))
+    CASES.append(
+        Case(f"names and signatures of {module}", partial(compare_signatures, module=module), BITWISE)
+    )
 
 
 @CASES.add("constants and enum members", BITWISE)
@@ -204,7 +204,11 @@ def flags(peer):
             sides.append(parsed if isinstance(parsed, str) else side.args_to_dict(parsed, values))
         yield line, *sides
     for value in ("yes", "True", "T", "y", "1", "no", "FALSE", "f", "n", "0", "", "on", True, False):
-        yield f"str2bool {value!r}", outcome_of(script_util.str2bool, value), outcome_of(peer.script_util.str2bool, value)
+        yield (
+            f"str2bool {value!r}",
+            outcome_of(script_util.str2bool, value),
+            outcome_of(peer.script_util.str2bool, value),
+        )
 
 
 def refuse(message):
@@ -223,8 +227,9 @@ def compare_published(peer, name):
     yield "fp16 attribute", *(str(m.dtype) for m, _ in sides)
     for model, _ in sides:
         model.convert_to_fp16()
-    yield "dtypes in half precision", *(
-        {key: str(v.dtype) for key, v in m.state_dict().items()} for m, _ in sides
+    yield (
+        "dtypes in half precision",
+        *({key: str(v.dtype) for key, v in m.state_dict().items()} for m, _ in sides),
     )
     yield "diffusion", *(described(diffusion) for _, diffusion in sides)
 
@@ -245,7 +250,14 @@ for name in PUBLISHED:
 
 @CASES.add("create_gaussian_diffusion: every combination of flags", BITWISE)
 def diffusion_flags(peer):
-    switches = ("learn_sigma", "sigma_small", "use_kl", "predict_xstart", "rescale_timesteps", "rescale_learned_sigmas")
+    switches = (
+        "learn_sigma",
+        "sigma_small",
+        "use_kl",
+        "predict_xstart",
+        "rescale_timesteps",
+        "rescale_learned_sigmas",
+    )
     for values in product((False, True), repeat=len(switches)):
         flags = dict(zip(switches, values, strict=True))
         sides = [
@@ -257,14 +269,21 @@ def diffusion_flags(peer):
 
 @CASES.add("builders: image sizes, channel_mult, pools, and what is refused", BITWISE)
 def builder_flags(peer):
-    settings = [("model", dict(image_size=size)) for size in (32, 64, 128, 256, 512, 100)]
-    settings += [("model", dict(image_size=32, channel_mult=mult)) for mult in ("1,2", "1", "2,2,2", "0.5,1", "x")]
-    settings += [("model", dict(attention_resolutions=text)) for text in ("32", "64,8", "16,8,4", "x")]
-    settings += [("model", dict(class_cond=True, num_heads_upsample=2)), ("model", dict(use_new_attention_order=True))]
-    settings += [("classifier", dict(image_size=size)) for size in (32, 64, 128, 256, 512)]
-    settings += [("classifier", dict(classifier_pool=p)) for p in ("adaptive", "spatial", "spatial_v2", "max")]
-    settings += [("classifier", dict(classifier_attention_resolutions="16", classifier_resblock_updown=False))]
-    settings += [("sr", dict(large_size=size)) for size in (64, 128, 256, 512)]
+    settings = [("model", {"image_size": size}) for size in (32, 64, 128, 256, 512, 100)]
+    settings += [
+        ("model", {"image_size": 32, "channel_mult": mult}) for mult in ("1,2", "1", "2,2,2", "0.5,1", "x")
+    ]
+    settings += [("model", {"attention_resolutions": text}) for text in ("32", "64,8", "16,8,4", "x")]
+    settings += [
+        ("model", {"class_cond": True, "num_heads_upsample": 2}),
+        ("model", {"use_new_attention_order": True}),
+    ]
+    settings += [("classifier", {"image_size": size}) for size in (32, 64, 128, 256, 512)]
+    settings += [("classifier", {"classifier_pool": p}) for p in ("adaptive", "spatial", "spatial_v2", "max")]
+    settings += [
+        ("classifier", {"classifier_attention_resolutions": "16", "classifier_resblock_updown": False})
+    ]
+    settings += [("sr", {"large_size": size}) for size in (64, 128, 256, 512)]
     for builder, flags in settings:
         with torch.device("meta"):
             sides = [outcome_of(layout, side, builder, flags) for side in (script_util, peer.script_util)]

@@ -52,17 +52,21 @@ def image_folder():
     """A tree of images of several formats, modes and sizes, with labels in the names, and other files."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for sub in ("b", "a/deep", "z.png"):  # a folder may look like an image's name
+        for sub in ("b", "a/deep"):
             (folder / sub).mkdir(parents=True)
-        (folder / "z.png").rmdir()
         names = (
-            "cat_1.png", "cat_2.JPG", "dog_1.jpeg", "b/ant_7.png", "b/ant_8.PNG", "a/dog_9.png", "a/deep/cat_3.gif",
-            "a/deep/unlabelled.png", "b/ant_7.txt", "notes", "b/.hidden_1.png", "bee_1.bmp",
+            "cat_1.png", "cat_2.JPG", "dog_1.jpeg", "b/ant_7.png", "b/ant_8.PNG", "a/dog_9.png",
+            "a/deep/cat_3.gif", "a/deep/unlabelled.png",
+            "b/ant_7.txt", "notes", "b/.hidden_1.png", "bee_1.bmp",
         )  # fmt: skip
         modes = ("RGB", "L", "RGBA", "P", "RGB", "LA", "L", "RGB")
         for index, path in enumerate(names):
             if path.lower().endswith(("png", "jpg", "jpeg", "gif", "bmp")):
-                mode = "RGB" if path.lower().endswith(("jpg", "jpeg", "gif", "bmp")) else modes[index % len(modes)]
+                mode = (
+                    "RGB"
+                    if path.lower().endswith(("jpg", "jpeg", "gif", "bmp"))
+                    else modes[index % len(modes)]
+                )
                 random_image(40 + 7 * index, 70 - 3 * index, mode, index).save(folder / path)
             else:
                 (folder / path).write_text("not an image")
@@ -86,7 +90,13 @@ def datasets(peer):
         classes = list(range(len(paths)))
         for shards, crop, flip, labels in product((1, 3), (False, True), (False, True), (None, classes)):
             for shard in range(shards):
-                keywords = dict(classes=labels, shard=shard, num_shards=shards, random_crop=crop, random_flip=flip)
+                keywords = {
+                    "classes": labels,
+                    "shard": shard,
+                    "num_shards": shards,
+                    "random_crop": crop,
+                    "random_flip": flip,
+                }
                 sides = []
                 for module in (image_datasets, peer.image_datasets):
                     dataset = module.ImageDataset(16, paths, **keywords)
@@ -152,7 +162,10 @@ def logger_files(peer):
         for module in (logger, peer.logger):
             with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, environment):
                 returned = write_logs(module, folder)
-                files = {path.name: path.read_text().replace(folder, "DIR") for path in sorted(Path(folder).iterdir())}
+                files = {
+                    path.name: path.read_text().replace(folder, "DIR")
+                    for path in sorted(Path(folder).iterdir())
+                }
                 sides.append([returned[:-1], returned[-1] == folder, files])
         yield f"{environment or 'rank 0'}", *sides
 

@@ -48,22 +48,26 @@ class ToyGuide:
 
     def __call__(self, x, t, y=None):
         self.seen.append((str(t.dtype), t.tolist()))
-        return 0.3 * torch.cos(3 * x + 0.001 * t.float()[:, None, None, None] + y.float()[:, None, None, None])
+        return 0.3 * torch.cos(
+            3 * x + 0.001 * t.float()[:, None, None, None] + y.float()[:, None, None, None]
+        )
 
 
-def make(side, mean="EPSILON", variance="FIXED_LARGE", loss="MSE", rescale=False, respacing=None, steps=STEPS):
+def make(
+    side, mean="EPSILON", variance="FIXED_LARGE", loss="MSE", rescale=False, respacing=None, steps=STEPS
+):
     """The same process on one side: `side` has the modules gaussian_diffusion and respace.
 
     respacing None is a plain GaussianDiffusion, otherwise a SpacedDiffusion.
     """
     module = side.gaussian_diffusion
-    arguments = dict(
-        betas=module.get_named_beta_schedule("cosine", steps),
-        model_mean_type=module.ModelMeanType[mean],
-        model_var_type=module.ModelVarType[variance],
-        loss_type=module.LossType[loss],
-        rescale_timesteps=rescale,
-    )
+    arguments = {
+        "betas": module.get_named_beta_schedule("cosine", steps),
+        "model_mean_type": module.ModelMeanType[mean],
+        "model_var_type": module.ModelVarType[variance],
+        "loss_type": module.LossType[loss],
+        "rescale_timesteps": rescale,
+    }
     if respacing is None:
         return module.GaussianDiffusion(**arguments)
     return side.respace.SpacedDiffusion(side.respace.space_timesteps(steps, respacing), **arguments)
@@ -101,6 +105,7 @@ def both(peer, call, **settings):
 @CASES.add("q_sample, q_mean_variance, q_posterior_mean_variance")
 def forward_process(peer):
     for respacing in RESPACINGS:
+
         def call(d):
             x_start, other, t = batch(d)
             return {
@@ -119,6 +124,7 @@ def forward_process(peer):
 @CASES.add("private helpers: predictions, scaled timesteps, prior, _extract_into_tensor")
 def private_helpers(peer):
     for respacing, rescale in product(RESPACINGS, (False, True)):
+
         def call(d):
             x_start, other, t = batch(d)
             return {
@@ -159,7 +165,7 @@ def compare_single_steps(peer, mean):
         VARIANCES, (True, False), (False, True), (None, "ddim5", "10")
     ):
         model = model_for(variance)
-        options = dict(clip_denoised=clip, model_kwargs={"y": torch.tensor([1, 2, 3])})
+        options = {"clip_denoised": clip, "model_kwargs": {"y": torch.tensor([1, 2, 3])}}
         guide = ToyGuide() if guided else None
 
         def call(d, model=model, options=options, guide=guide):
@@ -194,7 +200,7 @@ def compare_losses(peer, loss):
             out = {}
             for name, options in {
                 "own noise": {},
-                "noise and label given": dict(noise=noise, model_kwargs={"y": torch.tensor([1, 2, 3])}),
+                "noise and label given": {"noise": noise, "model_kwargs": {"y": torch.tensor([1, 2, 3])}},
             }.items():
                 model.zero_grad()
                 terms = d.training_losses(model, x_start, t, **options)
@@ -204,14 +210,22 @@ def compare_losses(peer, loss):
             return out
 
         label = f"{mean}, {variance}, respacing {respacing}, rescale {rescale}"
-        settings = dict(mean=mean, variance=variance, loss=loss, respacing=respacing, rescale=rescale)
+        settings = {
+            "mean": mean,
+            "variance": variance,
+            "loss": loss,
+            "respacing": respacing,
+            "rescale": rescale,
+        }
         yield label, *both(peer, call, **settings)
 
 
 for name in MEANS:
     CASES.append(Case(f"p_mean_variance, mean type {name}", partial(compare_p_mean_variance, mean=name)))
 for name in MEANS:
-    CASES.append(Case(f"single steps and guidance, mean type {name}", partial(compare_single_steps, mean=name)))
+    CASES.append(
+        Case(f"single steps and guidance, mean type {name}", partial(compare_single_steps, mean=name))
+    )
 for name in LOSSES:
     CASES.append(Case(f"training_losses and gradients, {name}", partial(compare_losses, loss=name)))
 
@@ -225,7 +239,7 @@ def likelihoods(peer):
 
         def call(d, model=model, clip=clip):
             x_start, x_t, t = batch(d)
-            options = dict(clip_denoised=clip, model_kwargs={"y": torch.tensor([1, 2, 3])})
+            options = {"clip_denoised": clip, "model_kwargs": {"y": torch.tensor([1, 2, 3])}}
             with torch.no_grad():
                 return {
                     "_vb_terms_bpd": d._vb_terms_bpd(model, x_start, x_t, t, **options),
@@ -239,6 +253,7 @@ def likelihoods(peer):
 @CASES.add("timesteps as the model and the guide see them: values and dtype", BITWISE)
 def seen_timesteps(peer):
     for respacing, rescale in product(RESPACINGS, (False, True)):
+
         def call(d):
             model, guide = ToyModel(3), ToyGuide()
             x, other, t = batch(d)
@@ -271,6 +286,7 @@ def wrapped_model(peer):
 @CASES.add("what the methods refuse", BITWISE)
 def refusals(peer):
     """Wrong shapes and eta > 0 in ddim_reverse_sample raise on both sides (the type is each side's own)."""
+
     def call(d):
         x, other, t = batch(d)
         model = ToyModel(3)

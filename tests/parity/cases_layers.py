@@ -73,7 +73,9 @@ def checkpointing(peer):
             torch.manual_seed(0)
             layer = torch.nn.Linear(5, 5)
             x, z = (torch.randn(3, 5, requires_grad=True) for _ in range(2))
-            out = side.checkpoint(lambda a, b, f=layer: f(a * b).tanh(), (x, z), list(layer.parameters()), flag)
+            out = side.checkpoint(
+                lambda a, b, f=layer: f(a * b).tanh(), (x, z), list(layer.parameters()), flag
+            )
             out.square().sum().backward()
             sides.append([out, x.grad, z.grad, layer.weight.grad, layer.bias.grad])
         yield f"flag {flag}", *sides

@@ -12,80 +12,87 @@ from tests.parity.compare import Case, Cases, outcome_of
 CASES = Cases()
 BITWISE = 0.0
 
-# GroupNorm has 32 groups, so widths are multiples of 32.
-TINY = dict(
-    image_size=8, in_channels=3, model_channels=32, out_channels=6, num_res_blocks=1,
-    attention_resolutions=(2,), channel_mult=(1, 2),
-)  # fmt: skip
+# GroupNorm has 32 groups, so widths are multiples of 32; with one channel a group, the gradients of the
+# biases in front of it would be nothing but round-off, so the smallest width is 64.
+TINY = {
+    "image_size": 8, "in_channels": 3, "model_channels": 64, "out_channels": 6, "num_res_blocks": 1,
+    "attention_resolutions": (2,), "channel_mult": (1, 2),
+}  # fmt: skip
 UNET_FLAGS = {
     "defaults": {},
-    "class_cond": dict(num_classes=5),
-    "3 output channels": dict(out_channels=3),
-    "1 channel images": dict(in_channels=1, out_channels=1),
-    "scale shift norm": dict(use_scale_shift_norm=True),
-    "resblock up and down": dict(resblock_updown=True),
-    "no conv_resample": dict(conv_resample=False),
-    "num_heads 4": dict(num_heads=4),
-    "num_head_channels 16": dict(num_head_channels=16),
-    "num_heads_upsample 2": dict(num_heads=4, num_heads_upsample=2),
-    "num_heads_upsample with num_head_channels": dict(num_head_channels=32, num_heads_upsample=4),
-    "new attention order": dict(num_heads=4, use_new_attention_order=True),
-    "new attention order, head channels": dict(num_head_channels=8, use_new_attention_order=True),
-    "channel_mult 1,1,2": dict(channel_mult=(1, 1, 2)),
-    "channel_mult 1": dict(channel_mult=(1,), attention_resolutions=()),
-    "channel_mult 2,1": dict(channel_mult=(2, 1)),
-    "2 blocks, attention at 1 and 2": dict(num_res_blocks=2, attention_resolutions=[1, 2]),
-    "no attention levels": dict(attention_resolutions=set()),
-    "dims 1": dict(dims=1),
-    "dims 1, resblock up and down": dict(dims=1, resblock_updown=True),
-    "dims 3": dict(dims=3),
-    "dims 3, resblock up and down": dict(dims=3, resblock_updown=True),
-    "dims 3, no conv_resample": dict(dims=3, conv_resample=False),
-    "checkpointing": dict(use_checkpoint=True),
-    "checkpointing, everything else": dict(
-        use_checkpoint=True, num_classes=5, use_scale_shift_norm=True, resblock_updown=True,
-        num_head_channels=16, use_new_attention_order=True,
-    ),
-    "as the published 256 model": dict(
-        num_classes=5, use_scale_shift_norm=True, resblock_updown=True, num_head_channels=16,
-        channel_mult=(1, 1, 2, 2), attention_resolutions=(2, 4), num_res_blocks=2,
-    ),
-    "as the published 64 model": dict(
-        num_classes=5, use_scale_shift_norm=True, resblock_updown=True, num_head_channels=16,
-        use_new_attention_order=True, num_res_blocks=3, dropout=0.1,
-    ),
+    "class_cond": {"num_classes": 5},
+    "3 output channels": {"out_channels": 3},
+    "1 channel images": {"in_channels": 1, "out_channels": 1},
+    "scale shift norm": {"use_scale_shift_norm": True},
+    "resblock up and down": {"resblock_updown": True},
+    "no conv_resample": {"conv_resample": False},
+    "num_heads 4": {"num_heads": 4},
+    "num_head_channels 16": {"num_head_channels": 16},
+    "num_heads_upsample 2": {"num_heads": 4, "num_heads_upsample": 2},
+    "num_heads_upsample with num_head_channels": {"num_head_channels": 32, "num_heads_upsample": 4},
+    "new attention order": {"num_heads": 4, "use_new_attention_order": True},
+    "new attention order, head channels": {"num_head_channels": 8, "use_new_attention_order": True},
+    "channel_mult 1,1,2": {"channel_mult": (1, 1, 2)},
+    "channel_mult 1": {"channel_mult": (1,), "attention_resolutions": ()},
+    "channel_mult 2,1": {"channel_mult": (2, 1)},
+    "2 blocks, attention at 1 and 2": {"num_res_blocks": 2, "attention_resolutions": [1, 2]},
+    "no attention levels": {"attention_resolutions": set()},
+    "dims 1": {"dims": 1},
+    "dims 1, resblock up and down": {"dims": 1, "resblock_updown": True},
+    "dims 3": {"dims": 3},
+    "dims 3, resblock up and down": {"dims": 3, "resblock_updown": True},
+    "dims 3, no conv_resample": {"dims": 3, "conv_resample": False},
+    "checkpointing": {"use_checkpoint": True},
+    "checkpointing, everything else": {
+        "use_checkpoint": True, "num_classes": 5, "use_scale_shift_norm": True, "resblock_updown": True,
+        "num_head_channels": 16, "use_new_attention_order": True,
+    },
+    "as the published 256 model": {
+        "num_classes": 5, "use_scale_shift_norm": True, "resblock_updown": True, "num_head_channels": 16,
+        "channel_mult": (1, 1, 2, 2), "attention_resolutions": (2, 4), "num_res_blocks": 2,
+    },
+    "as the published 64 model": {
+        "num_classes": 5, "use_scale_shift_norm": True, "resblock_updown": True, "num_head_channels": 16,
+        "use_new_attention_order": True, "num_res_blocks": 3, "dropout": 0.1,
+    },
 }  # fmt: skip
 ENCODER_FLAGS = {
-    "adaptive": dict(pool="adaptive"),
-    "attention": dict(pool="attention", num_head_channels=16),
-    "attention, image 16": dict(pool="attention", num_head_channels=64, image_size=16, num_heads=3),
-    "spatial": dict(pool="spatial"),
-    "spatial_v2": dict(pool="spatial_v2"),
-    "adaptive, dims 1 construct only": dict(pool="adaptive", dims=1),
-    "no conv_resample": dict(pool="adaptive", conv_resample=False),
-    "spatial, channel_mult 1,2,2": dict(pool="spatial", channel_mult=(1, 2, 2)),
-    "checkpointing": dict(pool="attention", num_head_channels=16, use_checkpoint=True, num_res_blocks=2),
-    "as the published classifiers": dict(
-        pool="attention", num_head_channels=32, use_scale_shift_norm=True, resblock_updown=True,
-        num_res_blocks=2, channel_mult=(1, 1, 2),
-    ),
-    "new attention order": dict(
-        pool="attention", num_head_channels=16, use_new_attention_order=True, use_scale_shift_norm=True
-    ),
-    "unknown pool": dict(pool="max"),
+    "adaptive": {"pool": "adaptive"},
+    "attention": {"pool": "attention", "num_head_channels": 16},
+    "attention, image 16": {"pool": "attention", "num_head_channels": 64, "image_size": 16, "num_heads": 3},
+    "spatial": {"pool": "spatial"},
+    "spatial_v2": {"pool": "spatial_v2"},
+    "adaptive, dims 1 construct only": {"pool": "adaptive", "dims": 1},
+    "no conv_resample": {"pool": "adaptive", "conv_resample": False},
+    "spatial, channel_mult 1,2,2": {"pool": "spatial", "channel_mult": (1, 2, 2)},
+    "checkpointing": {
+        "pool": "attention", "num_head_channels": 16, "use_checkpoint": True, "num_res_blocks": 2,
+    },
+    "as the published classifiers": {
+        "pool": "attention", "num_head_channels": 32, "use_scale_shift_norm": True, "resblock_updown": True,
+        "num_res_blocks": 2, "channel_mult": (1, 1, 2),
+    },
+    "new attention order": {
+        "pool": "attention", "num_head_channels": 16, "use_new_attention_order": True,
+        "use_scale_shift_norm": True,
+    },
+    "unknown pool": {"pool": "max"},
 }  # fmt: skip
 
 
 def twins(ours, theirs, seed: int = 0):
-    """Give the two models the same weights, loaded strictly in both directions, and return them.
+    """Give the two models the same seeded weights, loaded strictly in both directions, and return them.
 
-    Zero-initialised layers would hide everything behind them, so every weight is disturbed.
+    Every weight is drawn anew, because zero-initialised layers would hide everything behind them.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in theirs.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.add_(noise * (0.02 if parameter.any() else 0.1))
+            if parameter.ndim > 1:
+                parameter.copy_(noise / parameter[0].numel() ** 0.5)
+            else:  # biases around zero, the scales of norms around one
+                parameter.copy_(noise * 0.1 + float((parameter == 1).all()))
     ours.load_state_dict(theirs.state_dict(), strict=True)
     theirs.load_state_dict(ours.state_dict(), strict=True)
     return ours, theirs
@@ -130,11 +137,12 @@ def compare_super_resolution(peer, flags):
     keywords = {"y": torch.tensor([4, 1])} if "num_classes" in flags else {}
     yield "state dict", shapes(ours), shapes(theirs)
     yield "train mode", *(value_and_gradients(m, x, t, low_res=low_res, **keywords) for m in (ours, theirs))
-    yield "positional", *(m(x, t, low_res[..., :3], **keywords) for m in (ours, theirs))
+    with torch.no_grad():
+        yield "eval mode, positional", *(m.eval()(x, t, low_res[..., :3], **keywords) for m in (ours, theirs))
 
 
 def compare_encoder(peer, flags):
-    flags = TINY | dict(out_channels=7) | flags
+    flags = TINY | {"out_channels": 7} | flags
     if flags["pool"] == "max":
         yield "refused", *(outcome_of(m.EncoderUNetModel, **flags) for m in (unet, peer.unet))
         return
@@ -174,9 +182,7 @@ def half_precision_dtypes(peer):
     makers = {
         "UNetModel": partial(dict, published, use_fp16=True),
         "SuperResModel": partial(dict, published, use_fp16=True),
-        **{
-            "EncoderUNetModel": partial(dict, TINY, use_fp16=True, pool="attention", num_head_channels=16)
-        },
+        **{"EncoderUNetModel": partial(dict, TINY, use_fp16=True, pool="attention", num_head_channels=16)},
     }
     for name, make_flags in makers.items():
         flags = make_flags()
@@ -193,12 +199,12 @@ def half_precision_dtypes(peer):
 
 @CASES.add("half precision: UNetModel and EncoderUNetModel output", required=5e-3)
 def half_precision_output(peer):
-    flags = TINY | UNET_FLAGS["as the published 256 model"] | dict(use_fp16=True)
+    flags = TINY | UNET_FLAGS["as the published 256 model"] | {"use_fp16": True}
     ours, theirs = twins(unet.UNetModel(**flags), peer.unet.UNetModel(**flags))
     x, t = random_inputs(flags)
     yield "UNetModel", *(half_output(model, x, t, torch.tensor([4, 1])) for model in (ours, theirs))
     for pool in ("attention", "adaptive", "spatial", "spatial_v2"):
-        flags = TINY | dict(pool=pool, num_head_channels=16, use_fp16=True)
+        flags = TINY | {"pool": pool, "num_head_channels": 16, "use_fp16": True}
         ours, theirs = twins(unet.EncoderUNetModel(**flags), peer.unet.EncoderUNetModel(**flags))
         yield f"EncoderUNetModel, {pool}", *(half_output(model, x, t) for model in (ours, theirs))
 

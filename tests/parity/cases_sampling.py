@@ -21,9 +21,7 @@ LABELS = {"y": torch.tensor([1, 2, 3])}
 def compare_loop(peer, loop, **options):
     """One loop under every variance type, clipping, respacing and rescaling."""
     guided = options.pop("guided", False)
-    for variance, clip, respacing, rescale in product(
-        VARIANCES, (True, False), RESPACINGS, (False, True)
-    ):
+    for variance, clip, respacing, rescale in product(VARIANCES, (True, False), RESPACINGS, (False, True)):
         model, guide = model_for(variance), ToyGuide() if guided else None
 
         def call(d, model=model, clip=clip, guide=guide):
@@ -31,7 +29,7 @@ def compare_loop(peer, loop, **options):
             return getattr(d, loop)(model, SHAPE, **keywords)
 
         label = f"{variance}, clip {clip}, respacing {respacing}, rescale {rescale}"
-        settings = dict(variance=variance, respacing=respacing, rescale=rescale, steps=20)
+        settings = {"variance": variance, "respacing": respacing, "rescale": rescale, "steps": 20}
         yield label, *both(peer, call, **settings)
 
 
@@ -50,6 +48,7 @@ for guided in (False, True):
 @CASES.add("progressive loops: every yielded dict")
 def progressive(peer):
     for name, guided, respacing in product(("p", "ddim"), (False, True), (None, "ddim5")):
+
         def call(d, name=name, guided=guided):
             loop = getattr(d, f"{name}_sample_loop_progressive")
             guide = ToyGuide() if guided else None
@@ -65,6 +64,7 @@ def progressive(peer):
 @CASES.add("loops with noise, device, progress and denoised_fn given")
 def loop_options(peer):
     for name in ("p_sample_loop", "ddim_sample_loop"):
+
         def call(d, name=name):
             loop = getattr(d, name)
             noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2))
@@ -82,7 +82,12 @@ def loop_options(peer):
 @CASES.add("random numbers are drawn in the same places", BITWISE)
 def random_order(peer):
     """A model and a guide that draw for themselves find the same random numbers as on the other side."""
-    for name, eta in (("p_sample_loop", {}), ("ddim_sample_loop", {"eta": 0.0}), ("ddim_sample_loop", {"eta": 0.5})):
+    for name, eta in (
+        ("p_sample_loop", {}),
+        ("ddim_sample_loop", {"eta": 0.0}),
+        ("ddim_sample_loop", {"eta": 0.5}),
+    ):
+
         def call(d, name=name, eta=eta):
             draws = []
 
@@ -103,6 +108,7 @@ def random_order(peer):
 @CASES.add("ddim_reverse_sample: encode a batch, then decode it")
 def round_trip(peer):
     for respacing in RESPACINGS:
+
         def call(d):
             model = ToyModel(3)
             x = torch.randn(SHAPE)
@@ -118,7 +124,7 @@ def round_trip(peer):
 def real_networks(peer):
     """Each side runs its own UNet, classifier and process."""
     unet_flags = TINY | UNET_FLAGS["as the published 256 model"]
-    pool_flags = TINY | dict(out_channels=5, pool="attention", num_head_channels=16)
+    pool_flags = TINY | {"out_channels": 5, "pool": "attention", "num_head_channels": 16}
     models = twins(unet.UNetModel(**unet_flags), peer.unet.UNetModel(**unet_flags))
     classifiers = twins(unet.EncoderUNetModel(**pool_flags), peer.unet.EncoderUNetModel(**pool_flags))
     labels = torch.tensor([4, 1])

@@ -27,7 +27,7 @@ SECTIONS = (
     "ddim500", "ddim1000", "ddim0", "ddim", "ddim-5", "ddimx", "", "x", "5,", ",5", " 5, 3 ", "5;3", "2.5",
 )  # fmt: skip
 SECTION_LISTS = ([1], [4], [7, 3], [10, 15, 20], [0], [], [1000], (5, 3), [2, 2, 2, 2, 2])
-RESPACINGS = ("", "250", "10", "5,3", "10,15,20", "0,4", "1", "ddim5", "ddim25", "ddim50", "ddim250")
+RESPACINGS = ("", "250", "10", "5,3", "10,15,20", "0,4", "2", "ddim5", "ddim25", "ddim50", "ddim250")
 
 
 @CASES.add("named beta schedules", BITWISE)
@@ -98,7 +98,9 @@ def spaced_tables(peer):
 def plain_tables(peer):
     betas = np.linspace(1e-3, 0.3, 40)
     for given in (betas, betas.astype(np.float32), betas.tolist(), np.array([0.1, 1.0])):
-        ours, theirs = (plain_diffusion(module, given) for module in (gaussian_diffusion, peer.gaussian_diffusion))
+        ours, theirs = (
+            plain_diffusion(module, given) for module in (gaussian_diffusion, peer.gaussian_diffusion)
+        )
         for table in (*TABLES, "num_timesteps"):
             yield table, getattr(ours, table), getattr(theirs, table)
 

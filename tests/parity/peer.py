@@ -54,18 +54,22 @@ def load_peer() -> SimpleNamespace:
 
     Installs the package into `.peer/` on first use. Raises PeerUnavailable.
     """
-    checkout = os.environ.get("GUIDED_DIFFUSION_PEER")
-    folder = Path(checkout) if checkout else install()
-    package = folder / "guided_diffusion"
+    package = import_location() / "guided_diffusion"
     if not (package / "__init__.py").is_file():
-        raise PeerUnavailable(f"no guided_diffusion package in {folder}")
+        raise PeerUnavailable(f"no guided_diffusion package in {package.parent}")
     try:
         modules = import_under_other_name(package)
     except ImportError as error:
         raise PeerUnavailable(f"the peer does not import: {error}") from error
     modules["resample"].np = NumPyWithInt("numpy_with_int")
     is_fork = hasattr(modules["gaussian_diffusion"].GaussianDiffusion, "plms_sample")
-    return SimpleNamespace(**modules, is_fork=is_fork, source=checkout or INSTALLED.name)
+    return SimpleNamespace(**modules, is_fork=is_fork, source=package.parent.name)
+
+
+def import_location() -> Path:
+    """The folder that holds the peer's `guided_diffusion`, installed there if need be."""
+    checkout = os.environ.get("GUIDED_DIFFUSION_PEER")
+    return Path(checkout).resolve() if checkout else install()
 
 
 def require_peer() -> SimpleNamespace:
