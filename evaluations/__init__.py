@@ -1,0 +1,1 @@
+"""Judging samples: feature networks, metrics, and the evaluator program that joins them."""

@@ -1,0 +1,1 @@
+"""The metrics as functions of activations: NumPy and SciPy only, one file each."""

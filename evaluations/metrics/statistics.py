@@ -1,0 +1,40 @@
+"""Mean and covariance of activations: all that the Fréchet distance needs to know about a set of images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+_ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Mean ``mu`` [D] and covariance ``sigma`` [D, D] of one kind of activations."""
+
+    mu: np.ndarray
+    sigma: np.ndarray
+
+
+def fit_gaussian(features_ND: np.ndarray) -> Gaussian:
+    """Mean and unbiased covariance of features [N, D], N >= 2.
+
+    The mean keeps the dtype of the features (float32 for both engines), as published figures do. The
+    covariance is float64 throughout, with divisor N - 1; it is summed over blocks of rows, so that a large N
+    never needs a float64 copy of all features.
+
+    Raises ``ValueError`` if the features are not [N, D] with N >= 2 or not all finite.
+    """
+    features_ND = np.asarray(features_ND)
+    if features_ND.ndim != 2 or len(features_ND) < 2:
+        raise ValueError(f"expected features [N, D] with N >= 2, found shape {features_ND.shape}")
+    if not np.isfinite(features_ND).all():
+        raise ValueError("expected finite features, found nan or infinity")
+    count, dims = features_ND.shape
+    centre_D = features_ND.mean(axis=0, dtype=np.float64)
+    scatter_DD = np.zeros((dims, dims))
+    for begin in range(0, count, _ROWS_AT_ONCE):
+        block = features_ND[begin : begin + _ROWS_AT_ONCE].astype(np.float64) - centre_D
+        scatter_DD += block.T @ block
+    return Gaussian(mu=features_ND.mean(axis=0), sigma=scatter_DD / (count - 1))
