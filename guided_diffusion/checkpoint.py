@@ -215,10 +215,11 @@ def _open_for_reading(path: str) -> BinaryIO:
 
 
 def _read_safetensors(file: BinaryIO, map_location: Any) -> dict[str, Tensor]:
-    tensors = safetensors.torch.load(file.read())
-    if map_location is None:
-        return tensors
-    return {key: value.to(map_location) for key, value in tensors.items()}
+    tensors = safetensors.torch.load(file.read())  # in no particular order
+    return {
+        key: value if map_location is None else value.to(map_location)
+        for key, value in sorted(tensors.items())
+    }
 
 
 def _why_unreadable(error: Exception, file: BinaryIO) -> str:
