@@ -84,3 +84,82 @@ class ClassifierConfig:
     in_channels: int = flag(3, "1 for grey, 3 for colour images", minimum=1, architecture=True)
     classifier_num_head_channels: int = flag(64, "channels an attention head", minimum=1, architecture=True)
     classifier_channel_mult: str = flag("", 'width of each level, "1,2,4"; "": by size', architecture=True)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Run."""
+
+    log_dir: str = flag("", "where files go; default runs/<script>-<time>, or OPENAI_LOGDIR")
+    seed: int = flag(0, "seed of all random draws", minimum=0)
+    amp_dtype: str = flag("fp16", "dtype of mixed precision where it is on", choices=("fp16", "bf16"))
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Sampling."""
+
+    clip_denoised: bool = flag(True, "clamp the model's guess of x_0 to [-1, 1]")
+    num_samples: int = flag(10000, "images to make", minimum=1)
+    batch_size: int = flag(16, "images at a time in each process", minimum=1)
+    use_ddim: bool = flag(False, "sample with DDIM (deterministic) instead of DDPM")
+    model_path: str = flag("", "checkpoint of the diffusion model, .pt or .safetensors")
+    save_images: bool = flag(False, "also write a PNG grid of the first images beside the npz")
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """Class labels of the samples."""
+
+    classes: str = flag("", 'classes to draw from, "3,7"; "": all')
+    balanced: bool = flag(False, "take the classes in turn instead of at random")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Training data."""
+
+    data_dir: str = flag("", "folder of images; the class is the file name up to the first _")
+    random_flip: bool = flag(True, "mirror images left to right at random")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Training."""
+
+    schedule_sampler: str = flag(
+        "uniform", "which timesteps to train on", choices=("uniform", "loss-second-moment")
+    )
+    lr: float = flag(1e-4, "learning rate of AdamW", minimum=0.0)
+    weight_decay: float = flag(0.0, "weight decay of AdamW", minimum=0.0)
+    lr_anneal_steps: int = flag(0, "let the rate fall to 0 over so many steps, then stop; 0: keep it", minimum=0)
+    batch_size: int = flag(1, "images at a time in each process", minimum=1)
+    microbatch: int = flag(-1, "images at a time in memory; -1: the whole batch", minimum=-1)
+    ema_rate: str = flag("0.9999", "decay of the averaged weights; several as 0.99,0.9999")
+    log_interval: int = flag(10, "steps between lines of the log", minimum=1)
+    save_interval: int = flag(10000, "steps between checkpoints", minimum=1)
+    resume_checkpoint: str = flag("", "model%06d.pt to go on from")
+    fp16_scale_growth: float = flag(1e-3, "growth of log2(loss scale) a step in float16", minimum=0.0)
+    iterations: int = flag(0, "stop after so many steps in all; 0: as --lr_anneal_steps says", minimum=0)
+
+
+@dataclass(frozen=True)
+class ClassifierTrainConfig:
+    """Classifier training."""
+
+    val_data_dir: str = flag("", "folder of validation images; none: no validation")
+    noised: bool = flag(True, "train on noised images; False: on clean ones, as a feature network")
+    iterations: int = flag(150000, "steps", minimum=1)
+    lr: float = flag(3e-4, "learning rate of AdamW", minimum=0.0)
+    weight_decay: float = flag(0.0, "weight decay of AdamW", minimum=0.0)
+    anneal_lr: bool = flag(False, "let the learning rate fall linearly to 0")
+    batch_size: int = flag(4, "images at a time in each process", minimum=1)
+    microbatch: int = flag(-1, "images at a time in memory; -1: the whole batch", minimum=-1)
+    schedule_sampler: str = flag(
+        "uniform", "which timesteps to train on", choices=("uniform", "loss-second-moment")
+    )
+    resume_checkpoint: str = flag("", "model%06d.pt to go on from, with opt%06d.pt beside it")
+    log_interval: int = flag(10, "steps between lines of the log", minimum=1)
+    eval_interval: int = flag(5, "steps between validation batches", minimum=1)
+    save_interval: int = flag(10000, "steps between checkpoints", minimum=1)
+    random_crop: bool = flag(True, "crop training images at random scale and place")

@@ -110,6 +110,7 @@ class GaussianDiffusion:
 
     def q_posterior_mean_variance(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and clipped log-variance of q(x_{t-1} | x_t, x_0), shaped like x_t."""
+        _expect_same_shape(x_start, x_t)
         mean = self._at("posterior_mean_coef1", t, x_t) * x_start + self._at("posterior_mean_coef2", t, x_t) * x_t
         variance = self._at("posterior_variance", t, x_t).expand_as(x_t)
         log_variance = self._at("posterior_log_variance_clipped", t, x_t).expand_as(x_t)

@@ -1,0 +1,148 @@
+"""A sampling run: batches dealt out to the processes, finished ones on disk, one npz at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import dist_util, logger
+from .errors import InputError
+from .parts import PartStore, assemble, check_manifest
+from .progress import progress_bar
+from .sample_noise import LabelPlan, PerSampleNoise
+
+# Flags that do not change what a sample is: a run may be continued with others.
+CHANGEABLE_FLAGS = ("log_dir", "num_samples", "save_images")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a batch of samples is made from."""
+
+    indices: range  # numbers of the samples in the run
+    labels: Tensor | None  # int64 [B]
+    noise: PerSampleNoise
+
+
+@dataclass(frozen=True)
+class SampleRun:
+    """The plan of a run.
+
+    :param shape: (C, H, W) of a sample.
+    :param labels: None: the samples have no labels, and the npz no arr_1.
+    :param flags: everything that determines the samples; a directory holds samples of one set of flags.
+    """
+
+    num_samples: int
+    batch_size: int
+    shape: Sequence[int]
+    seed: int
+    directory: Path
+    flags: dict[str, Any]
+    labels: LabelPlan | None = None
+    save_images: bool = False
+    extras_path: Path | None = None  # where the arrays of `extras` go
+
+    def generate(
+        self,
+        draw: Callable[[Batch], Tensor],
+        extras: Callable[[], dict[str, np.ndarray]] | None = None,
+    ) -> Path:
+        """Make the samples and return the path of `samples_{N}x{H}x{W}x{C}.npz`.
+
+        :param draw: batch -> images [B, C, H, W], nominally in [-1, 1].
+        :param extras: called after each batch for more arrays to keep, samples on the first axis; they end
+            in `extras_path`.
+        :raises InputError: the directory holds another run's samples; a sample came out not finite.
+        """
+        channels, height, width = self.shape
+        output = self.directory / f"samples_{self.num_samples}x{height}x{width}x{channels}.npz"
+        rank, world_size = dist_util.get_rank(), dist_util.get_world_size()
+        check_manifest(self.directory, self.flags, CHANGEABLE_FLAGS, write=rank == 0)
+        dist_util.barrier()
+        if output.exists():
+            logger.log(f"already complete: {output}")
+            return output
+
+        store = PartStore(self.directory)
+        firsts = list(range(0, self.num_samples, self.batch_size))
+        mine = firsts[rank::world_size]
+        missing = [first for first in mine if not store.has(first, self._count(first))]
+        if len(missing) < len(mine):
+            logger.log(f"resuming: {len(mine) - len(missing)} of {len(mine)} batches of this process are done")
+        started, made = time.perf_counter(), 0
+        # Rank 0 shows the whole run: the others advance at about its pace.
+        done = self.num_samples * (len(mine) - len(missing)) // max(1, len(mine))
+        with progress_bar(self.num_samples, "img", initial=done) as bar:
+            for first in missing:
+                count = self._count(first)
+                store.write(first, self._make_part(range(first, first + count), draw, extras))
+                made += count
+                bar.update(min(count * world_size, self.num_samples - bar.n))
+        dist_util.barrier()
+        if rank == 0:
+            self._finish(store, firsts, output)
+            elapsed, made = time.perf_counter() - started, made * world_size
+            logger.log(f"made about {made} images in {elapsed:.1f} s: {made / elapsed:.2f} images/s")
+        dist_util.barrier()
+        logger.log(f"samples: {output}")
+        return output
+
+    def _count(self, first: int) -> int:
+        return min(self.batch_size, self.num_samples - first)
+
+    def _make_part(self, indices: range, draw, extras) -> dict[str, np.ndarray]:
+        noise = PerSampleNoise(self.seed, indices, dist_util.dev())
+        labels = None if self.labels is None else self.labels.labels(indices, noise)
+        images = draw(Batch(indices, labels, noise))
+        finite = images.flatten(1).isfinite().all(dim=1)
+        if not finite.all():
+            bad = indices[int((~finite).nonzero()[0])]
+            raise InputError(f"sample {bad}: holds inf or nan, expected finite pixels (overflow in the model?)")
+        part = {"arr_0": to_uint8(images).cpu().numpy()}
+        if labels is not None:
+            part["arr_1"] = labels.cpu().numpy()
+        return part | (extras() if extras is not None else {})
+
+    def _finish(self, store: PartStore, firsts: list[int], output: Path) -> None:
+        names = store.names(firsts[0])
+        main = [name for name in names if name.startswith("arr_")]
+        others = [name for name in names if name not in main]
+        if others:
+            assemble(store, firsts, self.num_samples, others, self.extras_path)
+            logger.log(f"trace: {self.extras_path}")
+        assemble(store, firsts, self.num_samples, main, output)
+        if self.save_images:
+            grid_path = output.with_suffix(".png")
+            first_images = [store.read(first, "arr_0") for first in firsts[: -(-64 // self.batch_size)]]
+            save_grid(np.concatenate(first_images)[:64], grid_path)
+            logger.log(f"grid: {grid_path}")
+        store.remove()
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[B, C, H, W] in [-1, 1] -> uint8 [B, H, W, C], truncating as upstream does."""
+    return ((images + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def save_grid(images: np.ndarray, path: Path, columns: int = 8) -> None:
+    """Write uint8 images [N, H, W, C] as one PNG, row by row."""
+    from PIL import Image
+
+    from .checkpoint import write_bytes_atomically
+
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    padded = np.zeros((rows * columns, height, width, channels), np.uint8)
+    padded[:count] = images
+    grid = padded.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    grid = grid.reshape(rows * height, columns * width, channels)
+    with write_bytes_atomically(path) as file:
+        Image.fromarray(grid[..., 0] if channels == 1 else grid).save(file, format="PNG")

@@ -1,0 +1,68 @@
+"""What every script does before its work: join the peers, open the log, read checkpoints and their configs."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from . import checkpoint, dist_util, logger
+from .amp import LowPrecision
+from .configs import RunConfig
+from .errors import InputError
+from .flags import Given
+from .image_datasets import list_class_names
+
+
+def begin(run: RunConfig) -> Path:
+    """Join the process group, open the log and seed the global generators; returns the run's directory."""
+    dist_util.setup_dist()
+    logger.configure(dir=run.log_dir or None)
+    # Different ranks see different data and noise; NumPy accepts 32 bits.
+    seed = (run.seed * 10007 + dist_util.get_rank()) % 2**32
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return Path(logger.get_dir()).absolute()
+
+
+def checkpoint_config(flag: str, path: str) -> dict[str, Any] | None:
+    """The config.json beside the checkpoint that a flag names; InputError when the flag was not given."""
+    if not path:
+        raise InputError(f"--{flag}: missing, expected the path of a checkpoint")
+    saved = checkpoint.read_config(path)
+    if saved is not None and not saved.get("class_cond", True):
+        saved = {name: value for name, value in saved.items() if name != "num_classes"}  # it has no classes
+    return saved
+
+
+def load_frozen(network: nn.Module, path: str, dtype: torch.dtype | None) -> nn.Module:
+    """A network with a checkpoint's weights on this rank's device, for evaluation, run in `dtype`."""
+    checkpoint.load_weights(network, path)
+    return LowPrecision(network.to(dist_util.dev()).eval().requires_grad_(False), dtype)
+
+
+def count_classes(given: Given, data_dir: str) -> tuple[int, list[str]]:
+    """Number and names of a training folder's classes; --num_classes when given.
+
+    InputError when the folder holds more classes than --num_classes; a note when it holds fewer.
+    """
+    names = list_class_names(data_dir)
+    wanted = given.values.get("num_classes")
+    if wanted is None:
+        return len(names), names
+    if len(names) > wanted:
+        raise InputError(f"--num_classes: found {wanted}, but {data_dir} has {len(names)} classes")
+    if len(names) < wanted:
+        logger.warn(f"--num_classes {wanted}, but {data_dir} has {len(names)} classes: the others stay untrained")
+    return wanted, names
+
+
+def save_config(values: dict[str, Any]) -> None:
+    """Write the flags that make a checkpoint beside where it will be, from rank 0."""
+    if dist_util.get_rank() == 0:
+        checkpoint.write_config(logger.get_dir(), values)

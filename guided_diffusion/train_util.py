@@ -1,0 +1,260 @@
+"""The training loop of diffusion models, and what the classifier's loop shares with it."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import blobfile
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import AdamW
+
+from . import checkpoint, dist_util, logger
+from .amp import LowPrecision, OptimizerStepper, amp_dtype
+from .errors import InputError
+from .fp16_util import INITIAL_LOG_LOSS_SCALE, master_params_to_state_dict, state_dict_to_master_params
+from .nn import update_ema
+from .progress import progress_bar
+from .resample import LossAwareSampler, UniformSampler
+
+__all__ = [
+    "INITIAL_LOG_LOSS_SCALE",
+    "TrainLoop",
+    "find_ema_checkpoint",
+    "find_resume_checkpoint",
+    "get_blob_logdir",
+    "log_loss_dict",
+    "parse_resume_step_from_filename",
+]
+
+
+class TrainLoop:
+    """Train a diffusion model with AdamW, averaging its weights.
+
+    Writes model%06d.pt, ema_{rate}_%06d.pt and opt%06d.pt into the logger's directory every `save_interval`
+    steps; the number is the step just trained, so model000000.pt has seen one step.
+
+    :param data: endless iterator of (images [B, C, H, W] in [-1, 1], dict of conditioning tensors).
+    :param batch_size: per process; `microbatch`: how many of them at a time (-1: all). The gradients of
+        microbatches add up without division, as upstream's do.
+    :param ema_rate: one rate, or several as "0.99,0.9999".
+    :param resume_checkpoint: path of a model%06d.pt; its average and optimizer files are found beside it.
+    :param use_fp16: mixed precision in `amp_name` ("fp16" or "bf16").
+    :param lr_anneal_steps: learning rate falls linearly to 0 over so many steps, then training ends; 0: keep.
+    :param iterations: end after so many steps in all (0: no such limit).
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        diffusion,
+        data: Iterator,
+        batch_size: int,
+        microbatch: int,
+        lr: float,
+        ema_rate: float | str,
+        log_interval: int,
+        save_interval: int,
+        resume_checkpoint: str,
+        use_fp16: bool = False,
+        fp16_scale_growth: float = 1e-3,
+        schedule_sampler=None,
+        weight_decay: float = 0.0,
+        lr_anneal_steps: int = 0,
+        amp_name: str = "fp16",
+        iterations: int = 0,
+    ):
+        self.model, self.diffusion, self.data = model, diffusion, data
+        self.batch_size = batch_size
+        self.microbatch = microbatch if microbatch > 0 else batch_size
+        self.lr, self.lr_anneal_steps, self.weight_decay = lr, lr_anneal_steps, weight_decay
+        self.ema_rate = [float(rate) for rate in str(ema_rate).split(",")]
+        self.log_interval, self.save_interval = log_interval, save_interval
+        self.schedule_sampler = schedule_sampler or UniformSampler(diffusion)
+        self.last_step = min((n for n in (lr_anneal_steps, iterations) if n), default=None)
+        self.global_batch = batch_size * dist_util.get_world_size()
+        self.step, self.resume_step = 0, 0
+
+        self.resume_checkpoint = find_resume_checkpoint() or resume_checkpoint
+        if self.resume_checkpoint:
+            self.resume_step = load_for_resuming(model, self.resume_checkpoint)
+        dist_util.sync_params(model.parameters())
+
+        dtype = amp_dtype(use_fp16, amp_name)
+        if use_fp16:
+            model.dtype = torch.float32  # autocast casts; weights and activations between blocks are float32
+        self.params = list(model.parameters())
+        self.stepper = OptimizerStepper(self.params, dtype, dist_util.dev(), fp16_scale_growth)
+        self.opt = AdamW(self.params, lr=lr, weight_decay=weight_decay)
+        self.ema_params = [self._initial_average(rate) for rate in self.ema_rate]
+        if self.resume_step:
+            load_optimizer(self.opt, self.resume_checkpoint, self.resume_step, required=False)
+        self.ddp_model = distribute(LowPrecision(model, dtype))
+
+    def _initial_average(self, rate: float) -> list[Tensor]:
+        path = find_ema_checkpoint(self.resume_checkpoint, self.resume_step, rate) if self.resume_step else None
+        if path is None:
+            return [p.detach().clone() for p in self.params]
+        logger.log(f"loading average from {path}")
+        state = dist_util.load_state_dict(path, map_location=dist_util.dev())
+        average = [p.detach() for p in state_dict_to_master_params(self.model, state, use_fp16=False)]
+        dist_util.sync_params(average)
+        return average
+
+    def run_loop(self) -> None:
+        """Train until the last step, or for ever where there is none, saving on the way and at the end."""
+        if self.last_step is None:
+            logger.log("no --lr_anneal_steps and no --iterations: training goes on until it is stopped")
+        with progress_bar(self.last_step, "step", initial=self.resume_step) as bar:
+            while self.last_step is None or self.step + self.resume_step < self.last_step:
+                batch, cond = next(self.data)
+                self.run_step(batch, cond)
+                if self.step % self.log_interval == 0:
+                    logger.dumpkvs()
+                if self.step % self.save_interval == 0:
+                    self.save()
+                    if os.environ.get("DIFFUSION_TRAINING_TEST") and self.step > 0:
+                        return
+                self.step += 1
+                bar.update()
+        if (self.step - 1) % self.save_interval != 0:
+            self.save()
+
+    def run_step(self, batch: Tensor, cond: dict[str, Tensor]) -> None:
+        """One optimizer step on a batch of this process."""
+        self.forward_backward(batch, cond)
+        if self.stepper.optimize(self.opt):
+            for rate, average in zip(self.ema_rate, self.ema_params, strict=True):
+                update_ema(average, self.params, rate=rate)
+        self._anneal_lr()
+        self.log_step()
+
+    def forward_backward(self, batch: Tensor, cond: dict[str, Tensor]) -> None:
+        """Accumulate the gradients of a batch, microbatch by microbatch."""
+        self.stepper.zero_grad()
+        device = dist_util.dev()
+        starts = range(0, batch.shape[0], self.microbatch)
+        for start in starts:
+            part = slice(start, start + self.microbatch)
+            images = batch[part].to(device)
+            model_kwargs = {name: value[part].to(device) for name, value in cond.items()}
+            t, weights = self.schedule_sampler.sample(images.shape[0], device)
+            with nullcontext() if start == starts[-1] else without_sync(self.ddp_model):
+                losses = self.diffusion.training_losses(self.ddp_model, images, t, model_kwargs=model_kwargs)
+                if isinstance(self.schedule_sampler, LossAwareSampler):
+                    self.schedule_sampler.update_with_local_losses(t, losses["loss"].detach())
+                log_loss_dict(self.diffusion, t, {name: values * weights for name, values in losses.items()})
+                self.stepper.backward((losses["loss"] * weights).mean())
+
+    def _anneal_lr(self) -> None:
+        if self.lr_anneal_steps:
+            set_lr(self.opt, self.lr * (1 - (self.step + self.resume_step) / self.lr_anneal_steps))
+
+    def log_step(self) -> None:
+        """Log the step's number and the samples seen by all processes."""
+        logger.logkv("step", self.step + self.resume_step)
+        logger.logkv("samples", (self.step + self.resume_step + 1) * self.global_batch)
+
+    def save(self) -> None:
+        """Write weights, averages and optimizer state, each atomically, from rank 0; all ranks wait."""
+        step = self.step + self.resume_step
+        files = {f"model{step:06d}.pt": self.params}
+        files |= {f"ema_{rate}_{step:06d}.pt": p for rate, p in zip(self.ema_rate, self.ema_params, strict=True)}
+        if dist_util.get_rank() == 0:
+            for name, params in files.items():
+                save_in_logdir(name, master_params_to_state_dict(self.model, None, params, use_fp16=False))
+            save_in_logdir(f"opt{step:06d}.pt", self.opt.state_dict())
+        dist_util.barrier()
+
+
+def load_for_resuming(model: nn.Module, path: str) -> int:
+    """Load weights on every rank; returns the step in the file's name (0 where there is none)."""
+    step = parse_resume_step_from_filename(path)
+    logger.log(f"resuming from {path} at step {step}")
+    checkpoint.load_weights(model, path)
+    return step
+
+
+def load_optimizer(opt: torch.optim.Optimizer, model_path: str, step: int, required: bool) -> None:
+    """Restore the optimizer from opt%06d.pt beside a model file, on every rank.
+
+    InputError when it is required and missing, or belongs to another model or to upstream's float16 mode.
+    """
+    path = blobfile.join(blobfile.dirname(model_path), f"opt{step:06d}.pt")
+    if not required and not blobfile.exists(path):
+        logger.warn(f"no optimizer state at {path}: starting with a fresh optimizer")
+        return
+    state = dist_util.load_state_dict(path, map_location=dist_util.dev())
+    try:
+        opt.load_state_dict(copy.copy(state))
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{path}: does not fit this model's parameters ({error})") from error
+
+
+def distribute(network: nn.Module) -> nn.Module:
+    """Wrap for gradient synchronisation when there are several processes, on CPU as on GPUs."""
+    if dist_util.get_world_size() == 1 or not dist.is_initialized():
+        return network
+    device = dist_util.dev()
+    devices = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False, bucket_cap_mb=128)
+
+
+def without_sync(network: nn.Module):
+    """Context in which a distributed network keeps its gradients to itself."""
+    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
+
+
+def set_lr(opt: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in opt.param_groups:
+        group["lr"] = lr
+
+
+def save_in_logdir(name: str, obj: object) -> None:
+    """Write a checkpoint file into the logger's directory and say where."""
+    path = blobfile.join(get_blob_logdir(), name)
+    checkpoint.save(obj, path)
+    logger.log(f"saved {path}")
+
+
+def parse_resume_step_from_filename(filename: str) -> int:
+    """The step in path/to/modelNNNNNN.pt: what stands between the last "model" and the next dot; else 0."""
+    _, found, rest = filename.rpartition("model")
+    try:
+        return int(rest.split(".")[0]) if found else 0
+    except ValueError:
+        return 0
+
+
+def get_blob_logdir() -> str:
+    """Where checkpoints go: the logger's directory."""
+    return logger.get_dir()
+
+
+def find_resume_checkpoint() -> str | None:
+    """A hook for schedulers that know where to resume; None: only --resume_checkpoint says so."""
+    return None
+
+
+def find_ema_checkpoint(main_checkpoint: str | None, step: int, rate: float) -> str | None:
+    """The averaged weights of a step beside its model file, or None."""
+    if not main_checkpoint:
+        return None
+    path = blobfile.join(blobfile.dirname(main_checkpoint), f"ema_{rate}_{step:06d}.pt")
+    return path if blobfile.exists(path) else None
+
+
+def log_loss_dict(diffusion, ts: Tensor, losses: dict[str, Tensor]) -> None:
+    """Log means of per-sample values [B], over all and per quartile of the noise level: name, name_q0..q3."""
+    quartiles = [int(4 * t / diffusion.num_timesteps) for t in ts.tolist()]
+    for name, values in losses.items():
+        logger.logkv_mean(name, values.mean().item())
+        for quartile, value in zip(quartiles, values.detach().tolist(), strict=True):
+            logger.logkv_mean(f"{name}_q{quartile}", value)

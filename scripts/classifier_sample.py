@@ -1,0 +1,138 @@
+"""Sample images guided by a noise-aware classifier, with --eds by entropy-driven sampling (Eq. 9-10).
+
+    mpiexec -n 8 python scripts/classifier_sample.py --eds --classifier_scale 6.0 --use_ddim \\
+        --timestep_respacing ddim25 --model_path uncond.pt --classifier_path classifier.pt --log_dir runs/eds
+
+Interrupted? The same command with the same --log_dir goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from ed_dpm_patches import ClassifierGuidance, ConstantRule, EntropyRule
+from ed_dpm_patches.report import summary_line
+from ed_dpm_patches.trace import Trace
+from guided_diffusion import dist_util, logger, run_setup
+from guided_diffusion.amp import amp_dtype
+from guided_diffusion.configs import (
+    ClassifierConfig,
+    DiffusionConfig,
+    LabelConfig,
+    ModelConfig,
+    RunConfig,
+    SamplingConfig,
+)
+from guided_diffusion.errors import InputError
+from guided_diffusion.flags import Given, Parser, architecture_from, flag
+from guided_diffusion.generate import Batch, SampleRun
+from guided_diffusion.sample_noise import LabelPlan
+from guided_diffusion.script_util import build_classifier, build_diffusion, build_model
+
+
+@dataclass(frozen=True)
+class GuidanceConfig:
+    """Guidance."""
+
+    classifier_path: str = flag("", "checkpoint of the classifier, .pt or .safetensors")
+    classifier_scale: float = flag(1.0, "factor gamma on the classifier's gradient; 0: no guidance", minimum=0.0)
+    eds: bool = flag(
+        False,
+        "multiply it by log K / H(p), per sample and step (entropy-driven sampling)",
+        aliases=("use_entropy_scale",),
+    )
+    eds_cap: float = flag(
+        None,
+        "largest L1 norm of the guidance on the logits, in units of gamma * log K; none is the paper's formula",
+        type=float,
+        minimum=1e-6,
+    )
+    trace: str = flag("", "npz file for entropy, p_y, gradient norm, scale and relative guidance over time")
+
+
+def main() -> None:
+    given = Parser(
+        __doc__, SamplingConfig, GuidanceConfig, LabelConfig, ModelConfig, ClassifierConfig, DiffusionConfig, RunConfig
+    ).parse()
+    run, sampling, guide = given.make(RunConfig), given.make(SamplingConfig), given.make(GuidanceConfig)
+    directory = run_setup.begin(run)
+    model_config, classifier_config, diffusion_config = resolve(given, sampling.model_path, guide.classifier_path)
+
+    diffusion = build_diffusion(diffusion_config)
+    model = run_setup.load_frozen(
+        build_model(dataclasses.replace(model_config, use_fp16=False), diffusion_config),
+        sampling.model_path,
+        amp_dtype(model_config.use_fp16, run.amp_dtype),
+    )
+    classifier = run_setup.load_frozen(
+        build_classifier(dataclasses.replace(classifier_config, classifier_use_fp16=False)),
+        guide.classifier_path,
+        amp_dtype(classifier_config.classifier_use_fp16, run.amp_dtype),
+    )
+
+    def model_fn(x, t, y):
+        return model(x, t, y=y) if model_config.class_cond else model(x, t)
+
+    trace = Trace(diffusion) if guide.trace else None
+    rule = (EntropyRule if guide.eds else ConstantRule)(guide.classifier_scale)
+    guidance = ClassifierGuidance(
+        classifier, rule, cap=guide.eds_cap, observer=trace.observe if trace is not None else None
+    )
+    # Without a scale the classifier has no say; it is still watched when a trace is wanted.
+    cond_fn = guidance if guide.classifier_scale > 0 or trace is not None else None
+    loop = diffusion.ddim_sample_loop if sampling.use_ddim else diffusion.p_sample_loop
+    shape = (model_config.in_channels, model_config.image_size, model_config.image_size)
+
+    def draw(batch: Batch):
+        return loop(
+            trace.wrap(model_fn) if trace is not None else model_fn,
+            (len(batch.indices), *shape),
+            noise=batch.noise.normal(shape),
+            clip_denoised=sampling.clip_denoised,
+            cond_fn=cond_fn,
+            model_kwargs={"y": batch.labels},
+            device=dist_util.dev(),
+            noise_fn=batch.noise,
+        )
+
+    label_config = given.make(LabelConfig)
+    SampleRun(
+        num_samples=sampling.num_samples,
+        batch_size=sampling.batch_size,
+        shape=shape,
+        seed=run.seed,
+        directory=directory,
+        flags=given.resolve(SamplingConfig, GuidanceConfig, LabelConfig, RunConfig)
+        | dataclasses.asdict(model_config)
+        | dataclasses.asdict(classifier_config)
+        | dataclasses.asdict(diffusion_config),
+        labels=LabelPlan(label_config.classes, label_config.balanced, classifier_config.num_classes),
+        save_images=sampling.save_images,
+        extras_path=Path(guide.trace).absolute() if guide.trace else None,
+    ).generate(draw, extras=trace.take if trace is not None else None)
+    logger.log(summary_line(guidance.report.summary()))
+
+
+def resolve(given: Given, model_path: str, classifier_path: str):
+    """The configs of model, classifier and process from flags and checkpoints. InputError if they do not fit."""
+    model_saved = run_setup.checkpoint_config("model_path", model_path)
+    classifier_saved = run_setup.checkpoint_config("classifier_path", classifier_path)
+    model = architecture_from(given, ModelConfig, model_saved, model_path)
+    classifier = architecture_from(given, ClassifierConfig, classifier_saved, classifier_path)
+    diffusion = architecture_from(given, DiffusionConfig, model_saved, model_path)
+    shared = ["image_size", "in_channels"] + ["num_classes"] * model.class_cond
+    for name in shared:
+        ours, theirs = getattr(model, name), getattr(classifier, name)
+        if ours != theirs:
+            raise InputError(f"--{name}: {model_path} has {ours}, but {classifier_path} has {theirs}")
+    for name in ("noise_schedule", "diffusion_steps"):
+        trained_on = (classifier_saved or {}).get(name, getattr(diffusion, name))
+        if trained_on != getattr(diffusion, name):
+            logger.warn(f"--{name}: the classifier was trained with {trained_on}, sampling uses {getattr(diffusion, name)}")
+    return model, classifier, diffusion
+
+
+if __name__ == "__main__":
+    dist_util.run_main(main)

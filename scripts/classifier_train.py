@@ -1,0 +1,101 @@
+"""Train a noise-aware classifier, with --ect by entropy-constraint training (Eq. 11-12 of the paper).
+
+    mpiexec -n 8 python scripts/classifier_train.py --ect --data_dir train/ --val_data_dir val/ \\
+        --image_size 256 --batch_size 32 --anneal_lr --classifier_use_fp16
+
+Continue with --resume_checkpoint <log_dir>/modelNNNNNN.pt and otherwise the same flags.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import partial
+
+from ed_dpm_patches import ect_terms
+from guided_diffusion import dist_util, logger, run_setup
+from guided_diffusion.amp import amp_dtype
+from guided_diffusion.classifier_util import ClassifierTrainLoop
+from guided_diffusion.configs import (
+    ClassifierConfig,
+    ClassifierTrainConfig,
+    DataConfig,
+    DiffusionConfig,
+    RunConfig,
+)
+from guided_diffusion.errors import InputError
+from guided_diffusion.flags import Given, Parser, flag
+from guided_diffusion.image_datasets import load_data
+from guided_diffusion.script_util import build_classifier, build_diffusion
+
+
+@dataclass(frozen=True)
+class EctConfig:
+    """Entropy-constraint training."""
+
+    ect: bool = flag(False, "add the entropy constraint to the cross entropy; implied by --ect_weight")
+    ect_weight: float = flag(
+        0.2,
+        "weight eta of the constraint log K - H(p); the paper says 0.2, the authors' checkpoint used 0.1",
+        minimum=0.0,
+        aliases=("entropy_constraint_loss_weight",),
+    )
+
+
+def main() -> None:
+    given = Parser(
+        __doc__, DataConfig, ClassifierTrainConfig, EctConfig, ClassifierConfig, DiffusionConfig, RunConfig
+    ).parse()
+    run, data_config = given.make(RunConfig), given.make(DataConfig)
+    train, diffusion_config = given.make(ClassifierTrainConfig), given.make(DiffusionConfig)
+    if diffusion_config.timestep_respacing:
+        raise InputError("--timestep_respacing: the classifier is trained on all timesteps; expected none")
+    run_setup.begin(run)
+
+    num_classes, class_names = run_setup.count_classes(given, data_config.data_dir)
+    config = dataclasses.replace(given.make(ClassifierConfig), num_classes=num_classes)
+    weight = ect_weight(given)
+    logger.log(f"{num_classes} classes; " + (f"ECT with weight {weight}" if weight else "plain cross entropy"))
+    loop = ClassifierTrainLoop(
+        model=build_classifier(dataclasses.replace(config, classifier_use_fp16=False)).to(dist_util.dev()),
+        diffusion=build_diffusion(diffusion_config),
+        data=load(data_config.data_dir, data_config, train, config, class_names, train.random_crop),
+        val_data=load(train.val_data_dir, data_config, train, config, class_names, False),
+        config=train,
+        loss_terms=partial(ect_terms, weight=weight),
+        dtype=amp_dtype(config.classifier_use_fp16, run.amp_dtype),
+    )
+    run_setup.save_config(
+        given.resolve(DataConfig, ClassifierTrainConfig, EctConfig, DiffusionConfig, RunConfig)
+        | dataclasses.asdict(config)
+        | {"class_names": class_names, "ect": weight > 0}
+    )
+    loop.run_loop()
+    logger.log(f"checkpoints: {logger.get_dir()}")
+
+
+def ect_weight(given: Given) -> float:
+    """The constraint's weight, 0 when it is off. The release's flag alone turns it on, as there."""
+    config = given.make(EctConfig)
+    asked = config.ect or ("ect" not in given.values and "ect_weight" in given.values)
+    return config.ect_weight if asked else 0.0
+
+
+def load(data_dir, data_config, train, config, class_names, random_crop):
+    """Endless batches from a folder; None for no folder."""
+    if not data_dir:
+        return None
+    return load_data(
+        data_dir=data_dir,
+        batch_size=train.batch_size,
+        image_size=config.image_size,
+        class_cond=True,
+        random_crop=random_crop,
+        random_flip=data_config.random_flip,
+        channels=config.in_channels,
+        class_names=class_names,
+    )
+
+
+if __name__ == "__main__":
+    dist_util.run_main(main)

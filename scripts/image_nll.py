@@ -1,0 +1,97 @@
+"""Evaluate a diffusion model's variational bound on a folder of images, in bits per dimension.
+
+    mpiexec -n 8 python scripts/image_nll.py --data_dir images/ --model_path ema_0.9999_300000.pt
+
+Writes vb_terms.npz, mse_terms.npz and xstart_mse_terms.npz: means over the images for every timestep, in
+the order of evaluation (the noisiest first).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch.distributed as dist
+
+from guided_diffusion import dist_util, logger, run_setup
+from guided_diffusion.amp import amp_dtype
+from guided_diffusion.checkpoint import write_bytes_atomically
+from guided_diffusion.configs import DataConfig, DiffusionConfig, ModelConfig, RunConfig
+from guided_diffusion.flags import Parser, architecture_from, flag
+from guided_diffusion.image_datasets import load_data
+from guided_diffusion.progress import progress_bar
+from guided_diffusion.script_util import build_diffusion, build_model
+
+TERMS = ("vb", "mse", "xstart_mse")
+
+
+@dataclass(frozen=True)
+class NllConfig:
+    """Evaluation."""
+
+    clip_denoised: bool = flag(True, "clamp the model's guess of x_0 to [-1, 1]")
+    num_samples: int = flag(1000, "images to evaluate, over all processes", minimum=1)
+    batch_size: int = flag(1, "images at a time in each process", minimum=1)
+    model_path: str = flag("", "checkpoint of the diffusion model, .pt or .safetensors")
+
+
+def main() -> None:
+    given = Parser(__doc__, DataConfig, NllConfig, ModelConfig, DiffusionConfig, RunConfig).parse()
+    run, data_config, nll = given.make(RunConfig), given.make(DataConfig), given.make(NllConfig)
+    directory = run_setup.begin(run)
+    saved = run_setup.checkpoint_config("model_path", nll.model_path)
+    config = architecture_from(given, ModelConfig, saved, nll.model_path)
+    diffusion_config = architecture_from(given, DiffusionConfig, saved, nll.model_path)
+    model = run_setup.load_frozen(
+        build_model(dataclasses.replace(config, use_fp16=False), diffusion_config),
+        nll.model_path,
+        amp_dtype(config.use_fp16, run.amp_dtype),
+    )
+    data = load_data(
+        data_dir=data_config.data_dir,
+        batch_size=nll.batch_size,
+        image_size=config.image_size,
+        class_cond=config.class_cond,
+        deterministic=True,
+        random_flip=data_config.random_flip,
+        channels=config.in_channels,
+        class_names=(saved or {}).get("class_names"),
+    )
+    evaluate(model, build_diffusion(diffusion_config), data, nll, directory)
+
+
+def evaluate(model, diffusion, data: Iterator, nll: NllConfig, directory: Path) -> float:
+    """Mean bits per dimension over the images; writes the terms from rank 0."""
+    world_size = dist_util.get_world_size()
+    per_round = nll.batch_size * world_size
+    sums = {name: np.zeros(diffusion.num_timesteps) for name in TERMS}
+    total_bpd, rounds = 0.0, 0
+    with progress_bar(nll.num_samples, "img") as bar:
+        while rounds * per_round < nll.num_samples:
+            images, condition = next(data)
+            condition = {name: value.to(dist_util.dev()) for name, value in condition.items()}
+            terms = diffusion.calc_bpd_loop(model, images.to(dist_util.dev()), nll.clip_denoised, condition)
+            means = {name: terms[name].mean(dim=0) / world_size for name in (*TERMS, "total_bpd")}
+            for mean in means.values():
+                dist.all_reduce(mean)
+            for name in TERMS:
+                sums[name] += means[name].double().cpu().numpy()
+            total_bpd += means["total_bpd"].item()
+            rounds += 1
+            bar.update(min(per_round, nll.num_samples - bar.n))
+            logger.log(f"done {rounds * per_round} samples: bpd={total_bpd / rounds:.6g}")
+    if dist_util.get_rank() == 0:
+        for name, values in sums.items():
+            path = directory / f"{name}_terms.npz"
+            with write_bytes_atomically(path) as file:
+                np.savez(file, (values / rounds).astype(np.float32))
+            logger.log(f"saved {path}")
+    dist_util.barrier()
+    return total_bpd / rounds
+
+
+if __name__ == "__main__":
+    dist_util.run_main(main)

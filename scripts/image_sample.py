@@ -1,0 +1,67 @@
+"""Sample images from a diffusion model, without a classifier.
+
+    mpiexec -n 8 python scripts/image_sample.py --model_path ema_0.9999_300000.pt --num_samples 50000 \\
+        --timestep_respacing 250 --log_dir runs/samples
+
+Interrupted? The same command with the same --log_dir goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from guided_diffusion import dist_util, run_setup
+from guided_diffusion.amp import amp_dtype
+from guided_diffusion.configs import DiffusionConfig, LabelConfig, ModelConfig, RunConfig, SamplingConfig
+from guided_diffusion.flags import Parser, architecture_from
+from guided_diffusion.generate import Batch, SampleRun
+from guided_diffusion.sample_noise import LabelPlan
+from guided_diffusion.script_util import build_diffusion, build_model
+
+
+def main() -> None:
+    given = Parser(__doc__, SamplingConfig, LabelConfig, ModelConfig, DiffusionConfig, RunConfig).parse()
+    run, sampling, label_config = given.make(RunConfig), given.make(SamplingConfig), given.make(LabelConfig)
+    directory = run_setup.begin(run)
+    saved = run_setup.checkpoint_config("model_path", sampling.model_path)
+    config = architecture_from(given, ModelConfig, saved, sampling.model_path)
+    diffusion_config = architecture_from(given, DiffusionConfig, saved, sampling.model_path)
+
+    diffusion = build_diffusion(diffusion_config)
+    model = run_setup.load_frozen(
+        build_model(dataclasses.replace(config, use_fp16=False), diffusion_config),
+        sampling.model_path,
+        amp_dtype(config.use_fp16, run.amp_dtype),
+    )
+    loop = diffusion.ddim_sample_loop if sampling.use_ddim else diffusion.p_sample_loop
+    shape = (config.in_channels, config.image_size, config.image_size)
+
+    def draw(batch: Batch):
+        return loop(
+            model,
+            (len(batch.indices), *shape),
+            noise=batch.noise.normal(shape),
+            clip_denoised=sampling.clip_denoised,
+            model_kwargs={"y": batch.labels} if config.class_cond else {},
+            device=dist_util.dev(),
+            noise_fn=batch.noise,
+        )
+
+    SampleRun(
+        num_samples=sampling.num_samples,
+        batch_size=sampling.batch_size,
+        shape=shape,
+        seed=run.seed,
+        directory=directory,
+        flags=given.resolve(SamplingConfig, LabelConfig, RunConfig)
+        | dataclasses.asdict(config)
+        | dataclasses.asdict(diffusion_config),
+        labels=LabelPlan(label_config.classes, label_config.balanced, config.num_classes)
+        if config.class_cond
+        else None,
+        save_images=sampling.save_images,
+    ).generate(draw)
+
+
+if __name__ == "__main__":
+    dist_util.run_main(main)

@@ -1,0 +1,106 @@
+"""Upsample a batch of images with a super-resolution diffusion model.
+
+    mpiexec -n 8 python scripts/super_res_sample.py --base_samples samples_10000x64x64x3.npz \\
+        --model_path 64_256_upsampler.pt --timestep_respacing 250 --log_dir runs/upsampled
+
+Sample i is made from image i of the npz (starting over when there are fewer). Interrupted? The same command
+with the same --log_dir goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from guided_diffusion import dist_util, run_setup
+from guided_diffusion.amp import amp_dtype
+from guided_diffusion.configs import DiffusionConfig, RunConfig, SamplingConfig, SuperResConfig
+from guided_diffusion.errors import InputError
+from guided_diffusion.flags import Parser, architecture_from, flag
+from guided_diffusion.generate import Batch, SampleRun
+from guided_diffusion.script_util import build_diffusion, build_super_res_model
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """Images to upsample."""
+
+    base_samples: str = flag("", "npz with arr_0, uint8 [N, H, W, C], and arr_1, labels, with --class_cond")
+
+
+def main() -> None:
+    given = Parser(__doc__, SamplingConfig, BaseConfig, SuperResConfig, DiffusionConfig, RunConfig).parse()
+    run, sampling = given.make(RunConfig), given.make(SamplingConfig)
+    directory = run_setup.begin(run)
+    saved = run_setup.checkpoint_config("model_path", sampling.model_path)
+    config = architecture_from(given, SuperResConfig, saved, sampling.model_path)
+    diffusion_config = architecture_from(given, DiffusionConfig, saved, sampling.model_path)
+    base = BaseImages(given.make(BaseConfig).base_samples, config)
+
+    diffusion = build_diffusion(diffusion_config)
+    model = run_setup.load_frozen(
+        build_super_res_model(dataclasses.replace(config, use_fp16=False), diffusion_config),
+        sampling.model_path,
+        amp_dtype(config.use_fp16, run.amp_dtype),
+    )
+    shape = (config.in_channels, config.large_size, config.large_size)
+
+    def draw(batch: Batch):
+        return diffusion.p_sample_loop(
+            model,
+            (len(batch.indices), *shape),
+            noise=batch.noise.normal(shape),
+            clip_denoised=sampling.clip_denoised,
+            model_kwargs=base.condition(batch.indices),
+            device=dist_util.dev(),
+            noise_fn=batch.noise,
+        )
+
+    SampleRun(
+        num_samples=sampling.num_samples,
+        batch_size=sampling.batch_size,
+        shape=shape,
+        seed=run.seed,
+        directory=directory,
+        flags=given.resolve(SamplingConfig, BaseConfig, RunConfig)
+        | dataclasses.asdict(config)
+        | dataclasses.asdict(diffusion_config),
+        save_images=sampling.save_images,
+    ).generate(draw)
+
+
+class BaseImages:
+    """The low-resolution images of an npz. InputError when the file is not what the model needs."""
+
+    def __init__(self, path: str, config: SuperResConfig):
+        if not path or not Path(path).is_file():
+            raise InputError(f"--base_samples: found {path!r}, expected an npz file")
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                self.images = arrays["arr_0"]
+                self.labels = arrays["arr_1"] if config.class_cond else None
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(f"--base_samples {path}: not a readable npz with the arrays needed ({error})") from None
+        expected = (config.small_size, config.small_size, config.in_channels)
+        if self.images.ndim != 4 or self.images.shape[1:] != expected or self.images.dtype != np.uint8:
+            found = f"{self.images.dtype} {list(self.images.shape)}"
+            raise InputError(f"--base_samples {path}: found {found}, expected uint8 [N, H, W, C] = [N, {expected}]")
+
+    def condition(self, indices: range) -> dict[str, Tensor]:
+        """low_res in [-1, 1], and labels for a class-conditional model."""
+        rows = [i % len(self.images) for i in indices]
+        images = torch.from_numpy(self.images[rows]).to(dist_util.dev()).float() / 127.5 - 1.0
+        condition = {"low_res": images.permute(0, 3, 1, 2)}
+        if self.labels is not None:
+            condition["y"] = torch.from_numpy(self.labels[rows]).to(dist_util.dev(), torch.long)
+        return condition
+
+
+if __name__ == "__main__":
+    dist_util.run_main(main)
