@@ -126,6 +126,8 @@ def test_radii_on_a_line():
 
 
 def test_precision_and_recall_on_a_line():
+    reference = np.array([[0.0], [1], [2], [3]])
+    samples = np.array([[2.0], [2.5], [3.0], [3.5], [50.0], [6.0]])
     # The reference reaches 3, 2, 2, 3: the sample at 6 is exactly on the edge, hence inside; only 50 is not.
     # The samples reach 1.5, 1, 1, 1.5, 47, 3.5: the reference at 0 is just out of reach.
     precision, recall = pr.precision_recall(reference, samples)

@@ -1,0 +1,148 @@
+"""A classifier of clean images as the feature network, for data that Inception knows nothing about."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from evaluations.engine import Activations
+from guided_diffusion.checkpoint import load_weights, read_config
+from guided_diffusion.errors import InputError
+from guided_diffusion.script_util import create_classifier
+
+SPATIAL_CHANNELS = 7
+
+log = logging.getLogger(__name__)
+
+_REQUIRED_KEYS = (
+    "image_size",
+    "classifier_width",
+    "classifier_depth",
+    "classifier_attention_resolutions",
+    "classifier_use_scale_shift_norm",
+    "classifier_resblock_updown",
+    "classifier_pool",
+)
+_OPTIONAL_KEYS = ("num_classes", "in_channels", "classifier_num_head_channels", "classifier_channel_mult")
+
+
+class ClassifierEngine:
+    """Features from a ``guided_diffusion`` classifier trained with ``--noised False``, run at timestep 0.
+
+    - pooled: for the pools ``adaptive`` and ``attention`` the mean over space of the last feature map after
+      the head's norm and SiLU; for ``spatial`` and ``spatial_v2`` the concatenated means that enter the head
+    - spatial: the first 7 channels of the last feature map (middle block), channel fastest
+    - probabilities: softmax of the logits
+
+    ``checkpoint`` is the weights' file; its architecture comes from the ``config.json`` beside it. The
+    network runs in float32 (no TF32) whatever precision it was trained in, on CUDA when there is one.
+
+    Raises ``InputError`` if the configuration or the weights are missing or do not fit.
+    """
+
+    uses_stored_statistics = False
+
+    def __init__(self, checkpoint: str | os.PathLike, batch_size: int = 64):
+        config = _read_architecture(checkpoint)
+        self.name = f"classifier {os.fspath(checkpoint)}"
+        self.batch_size = batch_size
+        self.image_size = int(config["image_size"])
+        self.channels = int(config.get("in_channels", 3))
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = _build(config, checkpoint)
+        load_weights(self._model, checkpoint)
+        self._model.to(self.device).eval().requires_grad_(False)
+
+    def check(self, path: str, shape: tuple[int, ...]) -> None:
+        """``InputError`` unless the images have the size the classifier was built for."""
+        if tuple(shape[1:3]) != (self.image_size, self.image_size):
+            raise InputError(
+                f"{path}: found images of {shape[1]}x{shape[2]} pixels, expected {self.image_size}x"
+                f"{self.image_size} as in the config.json of the --features classifier"
+            )
+
+    @torch.inference_mode()
+    def compute_activations(self, batches: Iterable[np.ndarray]) -> Activations:
+        """Run uint8 images [B, H, W, 1 or 3] through the classifier.
+
+        Grey images are repeated for a classifier of 3 channels. Raises ``InputError`` for coloured images
+        and a classifier of 1 channel.
+        """
+        parts: list[tuple[np.ndarray, ...]] = []
+        for batch in tqdm(batches, desc="classifier", unit="batch"):
+            x_BCHW = torch.from_numpy(match_channels(np.asarray(batch), self.channels)).to(self.device)
+            x_BCHW = x_BCHW.permute(0, 3, 1, 2).float() / 127.5 - 1
+            parts.append(tuple(out.float().cpu().numpy() for out in self._run(x_BCHW)))
+        return Activations(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    def _run(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pooled features [B, D], spatial features [B, S] and probabilities [B, K]."""
+        seen: dict[str, Tensor] = {}
+        head = self._model.out
+        hooks = [
+            self._model.middle_block.register_forward_hook(lambda _m, _i, out: seen.update(map=out)),
+            head.register_forward_pre_hook(lambda _m, inputs: seen.update(head=inputs[0])),
+        ]
+        try:
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                logits = self._model(x_BCHW, torch.zeros(len(x_BCHW), dtype=torch.long, device=self.device))
+                entering = seen["head"]
+                pooled = entering if entering.ndim == 2 else F.silu(head[0](entering)).mean(dim=(2, 3))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        spatial = seen["map"][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+        return pooled, spatial, logits.float().softmax(dim=-1)
+
+
+def match_channels(images_BHWC: np.ndarray, channels: int) -> np.ndarray:
+    """Images with 1 or 3 ``channels``: grey is repeated; RGB becomes grey only if all channels are equal.
+
+    Raises ``InputError`` for coloured images where grey ones are expected.
+    """
+    if images_BHWC.shape[-1] == channels:
+        return images_BHWC.copy()  # torch wants memory it may write to; batches from files are read-only
+    if images_BHWC.shape[-1] == 1:
+        return images_BHWC.repeat(channels, axis=-1)
+    if (images_BHWC != images_BHWC[..., :1]).any():
+        raise InputError("found coloured images, expected grey ones for the 1 channel of the classifier")
+    return images_BHWC[..., :1].copy()
+
+
+def _read_architecture(checkpoint: str | os.PathLike) -> dict[str, Any]:
+    """The classifier's keyword arguments out of ``config.json``; other keys are ignored."""
+    if not Path(checkpoint).is_file():
+        raise InputError(f"--features {checkpoint}: no such file")
+    config_path = Path(checkpoint).parent / "config.json"
+    config = read_config(checkpoint)
+    if config is None:
+        raise InputError(f"{config_path}: no such file; --features needs the config.json of the training run")
+    if missing := [key for key in _REQUIRED_KEYS if key not in config]:
+        raise InputError(f"{config_path}: does not describe a classifier: missing {', '.join(missing)}")
+    if config.get("noised") is True:
+        log.warning(
+            "%s: this classifier was trained on noised images; features are meant to come from one of clean "
+            "images (scripts/classifier_train.py --noised False) that did not guide the samples",
+            config_path,
+        )
+    return {key: config[key] for key in (*_REQUIRED_KEYS, *_OPTIONAL_KEYS) if key in config}
+
+
+def _build(config: dict[str, Any], checkpoint: str | os.PathLike) -> nn.Module:
+    try:
+        return create_classifier(classifier_use_fp16=False, **config)
+    except InputError:
+        raise
+    except Exception as error:  # the values are anybody's, so the builder may fail in any way
+        path = Path(checkpoint).parent / "config.json"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: no classifier can be built from it: {reason}") from error

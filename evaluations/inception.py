@@ -1,0 +1,183 @@
+"""The Inception network of the published figures: a frozen graph. TensorFlow is imported on use only."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from evaluations.download import fetch
+from evaluations.engine import Activations
+from guided_diffusion.errors import InputError
+
+INCEPTION_V3_URL = (
+    "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/classify_image_graph_def.pb"
+)
+INCEPTION_V3_PATH = "classify_image_graph_def.pb"
+
+IMAGE_INPUT = "ExpandDims:0"
+POOL_OUTPUT = "pool_3:0"
+SPATIAL_OUTPUT = "mixed_6/conv:0"
+LOGITS_PRODUCT = "softmax/logits/MatMul"
+POOL_DIMS = 2048
+SPATIAL_CHANNELS = 7
+
+log = logging.getLogger(__name__)
+
+
+@cache
+def import_tensorflow() -> ModuleType:
+    """``tensorflow.compat.v1`` with its start-up messages turned off; ``InputError`` if not installed."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    try:
+        with _silent_stderr():
+            import tensorflow.compat.v1 as tf
+    except ImportError as error:
+        raise InputError(
+            f"the Inception engine needs TensorFlow, which cannot be imported ({error}); "
+            "install it, or use --features CHECKPOINT"
+        ) from error
+    tf.logging.set_verbosity(tf.logging.ERROR)
+    return tf
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drop what this process's native code writes to stderr, which TensorFlow does before its settings apply.
+
+    Python exceptions are not affected.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def make_session(graph: Any = None) -> Any:
+    """A TensorFlow 1 session on a graph of its own that takes GPU memory only as needed."""
+    tf = import_tensorflow()
+    config = tf.ConfigProto(allow_soft_placement=True)  # the graph holds operations that only a CPU has
+    config.gpu_options.allow_growth = True
+    with _silent_stderr():
+        return tf.Session(graph=graph or tf.Graph(), config=config)
+
+
+class InceptionEngine:
+    """Pooled [N, 2048] and spatial [N, 17 * 17 * 7] features and probabilities [N, 1008] from Inception.
+
+    Images are fed as float32 0..255 at their native size in place of the graph's decoded picture; the graph
+    itself resizes and normalises. Grey images are repeated to three channels. Spatial features are the first
+    7 channels of ``mixed_6/conv``, channel fastest. Probabilities are the softmax of the pooled features
+    times the weights of the last layer, *without* its bias, as the published figures have it.
+
+    ``graph_path`` is the frozen graph; without it ``classify_image_graph_def.pb`` in the working directory. A
+    file that is not there is downloaded. ``session`` is a TensorFlow 1 session to use, by default a new one.
+    """
+
+    name = "inception"
+    uses_stored_statistics = True
+
+    def __init__(
+        self,
+        graph_path: str | os.PathLike | None = None,
+        session: Any = None,
+        batch_size: int = 64,
+        softmax_batch_size: int = 512,
+    ):
+        self.batch_size = batch_size
+        self.softmax_batch_size = softmax_batch_size
+        tf = import_tensorflow()  # first: without TensorFlow there is no use in a download
+        path = _find_graph(graph_path)
+        self.session = session if session is not None else make_session()
+        with self.session.graph.as_default():
+            self._images = tf.placeholder(tf.float32, [None, None, None, 3])
+            self._features = tf.placeholder(tf.float32, [None, POOL_DIMS])
+            pool, spatial, product = _import_frozen(tf, path, self._images)
+            self._pool = tf.reshape(pool, [-1, POOL_DIMS])
+            channels = spatial[..., :SPATIAL_CHANNELS]
+            self._spatial = tf.reshape(channels, [tf.shape(channels)[0], -1])
+            self._probabilities = tf.nn.softmax(tf.matmul(self._features, product.inputs[1]))
+
+    def check(self, path: str, shape: tuple[int, ...]) -> None:
+        """Any size, grey or RGB, will do."""
+
+    def compute_activations(self, batches: Iterable[np.ndarray]) -> Activations:
+        """Run images [B, H, W, 1 or 3], values 0..255 of any real dtype, through the network."""
+        pool, spatial = self.compute_features(batches)
+        return Activations(pool, spatial, self.compute_probabilities(pool))
+
+    def compute_features(self, batches: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Pooled and spatial features only."""
+        pools, spatials = [], []
+        for batch in tqdm(batches, desc="inception", unit="batch"):
+            images = np.asarray(batch, dtype=np.float32)
+            if images.shape[-1] == 1:
+                images = images.repeat(3, axis=-1)
+            pool, spatial = self.session.run([self._pool, self._spatial], {self._images: images})
+            pools.append(pool)
+            spatials.append(spatial)
+        return np.concatenate(pools), np.concatenate(spatials)
+
+    def compute_probabilities(self, pool_ND: np.ndarray) -> np.ndarray:
+        """Class probabilities [N, K] from pooled features [N, 2048]."""
+        step = self.softmax_batch_size
+        return np.concatenate(
+            [
+                self.session.run(self._probabilities, {self._features: pool_ND[begin : begin + step]})
+                for begin in range(0, len(pool_ND), step)
+            ]
+        )
+
+
+def _find_graph(graph_path: str | os.PathLike | None) -> Path:
+    path = Path(graph_path or INCEPTION_V3_PATH).absolute()
+    if path.is_dir():
+        raise InputError(f"{path}: expected the frozen Inception graph, found a directory")
+    return fetch(
+        INCEPTION_V3_URL,
+        path,
+        advice=f"put the file at {path}, or say where it is with --inception PATH",
+    )
+
+
+def _import_frozen(tf: ModuleType, path: Path, images: Any) -> tuple[Any, Any, Any]:
+    """Add the frozen graph to the current one with ``images`` as its input.
+
+    Returns the pooled tensor, the spatial tensor and the product of features and last-layer weights.
+    """
+    frozen = tf.GraphDef()
+    try:
+        frozen.ParseFromString(path.read_bytes())
+        names = {node.name for node in frozen.node}
+        wanted = (IMAGE_INPUT, POOL_OUTPUT, SPATIAL_OUTPUT, LOGITS_PRODUCT)
+        if missing := [name for name in wanted if name.partition(":")[0] not in names]:
+            raise ValueError(f"it has no node {', '.join(missing)}")
+        for node in frozen.node:  # shapes recorded for a batch of one would be believed
+            node.attr.pop("_output_shapes", None)
+        return tf.import_graph_def(
+            frozen,
+            input_map={IMAGE_INPUT: images},
+            return_elements=[POOL_OUTPUT, SPATIAL_OUTPUT, LOGITS_PRODUCT],
+            name=tf.get_default_graph().unique_name("inception"),
+        )
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except Exception as error:  # protobuf and TensorFlow have no common exception for a damaged graph
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: not the frozen Inception graph: {reason}") from error

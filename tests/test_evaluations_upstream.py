@@ -1,0 +1,90 @@
+"""Our numbers against those that upstream's evaluator gave on the same activations (tests/data/*.json)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import linalg
+from scipy.special import softmax
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_evaluations_metrics import _definition  # noqa: E402
+from test_evaluations_recipes import make_activations  # noqa: E402
+
+from evaluations.evaluator import FIDStatistics, InvalidFIDException, ManifoldEstimator  # noqa: E402
+from evaluations.metrics.frechet import frechet_distance  # noqa: E402
+from evaluations.metrics.inception_score import inception_score  # noqa: E402
+from evaluations.metrics.precision_recall import precision_recall  # noqa: E402
+from evaluations.metrics.statistics import fit_gaussian  # noqa: E402
+
+CASES = json.loads((Path(__file__).parent / "data" / "evaluator_upstream.json").read_text())["cases"]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case["recipe"]["name"])
+def case(request):
+    recipe = request.param["recipe"]
+    return recipe, make_activations(recipe), request.param["upstream"]
+
+
+def _exact_frechet(first: np.ndarray, second: np.ndarray) -> float:
+    """In float64 without any covariance's root: from the features if they are few, else from eigenvalues."""
+    gaussians = [fit_gaussian(first), fit_gaussian(second)]
+    difference = gaussians[0].mu.astype(np.float64) - gaussians[1].mu
+    if min(len(first), len(second)) < first.shape[1]:
+        centred = [(x - x.mean(axis=0, dtype=np.float64)) / np.sqrt(len(x) - 1) for x in (first, second)]
+        root = linalg.svdvals(centred[0] @ centred[1].T).sum()
+    else:
+        root = np.sqrt(linalg.eigvals(gaussians[0].sigma @ gaussians[1].sigma).real).sum()
+    return difference @ difference + sum(np.trace(g.sigma) for g in gaussians) - 2 * root
+
+
+def test_frechet_distance(case):
+    _, (reference, samples, _), upstream = case
+    ours = frechet_distance(fit_gaussian(samples), fit_gaussian(reference))
+    assert ours == pytest.approx(upstream["fid"], rel=1e-4)
+    assert ours == pytest.approx(_exact_frechet(samples, reference), rel=1e-9)
+
+
+def test_inception_score(case):
+    _, (_, samples, weights), upstream = case
+    probabilities = softmax(samples @ weights, axis=1)
+    assert inception_score(probabilities) == pytest.approx(upstream["inception_score"], rel=1e-5)
+
+
+def test_precision_recall(case):
+    recipe, (reference, samples, _), upstream = case
+    found = precision_recall(reference, samples)
+    if recipe["n_samples"] <= 1000:
+        assert found == _definition(reference, samples)
+    images = 1.001 / np.array([recipe["n_samples"], recipe["n_reference"]])
+    single = np.array([upstream["precision_single"], upstream["recall_single"]])
+    half = np.array([upstream["precision"], upstream["recall"]])
+    assert (np.abs(found - single) <= images).all()  # float32: at most one image on the edge
+    assert (np.abs(found - half) <= 0.01).all()
+
+
+def test_manifold_estimator(case):
+    _, (reference, samples, _), upstream = case
+    estimator = ManifoldEstimator(None, 640, 500, nhood_sizes=(2, 5), clamp_to_percentile=60)
+    radii = estimator.manifold_radii(reference)
+    np.testing.assert_allclose(radii.sum(axis=0), upstream["evaluate"]["radii_sum"], rtol=1e-5)
+    found = estimator.evaluate(reference, radii, samples)
+    assert found["batch_predictions"].sum(axis=0).tolist() == upstream["evaluate"]["predictions"]
+    assert found["fraction"] == pytest.approx(upstream["evaluate"]["fraction"])
+    assert found["max_realisim_score"].mean() == pytest.approx(upstream["evaluate"]["realism_mean"], rel=1e-4)
+    assert found["nearest_indices"][:20].tolist() == upstream["evaluate"]["nearest_first"]
+    precision, recall = estimator.evaluate_pr(reference, radii, samples, np.zeros((len(samples), 1)) - 1)
+    assert (precision.shape, recall.shape) == ((2,), (1,))
+    np.testing.assert_allclose(precision, np.array(upstream["evaluate"]["predictions"]) / len(samples))
+    assert recall[0] == 0
+
+
+def test_fid_statistics():
+    gaussian = FIDStatistics(np.zeros(2), np.eye(2))
+    assert gaussian.frechet_distance(FIDStatistics(np.ones(2), 4 * np.eye(2)), eps=1e-3) == pytest.approx(4)
+    with pytest.raises(InvalidFIDException, match="length"):
+        gaussian.frechet_distance(FIDStatistics(np.zeros(3), np.eye(3)))
