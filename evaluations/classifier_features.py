@@ -55,10 +55,10 @@ class ClassifierEngine:
         config = _read_architecture(checkpoint)
         self.name = f"classifier {os.fspath(checkpoint)}"
         self.batch_size = batch_size
+        self._model = _build(config, checkpoint)
         self.image_size = int(config["image_size"])
         self.channels = int(config.get("in_channels", 3))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = _build(config, checkpoint)
         load_weights(self._model, checkpoint)
         self._model.to(self.device).eval().requires_grad_(False)
 

@@ -1,0 +1,152 @@
+"""A guided_diffusion classifier as the feature network."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_evaluations_recipes import make_images  # noqa: E402
+
+from evaluations.classifier_features import ClassifierEngine, match_channels  # noqa: E402
+from guided_diffusion.checkpoint import save, write_config  # noqa: E402
+from guided_diffusion.errors import InputError  # noqa: E402
+from guided_diffusion.nn import timestep_embedding  # noqa: E402
+from guided_diffusion.script_util import create_classifier  # noqa: E402
+
+CONFIG = {
+    "image_size": 16,
+    "classifier_use_fp16": False,
+    "classifier_width": 32,
+    "classifier_depth": 1,
+    "classifier_attention_resolutions": "8",
+    "classifier_use_scale_shift_norm": True,
+    "classifier_resblock_updown": True,
+    "classifier_pool": "attention",
+    "num_classes": 5,
+    "in_channels": 3,
+    "classifier_num_head_channels": 32,
+    "classifier_channel_mult": "1,2",
+}
+EXTRA = {"noised": False, "lr": 3e-4, "data_dir": "somewhere", "batch_size": 4}
+
+
+def write_classifier(directory: Path, **changes) -> Path:
+    """A classifier with random weights, saved with its config.json as a training run does."""
+    config = {**CONFIG, **changes}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = create_classifier(**config)
+        for parameter in model.parameters():  # also those that start at zero
+            torch.nn.init.normal_(parameter, std=0.1)
+    save(model.state_dict(), directory / "model000010.pt")
+    write_config(directory, {**config, **EXTRA})
+    return directory / "model000010.pt"
+
+
+@pytest.mark.parametrize("pool", ["adaptive", "attention", "spatial", "spatial_v2"])
+def test_features_are_those_of_the_definition(tmp_path, pool):
+    engine = ClassifierEngine(write_classifier(tmp_path, classifier_pool=pool))
+    images = make_images(0, 5, 16)
+    found = engine.compute_activations([images])
+    assert {array.dtype for array in vars(found).values()} == {np.dtype(np.float32)}
+
+    model = engine._model.cpu()
+    x = torch.from_numpy(images.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        emb = model.time_embed(timestep_embedding(torch.zeros(5, dtype=torch.long), 32))
+        means, h = [], x
+        for block in [*model.input_blocks, model.middle_block]:
+            h = block(h, emb)
+            means.append(h.mean(dim=(2, 3)))
+        logits = model(x, torch.zeros(5, dtype=torch.long))
+        pooled = torch.cat(means, 1) if "spatial" in pool else F.silu(model.out[0](h)).mean(dim=(2, 3))
+    assert h.shape[2:] == (8, 8)
+    np.testing.assert_allclose(found.pool, pooled, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.probabilities, logits.softmax(1), rtol=1e-4, atol=1e-6)
+    spatial = found.spatial.reshape(5, 8, 8, 7)  # channel fastest
+    np.testing.assert_allclose(spatial, h[:, :7].permute(0, 2, 3, 1), rtol=1e-4, atol=1e-5)
+    if "spatial" in pool:  # the features are all that the head sees
+        with torch.no_grad():
+            again = model.out(torch.from_numpy(found.pool)).softmax(1)
+        np.testing.assert_allclose(found.probabilities, again, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("pool", ["attention", "spatial_v2"])
+def test_batch_size_changes_nothing(tmp_path, pool):
+    engine = ClassifierEngine(write_classifier(tmp_path, classifier_pool=pool))
+    images = make_images(1, 7, 16)
+    whole = engine.compute_activations([images])
+    for size in (1, 3):
+        parts = engine.compute_activations([images[begin : begin + size] for begin in range(0, 7, size)])
+        for name, array in vars(whole).items():
+            np.testing.assert_allclose(getattr(parts, name), array, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_half_precision_training_is_judged_in_full_precision(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    images = [make_images(2, 3, 16)]
+    full = ClassifierEngine(write_classifier(tmp_path / "a")).compute_activations(images)
+    half = ClassifierEngine(write_classifier(tmp_path / "b", classifier_use_fp16=True)).compute_activations(
+        images
+    )
+    np.testing.assert_array_equal(full.pool, half.pool)
+
+
+def test_channels(tmp_path):
+    engine = ClassifierEngine(write_classifier(tmp_path, in_channels=1, num_classes=3))
+    grey = make_images(3, 4, 16)[..., :1]
+    one = engine.compute_activations([grey])
+    same = engine.compute_activations([grey.repeat(3, axis=-1)])
+    np.testing.assert_array_equal(one.pool, same.pool)
+    assert one.probabilities.shape == (4, 3)
+    with pytest.raises(InputError, match="coloured images, expected grey"):
+        engine.compute_activations([make_images(3, 4, 16)])
+    np.testing.assert_array_equal(match_channels(grey, 3), grey.repeat(3, axis=-1))
+
+
+def test_image_size(tmp_path):
+    engine = ClassifierEngine(write_classifier(tmp_path))
+    engine.check("a.npz", (4, 16, 16, 3))
+    with pytest.raises(InputError, match="a.npz: found images of 16x24 pixels, expected 16x16"):
+        engine.check("a.npz", (4, 16, 24, 3))
+
+
+def test_noised_classifier_is_pointed_out(tmp_path, caplog):
+    path = write_classifier(tmp_path)
+    write_config(tmp_path, {**CONFIG, "noised": True})
+    ClassifierEngine(path)
+    assert "trained on noised images" in caplog.text
+
+
+def _fails(path, match):
+    with pytest.raises(InputError, match=match) as caught:
+        ClassifierEngine(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_or_unfit_files(tmp_path):
+    _fails(tmp_path / "none.pt", "--features .*none.pt: no such file")
+    path = write_classifier(tmp_path)
+    write_config(tmp_path, {**CONFIG, "classifier_depth": 2})
+    _fails(path, "does not fit the model")
+    write_config(tmp_path, {**CONFIG, "image_size": "large"})
+    _fails(path, "image_size|config.json")
+    write_config(tmp_path, {**CONFIG, "classifier_pool": "none"})
+    _fails(path, "classifier_pool|config.json")
+    write_config(tmp_path, {key: CONFIG[key] for key in CONFIG if key != "classifier_width"})
+    _fails(path, "config.json: does not describe a classifier: missing classifier_width")
+    (tmp_path / "config.json").write_text(json.dumps([1]))
+    _fails(path, "config.json")
+    (tmp_path / "config.json").unlink()
+    _fails(path, "config.json: no such file")
+    write_config(tmp_path, CONFIG)
+    path.write_bytes(b"nothing")
+    _fails(path, "model000010.pt")

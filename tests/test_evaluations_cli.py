@@ -1,0 +1,175 @@
+"""The evaluator program with a classifier, and with everything that can be wrong with its input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_evaluations_classifier import write_classifier  # noqa: E402
+from test_evaluations_recipes import make_images  # noqa: E402
+
+from evaluations import evaluator  # noqa: E402
+from evaluations.classifier_features import ClassifierEngine  # noqa: E402
+from evaluations.metrics.frechet import frechet_distance  # noqa: E402
+from evaluations.metrics.statistics import fit_gaussian  # noqa: E402
+from guided_diffusion.errors import InputError  # noqa: E402
+
+PROGRAM = Path(__file__).resolve().parents[1] / "evaluations" / "evaluator.py"
+REFERENCE, SAMPLES = make_images(0, 24, 16), make_images(1, 20, 16)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A working directory with a classifier and two good files."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    write_classifier(tmp_path / "run")
+    np.savez("ref.npz", REFERENCE)
+    np.savez("s.npz", SAMPLES, np.arange(20) % 5)
+    return tmp_path
+
+
+def _run(*args) -> subprocess.CompletedProcess:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return subprocess.run([sys.executable, PROGRAM, *args], capture_output=True, text=True, env=environment)
+
+
+def _main(monkeypatch, *args) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluator.py", *map(str, args)])
+    evaluator.main()
+
+
+def test_program_with_a_classifier(place):
+    done = _run("ref.npz", "s.npz", "--features", "run/model000010.pt", "--json", "out.json")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split(": ") for line in done.stdout.splitlines()]
+    names = ["Inception Score", "FID", "sFID", "Precision", "Recall", "Accuracy"]
+    assert [name for name, _ in lines] == names
+    values = [float(value) for _, value in lines]
+    engine = ClassifierEngine("run/model000010.pt")
+    reference, samples = engine.compute_activations([REFERENCE]), engine.compute_activations([SAMPLES])
+    fid = frechet_distance(fit_gaussian(reference.pool), fit_gaussian(samples.pool))
+    assert values[1] == pytest.approx(fid, rel=1e-4)
+    assert values[5] == pytest.approx((samples.probabilities.argmax(1) == np.arange(20) % 5).mean())
+    written = json.loads(Path("out.json").read_text())
+    found = [written[key] for key in ("inception_score", "fid", "sfid", "precision", "recall", "accuracy")]
+    assert found == values
+    assert written["engine"] == "classifier run/model000010.pt" and written["n_samples"] == 20
+    assert not list(place.glob("*.tmp")) and not list(place.glob(".*"))
+
+
+def test_no_accuracy_without_labels_and_batch_size(place, monkeypatch, capsys):
+    np.savez("s.npz", SAMPLES)
+    _main(monkeypatch, "ref.npz", "s.npz", "--features", "run/model000010.pt")
+    first = capsys.readouterr().out.splitlines()
+    assert len(first) == 5
+    _main(monkeypatch, "ref.npz", "s.npz", "--features", "run/model000010.pt", "--batch_size", "7")
+    for one, other in zip(first, capsys.readouterr().out.splitlines(), strict=True):
+        assert float(one.split(": ")[1]) == pytest.approx(float(other.split(": ")[1]), rel=1e-4)
+
+
+def test_a_set_judged_by_itself(place):
+    metrics = evaluator.evaluate("ref.npz", "ref.npz", ClassifierEngine("run/model000010.pt"))
+    assert (metrics.precision, metrics.recall, metrics.accuracy) == (1, 1, None)
+    assert abs(metrics.fid) < 1e-6 and abs(metrics.sfid) < 1e-6
+
+
+def test_stored_statistics_are_inceptions(place, caplog):
+    caplog.set_level("INFO")
+    wrong = {"mu": np.zeros(3), "sigma": np.eye(3), "mu_s": np.zeros(3), "sigma_s": np.eye(3)}
+    np.savez("stored.npz", REFERENCE, **wrong)
+    engine = ClassifierEngine("run/model000010.pt")
+    stored, plain = (evaluator.evaluate(name, "s.npz", engine) for name in ("stored.npz", "ref.npz"))
+    assert (stored.fid, stored.sfid) == (plain.fid, plain.sfid)
+    assert "stored.npz: its stored statistics are Inception's" in caplog.text
+
+
+def _objects():
+    return np.savez("bad.npz", np.array([{}, {}, {}, {}], dtype=object))
+
+
+def _truncated():
+    np.savez("bad.npz", SAMPLES)
+    Path("bad.npz").write_bytes(Path("bad.npz").read_bytes()[:4000])
+
+
+BAD_FILES = {
+    "missing file": (lambda: None, "no such file"),
+    "no arr_0": (lambda: np.savez("bad.npz", images=SAMPLES), "missing array arr_0"),
+    "objects": (_objects, "pickled"),
+    "truncated": (_truncated, "truncated"),
+    "shape": (lambda: np.savez("bad.npz", SAMPLES[0]), r"uint8 \[N, H, W, 1 or 3\]"),
+    "dtype": (lambda: np.savez("bad.npz", SAMPLES / 255), "found float64"),
+    "too few": (lambda: np.savez("bad.npz", SAMPLES[:3]), "found 3 images, expected at least 4"),
+    "size": (lambda: np.savez("bad.npz", make_images(0, 5, 24)), "24x24 pixels, expected 16x16"),
+}
+
+
+@pytest.mark.parametrize("as_reference", [True, False])
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_bad_files(place, monkeypatch, capsys, kind, as_reference):
+    write, complaint = BAD_FILES[kind]
+    write()
+    before = sorted(os.listdir())
+    names = ["bad.npz", "s.npz"] if as_reference else ["ref.npz", "bad.npz"]
+    with pytest.raises(InputError, match=rf"bad\.npz.*{complaint}") as caught:
+        _main(monkeypatch, *names, "--features", "run/model000010.pt", "--json", "out.json")
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr().out == ""
+    assert sorted(os.listdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("labels", "complaint"),
+    [
+        (np.arange(20) + 1, "found labels from 1 to 20 in arr_1, expected 0 to 4"),
+        (np.zeros(3, int), "20 integer"),
+    ],
+)
+def test_bad_labels(place, labels, complaint):
+    np.savez("s.npz", SAMPLES, labels)
+    with pytest.raises(InputError, match=f"s.npz.*{complaint}"):
+        evaluator.evaluate("ref.npz", "s.npz", ClassifierEngine("run/model000010.pt"))
+
+
+def test_coloured_images_for_a_grey_classifier_name_the_file(place):
+    (place / "grey").mkdir()
+    engine = ClassifierEngine(write_classifier(place / "grey", in_channels=1))
+    with pytest.raises(InputError, match=r"ref\.npz: found coloured images"):
+        evaluator.evaluate("ref.npz", "s.npz", engine)
+
+
+def test_broken_classifier_is_not_averaged_away(place):
+    engine = ClassifierEngine("run/model000010.pt")
+    engine._model.input_blocks[0][0].bias.data.fill_(float("nan"))
+    with pytest.raises(InputError, match="ref.npz: classifier .* nan or infinite"):
+        evaluator.evaluate("ref.npz", "s.npz", engine)
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--batch_size", "0"], "--batch_size"),
+        (["--json", "run"], "--json"),
+        (["--json", "ref.npz/x"], "--json"),
+    ],
+)
+def test_bad_flags(place, monkeypatch, flags, complaint):
+    with pytest.raises(InputError, match=complaint):
+        _main(monkeypatch, "ref.npz", "s.npz", "--features", "run/model000010.pt", *flags)
+
+
+def test_error_line_and_exit_status(place):
+    _objects()
+    done = _run("ref.npz", "bad.npz", "--json", "out.json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith("error: bad.npz: array arr_0 holds pickled objects")
+    assert len(done.stderr.splitlines()) == 1
+    assert not Path("out.json").exists() and not Path("classify_image_graph_def.pb.part").exists()
