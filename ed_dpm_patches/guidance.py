@@ -70,14 +70,15 @@ class ClassifierGuidance:
         # Unit cotangents through the network; their size comes back in float64 afterwards.
         unit_BK = torch.nn.functional.normalize(v_BK, p=1.0, dim=1, eps=1e-300) * BACKWARD_NORM
         (gradient,) = torch.autograd.grad(logits_BK, x_in, unit_BK.to(logits_BK.dtype))
-        gradient = gradient.float()
+        gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
         valid_B &= gradient.flatten(1).isfinite().all(dim=1)
         gradient = torch.where(_per_sample(valid_B, gradient), gradient, 0.0)
 
         size_B = norm_B / BACKWARD_NORM
         peak_B = gradient.flatten(1).abs().amax(dim=1)
-        size_B = torch.minimum(size_B, LARGEST_GUIDANCE / peak_B.double().clamp(min=1e-30))
-        guidance = gradient * _per_sample(size_B.float(), gradient)
+        # The floor keeps the factor itself within float32 where the gradient vanishes.
+        size_B = torch.minimum(size_B, LARGEST_GUIDANCE / peak_B.double().clamp(min=1e-25))
+        guidance = gradient * _per_sample(size_B.to(gradient.dtype), gradient)
 
         # |onehot - p| sums to 2 (1 - p_y), which turns any rule's v into its scale.
         p = Softmax.of(steady_BK)

@@ -128,9 +128,10 @@ def resolve(given: Given, model_path: str, classifier_path: str):
         if ours != theirs:
             raise InputError(f"--{name}: {model_path} has {ours}, but {classifier_path} has {theirs}")
     for name in ("noise_schedule", "diffusion_steps"):
-        trained_on = (classifier_saved or {}).get(name, getattr(diffusion, name))
-        if trained_on != getattr(diffusion, name):
-            logger.warn(f"--{name}: the classifier was trained with {trained_on}, sampling uses {getattr(diffusion, name)}")
+        used = getattr(diffusion, name)
+        trained_on = (classifier_saved or {}).get(name, used)
+        if trained_on != used:
+            logger.warn(f"--{name}: the classifier was trained with {trained_on}, sampling uses {used}")
     return model, classifier, diffusion
 
 

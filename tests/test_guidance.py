@@ -1,0 +1,268 @@
+"""ClassifierGuidance: the pull-back, half-precision classifiers, safety, and its report."""
+
+from __future__ import annotations
+
+import math
+
+import mpmath as mp
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ed_dpm_patches import ClassifierGuidance, ConstantRule, EntropyRule
+from ed_dpm_patches.report import ScaleReport, summary_line
+from ed_dpm_patches.trace import Trace
+from guided_diffusion.amp import LowPrecision
+from guided_diffusion.script_util import create_gaussian_diffusion
+from guided_diffusion.unet import EncoderUNetModel, UNetModel
+from tests import exact
+
+CLASSES = 10
+
+
+def small_classifier(seed: int = 0) -> EncoderUNetModel:
+    torch.manual_seed(seed)
+    model = EncoderUNetModel(
+        8, 1, 32, CLASSES, 1, (2,), channel_mult=(1, 2), num_head_channels=32, use_scale_shift_norm=True,
+        resblock_updown=True, pool="attention",
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():  # the zero-initialised layers too
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval().requires_grad_(False)
+
+
+def small_unet() -> UNetModel:
+    torch.manual_seed(1)
+    model = UNetModel(8, 1, 32, 2, 1, (2,), channel_mult=(1, 2), num_heads=2, use_scale_shift_norm=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return model.eval().requires_grad_(False)
+
+
+class Biased(nn.Module):
+    """A classifier made as certain of one class as wanted: a constant on its logits."""
+
+    def __init__(self, network: nn.Module, bias: Tensor):
+        super().__init__()
+        self.network, self.bias = network, bias
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.network(x, t) + self.bias
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(6, 1, 8, 8, generator=generator)
+    return x, torch.tensor([5, 100, 300, 500, 800, 999]), torch.arange(6) % CLASSES
+
+
+def test_plain_guidance_is_the_scaled_gradient_of_log_p(batch):
+    x, t, y = batch
+    classifier = small_classifier()
+    x_in = x.clone().requires_grad_(True)
+    log_p = classifier(x_in, t).log_softmax(dim=-1)[range(6), y].sum()
+    expected = 2.5 * torch.autograd.grad(log_p, x_in)[0]
+    torch.testing.assert_close(ClassifierGuidance(classifier, ConstantRule(2.5))(x, t, y=y), expected)
+
+
+def test_eds_against_finite_differences(batch):
+    """s is not differentiated: the guidance is s at x times the slope of log p, for every direction."""
+    x, t, y = batch
+    x = x.double()
+    generator = torch.Generator().manual_seed(7)
+    first, second = (torch.randn(n, m, generator=generator, dtype=torch.float64) / 8 for n, m in ((64, 30), (30, 10)))
+
+    def classifier(at: Tensor, t: Tensor) -> Tensor:
+        return 9 * torch.tanh(at.flatten(1) @ first) @ second
+
+    p = classifier(x, t).softmax(-1)
+    scale = 2.0 * math.log(CLASSES) / -(p * p.log()).sum(-1)
+    guidance = ClassifierGuidance(classifier, EntropyRule(2.0))(x, t, y=y)
+    direction = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    step = 1e-6
+
+    def log_p(at: Tensor) -> Tensor:
+        return classifier(at, t).log_softmax(-1)[range(6), y]
+
+    slope = (log_p(x + step * direction) - log_p(x - step * direction)) / (2 * step)
+    torch.testing.assert_close((guidance * direction).flatten(1).sum(1), scale * slope, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("doubt", [1e-3, 1e-7, 1e-13, 1e-20, 1e-30])
+@pytest.mark.parametrize("eds", [True, False])
+def test_half_precision_classifiers_keep_the_signal(batch, dtype, doubt, eds):
+    """Direction and size against arbitrary-precision v and a float64 Jacobian, down to 1 - p_y = 1e-30."""
+    x, t, _ = batch
+    y = torch.full((6,), 4)
+    network = small_classifier()
+    bias = torch.zeros(CLASSES)
+    bias[4] = -math.log(doubt)
+    torso = LowPrecision(network, None if dtype is torch.float32 else dtype)
+    classifier = Biased(torso, bias)
+    rule = (EntropyRule if eds else ConstantRule)(2.0)
+    found = ClassifierGuidance(classifier, rule)(x, t, y=y).double()
+
+    logits = classifier(x, t)  # what the half-precision network says is what v is exact for
+    rows = []
+    for row in logits.tolist():
+        with mp.workdps(exact.digits_for(row)):
+            rows.append([float(v) for v in exact.cotangent(row, 4, 2.0, eds)])
+    x_in = x.clone().requires_grad_(True)
+    v = torch.tensor(rows, dtype=torch.float64)
+    size = v.abs().sum(1, keepdim=True)
+    (unit,) = torch.autograd.grad(network(x_in, t), x_in, (v / size).float())
+    reference = unit.double() * size[:, :, None, None]
+
+    found, reference = found.flatten(1), reference.flatten(1)
+    cosine = torch.cosine_similarity(found / size, reference / size)
+    ratio = (found / size).norm(dim=1) / (reference / size).norm(dim=1)
+    tolerance = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}[dtype]
+    assert (1 - cosine).max() < tolerance
+    assert (ratio - 1).abs().max() < tolerance
+
+
+def test_scaling_after_the_backward_pass_would_lose_it(batch):
+    """Why the scale sits inside: float16 gradients of log p are zero from 1 - p_y of about 1e-7 on."""
+    x, t, _ = batch
+    bias = torch.zeros(CLASSES)
+    bias[4] = 20.0
+    classifier = Biased(LowPrecision(small_classifier(), torch.float16), bias)
+    x_in = x.clone().requires_grad_(True)
+    log_p = classifier(x_in, t).log_softmax(dim=-1)[:, 4].sum()
+    naive = torch.autograd.grad(log_p, x_in)[0]
+    kept = ClassifierGuidance(classifier, EntropyRule(1.0))(x, t, y=torch.full((6,), 4))
+    assert kept.flatten(1).norm(dim=1).min() > 1e-3
+    assert naive.flatten(1).norm(dim=1).max() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sampler", ["p_sample_loop", "ddim_sample_loop"])
+def test_certain_and_wrong_never_reaches_the_sample(dtype, sampler):
+    """s * g grows without bound there; the image is lost, but it stays finite and alone."""
+    bias = torch.zeros(CLASSES)
+    bias[0] = 400.0
+    classifier = LowPrecision(Biased(small_classifier(), bias), dtype)
+    diffusion = create_gaussian_diffusion(learn_sigma=True, timestep_respacing="ddim10")
+    guidance = ClassifierGuidance(classifier, EntropyRule(6.0))
+    y = torch.tensor([0, 1, 2, 0])
+    model = LowPrecision(_Unlabelled(small_unet()), dtype)
+    sample = getattr(diffusion, sampler)(
+        model, (4, 1, 8, 8), cond_fn=guidance, model_kwargs={"y": y}, device="cpu"
+    )
+    assert sample.isfinite().all()
+    assert sample[y == 0].abs().max() < 1e3
+    assert guidance.report.summary()["maximum"] > 1e100
+
+
+class _Unlabelled(nn.Module):
+    """An unconditional model under a loop that hands labels to everyone."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return self.model(x, t)
+
+
+def test_a_sample_with_broken_logits_goes_unguided_alone(batch):
+    x, t, y = batch
+    classifier = small_classifier()
+
+    def breaks_at_2(x_t, t):
+        poison = torch.zeros(len(x_t), 1)
+        poison[2] = math.nan
+        return classifier(x_t, t) + poison
+
+    guidance = ClassifierGuidance(breaks_at_2, EntropyRule(1.0))
+    found = guidance(x, t, y=y)
+    expected = ClassifierGuidance(classifier, EntropyRule(1.0))(x, t, y=y)
+    assert (found[2] == 0).all()
+    keep = [0, 1, 3, 4, 5]
+    torch.testing.assert_close(found[keep], expected[keep])
+    assert guidance.report.summary()["nonfinite"] == 1
+
+
+def test_cap_bounds_the_cotangent_and_keeps_its_direction(batch):
+    x, t, y = batch
+    bias = torch.zeros(CLASSES)
+    bias[0] = 30.0
+    classifier = Biased(small_classifier(), bias)
+    free = ClassifierGuidance(classifier, EntropyRule(2.0))
+    capped = ClassifierGuidance(classifier, EntropyRule(2.0), cap=5.0)
+    g_free, g_capped = free(x, t, y=y).flatten(1).double(), capped(x, t, y=y).flatten(1).double()
+    size = EntropyRule(2.0)(classifier(x, t), y, t).abs().sum(1)
+    factor = (5.0 * 2.0 * math.log(CLASSES) / size).clamp(max=1.0)
+    torch.testing.assert_close(g_capped, g_free * factor[:, None], rtol=1e-5, atol=1e-12)
+    assert capped.report.summary()["capped"] == int((factor < 1).sum()) > 0
+    assert free.report.summary()["capped"] == 0
+
+
+def test_guidance_does_not_depend_on_the_batch(batch):
+    x, t, y = batch
+    guidance = ClassifierGuidance(small_classifier(), EntropyRule(2.0))
+    together = guidance(x, t, y=y)
+    alone = torch.cat([guidance(x[i : i + 1], t[i : i + 1], y=y[i : i + 1]) for i in range(6)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-7)
+
+
+def test_missing_labels_and_bad_caps_are_named(batch):
+    x, t, _ = batch
+    with pytest.raises(ValueError, match="y: missing"):
+        ClassifierGuidance(small_classifier(), EntropyRule(1.0))(x, t)
+    with pytest.raises(ValueError, match="cap: found 0"):
+        ClassifierGuidance(small_classifier(), EntropyRule(1.0), cap=0)
+
+
+def test_report_gives_the_quantiles():
+    scales = np.exp(np.random.default_rng(0).normal(1.0, 2.0, size=20_000))
+    report = ScaleReport()
+    for chunk in np.split(scales, 10):
+        flags = torch.zeros(len(chunk), dtype=torch.bool)
+        report.update(torch.from_numpy(chunk), capped=flags, nonfinite=flags)
+    summary = report.summary()
+    assert summary["median"] == pytest.approx(np.median(scales), rel=0.01)
+    assert summary["p999"] == pytest.approx(np.quantile(scales, 0.999), rel=0.02)
+    assert summary["maximum"] == pytest.approx(scales.max(), rel=1e-12)
+    assert summary["evaluations"] == 20_000
+    assert "median" in summary_line(summary) and "20,000 evaluations" in summary_line(summary)
+
+
+def test_trace_records_what_happened():
+    diffusion = create_gaussian_diffusion(learn_sigma=True, timestep_respacing="ddim5")
+    trace = Trace(diffusion)
+    classifier = small_classifier()
+    guidance = ClassifierGuidance(classifier, EntropyRule(2.0), observer=trace.observe)
+    seen = []
+
+    def remember(x, t, **kwargs):
+        g = guidance(x, t, **kwargs)
+        seen.append((x, t, g))
+        return g
+
+    model, y = _Unlabelled(small_unet()), torch.tensor([1, 2, 3])
+    diffusion.ddim_sample_loop(
+        trace.wrap(model), (3, 1, 8, 8), cond_fn=remember, model_kwargs={"y": y}, device="cpu"
+    )
+    arrays = trace.take()
+    assert [int(t) for t in arrays["t"][0]] == [800, 600, 400, 200, 0]
+    for step, (x, t, g) in enumerate(seen):
+        p = classifier(x, t).double().softmax(-1)
+        entropy = -(p * p.log()).sum(-1)
+        abar = diffusion.alphas_cumprod[diffusion.timestep_map.index(int(t[0]))]
+        relative = (1 - abar) ** 0.5 * g.flatten(1).norm(dim=1) / model(x, t, y)[:, :1].flatten(1).norm(dim=1)
+        scale = 2.0 * math.log(CLASSES) / entropy
+        for name, expected in {
+            "entropy_ratio": entropy / math.log(CLASSES),
+            "p_y": p[range(3), y],
+            "scale": scale,
+            "grad_norm": g.flatten(1).norm(dim=1) / scale,
+            "relative_guidance": relative,
+        }.items():
+            np.testing.assert_allclose(arrays[name][:, step], expected.numpy(), rtol=1e-4, err_msg=name)
+    assert trace._steps == []

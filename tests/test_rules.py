@@ -1,0 +1,107 @@
+"""p, 1 - p_y, H and the rules against arbitrary precision, for any logits."""
+
+from __future__ import annotations
+
+import math
+
+import mpmath as mp
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ed_dpm_patches import ConstantRule, EntropyRule, Softmax
+from tests import exact
+
+RELATIVE = 1e-12
+
+values = st.floats(-1, 1, allow_nan=False, width=32)
+
+
+@st.composite
+def logits_and_label(draw):
+    """2 to 40 logits at any spread from nothing to far beyond exp()'s range, and a label."""
+    spread = draw(st.sampled_from([0.0, 0.01, 1.0, 10.0, 75.0, 300.0]))
+    logits = [spread * x for x in draw(st.lists(values, min_size=2, max_size=40))]
+    return logits, draw(st.integers(0, len(logits) - 1))
+
+
+@settings(max_examples=150, deadline=None)
+@given(logits_and_label())
+def test_statistics_match_arbitrary_precision(case):
+    logits, y = case
+    p = Softmax.of(torch.tensor([logits], dtype=torch.float64))
+    with mp.workdps(exact.digits_for(logits)):
+        reference = exact.softmax(logits)
+        assert exact.relative_error(p.entropy.item(), exact.entropy(reference)) < RELATIVE
+        assert abs(p.log_entropy.item() - float(mp.log(exact.entropy(reference)))) < 1e-10
+        doubt = mp.fsum(q for k, q in enumerate(reference) if k != y)
+        assert abs(p.log_doubt(torch.tensor([y])).item() - float(mp.log(doubt))) < 1e-10
+
+
+@settings(max_examples=150, deadline=None)
+@given(logits_and_label(), st.booleans(), st.floats(0.01, 20))
+def test_rules_match_arbitrary_precision(case, eds, gamma):
+    logits, y = case
+    rule = (EntropyRule if eds else ConstantRule)(gamma)
+    v = rule(torch.tensor([logits], dtype=torch.float64), torch.tensor([y]), torch.zeros(1))[0]
+    with mp.workdps(exact.digits_for(logits)):
+        reference = exact.cotangent(logits, y, gamma, eds)
+        if max(abs(x) for x in reference) > mp.mpf("1e300"):
+            assert v.isfinite().all()
+            return
+        worst = max(exact.relative_error(a, b) for a, b in zip(v.tolist(), reference, strict=True))
+    assert worst < RELATIVE
+
+
+@pytest.mark.parametrize("gap", [1.0, 15.0, 69.1, 200.0, 1e3, 1e5])
+@pytest.mark.parametrize("right", [True, False])
+def test_no_logits_give_inf_or_nan(gap, right):
+    logits = torch.zeros(1, 1000)
+    logits[0, 3] = gap
+    y = torch.tensor([3 if right else 7])
+    for rule in (ConstantRule(2.0), EntropyRule(2.0)):
+        assert rule(logits, y, torch.zeros(1)).isfinite().all()
+
+
+def test_certain_and_right_keeps_its_guidance():
+    """The limit of Eq. 10: for one rival at distance d, v_y -> gamma log K / (1 + d), however certain."""
+    for gap in (50.0, 500.0, 5000.0):
+        logits = torch.tensor([[gap, 0.0]], dtype=torch.float64)
+        v = EntropyRule(3.0)(logits, torch.tensor([0]), torch.zeros(1))
+        assert v[0, 0].item() == pytest.approx(3.0 * math.log(2) / (1 + gap), rel=1e-12)
+
+
+def test_uniform_prediction_is_not_rescaled():
+    logits = torch.full((2, 7), 4.2)
+    y = torch.tensor([0, 6])
+    torch.testing.assert_close(EntropyRule(1.5)(logits, y, y), ConstantRule(1.5)(logits, y, y), rtol=1e-12, atol=0)
+
+
+def test_scale_never_falls_below_gamma():
+    logits = 4 * torch.randn(500, 12, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(500) % 12
+    ratio = EntropyRule(1.0)(logits, y, y).abs().sum(1) / ConstantRule(1.0)(logits, y, y).abs().sum(1)
+    assert (ratio >= 1 - 1e-12).all()
+    entropy = torch.distributions.Categorical(logits=logits.double()).entropy()
+    torch.testing.assert_close(ratio, math.log(12) / entropy, rtol=1e-10, atol=0)
+
+
+def test_masked_classes_are_allowed():
+    logits = torch.tensor([[2.0, 1.0, -math.inf]])
+    v = EntropyRule(1.0)(logits, torch.tensor([0]), torch.zeros(1))
+    assert v.isfinite().all() and v[0, 2] == 0
+
+
+@pytest.mark.parametrize(
+    ("logits", "y"),
+    [
+        (torch.zeros(2, 1), torch.zeros(2, dtype=torch.long)),
+        (torch.zeros(4), torch.zeros(4, dtype=torch.long)),
+        (torch.zeros(2, 3), torch.zeros(3, dtype=torch.long)),
+        (torch.zeros(2, 3), torch.zeros(2)),
+    ],
+)
+def test_wrong_shapes_are_named(logits, y):
+    with pytest.raises(ValueError, match="found .*expected"):
+        EntropyRule(1.0)(logits, y, y)
