@@ -17,7 +17,7 @@ from . import logger
 INITIAL_LOG_LOSS_SCALE = 20.0
 
 NamedParams = list[tuple[str, nn.Parameter]]
-GroupsAndShapes = list[tuple[NamedParams, tuple[int, ...]]]
+GroupsAndShapes = list[tuple[NamedParams, int | tuple[int, ...]]]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -44,10 +44,10 @@ def get_param_groups_and_shapes(named_model_params: Iterable[tuple[str, nn.Param
     named = list(named_model_params)
     vectors = [(name, p) for name, p in named if p.ndim <= 1]
     matrices = [(name, p) for name, p in named if p.ndim > 1]
-    return [(vectors, (-1,)), (matrices, (1, -1))]
+    return [(vectors, -1), (matrices, (1, -1))]
 
 
-def _flat(tensors: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
+def _flat(tensors: Sequence[Tensor], shape: int | tuple[int, ...]) -> Tensor:
     return _flatten_dense_tensors(tensors).view(shape)
 
 
