@@ -8,6 +8,7 @@ which says why: classifier_train on a CPU, and seeds.
 
 import csv
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,10 @@ from guided_diffusion import script_util
 ROOT = Path(__file__).resolve().parents[1]
 RUNNER = Path(__file__).with_name("upstream_script_runner.py")
 CLASSES = ("ant", "bee", "cat")
+SCRIPTS = (
+    "classifier_sample", "classifier_train", "image_nll", "image_sample", "image_train", "super_res_sample",
+    "super_res_train",
+)  # fmt: skip
 
 # Sizes below 64 need --channel_mult; the classifier knows only the published sizes, from 64 on.
 MODEL = {
@@ -93,7 +98,7 @@ def build(kind: str, flags: dict) -> torch.nn.Module:
 def run(script: Path, logs: Path, flags: dict, *, package=ROOT, runner=False, processes=1, seed=None) -> str:
     """Run a script to its end with its log directory at `logs`; returns what it printed."""
     command = [sys.executable, *([str(RUNNER)] if runner or seed is not None else []), str(script)]
-    command += [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+    command += [text for name, value in flags.items() for text in (f"--{name}", str(value)) if text]
     if processes > 1:
         launcher = mpiexec()
         command = [launcher, "-n", str(processes), *command]
@@ -136,6 +141,16 @@ def assert_trained(folder: Path, name: str, kind: str, flags: dict) -> None:
     build(kind, flags).load_state_dict(state, strict=True)
     zero_initialised = [key for key in state if key.endswith(("out_layers.3.weight", "proj_out.weight"))]
     assert any(state[key].any() for key in zero_initialised)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_our_script_knows_every_flag_of_upstreams(scripts, tmp_path, name):
+    """Names only; `--help` of either side lists them."""
+    ours, theirs = (
+        set(re.findall(r"--\w+", run(folder / f"{name}.py", tmp_path / "logs", {"help": ""})))
+        for folder in (ROOT / "scripts", scripts)
+    )
+    assert len(theirs) > 15 and theirs <= ours, sorted(theirs - ours)
 
 
 def test_scripts_import_our_package(scripts, tmp_path):

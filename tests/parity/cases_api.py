@@ -11,7 +11,7 @@ from itertools import product
 import torch
 
 from guided_diffusion import script_util
-from tests.parity.compare import Case, Cases, outcome_of
+from tests.parity.compare import Case, Cases, Refusal, outcome_of
 from tests.parity.peer import FORK_ONLY_PARAMETERS
 from tests.parity.published import PUBLISHED
 
@@ -142,6 +142,13 @@ def upstream_comes_first(ours, theirs, fork: bool) -> tuple[list, list]:
     return noticed, theirs
 
 
+def has_signature(theirs) -> bool:
+    """Whether upstream wrote the signature: not of enums, nor of layers that inherit torch's constructor."""
+    if not inspect.isclass(theirs):
+        return True
+    return not hasattr(theirs, "__members__") and theirs.__init__ is not torch.nn.Module.__init__
+
+
 def compare_signatures(peer, module):
     ours, theirs = our_module(module), getattr(peer, module)
     for name in PUBLIC[module].split():
@@ -150,7 +157,7 @@ def compare_signatures(peer, module):
             yield name, "missing", "present"
             continue
         yield f"{name} is a class", inspect.isclass(mine), inspect.isclass(getattr(theirs, name))
-        if not hasattr(getattr(theirs, name), "__members__"):  # enums are compared by their members
+        if has_signature(getattr(theirs, name)):
             yield name, *upstream_comes_first(mine, getattr(theirs, name), peer.is_fork)
         for method in RELIED_ON_METHODS.get(name, "").split():
             if not hasattr(mine, method):
@@ -180,7 +187,7 @@ def constants(peer):
         yield f"is_vb of {member.name}", mine.is_vb(), member.is_vb()
 
 
-@CASES.add("default flags: names, order, values and types", BITWISE)
+@CASES.add("default flags: names, values and types", BITWISE)
 def defaults(peer):
     for name in PUBLIC["script_util"].split():
         if name.endswith("_defaults"):
@@ -201,7 +208,8 @@ def flags(peer):
             parser.error = refuse
             side.add_dict_to_argparser(parser, values)
             parsed = outcome_of(parser.parse_args, line.split())
-            sides.append(parsed if isinstance(parsed, str) else side.args_to_dict(parsed, values))
+            refused = isinstance(parsed, Refusal)
+            sides.append(parsed if refused else side.args_to_dict(parsed, values))
         yield line, *sides
     for value in ("yes", "True", "T", "y", "1", "no", "FALSE", "f", "n", "0", "", "on", True, False):
         yield (
@@ -220,7 +228,8 @@ def compare_published(peer, name):
     with torch.device("meta"):
         sides = [build(side, builder, **flags) for side in (script_util, peer.script_util)]
     layouts = [{key: (tuple(v.shape), str(v.dtype)) for key, v in m.state_dict().items()} for m, _ in sides]
-    yield "keys, order, shapes, dtypes", *layouts
+    yield "shapes, dtypes", *layouts
+    yield "order of the keys", *map(list, layouts)
     yield "named parameters", *([key for key, _ in m.named_parameters()] for m, _ in sides)
     yield "number of keys", len(layouts[0]), keys
     yield "number of parameters", sum(p.numel() for p in sides[0][0].parameters()), count
@@ -269,7 +278,8 @@ def diffusion_flags(peer):
 
 @CASES.add("builders: image sizes, channel_mult, pools, and what is refused", BITWISE)
 def builder_flags(peer):
-    settings = [("model", {"image_size": size}) for size in (32, 64, 128, 256, 512, 100)]
+    """Ours knows more image sizes than upstream; only one that neither knows is asked to be refused."""
+    settings = [("model", {"image_size": size}) for size in (64, 128, 256, 512, 100)]
     settings += [
         ("model", {"image_size": 32, "channel_mult": mult}) for mult in ("1,2", "1", "2,2,2", "0.5,1", "x")
     ]
@@ -278,19 +288,16 @@ def builder_flags(peer):
         ("model", {"class_cond": True, "num_heads_upsample": 2}),
         ("model", {"use_new_attention_order": True}),
     ]
-    settings += [("classifier", {"image_size": size}) for size in (32, 64, 128, 256, 512)]
+    settings += [("classifier", {"image_size": size}) for size in (64, 128, 256, 512)]
     settings += [("classifier", {"classifier_pool": p}) for p in ("adaptive", "spatial", "spatial_v2", "max")]
     settings += [
         ("classifier", {"classifier_attention_resolutions": "16", "classifier_resblock_updown": False})
     ]
-    settings += [("sr", {"large_size": size}) for size in (64, 128, 256, 512)]
+    settings += [("sr", {"large_size": size}) for size in (64, 256, 512)]
     for builder, flags in settings:
         with torch.device("meta"):
             sides = [outcome_of(layout, side, builder, flags) for side in (script_util, peer.script_util)]
-        ours, theirs = sides
-        if isinstance(theirs, str):  # upstream refuses: ours must too, with its own error
-            ours, theirs = isinstance(ours, str), True
-        yield f"{builder} {flags}", ours, theirs
+        yield f"{builder} {flags}", *sides
 
 
 def layout(side, builder: str, flags: dict) -> dict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from guided_diffusion import fp16_util, losses, nn
-from tests.parity.compare import Cases, outcome_of
+from tests.parity.compare import Cases, Refusal, outcome_of
 
 CASES = Cases()
 BITWISE = 0.0
@@ -54,7 +54,7 @@ def layers(peer):
             for side in (nn, peer.nn):
                 torch.manual_seed(0)
                 layer = outcome_of(getattr(side, maker), dims, *arguments)
-                sides.append(layer if isinstance(layer, str) else [type(layer).__name__, layer(x)])
+                sides.append(layer if isinstance(layer, Refusal) else [type(layer).__name__, layer(x)])
             yield f"{maker}, {dims} dims", *sides
         normalised = [side.normalization(64)(x) for side in (nn, peer.nn)]
         yield f"normalization, {dims} dims", *normalised
