@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
@@ -22,6 +23,7 @@ from .errors import InputError
 
 Config = TypeVar("Config")
 
+_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 _TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
 
@@ -123,23 +125,31 @@ class Parser(argparse.ArgumentParser):
 
 def _checked(field: dataclasses.Field):
     """The flag's converter: type, then range or choices."""
-    kind, low, high = (field.metadata[key] for key in ("type", "minimum", "maximum"))
-    choices = field.metadata["choices"]
+    kind = field.metadata["type"]
 
     def convert(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
-            expected = {int: "a whole number", float: "a number"}.get(kind, kind.__name__)
-            raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}") from None
-        if choices is not None and value not in choices:
-            raise argparse.ArgumentTypeError(f"found {text!r}, expected one of {', '.join(map(str, choices))}")
-        # Written so that nan, which compares false with everything, is refused as well.
-        if (low is not None and not value >= low) or (high is not None and not value <= high):
-            raise argparse.ArgumentTypeError(f"found {text}, expected {_range(low, high)}")
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected {_KINDS.get(kind, kind.__name__)}") from None
+        if expected := _expected_instead(field, value):
+            raise argparse.ArgumentTypeError(f"found {value!r}, expected {expected}")
         return value
 
     return convert
+
+
+def _expected_instead(field: dataclasses.Field, value: Any) -> str | None:
+    """What a flag's value should have been, or None when it is right."""
+    low, high, choices = (field.metadata[key] for key in ("minimum", "maximum", "choices"))
+    if choices is not None:
+        return None if value in choices else f"one of {', '.join(map(str, choices))}"
+    # Written so that nan, which compares false with everything, is refused as well.
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        return _range(low, high)
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number"
+    return None
 
 
 def _range(low: float | None, high: float | None) -> str:
@@ -174,10 +184,17 @@ def architecture_from(
     """A model's config: flags given, else what its checkpoint's config.json says, else defaults.
 
     :param saved: the contents of config.json, or None where there is none.
-    :raises InputError: a flag contradicts config.json; the line names every such flag.
+    :raises InputError: a flag contradicts config.json (the line names every such flag); config.json holds a
+        value that the flag would refuse.
     """
-    wanted = {field.name for field in dataclasses.fields(config) if field.metadata["architecture"]}
-    stored = {name: value for name, value in (saved or {}).items() if name in wanted}
+    fields = {field.name: field for field in dataclasses.fields(config) if field.metadata["architecture"]}
+    stored = {name: value for name, value in (saved or {}).items() if name in fields}
+    for name, value in stored.items():
+        kind = fields[name].metadata["type"]
+        right_type = type(value) is kind or (kind is float and type(value) is int)
+        expected = _expected_instead(fields[name], value) if right_type else _KINDS[kind]
+        if expected:
+            raise InputError(f"{checkpoint}: config.json beside it has {name} {value!r}, expected {expected}")
     clashes = [
         f"--{name} {given.values[name]} (the checkpoint has {value})"
         for name, value in stored.items()

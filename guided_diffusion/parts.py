@@ -85,6 +85,8 @@ def check_manifest(directory: Path, flags: dict[str, Any], changeable: tuple[str
             found = json.loads(path.read_text())
         except ValueError:
             raise InputError(f"{path}: not JSON, expected the flags of the run in this directory") from None
+        if not isinstance(found, dict):
+            raise InputError(f"{path}: found no JSON object, expected the flags of the run in this directory")
         clashes = [
             f"--{name} {flags.get(name)} (the run there has {found.get(name)})"
             for name in sorted({*flags, *found} - set(changeable))
