@@ -1,0 +1,71 @@
+"""Runs programs in processes forked from one that has PyTorch loaded: a start takes 0.1 s instead of 3.
+
+A request is a line of JSON on stdin: program, argv, cwd, environments (one process for each), outputs (a
+file for each process's stdout, one for its stderr), timeout in seconds. The answer is the list of exit
+statuses, null for a process that had to be killed. What is forked then is an ordinary process: its own
+environment, argv, files, exit hooks and exit status.
+"""
+
+import json
+import os
+import runpy
+import signal
+import sys
+import time
+
+import numpy  # noqa: F401
+import PIL.Image  # noqa: F401
+import torch
+
+import ed_dpm_patches  # noqa: F401
+import guided_diffusion.classifier_util
+import guided_diffusion.script_util  # noqa: F401
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        children = []
+        for environment, outputs in zip(request["environments"], request["outputs"], strict=True):
+            pid = os.fork()
+            if pid == 0:
+                return become(request, environment, outputs)
+            children.append(pid)
+        print(json.dumps(wait(children, request["timeout"])), flush=True)
+
+
+def become(request: dict, environment: dict[str, str], outputs: list[str]) -> None:
+    """Turn this forked process into a fresh run of the program."""
+    os.setsid()
+    for descriptor, path in zip((0, 1, 2), (os.devnull, *outputs), strict=True):
+        flags = os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        opened = os.open(path, flags, 0o644)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(request["cwd"])
+    sys.argv = [request["program"], *request["argv"]]
+    sys.path[0] = os.path.dirname(request["program"])
+    runpy.run_path(request["program"], run_name="__main__")
+
+
+def wait(children: list[int], timeout: float) -> list[int | None]:
+    deadline = time.monotonic() + timeout
+    statuses: dict[int, int | None] = {}
+    while len(statuses) < len(children):
+        for pid in set(children) - set(statuses):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                statuses[pid] = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > deadline:
+                os.killpg(pid, signal.SIGKILL)  # data workers with it
+                os.waitpid(pid, 0)
+                statuses[pid] = None
+        time.sleep(0.01)
+    return [statuses[pid] for pid in children]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,303 @@
+"""Sampling runs: part files, the npz they become, labels and noise of each sample, the whole run."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from guided_diffusion import logger
+from guided_diffusion.errors import InputError
+from guided_diffusion.generate import Batch, SampleRun, save_grid, to_uint8
+from guided_diffusion.parts import PartStore, assemble, check_manifest
+from guided_diffusion.sample_noise import LabelPlan, PerSampleNoise
+from tests.helpers import read_npz, tree
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def quiet_logger(tmp_path_factory):
+    with logger.scoped_configure(dir=str(tmp_path_factory.mktemp("log")), format_strs=[]):
+        yield
+
+
+class TestNoise:
+    def draw(self, indices, seed=0):
+        noise = PerSampleNoise(seed, indices, CPU)
+        return noise.choose(10), noise.normal((3, 4, 4)), noise(torch.zeros(len(indices), 3, 4, 4))
+
+    @settings(max_examples=25, deadline=None)
+    @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=6, unique=True), st.integers(0, 2**70))
+    def test_a_sample_does_not_depend_on_its_batch(self, indices, seed):
+        together = self.draw(indices, seed)
+        for position, index in enumerate(indices):
+            for whole, alone in zip(together, self.draw([index], seed), strict=True):
+                assert torch.equal(whole[position], alone[0])
+
+    def test_samples_seeds_and_steps_differ(self):
+        noise = PerSampleNoise(0, range(4), CPU)
+        draws = [noise.normal((64,)), noise.normal((64,)), PerSampleNoise(1, range(4), CPU).normal((64,))]
+        rows = torch.cat(draws)
+        correlations = torch.corrcoef(rows) - torch.eye(len(rows))
+        assert correlations.abs().max() < 0.6
+
+    def test_it_is_standard_normal(self):
+        values = PerSampleNoise(3, range(400), CPU).normal((100,))
+        assert values.dtype is torch.float32
+        assert abs(values.mean()) < 0.02 and abs(values.std() - 1) < 0.02
+        assert abs(values.mean(dim=1).std() * 10 - 1) < 0.15, "samples must be independent of one another"
+
+    def test_calling_it_keeps_dtype_and_shape(self):
+        drawn = PerSampleNoise(0, range(2), CPU)(torch.zeros(2, 1, 5, 5, dtype=torch.float64))
+        assert drawn.shape == (2, 1, 5, 5) and drawn.dtype is torch.float64
+
+    def test_global_generators_are_left_alone(self):
+        torch.manual_seed(0)
+        expected = torch.randn(3)
+        torch.manual_seed(0)
+        self.draw(range(3))
+        assert torch.equal(torch.randn(3), expected)
+
+
+class TestLabels:
+    def labels(self, plan, indices, seed=0):
+        return plan.labels(indices, PerSampleNoise(seed, indices, CPU))
+
+    def test_all_classes(self):
+        labels = self.labels(LabelPlan("", False, 5), range(200))
+        assert labels.dtype is torch.int64 and labels.shape == (200,)
+        assert labels.bincount(minlength=5).min() > 20
+
+    def test_chosen_classes(self):
+        assert set(self.labels(LabelPlan("7,3", False, 10), range(50)).tolist()) == {3, 7}
+
+    def test_balanced_takes_turns_across_batches(self):
+        plan = LabelPlan("4,1,2", True, 5)
+        parts = [self.labels(plan, range(first, first + 4)) for first in (0, 4)]
+        assert torch.cat(parts).tolist() == [4, 1, 2, 4, 1, 2, 4, 1]
+
+    def test_balanced_and_random_share_their_noise(self):
+        drawn = []
+        for balanced in (False, True):
+            noise = PerSampleNoise(0, range(3), CPU)
+            LabelPlan("", balanced, 10).labels(range(3), noise)
+            drawn.append(noise.normal((4,)))
+        assert torch.equal(*drawn)
+
+    @pytest.mark.parametrize("batch", [1, 3, 7])
+    def test_any_batch_size(self, batch):
+        plan = LabelPlan("", False, 1000)
+        parts = [self.labels(plan, range(first, min(first + batch, 20))) for first in range(0, 20, batch)]
+        assert torch.equal(torch.cat(parts), self.labels(plan, range(20)))
+
+    @pytest.mark.parametrize("text", ["10", "-1", "0,99", "a", "1;2", "1,,2", "1.5", " ,"])
+    def test_refused(self, text):
+        with pytest.raises(InputError, match="--classes: found .* expected"):
+            LabelPlan(text, False, 10)
+
+
+class TestQuantisation:
+    def test_as_the_contract_says(self):
+        values = np.concatenate([np.linspace(-1.5, 1.5, 3 * 2000, dtype=np.float32), np.float32([-1, 0, 1])])
+        images = torch.from_numpy(values).reshape(1, 3, -1, 1)
+        expected = np.trunc(np.clip((values + np.float32(1)) * np.float32(127.5), 0, 255)).astype(np.uint8)
+        assert np.array_equal(to_uint8(images).numpy(), expected.reshape(1, 3, -1, 1).transpose(0, 2, 3, 1))
+
+    def test_truncates_and_clamps(self):
+        images = torch.tensor([-7.0, -1.0, -0.9999, 0.0, 0.9999, 1.0, 7.0]).reshape(1, 1, 1, -1)
+        found = to_uint8(images)
+        assert found.dtype is torch.uint8 and found.is_contiguous()
+        assert found.flatten().tolist() == [0, 0, 0, 127, 254, 255, 255]
+
+
+class TestParts:
+    def test_write_read_has(self, tmp_path):
+        store = PartStore(tmp_path)
+        assert not store.has(0, 2)
+        store.write(0, {"arr_0": np.arange(6).reshape(2, 3), "arr_1": np.arange(2)})
+        assert store.has(0, 2) and not store.has(0, 3) and not store.has(2, 2)
+        assert store.names(0) == ["arr_0", "arr_1"]
+        assert np.array_equal(store.read(0, "arr_1"), [0, 1])
+
+    @pytest.mark.parametrize("damage", ["truncate", "empty", "garbage", "no arr_0"])
+    def test_a_damaged_part_counts_as_missing(self, tmp_path, damage):
+        store = PartStore(tmp_path)
+        store.write(0, {"arr_0": np.zeros((2, 3))})
+        (path,) = (tmp_path / "parts").iterdir()
+        whole = path.read_bytes()
+        replacement = {"truncate": whole[: len(whole) // 2], "empty": b"", "garbage": b"x" * 500}
+        if damage == "no arr_0":
+            np.savez(path, other=np.zeros((2, 3)))
+        else:
+            path.write_bytes(replacement[damage])
+        assert not store.has(0, 2)
+
+    def test_remove_takes_only_its_own(self, tmp_path):
+        store = PartStore(tmp_path)
+        store.write(0, {"arr_0": np.zeros(1)})
+        (tmp_path / "samples.npz").write_bytes(b"keep")
+        store.remove()
+        assert [path.name for path in tmp_path.iterdir()] == ["samples.npz"]
+
+    @settings(max_examples=20, deadline=None)
+    @given(
+        st.lists(st.integers(1, 4), min_size=1, max_size=5),
+        st.sampled_from([np.uint8, np.int64, np.float32]),
+        st.lists(st.integers(1, 3), max_size=3),
+    )
+    def test_streaming_equals_savez(self, tmp_path_factory, counts, dtype, shape):
+        folder = tmp_path_factory.mktemp("parts")
+        store = PartStore(folder)
+        generator = np.random.default_rng(0)
+        whole = (generator.random((sum(counts), *shape)) * 200).astype(dtype)
+        labels = np.arange(sum(counts))
+        firsts = np.cumsum([0, *counts[:-1]]).tolist()
+        for first, count in zip(firsts, counts, strict=True):
+            rows = slice(first, first + count)
+            store.write(first, {"arr_0": np.asfortranarray(whole[rows]), "arr_1": labels[rows]})
+        assemble(store, firsts, sum(counts), ["arr_0", "arr_1"], folder / "streamed.npz")
+        np.savez(folder / "saved.npz", whole, labels)
+        streamed, saved = read_npz(folder / "streamed.npz"), read_npz(folder / "saved.npz")
+        assert list(streamed) == list(saved)
+        for name in saved:
+            assert streamed[name].dtype == saved[name].dtype and np.array_equal(streamed[name], saved[name])
+        with zipfile.ZipFile(folder / "streamed.npz") as a, zipfile.ZipFile(folder / "saved.npz") as b:
+            assert [a.read(name) for name in a.namelist()] == [b.read(name) for name in b.namelist()]
+
+
+class TestManifest:
+    def test_first_run_records_then_the_same_may_go_on(self, tmp_path):
+        check_manifest(tmp_path, {"seed": 1, "cap": None, "scale": 0.1}, (), write=True)
+        assert json.loads((tmp_path / "run.json").read_text()) == {"seed": 1, "cap": None, "scale": 0.1}
+        check_manifest(tmp_path, {"seed": 1, "cap": None, "scale": 0.1}, (), write=False)
+
+    def test_every_other_flag_is_named(self, tmp_path):
+        check_manifest(tmp_path, {"seed": 1, "eds": True, "num": 3}, ("num",), write=True)
+        with pytest.raises(InputError) as error:
+            check_manifest(tmp_path, {"seed": 2, "eds": False, "num": 4}, ("num",), write=True)
+        line = str(error.value)
+        assert "--seed 2 (the run there has 1)" in line and "--eds False (the run there has True)" in line
+        assert "--num" not in line and str(tmp_path) in line and "--log_dir" in line
+        assert json.loads((tmp_path / "run.json").read_text())["seed"] == 1
+
+    def test_not_json(self, tmp_path):
+        (tmp_path / "run.json").write_text("{")
+        with pytest.raises(InputError, match=r"run\.json: not JSON"):
+            check_manifest(tmp_path, {}, (), write=True)
+
+    def test_no_object(self, tmp_path):
+        (tmp_path / "run.json").write_text("[1]")
+        with pytest.raises(InputError, match=r"run\.json"):
+            check_manifest(tmp_path, {"seed": 1}, (), write=True)
+
+
+class TestSampleRun:
+    def plan(self, directory: Path, **changes) -> SampleRun:
+        options = {"num_samples": 7, "batch_size": 3, "shape": (3, 4, 5), "seed": 0, "flags": {"seed": 0}}
+        return SampleRun(directory=directory, **options | changes)
+
+    @staticmethod
+    def draw(batch: Batch) -> torch.Tensor:
+        return batch.noise.normal((3, 4, 5)) / 2
+
+    def test_files_and_contents(self, tmp_path):
+        path = self.plan(tmp_path, labels=LabelPlan("", False, 10)).generate(self.draw)
+        assert path == tmp_path / "samples_7x4x5x3.npz"
+        arrays = read_npz(path)
+        assert {name: (a.dtype, a.shape) for name, a in arrays.items()} == {
+            "arr_0": (np.uint8, (7, 4, 5, 3)),
+            "arr_1": (np.int64, (7,)),
+        }
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["run.json", "samples_7x4x5x3.npz"]
+        noise = PerSampleNoise(0, range(7), CPU)
+        assert np.array_equal(arrays["arr_1"], noise.choose(10))
+        assert np.array_equal(arrays["arr_0"], to_uint8(noise.normal((3, 4, 5)) / 2))
+
+    def test_without_labels_there_is_no_arr_1(self, tmp_path):
+        assert list(read_npz(self.plan(tmp_path).generate(self.draw))) == ["arr_0"]
+
+    def test_interrupted_and_continued(self, tmp_path):
+        expected = read_npz(self.plan(tmp_path / "whole").generate(self.draw))
+        seen = []
+
+        def dies_in_second_batch(batch):
+            seen.append(batch.indices)
+            if len(seen) == 2:
+                raise KeyboardInterrupt
+            return self.draw(batch)
+
+        run = self.plan(tmp_path / "cut")
+        with pytest.raises(KeyboardInterrupt):
+            run.generate(dies_in_second_batch)
+        path = run.generate(lambda batch: dies_in_second_batch(batch))
+        assert seen == [range(0, 3), range(3, 6), range(3, 6), range(6, 7)], "the first batch is not made again"
+        assert np.array_equal(read_npz(path)["arr_0"], expected["arr_0"])
+
+    def test_more_samples_of_the_same_run(self, tmp_path):
+        few = read_npz(self.plan(tmp_path).generate(self.draw))["arr_0"]
+        many = read_npz(self.plan(tmp_path, num_samples=10).generate(self.draw))["arr_0"]
+        assert np.array_equal(many[:7], few) and len(many) == 10
+
+    def test_a_finished_file_is_never_touched(self, tmp_path):
+        self.plan(tmp_path).generate(self.draw)
+        before = tree(tmp_path)
+
+        def refuse(batch):
+            raise AssertionError("nothing was left to make")
+
+        self.plan(tmp_path).generate(refuse)
+        with pytest.raises(InputError, match="--seed 1"):
+            self.plan(tmp_path, seed=1, flags={"seed": 1}).generate(self.draw)
+        assert tree(tmp_path) == before
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_a_sample_that_is_not_finite_is_named(self, tmp_path, value):
+        def draw(batch):
+            images = self.draw(batch)
+            if 4 in batch.indices:
+                images[batch.indices.index(4), 0, 0, 0] = value
+            return images
+
+        with pytest.raises(InputError, match="sample 4: .*inf or nan"):
+            self.plan(tmp_path).generate(draw)
+        assert not list(tmp_path.glob("samples*"))
+        assert len(list((tmp_path / "parts").iterdir())) == 1, "the first batch is kept"
+
+    def test_extras_go_to_their_own_file(self, tmp_path):
+        taken = iter(range(3))
+        path = self.plan(tmp_path, extras_path=tmp_path / "deep" / "trace.npz").generate(
+            self.draw, extras=lambda: {"scale": np.full((3 if next(taken) < 2 else 1, 2), 0.5, np.float32)}
+        )
+        assert list(read_npz(path)) == ["arr_0"]
+        trace = read_npz(tmp_path / "deep" / "trace.npz")
+        assert trace["scale"].shape == (7, 2) and trace["scale"].dtype == np.float32
+
+    def test_grid_holds_the_first_64(self, tmp_path):
+        def draw(batch):
+            return torch.stack([torch.full((3, 4, 5), (i % 256) / 127.5 - 1) for i in batch.indices])
+
+        self.plan(tmp_path, num_samples=70, batch_size=9, save_images=True).generate(draw)
+        with Image.open(tmp_path / "samples_70x4x5x3.png") as grid:
+            pixels = np.asarray(grid)
+        assert pixels.shape == (32, 40, 3)
+        tiles = pixels.reshape(8, 4, 8, 5, 3).swapaxes(1, 2).reshape(64, -1)
+        expected = read_npz(tmp_path / "samples_70x4x5x3.npz")["arr_0"][:64].reshape(64, -1)
+        assert np.array_equal(tiles, expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grid_pads_with_black(tmp_path, channels):
+    images = np.full((10, 2, 3, channels), 200, np.uint8)
+    save_grid(images, tmp_path / "grid.png")
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.mode == {1: "L", 3: "RGB"}[channels]
+        pixels = np.asarray(grid).reshape(4, 24, -1)
+    assert (pixels[:2] == 200).all() and (pixels[2:, :6] == 200).all() and (pixels[2:, 6:] == 0).all()
