@@ -173,6 +173,11 @@ def _leave_hard(status: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # a closed pipe, a closed stream
             stream.flush()
+    if mpi := _mpi_to_sign_off_from():
+        # Unlike a bare exit this passes the status on reliably, and mpiexec does not wait for pipes that
+        # other ranks' data workers still hold. What MPI itself has to say about it helps nobody.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        mpi.COMM_WORLD.Abort(status)
     os._exit(status)
 
 
@@ -301,10 +306,20 @@ def _join_mpi() -> Any:
     return MPI
 
 
+def _mpi_to_sign_off_from() -> Any:
+    """mpi4py's MPI module if it runs and was started here, else None.
+
+    Started by someone else, mpi4py signs off by itself, and its user may not be done with it.
+    """
+    mpi4py, mpi = sys.modules.get("mpi4py"), sys.modules.get("mpi4py.MPI")
+    if mpi is None or mpi4py.rc.finalize is not False:
+        return None
+    return mpi if mpi.Is_initialized() and not mpi.Is_finalized() else None
+
+
 def _finalize_mpi() -> None:
     """Sign off from MPI, without which mpiexec takes our exit for a crash; waits for the other ranks."""
-    mpi = sys.modules.get("mpi4py.MPI")
-    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+    if mpi := _mpi_to_sign_off_from():
         mpi.Finalize()
 
 

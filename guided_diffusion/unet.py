@@ -5,8 +5,7 @@ The parameters' names are those of the published checkpoints; there are no buffe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import torch
@@ -21,6 +20,7 @@ from .attention import (
     count_flops_attn,
 )
 from .blocks import Downsample, ResBlock, TimestepBlock, TimestepEmbedSequential, Upsample
+from .encoder import block_factories, build_encoder
 from .fp16_util import convert_module_to_f16, convert_module_to_f32
 from .nn import SiLU, conv_nd, linear, normalization, timestep_embedding, zero_module
 
@@ -39,55 +39,6 @@ __all__ = [
     "Upsample",
     "count_flops_attn",
 ]
-
-
-@dataclass
-class _Encoder:
-    """The contracting half and what the rest of a network needs to know of it."""
-
-    input_blocks: nn.ModuleList
-    middle_block: TimestepEmbedSequential
-    skip_channels: list[int]  # width of every input block's output, in order
-    channels: int  # width at the bottom
-    downsample_rate: int  # image side / side at the bottom
-
-
-def _build_encoder(
-    *,
-    dims: int,
-    in_channels: int,
-    model_channels: int,
-    channel_mult: Sequence[float],
-    num_res_blocks: int,
-    attention_resolutions: Collection[int],
-    conv_resample: bool,
-    resblock_updown: bool,
-    residual: Callable[..., ResBlock],
-    attention: Callable[[int], AttentionBlock],
-) -> _Encoder:
-    channels = int(channel_mult[0] * model_channels)
-    blocks = nn.ModuleList([TimestepEmbedSequential(conv_nd(dims, in_channels, channels, 3, padding=1))])
-    skips, rate = [channels], 1
-    for level, mult in enumerate(channel_mult):
-        for _ in range(num_res_blocks):
-            width = int(mult * model_channels)
-            layers: list[nn.Module] = [residual(channels, out_channels=width)]
-            channels = width
-            if rate in attention_resolutions:
-                layers.append(attention(channels))
-            blocks.append(TimestepEmbedSequential(*layers))
-            skips.append(channels)
-        if level < len(channel_mult) - 1:
-            down = (
-                residual(channels, out_channels=channels, down=True)
-                if resblock_updown
-                else Downsample(channels, conv_resample, dims=dims, out_channels=channels)
-            )
-            blocks.append(TimestepEmbedSequential(down))
-            skips.append(channels)
-            rate *= 2
-    middle = TimestepEmbedSequential(residual(channels), attention(channels), residual(channels))
-    return _Encoder(blocks, middle, skips, channels, rate)
 
 
 class _TimestepNetwork(nn.Module):
@@ -167,21 +118,10 @@ class UNetModel(_TimestepNetwork):
         if num_classes is not None:
             self.label_emb = nn.Embedding(num_classes, embed_dim)
 
-        residual = partial(
-            ResBlock,
-            emb_channels=embed_dim,
-            dropout=dropout,
-            dims=dims,
-            use_checkpoint=use_checkpoint,
-            use_scale_shift_norm=use_scale_shift_norm,
+        residual, attention = block_factories(
+            embed_dim, dropout, dims, use_checkpoint, use_scale_shift_norm, num_head_channels, use_new_attention_order
         )
-        attention = partial(
-            AttentionBlock,
-            num_head_channels=num_head_channels,
-            use_checkpoint=use_checkpoint,
-            use_new_attention_order=use_new_attention_order,
-        )
-        encoder = _build_encoder(
+        encoder = build_encoder(
             dims=dims,
             in_channels=in_channels,
             model_channels=model_channels,
@@ -289,7 +229,10 @@ class EncoderUNetModel(_TimestepNetwork):
         self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
         self.pool = pool
         embed_dim = self._init_common(model_channels, use_fp16)
-        encoder = _build_encoder(
+        residual, attention = block_factories(
+            embed_dim, dropout, dims, use_checkpoint, use_scale_shift_norm, num_head_channels, use_new_attention_order
+        )
+        encoder = build_encoder(
             dims=dims,
             in_channels=in_channels,
             model_channels=model_channels,
@@ -298,21 +241,8 @@ class EncoderUNetModel(_TimestepNetwork):
             attention_resolutions=attention_resolutions,
             conv_resample=conv_resample,
             resblock_updown=resblock_updown,
-            residual=partial(
-                ResBlock,
-                emb_channels=embed_dim,
-                dropout=dropout,
-                dims=dims,
-                use_checkpoint=use_checkpoint,
-                use_scale_shift_norm=use_scale_shift_norm,
-            ),
-            attention=partial(
-                AttentionBlock,
-                num_heads=num_heads,
-                num_head_channels=num_head_channels,
-                use_checkpoint=use_checkpoint,
-                use_new_attention_order=use_new_attention_order,
-            ),
+            residual=residual,
+            attention=partial(attention, num_heads=num_heads),
         )
         self.input_blocks, self.middle_block = encoder.input_blocks, encoder.middle_block
         self.out = _build_pool(
