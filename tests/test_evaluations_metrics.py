@@ -34,6 +34,8 @@ def test_statistics_are_numpys(monkeypatch):
     assert gaussian.mu.dtype == np.float32
     np.testing.assert_array_equal(gaussian.mu, features.mean(axis=0))
     np.testing.assert_allclose(gaussian.sigma, np.cov(features, rowvar=False), rtol=1e-12, atol=1e-12)
+    few = fit_gaussian(features[:4])
+    np.testing.assert_allclose(few.sigma, np.cov(features[:4], rowvar=False), rtol=1e-12, atol=1e-12)
     monkeypatch.setattr(statistics, "_ROWS_AT_ONCE", 7)
     np.testing.assert_allclose(fit_gaussian(features).sigma, gaussian.sigma, rtol=1e-12, atol=1e-12)
 
@@ -71,6 +73,16 @@ def test_frechet_of_rank_one_covariances():
     assert frechet_distance(Gaussian(mu, np.outer(u, u)), Gaussian(mu, np.outer(v, v))) == pytest.approx(
         exact, rel=1e-11
     )
+
+
+def test_known_factors_change_nothing():
+    """Fewer images than dimensions: the features' own factor or the decomposed covariance."""
+    random = np.random.RandomState(9)
+    first, second = fit_gaussian(random.randn(20, 50)), fit_gaussian(random.rand(200, 50))
+    assert first.factor.shape == (50, 20) and second.factor is None
+    np.testing.assert_allclose(first.factor @ first.factor.T, first.sigma, atol=1e-14)
+    plain = Gaussian(first.mu, first.sigma)
+    assert frechet_distance(first, second) == pytest.approx(frechet_distance(plain, second), rel=1e-12)
 
 
 def test_frechet_to_itself_and_between_points_is_zero():

@@ -45,7 +45,21 @@ def _exact_frechet(first: np.ndarray, second: np.ndarray) -> float:
 def test_frechet_distance(case):
     _, (reference, samples, _), upstream = case
     ours = frechet_distance(fit_gaussian(samples), fit_gaussian(reference))
-    assert ours == pytest.approx(upstream["fid"], rel=1e-4)
+    assert ours == pytest.approx(upstream["fid"], rel=1e-6)
+    assert ours == pytest.approx(_exact_frechet(samples, reference), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.slow if case["recipe"]["dims"] > 1000 else ()) for case in CASES],
+    ids=lambda case: case["recipe"]["name"],
+)
+def test_frechet_distance_from_covariances_alone(case):
+    """As of stored statistics: no features to take a factor from."""
+    reference, samples, _ = make_activations(case["recipe"])
+    first, second = (FIDStatistics(x.mean(axis=0), np.cov(x, rowvar=False)) for x in (samples, reference))
+    ours = first.frechet_distance(second)
+    assert ours == pytest.approx(case["upstream"]["fid"], rel=1e-6)
     assert ours == pytest.approx(_exact_frechet(samples, reference), rel=1e-9)
 
 

@@ -16,7 +16,8 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
 
     With S1 = A A' and S2 = B B', the eigenvalues of (S1 S2)^(1/2) are the singular values of A'B, so its
     trace is their sum. This form (float64) needs no matrix square root of a nearly singular, unsymmetric
-    product: it stays real and is accurate at any rank, e.g. with fewer images than dimensions.
+    product: it stays real and is accurate at any rank, e.g. with fewer images than dimensions. Known factors
+    are used as they are.
 
     Raises ``ValueError`` if the shapes disagree, a number is not finite, or a covariance has a clearly
     negative eigenvalue.
@@ -34,7 +35,9 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
         raise ValueError("expected finite means and covariances, found nan or infinity")
 
     difference = mu1.astype(np.float64) - mu2.astype(np.float64)
-    cross = _symmetric_factor(sigma1).T @ _symmetric_factor(sigma2)
+    factor1 = _symmetric_factor(sigma1) if first.factor is None else first.factor
+    factor2 = _symmetric_factor(sigma2) if second.factor is None else second.factor
+    cross = factor1.T @ factor2
     trace_of_root = linalg.svdvals(cross).sum() if cross.size else 0.0
     return float(difference @ difference + np.trace(sigma1) + np.trace(sigma2) - 2.0 * trace_of_root)
 

@@ -11,10 +11,14 @@ _ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Mean ``mu`` [D] and covariance ``sigma`` [D, D] of one kind of activations."""
+    """Mean ``mu`` [D] and covariance ``sigma`` [D, D] of one kind of activations.
+
+    ``factor`` [D, R] with factor @ factor.T = sigma where one narrower than D is known.
+    """
 
     mu: np.ndarray
     sigma: np.ndarray
+    factor: np.ndarray | None = None
 
 
 def fit_gaussian(features_ND: np.ndarray) -> Gaussian:
@@ -22,7 +26,7 @@ def fit_gaussian(features_ND: np.ndarray) -> Gaussian:
 
     The mean keeps the dtype of the features (float32 for both engines), as published figures do. The
     covariance is float64 throughout, with divisor N - 1; it is summed over blocks of rows, so that a large N
-    never needs a float64 copy of all features.
+    never needs a float64 copy of all features. With N < D the centred features are kept as its factor.
 
     Raises ``ValueError`` if the features are not [N, D] with N >= 2 or not all finite.
     """
@@ -33,8 +37,12 @@ def fit_gaussian(features_ND: np.ndarray) -> Gaussian:
         raise ValueError("expected finite features, found nan or infinity")
     count, dims = features_ND.shape
     centre_D = features_ND.mean(axis=0, dtype=np.float64)
+    mu_D = features_ND.mean(axis=0)
+    if count < dims:
+        factor_DN = (features_ND.astype(np.float64) - centre_D).T / np.sqrt(count - 1)
+        return Gaussian(mu_D, factor_DN @ factor_DN.T, factor_DN)
     scatter_DD = np.zeros((dims, dims))
     for begin in range(0, count, _ROWS_AT_ONCE):
         block = features_ND[begin : begin + _ROWS_AT_ONCE].astype(np.float64) - centre_D
         scatter_DD += block.T @ block
-    return Gaussian(mu=features_ND.mean(axis=0), sigma=scatter_DD / (count - 1))
+    return Gaussian(mu_D, scatter_DD / (count - 1))
