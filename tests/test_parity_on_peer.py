@@ -12,6 +12,7 @@ from tests.parity import cases_diffusion
 from tests.parity.cases_models import TINY, twins
 from tests.parity.compare import one_thread
 from tests.parity.peer import require_peer
+from tests.parity.sides import Ours
 
 TINY_FLAGS = {
     "model": "--image_size 64 --channel_mult 1,1 --num_channels 32 --num_res_blocks 1 --num_heads 1"
@@ -106,7 +107,7 @@ def test_our_guidance_guides_the_peers_process(peer, classifiers, loop, respacin
     torch.testing.assert_close(guided, expected, rtol=1e-5, atol=1e-5)
     unguided = sample(peer, loop, respacing, None)
     assert (guided - unguided).abs().max() > 0.01, "the guidance did nothing"
-    at_home = sample(cases_diffusion.Ours, loop, respacing, ClassifierGuidance(ours, rule(GAMMA)))
+    at_home = sample(Ours, loop, respacing, ClassifierGuidance(ours, rule(GAMMA)))
     torch.testing.assert_close(at_home, guided, rtol=1e-5, atol=1e-5)
 
 
@@ -114,5 +115,5 @@ def test_peers_guide_and_process_take_each_others_parts(peer, classifiers):
     """A plain cond_fn on the peer's classifier guides our process as it guides the peer's."""
     _, theirs = classifiers
     for loop, respacing in (("p_sample_loop", "8"), ("ddim_sample_loop", "ddim8")):
-        sides = [sample(s, loop, respacing, plain_guidance(theirs)) for s in (cases_diffusion.Ours, peer)]
+        sides = [sample(s, loop, respacing, plain_guidance(theirs)) for s in (Ours, peer)]
         torch.testing.assert_close(*sides, rtol=1e-5, atol=1e-5)

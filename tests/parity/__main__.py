@@ -18,6 +18,7 @@ from tests.parity import (
     cases_diffusion,
     cases_layers,
     cases_models,
+    cases_precision,
     cases_sampling,
     cases_tables,
     cases_training,
@@ -32,6 +33,7 @@ TOPICS = {
     "Models": cases_models.CASES,
     "Diffusion": cases_diffusion.CASES,
     "Sampling": cases_sampling.CASES,
+    "Precision": cases_precision.CASES,
     "Training": cases_training.CASES,
     "Data": cases_data.CASES,
 }

@@ -7,8 +7,9 @@ from itertools import product
 
 import torch
 
-from guided_diffusion import gaussian_diffusion, respace, script_util
+from guided_diffusion import gaussian_diffusion
 from tests.parity.compare import Case, Cases, outcome_of
+from tests.parity.sides import Ours
 
 CASES = Cases()
 BITWISE = 0.0
@@ -71,14 +72,6 @@ def make(
     if respacing is None:
         return module.GaussianDiffusion(**arguments)
     return side.respace.SpacedDiffusion(side.respace.space_timesteps(steps, respacing), **arguments)
-
-
-class Ours:
-    """Our modules under the peer's attribute names."""
-
-    gaussian_diffusion = gaussian_diffusion
-    respace = respace
-    script_util = script_util
 
 
 def batch(diffusion):

@@ -18,6 +18,12 @@ TINY = {
     "image_size": 8, "in_channels": 3, "model_channels": 64, "out_channels": 6, "num_res_blocks": 1,
     "attention_resolutions": (2,), "channel_mult": (1, 2),
 }  # fmt: skip
+TRAINED = TINY | {
+    "num_classes": 4,
+    "num_head_channels": 32,
+    "use_scale_shift_norm": True,
+    "resblock_updown": True,
+}
 UNET_FLAGS = {
     "defaults": {},
     "class_cond": {"num_classes": 5},

@@ -8,9 +8,10 @@ from itertools import product
 import torch
 
 from guided_diffusion import unet
-from tests.parity.cases_diffusion import SHAPE, VARIANCES, Ours, ToyGuide, ToyModel, both, make, model_for
+from tests.parity.cases_diffusion import SHAPE, VARIANCES, ToyGuide, ToyModel, both, make, model_for
 from tests.parity.cases_models import TINY, UNET_FLAGS, twins
 from tests.parity.compare import Case, Cases
+from tests.parity.sides import Ours
 
 CASES = Cases()
 BITWISE = 0.0
