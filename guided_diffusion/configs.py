@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 
 from .flags import flag
@@ -25,7 +26,6 @@ class DiffusionConfig:
     rescale_learned_sigmas: bool = flag(False, "weigh the bound by T / 1000 in training")
 
 
-
 @dataclass(frozen=True)
 class _UNetConfig:
     """What the two UNets have in common."""
@@ -44,7 +44,7 @@ class _UNetConfig:
     resblock_updown: bool = flag(False, "resample inside residual blocks", architecture=True)
     use_fp16: bool = flag(False, "mixed precision for the diffusion model, see --amp_dtype")
     num_classes: int = flag(NUM_CLASSES, "classes of the data", minimum=1, architecture=True)
-    in_channels: int = flag(3, "1 for grey, 3 for colour images", minimum=1, architecture=True)
+    in_channels: int = flag(3, "channels of the images, grey or colour", choices=(1, 3), architecture=True)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class ClassifierConfig:
         architecture=True,
     )
     num_classes: int = flag(NUM_CLASSES, "classes of the data", minimum=1, architecture=True)
-    in_channels: int = flag(3, "1 for grey, 3 for colour images", minimum=1, architecture=True)
+    in_channels: int = flag(3, "channels of the images, grey or colour", choices=(1, 3), architecture=True)
     classifier_num_head_channels: int = flag(64, "channels an attention head", minimum=1, architecture=True)
     classifier_channel_mult: str = flag("", 'width of each level, "1,2,4"; "": by size', architecture=True)
 
@@ -123,6 +123,18 @@ class DataConfig:
     random_flip: bool = flag(True, "mirror images left to right at random")
 
 
+def decay_rates(text: str) -> str:
+    """Rates such as "0.99,0.9999", checked; argparse.ArgumentTypeError unless each is in 0..1."""
+    for rate in text.split(","):
+        try:
+            valid = 0 <= float(rate) <= 1
+        except ValueError:
+            valid = False
+        if not valid:
+            raise argparse.ArgumentTypeError(f"found {rate!r}, expected numbers from 0 to 1 such as 0.99,0.9999")
+    return text
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Training."""
@@ -135,7 +147,7 @@ class TrainConfig:
     lr_anneal_steps: int = flag(0, "let the rate fall to 0 over so many steps, then stop; 0: keep it", minimum=0)
     batch_size: int = flag(1, "images at a time in each process", minimum=1)
     microbatch: int = flag(-1, "images at a time in memory; -1: the whole batch", minimum=-1)
-    ema_rate: str = flag("0.9999", "decay of the averaged weights; several as 0.99,0.9999")
+    ema_rate: str = flag("0.9999", "decay of the averaged weights, 0 to 1; several as 0.99,0.9999", type=decay_rates)
     log_interval: int = flag(10, "steps between lines of the log", minimum=1)
     save_interval: int = flag(10000, "steps between checkpoints", minimum=1)
     resume_checkpoint: str = flag("", "model%06d.pt to go on from")

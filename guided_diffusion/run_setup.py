@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,26 @@ def begin(run: RunConfig) -> Path:
 
 
 def checkpoint_config(flag: str, path: str) -> dict[str, Any] | None:
-    """The config.json beside the checkpoint that a flag names; InputError when the flag was not given."""
+    """The config.json beside the checkpoint that a flag names; InputError when there is no such checkpoint."""
     if not path:
         raise InputError(f"--{flag}: missing, expected the path of a checkpoint")
+    if "://" not in path and not Path(path).is_file():
+        raise InputError(f"--{flag} {path}: no such file")  # rather than complain about flags that do not fit
     saved = checkpoint.read_config(path)
     if saved is not None and not saved.get("class_cond", True):
         saved = {name: value for name, value in saved.items() if name != "num_classes"}  # it has no classes
     return saved
+
+
+def output_file(flag: str, path: str) -> Path | None:
+    """Where a flag wants a file; None for "". InputError now, not after the work, when it cannot be written."""
+    if not path:
+        return None
+    target = Path(path).absolute()
+    nearest = next(folder for folder in target.parents if folder.exists())
+    if target.is_dir() or not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"--{flag} {path}: cannot be written, expected the name of a file")
+    return target
 
 
 def load_frozen(network: nn.Module, path: str, dtype: torch.dtype | None) -> nn.Module:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 
 from ed_dpm_patches import ClassifierGuidance, ConstantRule, EntropyRule
 from ed_dpm_patches.report import summary_line
@@ -57,7 +56,7 @@ def main() -> None:
         __doc__, SamplingConfig, GuidanceConfig, LabelConfig, ModelConfig, ClassifierConfig, DiffusionConfig, RunConfig
     ).parse()
     run, sampling, guide = given.make(RunConfig), given.make(SamplingConfig), given.make(GuidanceConfig)
-    directory = run_setup.begin(run)
+    directory, trace_path = run_setup.begin(run), run_setup.output_file("trace", guide.trace)
     model_config, classifier_config, diffusion_config = resolve(given, sampling.model_path, guide.classifier_path)
 
     diffusion = build_diffusion(diffusion_config)
@@ -110,9 +109,11 @@ def main() -> None:
         | dataclasses.asdict(diffusion_config),
         labels=LabelPlan(label_config.classes, label_config.balanced, classifier_config.num_classes),
         save_images=sampling.save_images,
-        extras_path=Path(guide.trace).absolute() if guide.trace else None,
+        extras_path=trace_path,
     ).generate(draw, extras=trace.take if trace is not None else None)
-    logger.log(summary_line(guidance.report.summary()))
+    summary = guidance.report.summary()
+    if summary["evaluations"]:  # none when all samples were there already, or when the scale is 0
+        logger.log(summary_line(summary))
 
 
 def resolve(given: Given, model_path: str, classifier_path: str):

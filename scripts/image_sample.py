@@ -13,6 +13,7 @@ import dataclasses
 from guided_diffusion import dist_util, run_setup
 from guided_diffusion.amp import amp_dtype
 from guided_diffusion.configs import DiffusionConfig, LabelConfig, ModelConfig, RunConfig, SamplingConfig
+from guided_diffusion.errors import InputError
 from guided_diffusion.flags import Parser, architecture_from
 from guided_diffusion.generate import Batch, SampleRun
 from guided_diffusion.sample_noise import LabelPlan
@@ -26,6 +27,8 @@ def main() -> None:
     saved = run_setup.checkpoint_config("model_path", sampling.model_path)
     config = architecture_from(given, ModelConfig, saved, sampling.model_path)
     diffusion_config = architecture_from(given, DiffusionConfig, saved, sampling.model_path)
+    if not config.class_cond and (label_config.classes or label_config.balanced):
+        raise InputError("--classes, --balanced: this model takes no labels, expected one trained with --class_cond")
 
     diffusion = build_diffusion(diffusion_config)
     model = run_setup.load_frozen(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,15 +83,28 @@ class BaseImages:
         if not path or not Path(path).is_file():
             raise InputError(f"--base_samples: found {path!r}, expected an npz file")
         try:
+            if not zipfile.is_zipfile(path):
+                raise ValueError("no npz archive, or a truncated one")
             with np.load(path, allow_pickle=False) as arrays:
                 self.images = arrays["arr_0"]
                 self.labels = arrays["arr_1"] if config.class_cond else None
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             raise InputError(f"--base_samples {path}: not a readable npz with the arrays needed ({error})") from None
         expected = (config.small_size, config.small_size, config.in_channels)
-        if self.images.ndim != 4 or self.images.shape[1:] != expected or self.images.dtype != np.uint8:
-            found = f"{self.images.dtype} {list(self.images.shape)}"
+        found = f"{self.images.dtype} {list(self.images.shape)}"
+        well_shaped = self.images.ndim == 4 and self.images.shape[1:] == expected and len(self.images) > 0
+        if not well_shaped or self.images.dtype != np.uint8:
             raise InputError(f"--base_samples {path}: found {found}, expected uint8 [N, H, W, C] = [N, {expected}]")
+        if self.labels is not None:
+            self._check_labels(path, config.num_classes)
+
+    def _check_labels(self, path: str, num_classes: int) -> None:
+        if self.labels.shape != (len(self.images),) or not np.issubdtype(self.labels.dtype, np.integer):
+            found = f"{self.labels.dtype} {list(self.labels.shape)}"
+            raise InputError(f"--base_samples {path}: arr_1 is {found}, expected whole numbers [{len(self.images)}]")
+        unknown = self.labels[(self.labels < 0) | (self.labels >= num_classes)]
+        if unknown.size:
+            raise InputError(f"--base_samples {path}: arr_1 has label {unknown[0]}, expected 0 to {num_classes - 1}")
 
     def condition(self, indices: range) -> dict[str, Tensor]:
         """low_res in [-1, 1], and labels for a class-conditional model."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from guided_diffusion import dist_util, logger, run_setup
 from guided_diffusion.configs import DataConfig, DiffusionConfig, RunConfig, SuperResConfig, TrainConfig
+from guided_diffusion.errors import InputError
 from guided_diffusion.flags import Parser
 from guided_diffusion.image_datasets import load_data
 from guided_diffusion.resample import create_named_schedule_sampler
@@ -26,6 +27,8 @@ def main() -> None:
     given = Parser(__doc__, DataConfig, TrainConfig, SuperResConfig, DiffusionConfig, RunConfig).parse()
     run, data_config, config = given.make(RunConfig), given.make(DataConfig), given.make(SuperResConfig)
     diffusion_config, train = given.make(DiffusionConfig), dataclasses.asdict(given.make(TrainConfig))
+    if config.small_size > config.large_size:
+        raise InputError(f"--small_size: found {config.small_size}, expected at most --large_size {config.large_size}")
     run_setup.begin(run)
 
     class_names = None
