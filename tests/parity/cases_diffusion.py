@@ -38,7 +38,8 @@ class ToyModel(torch.nn.Module):
     def forward(self, x, t, y=None):
         self.seen.append((str(t.dtype), t.tolist()))
         out = self.conv(x) + torch.sin(t.float() * 0.01)[:, None, None, None]
-        return torch.tanh(out if y is None else out + self.label[y][:, None, None, None])
+        # Beyond [-1, 1], so that clipping and unclamped variances show.
+        return 1.5 * torch.tanh(2 * (out if y is None else out + self.label[y][:, None, None, None]))
 
 
 class ToyGuide:
