@@ -176,6 +176,7 @@ def _leave_hard(status: int) -> NoReturn:
     if mpi := _mpi_to_sign_off_from():
         # Unlike a bare exit this passes the status on reliably, and mpiexec does not wait for pipes that
         # other ranks' data workers still hold. What MPI itself has to say about it helps nobody.
+        time.sleep(0.3)  # mpiexec drops output that it has not yet passed on
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         mpi.COMM_WORLD.Abort(status)
     os._exit(status)

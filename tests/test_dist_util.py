@@ -238,14 +238,15 @@ def test_data_workers_do_not_outlive_a_failed_rank(script, tmp_path):
     body = """
 import multiprocessing
 dist_util.setup_dist()
+if dist_util.get_rank() == 1:
+    time.sleep(300)
 worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(300,), daemon=True)
 worker.start()
-open(f"worker{dist_util.get_rank()}", "w").write(str(worker.pid))
-dist_util.barrier()
+open("worker", "w").write(str(worker.pid))
 raise InputError("stop")
 """
     assert run("mpiexec", script(body)).returncode == 2
-    worker = Path("/proc", (tmp_path / "worker0").read_text())
+    worker = Path("/proc", (tmp_path / "worker").read_text())
     if Path("/proc").is_dir():
         assert not worker.exists() or "Z" in (worker / "stat").read_text().rpartition(")")[2].split()[0]
 
@@ -275,6 +276,24 @@ def test_how_one_process_ends(script, alone, capsys, body, status, stderr):
     assert ended.value.code == status
     if stderr is not None:
         assert capsys.readouterr().err == stderr
+
+
+def test_a_single_process_leaves_the_mpi_of_others_alone(tmp_path):
+    """Whoever imported mpi4py may still be using it when run_main has ended, in a test or a notebook."""
+    pytest.importorskip("mpi4py")
+    program = (
+        "from mpi4py import MPI\nfrom guided_diffusion import dist_util\n"
+        "try: dist_util.run_main(dist_util.setup_dist)\n"
+        "except SystemExit: print(MPI.COMM_WORLD.Get_size())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n")
 
 
 def test_an_unexpected_error_shows_its_traceback(alone, capsys):
