@@ -16,9 +16,12 @@ import time
 import numpy  # noqa: F401
 import PIL.Image  # noqa: F401
 import torch
+import torch._dynamo  # noqa: F401  torch.optim loads it when first used
 
-import ed_dpm_patches  # noqa: F401
-import guided_diffusion.classifier_util
+import ed_dpm_patches.trace  # noqa: F401
+import guided_diffusion.classifier_util  # noqa: F401
+import guided_diffusion.generate  # noqa: F401
+import guided_diffusion.run_setup  # noqa: F401
 import guided_diffusion.script_util  # noqa: F401
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import json
 import os
@@ -133,7 +134,9 @@ class Runner:
 def as_arguments(flags: dict | list[str]) -> list[str]:
     if isinstance(flags, list):
         return flags
-    return [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+    """--name value; the name alone where the value is None."""
+    pairs = [(f"--{name}", value) for name, value in flags.items()]
+    return [str(text) for pair in pairs for text in pair if text is not None]
 
 
 def two_ranks() -> list[dict[str, str]]:
@@ -229,6 +232,11 @@ def make_checkpoint(folder: Path, kind: str, *, config_json: bool = True, seed: 
 def _fields(config_class: type, values: dict) -> dict:
     names = {field.name for field in dataclasses.fields(config_class)}
     return {name: value for name, value in values.items() if name in names}
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -1,0 +1,147 @@
+"""The command lines of the seven programs: upstream's flags and defaults are all there, and --help explains."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.helpers import SCRIPT_NAMES, Runner
+
+DIFFUSION = {
+    "learn_sigma": False, "diffusion_steps": 1000, "noise_schedule": "linear", "timestep_respacing": "",
+    "use_kl": False, "predict_xstart": False, "rescale_timesteps": False, "rescale_learned_sigmas": False,
+}  # fmt: skip
+MODEL = {
+    "image_size": 64, "num_channels": 128, "num_res_blocks": 2, "num_heads": 4, "num_heads_upsample": -1,
+    "num_head_channels": -1, "attention_resolutions": "16,8", "channel_mult": "", "dropout": 0.0,
+    "class_cond": False, "use_checkpoint": False, "use_scale_shift_norm": True, "resblock_updown": False,
+    "use_fp16": False, "use_new_attention_order": False, **DIFFUSION,
+}  # fmt: skip
+CLASSIFIER = {
+    "image_size": 64, "classifier_use_fp16": False, "classifier_width": 128, "classifier_depth": 2,
+    "classifier_attention_resolutions": "32,16,8", "classifier_use_scale_shift_norm": True,
+    "classifier_resblock_updown": True, "classifier_pool": "attention",
+}  # fmt: skip
+SUPER_RES = {
+    name: value for name, value in MODEL.items()
+    if name not in ("image_size", "channel_mult", "use_new_attention_order")
+} | {"large_size": 256, "small_size": 64}  # fmt: skip
+TRAIN = {
+    "data_dir": "", "schedule_sampler": "uniform", "lr": 1e-4, "weight_decay": 0.0, "lr_anneal_steps": 0,
+    "batch_size": 1, "microbatch": -1, "ema_rate": "0.9999", "log_interval": 10, "save_interval": 10000,
+    "resume_checkpoint": "", "use_fp16": False, "fp16_scale_growth": 1e-3,
+}  # fmt: skip
+SAMPLE = {"clip_denoised": True, "num_samples": 10000, "batch_size": 16, "use_ddim": False, "model_path": ""}
+UPSTREAM = {
+    "classifier_train": {
+        "data_dir": "", "val_data_dir": "", "noised": True, "iterations": 150000, "lr": 3e-4, "weight_decay": 0.0,
+        "anneal_lr": False, "batch_size": 4, "microbatch": -1, "schedule_sampler": "uniform",
+        "resume_checkpoint": "", "log_interval": 10, "eval_interval": 5, "save_interval": 10000,
+        **CLASSIFIER, **DIFFUSION,
+    },
+    "classifier_sample": {**SAMPLE, "classifier_path": "", "classifier_scale": 1.0, **MODEL, **CLASSIFIER},
+    "image_train": {**TRAIN, **MODEL},
+    "image_sample": {**SAMPLE, **MODEL},
+    "image_nll": {
+        "data_dir": "", "clip_denoised": True, "num_samples": 1000, "batch_size": 1, "model_path": "", **MODEL,
+    },
+    "super_res_train": {**TRAIN, **SUPER_RES},
+    "super_res_sample": {**SAMPLE, "base_samples": "", **SUPER_RES},
+}  # fmt: skip
+OURS = {
+    "classifier_train": {"ect": False, "ect_weight": 0.2, "random_crop": True, "random_flip": True},
+    "classifier_sample": {"eds": False, "eds_cap": None, "trace": "", "classes": "", "balanced": False},
+    "image_sample": {"classes": "", "balanced": False, "save_images": False},
+}
+IN_EVERY_SCRIPT = {"log_dir": "", "seed": 0, "amp_dtype": "fp16", "num_classes": 1000, "in_channels": 3}
+UNITS = {
+    "pixels": {"image_size", "large_size", "small_size", "attention_resolutions", "classifier_attention_resolutions"},
+    "steps": {"iterations", "log_interval", "eval_interval", "save_interval", "lr_anneal_steps"},
+    "images": {"batch_size", "num_samples", "microbatch"},
+}
+
+
+@pytest.fixture(scope="module")
+def helps(fork_server, tmp_path_factory) -> dict[str, str]:
+    """What --help prints, on one line."""
+    run = Runner(fork_server, tmp_path_factory.mktemp("help"))
+    return {name: run(name, ["--help"]).stdout for name in SCRIPT_NAMES}
+
+
+def entries(text: str) -> dict[str, str]:
+    """Flag -> its help, from the page."""
+    found = {}
+    for part in re.split(r"\n  (?=--)", text)[1:]:
+        entry = " ".join(re.split(r"\n\n", part)[0].split())
+        one = r"--\w+(?: \[?[A-Z]+\]?)?"
+        for name in re.findall(r"--(\w+)", re.match(f"{one}(?:, {one})*", entry)[0]):
+            found[name] = entry
+    return found
+
+
+@pytest.mark.parametrize("script", SCRIPT_NAMES)
+class TestHelp:
+    def test_every_upstream_flag_has_upstreams_default(self, helps, script):
+        found = entries(helps[script])
+        for name, default in UPSTREAM[script].items():
+            assert f"default {default!r})" in found[name], f"--{name}: {found[name]}"
+
+    def test_our_flags(self, helps, script):
+        found = entries(helps[script])
+        for name, default in (IN_EVERY_SCRIPT | OURS.get(script, {})).items():
+            told = "no default" if default is None else f"default {default!r}"
+            assert f"{told})" in found[name]
+
+    def test_every_flag_is_explained(self, helps, script):
+        """Default; range or choices of numbers and names; units."""
+        found = entries(helps[script])
+        assert set(UPSTREAM[script]) <= set(found)
+        for name, entry in found.items():
+            assert re.search(r"(default .+|no default)\)$", entry), entry
+            if re.search(rf"--{name}\b[^(]* [NX] ", entry):
+                assert re.search(r"at least|at most|[\d.]+ to [\d.]+|-1:|one of", entry), f"no range: {entry}"
+        for unit, names in UNITS.items():
+            for name in names & set(found):
+                assert unit in found[name], f"no unit: {found[name]}"
+
+    def test_choices(self, helps, script):
+        found = entries(helps[script])
+        assert "one of linear, cosine" in found["noise_schedule"]
+        assert "one of fp16, bf16" in found["amp_dtype"]
+        if "classifier_pool" in found:
+            assert "one of adaptive, attention, spatial, spatial_v2" in found["classifier_pool"]
+        if "schedule_sampler" in found:
+            assert "one of uniform, loss-second-moment" in found["schedule_sampler"].replace("- ", "-")
+
+    def test_nothing_is_listed_twice(self, helps, script):
+        names = re.findall(r"^  (--\w+)", helps[script], flags=re.MULTILINE)
+        assert len(names) == len(set(names))
+
+
+def test_aliases_of_the_release(helps):
+    assert "use_entropy_scale" in entries(helps["classifier_sample"])
+    assert "entropy_constraint_loss_weight" in entries(helps["classifier_train"])
+
+
+# A command line that parses gets as far as the missing checkpoint.
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--eds"],
+        ["--eds", "True"],
+        ["--eds", "False"],
+        ["--use_entropy_scale", "True"],
+        ["--eds", "--use_ddim", "y", "--class_cond"],
+    ],
+    ids=" ".join,
+)
+def test_forms_of_booleans(run, argv):
+    ended = run("classifier_sample", [*argv, "--log_dir", "out"], fails=True)
+    assert ended.error_lines == ["error: --model_path: missing, expected the path of a checkpoint"]
+
+
+@pytest.mark.parametrize("argv", [["--eds", "2"], ["--class_cond", "perhaps"]], ids=" ".join)
+def test_what_is_no_boolean(run, argv):
+    ended = run("classifier_sample", argv, fails=True)
+    assert ended.statuses == [2] and "expected a boolean" in ended.error_lines[0]
