@@ -68,7 +68,7 @@ class AttentionBlock(nn.Module):
     ):
         super().__init__()
         divisor = num_heads if num_head_channels == -1 else num_head_channels
-        if channels % divisor:
+        if divisor < 1 or channels % divisor:
             what = "heads" if num_head_channels == -1 else "channels per attention head"
             raise ValueError(f"{channels} channels cannot be divided evenly by {divisor} {what}")
         self.channels = channels

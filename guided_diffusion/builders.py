@@ -11,7 +11,7 @@ from .gaussian_diffusion import LossType, ModelMeanType, ModelVarType, get_named
 from .respace import SpacedDiffusion, space_timesteps
 from .unet import EncoderUNetModel, SuperResModel, UNetModel
 
-Network = TypeVar("Network")
+Built = TypeVar("Built")
 
 # Width of each level over the first one's. 64 and up are the published models'; 32 is the ED-DPM release's.
 CHANNEL_MULT = {
@@ -46,7 +46,9 @@ def create_gaussian_diffusion(
         use_timesteps = space_timesteps(steps, timestep_respacing or [steps])
     except ValueError as error:
         raise InputValueError(f"--{error}") from error
-    return SpacedDiffusion(
+    return _build(
+        SpacedDiffusion,
+        "--diffusion_steps, --noise_schedule",
         use_timesteps=use_timesteps,
         betas=betas,
         model_mean_type=ModelMeanType.START_X if predict_xstart else ModelMeanType.EPSILON,
@@ -181,9 +183,9 @@ def sr_create_model(
     )
 
 
-def _build(network: Callable[..., Network], flags: str, **arguments) -> Network:
+def _build(constructor: Callable[..., Built], flags: str, **arguments) -> Built:
     try:
-        return network(**arguments)
+        return constructor(**arguments)
     except ValueError as error:
         raise InputValueError(f"{flags}: {error}") from error
 

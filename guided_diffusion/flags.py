@@ -34,7 +34,7 @@ def flag(
     type: type | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
-    choices: Sequence[str] | None = None,
+    choices: Sequence[str | int] | None = None,
     aliases: Sequence[str] = (),
     architecture: bool = False,
 ) -> Any:

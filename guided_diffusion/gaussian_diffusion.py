@@ -58,7 +58,8 @@ class GaussianDiffusion:
 
         betas = np.array(betas, dtype=np.float64)
         if betas.ndim != 1 or not ((betas > 0) & (betas <= 1)).all():
-            raise ValueError(f"betas: found shape {betas.shape}, expected a vector of values in (0, 1]")
+            found = f"values {betas.min():.3g} to {betas.max():.3g}" if betas.size else "none"
+            raise ValueError(f"betas of shape {betas.shape}: found {found}, expected a vector in (0, 1]")
         self.betas = betas
         self.num_timesteps = len(betas)
         alphas = 1.0 - betas

@@ -203,7 +203,7 @@ def distribute(network: nn.Module) -> nn.Module:
         return network
     device = dist_util.dev()
     devices = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False, bucket_cap_mb=128)
+    return DistributedDataParallel(network, device_ids=devices, bucket_cap_mb=128)
 
 
 def without_sync(network: nn.Module):

@@ -90,11 +90,11 @@ class BaseImages:
                 self.labels = arrays["arr_1"] if config.class_cond else None
         except (ValueError, KeyError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             raise InputError(f"--base_samples {path}: not a readable npz with the arrays needed ({error})") from None
-        expected = (config.small_size, config.small_size, config.in_channels)
+        expected = height, width, channels = config.small_size, config.small_size, config.in_channels
         found = f"{self.images.dtype} {list(self.images.shape)}"
         well_shaped = self.images.ndim == 4 and self.images.shape[1:] == expected and len(self.images) > 0
         if not well_shaped or self.images.dtype != np.uint8:
-            raise InputError(f"--base_samples {path}: found {found}, expected uint8 [N, H, W, C] = [N, {expected}]")
+            raise InputError(f"--base_samples {path}: found {found}, expected uint8 [N, {height}, {width}, {channels}]")
         if self.labels is not None:
             self._check_labels(path, config.num_classes)
 
