@@ -30,6 +30,15 @@ class Batch:
     labels: Tensor | None  # int64 [B]
     noise: PerSampleNoise
 
+    def loop_arguments(self, shape: Sequence[int]) -> dict[str, Any]:
+        """Shape, starting noise (drawn here), step noise and device, as the sampling loops take them."""
+        return {
+            "shape": (len(self.indices), *shape),
+            "noise": self.noise.normal(shape),
+            "noise_fn": self.noise,
+            "device": self.noise.device,
+        }
+
 
 @dataclass(frozen=True)
 class SampleRun:

@@ -87,13 +87,10 @@ def main() -> None:
     def draw(batch: Batch):
         return loop(
             trace.wrap(model_fn) if trace is not None else model_fn,
-            (len(batch.indices), *shape),
-            noise=batch.noise.normal(shape),
+            **batch.loop_arguments(shape),
             clip_denoised=sampling.clip_denoised,
             cond_fn=cond_fn,
             model_kwargs={"y": batch.labels},
-            device=dist_util.dev(),
-            noise_fn=batch.noise,
         )
 
     label_config = given.make(LabelConfig)

@@ -42,12 +42,9 @@ def main() -> None:
     def draw(batch: Batch):
         return loop(
             model,
-            (len(batch.indices), *shape),
-            noise=batch.noise.normal(shape),
+            **batch.loop_arguments(shape),
             clip_denoised=sampling.clip_denoised,
             model_kwargs={"y": batch.labels} if config.class_cond else {},
-            device=dist_util.dev(),
-            noise_fn=batch.noise,
         )
 
     SampleRun(

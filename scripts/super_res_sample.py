@@ -55,12 +55,9 @@ def main() -> None:
     def draw(batch: Batch):
         return diffusion.p_sample_loop(
             model,
-            (len(batch.indices), *shape),
-            noise=batch.noise.normal(shape),
+            **batch.loop_arguments(shape),
             clip_denoised=sampling.clip_denoised,
             model_kwargs=base.condition(batch.indices),
-            device=dist_util.dev(),
-            noise_fn=batch.noise,
         )
 
     SampleRun(
