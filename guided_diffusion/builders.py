@@ -46,6 +46,8 @@ def create_gaussian_diffusion(
         use_timesteps = space_timesteps(steps, timestep_respacing or [steps])
     except ValueError as error:
         raise InputValueError(f"--{error}") from error
+    if not use_timesteps:
+        raise InputValueError(f"--timestep_respacing: found {timestep_respacing!r}, expected at least one timestep")
     return _build(
         SpacedDiffusion,
         "--diffusion_steps, --noise_schedule",

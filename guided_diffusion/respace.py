@@ -32,12 +32,10 @@ def space_timesteps(num_timesteps: int, section_counts: str | Sequence[int]) -> 
     start = 0
     for index, count in enumerate(section_counts):
         length = size + (index < larger_sections)
-        if not 0 <= count <= length:
+        if count > length:
             raise ValueError(f"timestep_respacing: found {count} for a section of {length} timesteps")
         kept.update(start + offset for offset in _evenly_spaced(length, count))
         start += length
-    if not kept:
-        raise ValueError("timestep_respacing: found no timestep to keep, expected at least one")
     return kept
 
 
