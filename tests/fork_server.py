@@ -6,12 +6,15 @@ statuses, null for a process that had to be killed. What is forked then is an or
 environment, argv, files, exit hooks and exit status.
 """
 
+import atexit
 import json
 import os
 import runpy
 import signal
 import sys
+import threading
 import time
+from typing import NoReturn
 
 import numpy  # noqa: F401
 import PIL.Image  # noqa: F401
@@ -33,13 +36,13 @@ def main() -> None:
         for environment, outputs in zip(request["environments"], request["outputs"], strict=True):
             pid = os.fork()
             if pid == 0:
-                return become(request, environment, outputs)
+                become(request, environment, outputs)
             children.append(pid)
         print(json.dumps(wait(children, request["timeout"])), flush=True)
 
 
-def become(request: dict, environment: dict[str, str], outputs: list[str]) -> None:
-    """Turn this forked process into a fresh run of the program."""
+def become(request: dict, environment: dict[str, str], outputs: list[str]) -> NoReturn:
+    """Turn this forked process into a fresh run of the program, and end with it."""
     os.setsid()
     for descriptor, path in zip((0, 1, 2), (os.devnull, *outputs), strict=True):
         flags = os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
@@ -51,7 +54,19 @@ def become(request: dict, environment: dict[str, str], outputs: list[str]) -> No
     os.chdir(request["cwd"])
     sys.argv = [request["program"], *request["argv"]]
     sys.path[0] = os.path.dirname(request["program"])
-    runpy.run_path(request["program"], run_name="__main__")
+    status = 0
+    try:
+        runpy.run_path(request["program"], run_name="__main__")
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # taking the interpreter apart would take most of a run's time
 
 
 def wait(children: list[int], timeout: float) -> list[int | None]:
