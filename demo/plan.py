@@ -1,0 +1,154 @@
+"""What the demo runs: the configurations compared, and the command line of every step."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+MODEL = Path("demo/model/uncond.safetensors")
+CLASSIFIERS, RULES = ("plain", "ect"), ("constant", "eds")
+# The same three for both rules, around where the Fréchet distance is lowest; the middle one is traced.
+SCALES = {"constant": (2.0, 4.0, 8.0), "eds": (2.0, 4.0, 8.0)}
+TRACED_SCALE = 4.0
+UNGUIDED, REAL = "unguided", "real digits"
+
+CLASSIFIER_FLAGS = (
+    "--image_size 8 --in_channels 1 --random_crop False --random_flip False "
+    "--classifier_width 32 --classifier_depth 1 --classifier_attention_resolutions 4 "
+    "--classifier_num_head_channels 32 --lr 1e-3 --anneal_lr --log_interval 100"
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is done."""
+
+    iterations: int = 400  # of each guiding classifier, 64 images a process and step
+    feature_iterations: int = 300  # of the feature network, 32 images a process and step
+    num_samples: int = 400  # a run
+    respacing: str = "ddim25"
+    seeds: tuple[int, ...] = (0, 1)
+    processes: int = 2  # of a sampling run
+    sampling_at_once: int = 1  # sampling runs
+
+
+FULL = Settings()
+# For tests: everything happens, on too little to mean anything.
+QUICK = Settings(
+    iterations=20, feature_iterations=40, num_samples=40, respacing="ddim5", seeds=(0,), processes=1, sampling_at_once=2
+)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A way to sample. `classifier` is one of CLASSIFIERS, `rule` one of RULES; both "" when unguided."""
+
+    classifier: str = ""
+    rule: str = ""
+    scale: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.classifier}-{self.rule}-{self.scale:g}" if self.rule else UNGUIDED
+
+    @property
+    def traced(self) -> bool:
+        return bool(self.rule) and self.scale == TRACED_SCALE
+
+
+COMBINATIONS = [(classifier, rule) for classifier in CLASSIFIERS for rule in RULES]
+CONFIGURATIONS = [Configuration()] + [
+    Configuration(classifier, rule, scale) for classifier, rule in COMBINATIONS for scale in SCALES[rule]
+]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, and the file whose presence says that it is done."""
+
+    name: str
+    command: str
+    output: Path
+
+
+class Plan:
+    """The steps of one run, all files of which are under `out`."""
+
+    def __init__(self, out: Path, settings: Settings):
+        self.out, self.settings = out, settings
+        self.data = out / "data"
+
+    def checkpoint(self, classifier: str) -> Path:
+        """The last checkpoint of "plain", "ect" or "features"."""
+        iterations = self.settings.feature_iterations if classifier == "features" else self.settings.iterations
+        return self.out / "classifiers" / classifier / f"model{iterations - 1:06d}.pt"
+
+    def samples(self, configuration: Configuration, seed: int) -> Path:
+        """The npz of a sampling run."""
+        folder = self.out / "samples" / f"{configuration.name}-seed{seed}"
+        return folder / f"samples_{self.settings.num_samples}x8x8x1.npz"
+
+    def trace(self, configuration: Configuration, seed: int) -> Path:
+        """The npz that a traced run leaves beside its samples."""
+        return self.samples(configuration, seed).with_name("trace.npz")
+
+    def metrics(self, name: str, seed: int = 0) -> Path:
+        """The evaluator's JSON file; `name` is a configuration's or REAL."""
+        return self.out / "metrics" / f"{name.replace(' ', '-')}-seed{seed}.json"
+
+    def training(self) -> list[Step]:
+        """Two classifiers that guide, alike but for the loss, and one that judges."""
+        parts = {"plain": ("train", ""), "ect": ("train", " --ect"), "features": ("evaluator", " --noised False")}
+        return [self._training_step(name, part, flags) for name, (part, flags) in parts.items()]
+
+    def _training_step(self, name: str, part: str, flags: str) -> Step:
+        judge = name == "features"
+        iterations = self.settings.feature_iterations if judge else self.settings.iterations
+        checkpoint = self.checkpoint(name)
+        return Step(
+            f"train-{name}",
+            f"mpiexec -n 2 python scripts/classifier_train.py{flags} --data_dir {quoted(self.data / part)} "
+            f"--iterations {iterations} --batch_size {32 if judge else 64} {CLASSIFIER_FLAGS} "
+            f"--log_dir {quoted(checkpoint.parent)}",
+            checkpoint,
+        )
+
+    def sampling(self) -> list[Step]:
+        """Every configuration with every seed; sample i of a seed starts from the same noise in all of them."""
+        return [self._sampling_step(c, seed) for c in CONFIGURATIONS for seed in self.settings.seeds]
+
+    def _sampling_step(self, configuration: Configuration, seed: int) -> Step:
+        samples = self.samples(configuration, seed)
+        trace = f" --trace {quoted(self.trace(configuration, seed))}" if configuration.traced else ""
+        flags = [
+            f"--model_path {MODEL} --classifier_path {quoted(self.checkpoint(configuration.classifier or 'plain'))}",
+            f"--classifier_scale {configuration.scale:g}" + " --eds" * (configuration.rule == "eds"),
+            f"--use_ddim --timestep_respacing {self.settings.respacing} --balanced --seed {seed}",
+            f"--num_samples {self.settings.num_samples} --batch_size {self.settings.num_samples // 2}",
+            f"--log_dir {quoted(samples.parent)}{trace}",
+        ]
+        return Step(
+            f"sample-{configuration.name}-seed{seed}",
+            f"mpiexec -n {self.settings.processes} python scripts/classifier_sample.py {' '.join(flags)}",
+            samples,
+        )
+
+    def evaluation(self) -> list[Step]:
+        """All samples, and the real images of the train part, against the held-out part."""
+        judged = [(REAL, 0, self.data / "train.npz")]
+        judged += [(c.name, seed, self.samples(c, seed)) for c in CONFIGURATIONS for seed in self.settings.seeds]
+        return [
+            Step(
+                f"evaluate-{name.replace(' ', '-')}-seed{seed}",
+                f"python evaluations/evaluator.py {quoted(self.data / 'heldout.npz')} {quoted(images)} "
+                f"--features {quoted(self.checkpoint('features'))} --json {quoted(self.metrics(name, seed))}",
+                self.metrics(name, seed),
+            )
+            for name, seed, images in judged
+        ]
+
+
+def quoted(path: Path) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(str(path))
