@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import re
+import signal
 import socket
 import sys
 import time
@@ -55,6 +56,7 @@ def setup_dist() -> None:
     else:
         _share_cores(machines.count(machines[here.rank]))
     dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.world_size, timeout=TIMEOUT)
+    barrier()  # a rank that fails at once must not leave its peers in the middle of connecting
 
 
 def dev() -> torch.device:
@@ -79,6 +81,15 @@ def barrier() -> None:
     if dist.is_initialized() and dist.get_world_size() > 1:
         on_gpu = dist.get_backend() == "nccl"
         dist.barrier(device_ids=[torch.cuda.current_device()] if on_gpu else None)
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's value on every rank; it must be picklable. A collective; nothing to do without a process group."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def load_state_dict(path: str, **kwargs: Any) -> Any:
@@ -167,6 +178,7 @@ def _leave() -> None:
 
 def _leave_hard(status: int) -> NoReturn:
     """End now. What is buffered gets out; nothing that could wait for a peer is run."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises when a data worker dies
     for child in multiprocessing.active_children():  # data workers would hold on to our output pipes
         child.kill()
     logging.shutdown()

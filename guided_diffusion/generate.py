@@ -82,24 +82,24 @@ class SampleRun:
 
         store = PartStore(self.directory)
         firsts = list(range(0, self.num_samples, self.batch_size))
-        mine = firsts[rank::world_size]
-        missing = [first for first in mine if not store.has(first, self._count(first))]
-        if len(missing) < len(mine):
-            logger.log(f"resuming: {len(mine) - len(missing)} of {len(mine)} batches of this process are done")
-        started, made = time.perf_counter(), 0
-        # Rank 0 shows the whole run: the others advance at about its pace.
-        done = self.num_samples * (len(mine) - len(missing)) // max(1, len(mine))
-        with progress_bar(self.num_samples, "img", initial=done) as bar:
-            for first in missing:
+        # One rank looks, so that all deal out the same list.
+        unfinished = [first for first in firsts if not store.has(first, self._count(first))] if rank == 0 else None
+        missing = dist_util.broadcast_object(unfinished)
+        to_make = sum(map(self._count, missing))
+        if len(missing) < len(firsts):
+            logger.log(f"resuming: {self.num_samples - to_make} of {self.num_samples} images are there")
+        started = time.perf_counter()
+        with progress_bar(self.num_samples, "img", initial=self.num_samples - to_make) as bar:
+            for first in missing[rank::world_size]:
                 count = self._count(first)
                 store.write(first, self._make_part(range(first, first + count), draw, extras))
-                made += count
+                # Rank 0 shows the whole run: the others advance at about its pace.
                 bar.update(min(count * world_size, self.num_samples - bar.n))
         dist_util.barrier()
         if rank == 0:
+            elapsed = time.perf_counter() - started
+            logger.log(f"made {to_make} images in {elapsed:.1f} s: {to_make / elapsed:.2f} images/s")
             self._finish(store, firsts, output)
-            elapsed, made = time.perf_counter() - started, made * world_size
-            logger.log(f"made about {made} images in {elapsed:.1f} s: {made / elapsed:.2f} images/s")
         dist_util.barrier()
         logger.log(f"samples: {output}")
         return output
