@@ -73,7 +73,7 @@ def quality_sentences(results: Results) -> list[str]:
 def verdict(results: Results) -> str:
     """One sentence for the top of the report."""
     eds, constant = results.best("eds"), results.best("constant")
-    difference, noise = results.difference(eds, constant, "fid"), results.noise("fid")
+    difference, noise = results.difference(eds, constant, "fid"), results.noise(eds, constant, "fid")
     outcome = {
         "lower": "EDS beats a tuned constant scale in Fréchet distance",
         "higher": "EDS is worse than a tuned constant scale in Fréchet distance",
@@ -113,7 +113,7 @@ def claims(results: Results) -> list[tuple[str, str]]:
             compare(results, both, base, "ECT + EDS against plain guidance")
             + "".join(
                 f" {metric.capitalize()}: {results.difference(both, base, metric):+.3f} "
-                f"(noise {results.noise(metric):.3f})."
+                f"(noise {results.noise(both, base, metric):.3f})."
                 for metric in ("precision", "recall")
             ),
         ),
@@ -135,7 +135,7 @@ def text_table(results: Results) -> str:
 
 def compare(results: Results, a: Configuration, b: Configuration, what: str) -> str:
     """Fréchet distance of two configurations, with the noise of their difference."""
-    difference, noise = results.difference(a, b, "fid"), results.noise("fid")
+    difference, noise = results.difference(a, b, "fid"), results.noise(a, b, "fid")
     return (
         f"{what}: {results.scores[a]['fid']} ({name(a)}) against {results.scores[b]['fid']} ({name(b)}); "
         f"difference {difference:+.4f}, noise of a difference {noise:.4f}: {relation(difference, noise)}."

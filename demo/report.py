@@ -69,10 +69,10 @@ def page(plan: Plan, results: Results, figures: dict[str, Path], commands: list[
         paragraph(
             ("One seed only: noise cannot be told from effect. " if single_seed else "Mean over the seeds. ")
             + "± is half the difference between the two seeds. The noise of a difference is one standard deviation, "
-            "pooled over all thirteen configurations; less than two of them count as no difference. It "
-            "covers the sampling alone: every network was trained once. Three scales are a coarse search, equally "
-            "coarse for both rules. Real digits are the train part judged like samples: what a perfect sampler could "
-            "reach."
+            "pooled over all thirteen configurations (relative to its size for the distance, with which its noise "
+            "grows); less than two of them count as no difference. It covers the sampling alone: every network was "
+            "trained once. Three scales are a coarse search, equally coarse for both rules. Real digits are the train "
+            "part judged like samples: what a perfect sampler could reach."
         ),
         bullets(conclusions.quality_sentences(results)),
         "<h2>Samples</h2>",

@@ -59,15 +59,19 @@ class Results:
         among = [c for c in self.scores if c.rule == rule and classifier in (None, c.classifier)]
         return min(among, key=lambda c: sign * self.scores[c][metric].mean)
 
-    def noise(self, metric: str) -> float:
-        """Standard deviation of the difference of two configurations' means, from all seeds' spread.
+    def noise(self, a: Configuration, b: Configuration, metric: str) -> float:
+        """Standard deviation of `difference`, from the seeds' spread; nan for one seed.
 
-        A single configuration's two seeds say little about noise, thirteen pairs say more; nan for one seed.
+        Two seeds of two configurations say little about noise, thirteen pairs say more. The noise of a
+        Fréchet distance grows with the distance, so there the relative spread is what is pooled.
         """
         rows = np.array([scores[metric].values for scores in self.scores.values()])
         if rows.shape[1] < 2:
             return math.nan
-        return float(np.sqrt(rows.var(axis=1, ddof=1).mean() * 2 / rows.shape[1]))
+        relative = metric == "fid"
+        variance = (rows.var(axis=1, ddof=1) / (rows.mean(axis=1) ** 2 if relative else 1)).mean()
+        sizes = [self.scores[c][metric].mean if relative else 1.0 for c in (a, b)]
+        return math.sqrt(variance * sum(size**2 for size in sizes) / rows.shape[1])
 
     def difference(self, a: Configuration, b: Configuration, metric: str) -> float:
         """Mean of `a` less mean of `b`."""

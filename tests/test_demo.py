@@ -65,13 +65,15 @@ def test_verdict_follows_the_numbers(eds_fid, expected):
     """All configurations at 0.5 but one with EDS, each with seeds 0.04 apart."""
     other = 0.95 if eds_fid == 0.9 else 0.5
     values = {c: 0.5 if c.rule != "eds" else other for c in CONFIGURATIONS}
-    values[Configuration("ect", "eds", 1.0)] = eds_fid
+    values[Configuration("ect", "eds", TRACED_SCALE)] = eds_fid
     results = Results({c: scores((v - 0.02, v + 0.02)) for c, v in values.items()}, scores((0.1, 0.1)), {})
     # Two seeds d apart have a variance of d^2 / 2; so has the difference of two means of two.
-    assert results.noise("fid") == pytest.approx(0.04 / 2**0.5)
+    pair = results.best("eds"), results.best("constant")
+    assert results.noise(*pair, "recall") == pytest.approx(0.1 / 2**0.5)
+    assert 0.04 / 2**0.5 * 0.4 < results.noise(*pair, "fid") < 0.04 / 2**0.5 * 2.5
     assert conclusions.verdict(results).startswith(expected)
     if eds_fid == 0.1:
-        assert results.best("eds") == Configuration("ect", "eds", 1.0)
+        assert results.best("eds") == Configuration("ect", "eds", TRACED_SCALE)
 
 
 def test_one_seed_gives_no_verdict():
