@@ -13,45 +13,50 @@ _LOWEST, _HIGHEST, _BINS = -8.0, 40.0, 48 * 460
 class ScaleReport:
     """Distribution of the scale s over all samples and steps seen, and how many were capped or not finite.
 
-    Quantiles come from a histogram with 0.5 % wide bins; the maximum is exact.
+    Quantiles come from a histogram with 0.5 % wide bins, kept between the exact minimum and maximum.
     """
 
     def __init__(self):
         self._counts: Tensor | None = None  # int64 [bins]
-        self._extras: Tensor | None = None  # float64: maximum, evaluations, capped, non-finite
+        self._extremes: Tensor | None = None  # float64: -minimum, maximum
+        self._totals: Tensor | None = None  # int64: evaluations, capped, non-finite
 
     def update(self, scale_B: Tensor, *, capped: Tensor, nonfinite: Tensor) -> None:
         """Add one batch: scales [B] (float64) and boolean flags [B]."""
         if self._counts is None:
             self._counts = torch.zeros(_BINS, dtype=torch.int64, device=scale_B.device)
-            self._extras = torch.zeros(4, dtype=torch.float64, device=scale_B.device)
+            self._extremes = torch.tensor([-torch.inf, 0.0], dtype=torch.float64, device=scale_B.device)
+            self._totals = torch.zeros(3, dtype=torch.int64, device=scale_B.device)
         usable_B = scale_B.isfinite() & ~nonfinite
         position_B = (scale_B.clamp(10**_LOWEST, 10**_HIGHEST).log10() - _LOWEST) / (_HIGHEST - _LOWEST) * _BINS
         bins_B = position_B.nan_to_num(0.0).long().clamp(0, _BINS - 1)
         self._counts.index_add_(0, bins_B, usable_B.long())
-        self._extras[0] = torch.maximum(self._extras[0], torch.where(usable_B, scale_B, 0.0).max())
-        self._extras[1] += scale_B.numel()
-        self._extras[2] += capped.sum()
-        self._extras[3] += (~usable_B).sum()
+        seen_B2 = torch.stack([-scale_B, scale_B], dim=1)
+        seen_B2 = torch.where(usable_B[:, None], seen_B2, -torch.inf)
+        self._extremes = torch.maximum(self._extremes, seen_B2.amax(dim=0))
+        self._totals += torch.stack([torch.ones_like(usable_B), capped, ~usable_B], dim=1).sum(dim=0)
 
     def summary(self) -> dict[str, float]:
         """Over all ranks (a collective): median, p999, maximum, evaluations, capped, nonfinite."""
-        counts = torch.zeros(_BINS, dtype=torch.int64) if self._counts is None else self._counts.cpu()
-        extras = torch.zeros(4, dtype=torch.float64) if self._extras is None else self._extras.cpu()
+        if self._counts is None:
+            parts = (torch.zeros(_BINS), torch.tensor([-torch.inf, 0.0]), torch.zeros(3))
+        else:
+            parts = (self._counts.cpu(), self._extremes.cpu(), self._totals.cpu())
+        everyone = [parts]
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            everyone: list = [None] * dist.get_world_size()
-            dist.all_gather_object(everyone, (counts, extras))
-            counts = torch.stack([c for c, _ in everyone]).sum(dim=0)
-            all_extras = torch.stack([e for _, e in everyone])
-            extras = torch.cat([all_extras[:, :1].amax(dim=0), all_extras[:, 1:].sum(dim=0)])
-        maximum, evaluations, capped, nonfinite = extras.tolist()
+            everyone = [None] * dist.get_world_size()
+            dist.all_gather_object(everyone, parts)
+        counts, extremes, totals = (torch.stack(same) for same in zip(*everyone, strict=True))
+        low, high = (extremes.amax(dim=0) * torch.tensor([-1.0, 1.0])).tolist()
+        evaluations, capped, nonfinite = totals.sum(dim=0).long().tolist()
+        median, p999 = (min(max(_quantile(counts.sum(dim=0), q), low), high) for q in (0.5, 0.999))
         return {
-            "median": min(_quantile(counts, 0.5), maximum),
-            "p999": min(_quantile(counts, 0.999), maximum),
-            "maximum": maximum,
-            "evaluations": int(evaluations),
-            "capped": int(capped),
-            "nonfinite": int(nonfinite),
+            "median": median,
+            "p999": p999,
+            "maximum": high,
+            "evaluations": evaluations,
+            "capped": capped,
+            "nonfinite": nonfinite,
         }
 
 

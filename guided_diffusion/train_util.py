@@ -37,7 +37,8 @@ class TrainLoop:
     """Train a diffusion model with AdamW, averaging its weights.
 
     Writes model%06d.pt, ema_{rate}_%06d.pt and opt%06d.pt into the logger's directory every `save_interval`
-    steps; the number is the step just trained, so model000000.pt has seen one step.
+    steps, and at the end. As upstream's, the number on the way is that of the step just trained, so
+    model000000.pt has seen one step, and at the end the count of steps.
 
     :param data: endless iterator of (images [B, C, H, W] in [-1, 1], dict of conditioning tensors).
     :param batch_size: per process; `microbatch`: how many of them at a time (-1: all). The gradients of
