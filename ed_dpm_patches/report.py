@@ -24,9 +24,7 @@ class ScaleReport:
     def update(self, scale_B: Tensor, *, capped: Tensor, nonfinite: Tensor) -> None:
         """Add one batch: scales [B] (float64) and boolean flags [B]."""
         if self._counts is None:
-            self._counts = torch.zeros(_BINS, dtype=torch.int64, device=scale_B.device)
-            self._extremes = torch.tensor([-torch.inf, 0.0], dtype=torch.float64, device=scale_B.device)
-            self._totals = torch.zeros(3, dtype=torch.int64, device=scale_B.device)
+            self._counts, self._extremes, self._totals = (part.to(scale_B.device) for part in _nothing_seen())
         usable_B = scale_B.isfinite() & ~nonfinite
         position_B = (scale_B.clamp(10**_LOWEST, 10**_HIGHEST).log10() - _LOWEST) / (_HIGHEST - _LOWEST) * _BINS
         bins_B = position_B.nan_to_num(0.0).long().clamp(0, _BINS - 1)
@@ -38,9 +36,8 @@ class ScaleReport:
 
     def summary(self) -> dict[str, float]:
         """Over all ranks (a collective): median, p999, maximum, evaluations, capped, nonfinite."""
-        if self._counts is None:
-            parts = (torch.zeros(_BINS), torch.tensor([-torch.inf, 0.0]), torch.zeros(3))
-        else:
+        parts = _nothing_seen()
+        if self._counts is not None:
             parts = (self._counts.cpu(), self._extremes.cpu(), self._totals.cpu())
         everyone = [parts]
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
@@ -48,7 +45,7 @@ class ScaleReport:
             dist.all_gather_object(everyone, parts)
         counts, extremes, totals = (torch.stack(same) for same in zip(*everyone, strict=True))
         low, high = (extremes.amax(dim=0) * torch.tensor([-1.0, 1.0])).tolist()
-        evaluations, capped, nonfinite = totals.sum(dim=0).long().tolist()
+        evaluations, capped, nonfinite = totals.sum(dim=0).tolist()
         median, p999 = (min(max(_quantile(counts.sum(dim=0), q), low), high) for q in (0.5, 0.999))
         return {
             "median": median,
@@ -67,6 +64,12 @@ def summary_line(summary: dict[str, float]) -> str:
         f"maximum {summary['maximum']:.4g}; of {summary['evaluations']:,} evaluations "
         f"{summary['capped']:,} capped, {summary['nonfinite']:,} non-finite"
     )
+
+
+def _nothing_seen() -> tuple[Tensor, Tensor, Tensor]:
+    """Empty histogram, extremes and totals, as `ScaleReport` keeps them."""
+    extremes = torch.tensor([-torch.inf, 0.0], dtype=torch.float64)
+    return torch.zeros(_BINS, dtype=torch.int64), extremes, torch.zeros(3, dtype=torch.int64)
 
 
 def _quantile(counts: Tensor, q: float) -> float:
