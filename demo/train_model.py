@@ -7,6 +7,7 @@ The averaged weights end as float16 in demo/model/uncond.safetensors with their 
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import subprocess
@@ -22,26 +23,26 @@ from guided_diffusion.configs import DiffusionConfig, ModelConfig  # noqa: E402
 from guided_diffusion.flags import Given  # noqa: E402
 from guided_diffusion.train_util import parse_resume_step_from_filename  # noqa: E402
 
-MODEL = ROOT / "demo" / "model" / "uncond.safetensors"
-STEPS = 5000
-EMA_RATE = 0.999
 # The published recipe (learned variance, linear schedule, MSE + variational bound) at the digits' size.
 FLAGS = (
     "--image_size 8 --in_channels 1 --random_flip False --num_channels 32 --num_res_blocks 1 "
     "--num_head_channels 32 --attention_resolutions 4 --dropout 0.1 --learn_sigma True --diffusion_steps 1000 "
-    f"--noise_schedule linear --batch_size 64 --lr 1e-3 --lr_anneal_steps {STEPS} --ema_rate {EMA_RATE} "
+    "--noise_schedule linear --batch_size 64 --lr 1e-3 --ema_rate 0.999 "
     "--log_interval 100 --save_interval 500"
 )
 
 
 def main() -> None:
-    work = ROOT / "runs" / "demo_model"
-    write_parts(work / "data")
-    log_dir = work / "training"
-    if newest_step(log_dir) < STEPS - 1:
-        train(work / "data" / "train", log_dir)
-    ship(sorted(log_dir.glob("ema_*.pt"))[-1])
-    print(f"{MODEL}: {MODEL.stat().st_size / 1e6:.2f} MB")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=5000, help="training steps (default 5000)")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "demo_model", help="training's folder")
+    parser.add_argument("--model_dir", type=Path, default=ROOT / "demo" / "model", help="where the model ends")
+    args = parser.parse_args()
+    write_parts(args.work / "data")
+    log_dir = args.work.absolute() / "training"
+    if newest_step(log_dir) < args.steps - 1:
+        train(args.work.absolute() / "data" / "train", log_dir, args.steps)
+    ship(sorted(log_dir.glob("ema_*.pt"))[-1], args.model_dir / "uncond.safetensors")
 
 
 def newest_step(log_dir: Path) -> int:
@@ -49,21 +50,22 @@ def newest_step(log_dir: Path) -> int:
     return max((parse_resume_step_from_filename(path.name) for path in log_dir.glob("model*.pt")), default=-1)
 
 
-def train(data_dir: Path, log_dir: Path) -> None:
+def train(data_dir: Path, log_dir: Path, steps: int) -> None:
     """Run scripts/image_train.py from its newest checkpoint on, or from the start."""
     command = [sys.executable, "scripts/image_train.py", "--data_dir", str(data_dir), "--log_dir", str(log_dir)]
-    command += shlex.split(FLAGS)
+    command += shlex.split(FLAGS) + ["--lr_anneal_steps", str(steps)]
     if saved := sorted(log_dir.glob("model*.pt")):
         command += ["--resume_checkpoint", str(saved[-1])]
     print(shlex.join(command), flush=True)
     subprocess.run(command, cwd=ROOT, env={"OMP_NUM_THREADS": "1", **os.environ}, check=True)
 
 
-def ship(average: Path) -> None:
+def ship(average: Path, model: Path) -> None:
     """Store averaged weights as float16, with the flags that say how to build the model and its process."""
     weights = {name: tensor.half() for name, tensor in checkpoint.read_state_dict(average).items()}
-    checkpoint.save(weights, MODEL)
-    checkpoint.write_config(MODEL.parent, Given(checkpoint.read_config(average)).resolve(ModelConfig, DiffusionConfig))
+    checkpoint.save(weights, model)
+    checkpoint.write_config(model.parent, Given(checkpoint.read_config(average)).resolve(ModelConfig, DiffusionConfig))
+    print(f"{model.absolute()}: {model.stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":
