@@ -9,6 +9,16 @@
 from .ect import ect_terms
 from .guidance import ClassifierGuidance
 from .probabilities import Softmax
-from .rules import ConstantRule, EntropyRule, GuidanceRule
+from .rules import ConstantRule, EntropyRule, GradientNormRule, GuidanceRule, RangeRule, TimestepRule
 
-__all__ = ["ClassifierGuidance", "ConstantRule", "EntropyRule", "GuidanceRule", "Softmax", "ect_terms"]
+__all__ = [
+    "ClassifierGuidance",
+    "ConstantRule",
+    "EntropyRule",
+    "GradientNormRule",
+    "GuidanceRule",
+    "RangeRule",
+    "Softmax",
+    "TimestepRule",
+    "ect_terms",
+]

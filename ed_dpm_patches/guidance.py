@@ -74,19 +74,24 @@ class ClassifierGuidance:
         valid_B &= gradient.flatten(1).isfinite().all(dim=1)
         gradient = torch.where(_per_sample(valid_B, gradient), gradient, 0.0)
 
+        # |onehot - p| sums to 2 (1 - p_y), which turns any rule's v into its scale.
+        p = Softmax.of(steady_BK)
+        log_doubt_B = p.log_doubt(y)
+        scale_B = torch.exp(norm_B.log() - math.log(2.0) - log_doubt_B)
         size_B = norm_B / BACKWARD_NORM
+        length_B = gradient.flatten(1).double().norm(dim=1)
+        grad_norm_B = torch.where(scale_B > 0, length_B * size_B / scale_B, 0.0)
+        late_factor = getattr(self.rule, "late_factor", None)
+        if late_factor is not None and (factor_B := late_factor(grad_norm_B)) is not None:
+            size_B, scale_B = size_B * factor_B, scale_B * factor_B
+
         peak_B = gradient.flatten(1).abs().amax(dim=1)
         # The floor keeps the factor itself within float32 where the gradient vanishes.
         size_B = torch.minimum(size_B, LARGEST_GUIDANCE / peak_B.double().clamp(min=1e-25))
         guidance = gradient * _per_sample(size_B.to(gradient.dtype), gradient)
 
-        # |onehot - p| sums to 2 (1 - p_y), which turns any rule's v into its scale.
-        p = Softmax.of(steady_BK)
-        log_doubt_B = p.log_doubt(y)
-        scale_B = torch.exp(norm_B.log() - math.log(2.0) - log_doubt_B)
         self.report.update(scale_B, capped=capped_B, nonfinite=~valid_B)
         if self.observer is not None:
-            guidance_norm_B = gradient.flatten(1).double().norm(dim=1) * size_B
             self.observer(
                 {
                     "t": t,
@@ -94,8 +99,8 @@ class ClassifierGuidance:
                     "entropy_ratio": p.entropy_ratio,
                     "p_y": -torch.expm1(log_doubt_B),
                     "scale": scale_B,
-                    "grad_norm": torch.where(scale_B > 0, guidance_norm_B / scale_B, 0.0),
-                    "guidance_norm": guidance_norm_B,
+                    "grad_norm": grad_norm_B,
+                    "guidance_norm": length_B * size_B,
                 }
             )
         return guidance.to(x.dtype)

@@ -33,6 +33,10 @@ class GuidanceRule(ABC):
     def log_scale(self, p: Softmax, t: Tensor) -> Tensor:
         """log of the factor on top of gamma, [B], float64."""
 
+    def late_factor(self, grad_norm: Tensor) -> Tensor | None:
+        """A further factor [B], for rules that need the L2 norm [B] of the gradient of log p_y at x_t."""
+        return None
+
     def __call__(self, logits: Tensor, y: Tensor, t: Tensor) -> Tensor:
         """The cotangent v [B, K], float64, always finite for finite logits; not differentiable."""
         p = Softmax.of(logits)
@@ -59,3 +63,71 @@ class EntropyRule(GuidanceRule):
 
     def log_scale(self, p: Softmax, t: Tensor) -> Tensor:
         return math.log(math.log(p.num_classes)) - p.log_entropy
+
+
+@dataclass(frozen=True)
+class RangeRule(GuidanceRule):
+    """s = gamma * factor for t <= until, gamma before: "Constant (range 0-700)", supplement Eq. 1.
+
+    :param factor: the paper's C (> 0); until: on the original timestep scale, whatever the respacing.
+    """
+
+    factor: float = 1.0
+    until: int = 700
+
+    def log_scale(self, p: Softmax, t: Tensor) -> Tensor:
+        return torch.where(t <= self.until, math.log(self.factor), 0.0).to(p.log_r_B)
+
+
+@dataclass(frozen=True)
+class TimestepRule(GuidanceRule):
+    """s = gamma * factor * (T - t): "Timestep-aware", supplement Eq. 2.
+
+    :param factor: the paper's C (> 0); num_timesteps: T of the original process.
+    """
+
+    factor: float = 1.0
+    num_timesteps: int = 1000
+
+    def log_scale(self, p: Softmax, t: Tensor) -> Tensor:
+        return torch.log(self.factor * (self.num_timesteps - t).to(p.log_r_B))
+
+
+@dataclass(frozen=True)
+class GradientNormRule(GuidanceRule):
+    """s = gamma * factor where the gradient of log p_y is weak (L2 norm below bound), else gamma.
+
+    "Gradient Norm", Eq. 13 and supplement Eq. 3. Both print the branches the other way round; this is what
+    the text says: a gradient below the bound "is weak and needs to be rescaled".
+
+    :param factor: the paper's C (> 0); bound: its M.
+    """
+
+    factor: float = 1.0
+    bound: float = 0.2
+
+    def log_scale(self, p: Softmax, t: Tensor) -> Tensor:
+        return torch.zeros_like(p.log_r_B)
+
+    def late_factor(self, grad_norm: Tensor) -> Tensor:
+        return torch.where(grad_norm < self.bound, self.factor, 1.0)
+
+
+RULES = ("constant", "range", "timestep", "gradnorm", "entropy")
+
+
+def make_rule(
+    name: str, gamma: float, *, factor: float, until: int, bound: float, num_timesteps: int
+) -> GuidanceRule:
+    """The rule of a name in RULES, with those of the parameters that it has. ValueError for other names."""
+    if name == "constant":
+        return ConstantRule(gamma)
+    if name == "range":
+        return RangeRule(gamma, factor, until)
+    if name == "timestep":
+        return TimestepRule(gamma, factor, num_timesteps)
+    if name == "gradnorm":
+        return GradientNormRule(gamma, factor, bound)
+    if name == "entropy":
+        return EntropyRule(gamma)
+    raise ValueError(f"guidance: found {name!r}, expected one of {', '.join(RULES)}")

@@ -11,8 +11,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from ed_dpm_patches import ClassifierGuidance, ConstantRule, EntropyRule
+from ed_dpm_patches import ClassifierGuidance, GuidanceRule
 from ed_dpm_patches.report import summary_line
+from ed_dpm_patches.rules import RULES, make_rule
 from ed_dpm_patches.trace import Trace
 from guided_diffusion import dist_util, logger, run_setup
 from guided_diffusion.amp import amp_dtype
@@ -42,6 +43,16 @@ class GuidanceConfig:
         "multiply it by log K / H(p), per sample and step (entropy-driven sampling)",
         aliases=("use_entropy_scale",),
     )
+    guidance: str = flag(
+        "constant",
+        "how the scale varies: the rules of the paper's Table 4; entropy is --eds",
+        choices=RULES,
+    )
+    guidance_factor: float = flag(
+        1.0, "C of the rules range, timestep and gradnorm, on top of the classifier scale", minimum=1e-12
+    )
+    guidance_until: int = flag(700, "rule range: C acts for timesteps t up to this one", minimum=0)
+    guidance_norm: float = flag(0.2, "rule gradnorm: C acts where the gradient's L2 norm is below this", minimum=0.0)
     eds_cap: float = flag(
         None,
         "largest L1 norm of the guidance on the logits, in units of gamma * log K; none is the paper's formula",
@@ -58,6 +69,7 @@ def main() -> None:
     run, sampling, guide = given.make(RunConfig), given.make(SamplingConfig), given.make(GuidanceConfig)
     directory, trace_path = run_setup.begin(run), run_setup.output_file("trace", guide.trace)
     model_config, classifier_config, diffusion_config = resolve(given, sampling.model_path, guide.classifier_path)
+    rule = guidance_rule(given, guide, diffusion_config.diffusion_steps)
 
     diffusion = build_diffusion(diffusion_config)
     model = run_setup.load_frozen(
@@ -75,7 +87,6 @@ def main() -> None:
         return model(x, t, y=y) if model_config.class_cond else model(x, t)
 
     trace = Trace(diffusion) if guide.trace else None
-    rule = (EntropyRule if guide.eds else ConstantRule)(guide.classifier_scale)
     guidance = ClassifierGuidance(
         classifier, rule, cap=guide.eds_cap, observer=trace.observe if trace is not None else None
     )
@@ -111,6 +122,21 @@ def main() -> None:
     summary = guidance.report.summary()
     if summary["evaluations"]:  # none when all samples were there already, or when the scale is 0
         logger.log(summary_line(summary))
+
+
+def guidance_rule(given: Given, guide: GuidanceConfig, num_timesteps: int) -> GuidanceRule:
+    """The rule that the flags ask for. InputError when --eds and --guidance contradict each other."""
+    named = given.values.get("guidance")
+    if guide.eds and named not in (None, "entropy"):
+        raise InputError(f"--guidance: found {named} together with --eds, expected entropy or no --guidance")
+    return make_rule(
+        "entropy" if guide.eds else guide.guidance,
+        guide.classifier_scale,
+        factor=guide.guidance_factor,
+        until=guide.guidance_until,
+        bound=guide.guidance_norm,
+        num_timesteps=num_timesteps,
+    )
 
 
 def resolve(given: Given, model_path: str, classifier_path: str):

@@ -10,7 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ed_dpm_patches import ClassifierGuidance, ConstantRule, EntropyRule
+from ed_dpm_patches import (
+    ClassifierGuidance,
+    ConstantRule,
+    EntropyRule,
+    GradientNormRule,
+    RangeRule,
+    TimestepRule,
+)
 from ed_dpm_patches.report import ScaleReport, summary_line
 from ed_dpm_patches.trace import Trace
 from guided_diffusion.amp import LowPrecision
@@ -124,6 +131,54 @@ def test_half_precision_classifiers_keep_the_signal(batch, dtype, doubt, eds):
     tolerance = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}[dtype]
     assert (1 - cosine).max() < tolerance
     assert (ratio - 1).abs().max() < tolerance
+
+
+def plain_gradient(classifier, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    x_in = x.clone().requires_grad_(True)
+    return torch.autograd.grad(classifier(x_in, t).log_softmax(-1)[range(len(x)), y].sum(), x_in)[0]
+
+
+def test_range_and_timestep_rules_follow_their_formulas(batch):
+    """Supplement Eq. 1 and 2, per sample, with t on the original scale."""
+    x, t, y = batch  # t = 5, 100, 300, 500, 800, 999
+    classifier = small_classifier()
+    plain = plain_gradient(classifier, x, t, y)
+    in_range = torch.tensor([3.0, 3.0, 3.0, 1.0, 1.0, 1.0])
+    found = ClassifierGuidance(classifier, RangeRule(2.0, factor=3.0, until=300))(x, t, y=y)
+    torch.testing.assert_close(found, 2.0 * in_range[:, None, None, None] * plain)
+    found = ClassifierGuidance(classifier, TimestepRule(2.0, factor=0.01, num_timesteps=1000))(x, t, y=y)
+    torch.testing.assert_close(found, 2.0 * 0.01 * (1000 - t)[:, None, None, None] * plain)
+
+
+def test_gradient_norm_rule_strengthens_the_weak_gradients_alone(batch):
+    """The text of Eq. 13, not its print: C where the norm is below M."""
+    x, t, y = batch
+    classifier = small_classifier()
+    plain = plain_gradient(classifier, x, t, y)
+    norms = plain.flatten(1).norm(dim=1)
+    bound = float(norms.mean())
+    guidance = ClassifierGuidance(classifier, GradientNormRule(2.0, factor=50.0, bound=bound))
+    factor = torch.where(norms < bound, 50.0, 1.0)
+    assert set(factor.tolist()) == {1.0, 50.0}
+    torch.testing.assert_close(guidance(x, t, y=y), 2.0 * factor[:, None, None, None] * plain)
+    assert guidance.report.summary()["maximum"] == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize("respacing", ["ddim5", "7", "3,2"])
+def test_rules_see_original_timesteps_under_respacing(respacing):
+    diffusion = create_gaussian_diffusion(learn_sigma=True, timestep_respacing=respacing)
+    scales = {}
+    guidance = ClassifierGuidance(
+        small_classifier(),
+        TimestepRule(1.0, factor=1.0, num_timesteps=1000),
+        observer=lambda seen: scales.update({int(seen["t"][0]): float(seen["scale"][0])}),
+    )
+    y = torch.tensor([1, 2])
+    diffusion.p_sample_loop(
+        _Unlabelled(small_unet()), (2, 1, 8, 8), cond_fn=guidance, model_kwargs={"y": y}, device="cpu"
+    )
+    assert sorted(scales) == diffusion.timestep_map
+    assert all(scale == pytest.approx(1000 - t, rel=1e-9) for t, scale in scales.items())
 
 
 def test_scaling_after_the_backward_pass_would_lose_it(batch):

@@ -316,3 +316,23 @@ class TestEct:
         flags = CLASSIFIER | TRAIN | {"data_dir": images, "iterations": 1, "ect": False, "ect_weight": 3}
         ended = run("classifier_train", flags | {"log_dir": "out"})
         assert "plain cross entropy" in ended.stdout
+
+
+@pytest.mark.parametrize("rule", ["constant", "range", "timestep", "gradnorm", "entropy"])
+def test_every_guidance_rule_samples(rule, run, checkpoints, tmp_path):
+    """The rules of Table 4 by name; their formulas are tested in test_guidance.py."""
+    flags = {
+        "model_path": checkpoints["model"], "classifier_path": checkpoints["classifier"], "guidance": rule,
+        "guidance_factor": 3.0, "guidance_until": 10, "classifier_scale": 2.0, "timestep_respacing": "ddim5",
+        "use_ddim": True, "num_samples": 4, "batch_size": 4, "log_dir": tmp_path / "out",
+    }  # fmt: skip
+    line = next(line for line in run("classifier_sample", flags).stdout.splitlines() if "guidance scale" in line)
+    maximum = float(line.split("maximum ")[1].split(";")[0])
+    expected = {"constant": 2.0, "range": 6.0, "timestep": 2.0 * 3.0 * 20, "gradnorm": 6.0}
+    assert maximum == pytest.approx(expected[rule], rel=1e-3) if rule in expected else maximum >= 2.0
+
+
+def test_eds_and_another_rule_contradict_each_other(run, checkpoints, tmp_path):
+    flags = {"model_path": checkpoints["model"], "classifier_path": checkpoints["classifier"], "eds": True}
+    ended = run("classifier_sample", flags | {"guidance": "range", "log_dir": tmp_path / "out"}, fails=True)
+    assert "--guidance: found range together with --eds" in ended.error_lines[0]
