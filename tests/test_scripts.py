@@ -273,21 +273,22 @@ class TestCheckpointConfig:
         assert (tmp_path / "out" / "samples_2x8x8x3.npz").is_file()
 
 
-class TestEct:
-    @pytest.fixture(scope="class")
-    def logs(self, fork_server, tmp_path_factory, images) -> dict[str, list[dict]]:
-        """Rows of progress.csv without the constraint, with the default, and with a strong one."""
-        folder = tmp_path_factory.mktemp("ect")
-        run = Runner(fork_server, folder)
-        flags = CLASSIFIER | DIFFUSION | {
-            "data_dir": images, "val_data_dir": images, "iterations": 30, "batch_size": 12, "lr": 2e-3,
-            "log_interval": 10, "eval_interval": 5,
-        }  # fmt: skip
-        variants = {"plain": {}, "default": {"ect": None}, "strong": {"entropy_constraint_loss_weight": 5}}
-        for name, changes in variants.items():
-            run("classifier_train", flags | changes | {"log_dir": name})
-        return {name: read_csv(folder / name / "progress.csv") for name in variants}
+@pytest.fixture(scope="module")
+def logs(fork_server, tmp_path_factory, images) -> dict[str, list[dict]]:
+    """Rows of progress.csv without the constraint, with the default, and with a strong one."""
+    folder = tmp_path_factory.mktemp("ect")
+    run = Runner(fork_server, folder)
+    flags = CLASSIFIER | DIFFUSION | {
+        "data_dir": images, "val_data_dir": images, "iterations": 30, "batch_size": 12, "lr": 2e-3,
+        "log_interval": 10, "eval_interval": 5,
+    }  # fmt: skip
+    variants = {"plain": {}, "default": {"ect": None}, "strong": {"entropy_constraint_loss_weight": 5}}
+    for name, changes in variants.items():
+        run("classifier_train", flags | changes | {"log_dir": name})
+    return {name: read_csv(folder / name / "progress.csv") for name in variants}
 
+
+class TestEct:
     def test_the_loss_is_what_it_says(self, logs):
         for name, weight in {"plain": 0, "default": 0.2, "strong": 5}.items():
             for row in logs[name]:
