@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import objectives, samplers
 from .parameterization import LossType, ModelMeanType, ModelVarType
-from .schedules import betas_for_alpha_bar, get_named_beta_schedule
+from .schedules import betas_for_alpha_bar, diffusion_tables, get_named_beta_schedule, with_first
 
 __all__ = [
     "GaussianDiffusion",
@@ -38,9 +38,23 @@ class GaussianDiffusion:
         the scale of a 1000-step process.
 
     Models are called as model(x_t, t, **model_kwargs) and guidance as cond_fn(x_t, t, **model_kwargs),
-    which returns the gradient of log p(y | x_t), already scaled, shaped like x_t. All tables (`betas`,
-    `alphas_cumprod`, ...) are float64 arrays [T].
+    which returns the gradient of log p(y | x_t), already scaled, shaped like x_t. The tables below are
+    computed from the betas by `schedules.diffusion_tables`, float64 [T] each.
     """
+
+    betas: np.ndarray
+    alphas_cumprod: np.ndarray
+    alphas_cumprod_prev: np.ndarray
+    alphas_cumprod_next: np.ndarray
+    sqrt_alphas_cumprod: np.ndarray
+    sqrt_one_minus_alphas_cumprod: np.ndarray
+    log_one_minus_alphas_cumprod: np.ndarray
+    sqrt_recip_alphas_cumprod: np.ndarray
+    sqrt_recipm1_alphas_cumprod: np.ndarray
+    posterior_variance: np.ndarray
+    posterior_log_variance_clipped: np.ndarray
+    posterior_mean_coef1: np.ndarray
+    posterior_mean_coef2: np.ndarray
 
     def __init__(
         self,
@@ -56,29 +70,9 @@ class GaussianDiffusion:
         self.loss_type = loss_type
         self.rescale_timesteps = rescale_timesteps
 
-        betas = np.array(betas, dtype=np.float64)
-        if betas.ndim != 1 or not ((betas > 0) & (betas <= 1)).all():
-            found = f"values {betas.min():.3g} to {betas.max():.3g}" if betas.size else "none"
-            raise ValueError(f"betas of shape {betas.shape}: found {found}, expected a vector in (0, 1]")
-        self.betas = betas
-        self.num_timesteps = len(betas)
-        alphas = 1.0 - betas
-        self.alphas_cumprod = np.cumprod(alphas, axis=0)
-        self.alphas_cumprod_prev = np.append(1.0, self.alphas_cumprod[:-1])
-        self.alphas_cumprod_next = np.append(self.alphas_cumprod[1:], 0.0)
-
-        self.sqrt_alphas_cumprod = np.sqrt(self.alphas_cumprod)
-        self.sqrt_one_minus_alphas_cumprod = np.sqrt(1.0 - self.alphas_cumprod)
-        self.log_one_minus_alphas_cumprod = np.log(1.0 - self.alphas_cumprod)
-        self.sqrt_recip_alphas_cumprod = np.sqrt(1.0 / self.alphas_cumprod)
-        self.sqrt_recipm1_alphas_cumprod = np.sqrt(1.0 / self.alphas_cumprod - 1)
-
-        # q(x_{t-1} | x_t, x_0). Its variance is 0 at t = 0, so the logarithm repeats the entry of t = 1.
-        self.posterior_variance = betas * (1.0 - self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod)
-        self.posterior_log_variance_clipped = np.log(_with_first(self.posterior_variance, self.posterior_variance))
-        self.posterior_mean_coef1 = betas * np.sqrt(self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod)
-        self.posterior_mean_coef2 = (1.0 - self.alphas_cumprod_prev) * np.sqrt(alphas) / (1.0 - self.alphas_cumprod)
-
+        tables = diffusion_tables(betas)
+        self.num_timesteps = len(tables["betas"])
+        vars(self).update(tables)
         self._float32_tables: dict[tuple[str, torch.device], Tensor] = {}
 
     def _table(self, name: str, values: Callable[[], np.ndarray], t: Tensor, like: Tensor) -> Tensor:
@@ -137,7 +131,7 @@ class GaussianDiffusion:
         """
         if t.shape != (x.shape[0],):
             raise ValueError(f"t: found shape {tuple(t.shape)}, expected ({x.shape[0]},)")
-        output = model(x, self._scale_timesteps(t), **(model_kwargs or {}))
+        output = self._wrap_model(model)(x, self._scale_timesteps(t), **(model_kwargs or {}))
         learned = self.model_var_type in _LEARNED
         expected = (x.shape[0], x.shape[1] * (2 if learned else 1), *x.shape[2:])
         if output.shape != expected:
@@ -177,7 +171,7 @@ class GaussianDiffusion:
             log_variance = self._at("posterior_log_variance_clipped", t, x)
         else:
             # beta_0 makes the decoder's likelihood worse than the posterior variance does (Ho et al. 2020).
-            large = _with_first(self.betas, self.posterior_variance)
+            large = with_first(self.betas, self.posterior_variance)
             variance = self._table("large", lambda: large, t, x)
             log_variance = self._table("log large", lambda: np.log(large), t, x)
         return variance.expand_as(x), log_variance.expand_as(x)
@@ -200,6 +194,10 @@ class GaussianDiffusion:
         scaled = self._at("sqrt_recip_alphas_cumprod", t, x_t) * x_t
         return (scaled - pred_xstart) / self._at("sqrt_recipm1_alphas_cumprod", t, x_t)
 
+    def _wrap_model(self, model: Callable) -> Callable:
+        """The model or cond_fn as this process's timesteps want it: a hook for respaced processes."""
+        return model
+
     def _scale_timesteps(self, t: Tensor) -> Tensor:
         return t.float() * (1000.0 / self.num_timesteps) if self.rescale_timesteps else t
 
@@ -214,7 +212,7 @@ class GaussianDiffusion:
         model_kwargs: dict | None = None,
     ) -> Tensor:
         """The mean shifted by variance * gradient, evaluated at x_t (Eq. 8; Dhariwal & Nichol, Alg. 1)."""
-        gradient = cond_fn(x, self._scale_timesteps(t), **(model_kwargs or {}))
+        gradient = self._wrap_model(cond_fn)(x, self._scale_timesteps(t), **(model_kwargs or {}))
         return p_mean_var["mean"].float() + p_mean_var["variance"] * gradient.float()
 
     def condition_score(
@@ -231,7 +229,8 @@ class GaussianDiffusion:
         """
         noise_level = self._table("sqrt 1-abar", lambda: self.alphas_cumprod, t, x)
         eps = self._predict_eps_from_xstart(x, t, p_mean_var["pred_xstart"])
-        eps = eps - (1 - noise_level).sqrt() * cond_fn(x, self._scale_timesteps(t), **(model_kwargs or {}))
+        gradient = self._wrap_model(cond_fn)(x, self._scale_timesteps(t), **(model_kwargs or {}))
+        eps = eps - (1 - noise_level).sqrt() * gradient
         pred_xstart = self._predict_xstart_from_eps(x, t, eps)
         mean, _, _ = self.q_posterior_mean_variance(x_start=pred_xstart, x_t=x, t=t)
         return {**p_mean_var, "pred_xstart": pred_xstart, "mean": mean}
@@ -328,11 +327,6 @@ def _extract_into_tensor(arr: np.ndarray, timesteps: Tensor, broadcast_shape: tu
 
 def _broadcast(values_B: Tensor, like: Tensor) -> Tensor:
     return values_B.reshape(-1, *[1] * (like.dim() - 1))
-
-
-def _with_first(table: np.ndarray, donor: np.ndarray) -> np.ndarray:
-    """`table` with its entry 0 replaced by entry 1 of `donor` (a one-step process keeps its own)."""
-    return np.append(donor[min(1, len(donor) - 1)], table[1:])
 
 
 def _expect_same_shape(a: Tensor, b: Tensor) -> None:

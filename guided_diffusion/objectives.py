@@ -40,7 +40,7 @@ def training_losses(
         scale = steps if diffusion.loss_type is LossType.RESCALED_KL else 1
         return {"loss": loss["output"] * scale}
 
-    output = model(x_t, diffusion._scale_timesteps(t), **model_kwargs)
+    output = diffusion._wrap_model(model)(x_t, diffusion._scale_timesteps(t), **model_kwargs)
     terms = {}
     if diffusion.model_var_type in (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE):
         output, variance_output = output.chunk(2, dim=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 
 import numpy as np
 import torch
@@ -78,25 +79,14 @@ class LossSecondMomentResampler(LossAwareSampler):
         self.diffusion = diffusion
         self.history_per_term = history_per_term
         self.uniform_prob = uniform_prob
-        self._loss_history = np.zeros([diffusion.num_timesteps, history_per_term], dtype=np.float64)
-        self._loss_counts = np.zeros([diffusion.num_timesteps], dtype=np.int64)
+        self._recent = [deque(maxlen=history_per_term) for _ in range(diffusion.num_timesteps)]
 
     def weights(self) -> np.ndarray:
-        if not self._warmed_up():
-            return np.ones([self.diffusion.num_timesteps], dtype=np.float64)
-        weights = np.sqrt(np.mean(self._loss_history**2, axis=-1))
-        weights /= np.sum(weights)
-        weights *= 1 - self.uniform_prob
-        weights += self.uniform_prob / len(weights)
-        return weights
+        if any(len(losses) < self.history_per_term for losses in self._recent):
+            return np.ones(len(self._recent))
+        rms = np.sqrt(np.square(self._recent).mean(axis=1))
+        return rms / rms.sum() * (1 - self.uniform_prob) + self.uniform_prob / len(rms)
 
     def update_with_all_losses(self, ts: list[int], losses: list[float]) -> None:
         for t, loss in zip(ts, losses, strict=True):
-            if self._loss_counts[t] < self.history_per_term:
-                self._loss_history[t, self._loss_counts[t]] = loss
-                self._loss_counts[t] += 1
-            else:
-                self._loss_history[t] = np.append(self._loss_history[t, 1:], loss)
-
-    def _warmed_up(self) -> bool:
-        return bool((self._loss_counts == self.history_per_term).all())
+            self._recent[t].append(loss)

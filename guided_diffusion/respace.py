@@ -88,18 +88,6 @@ class SpacedDiffusion(GaussianDiffusion):
         abar = original.alphas_cumprod[self.timestep_map]
         super().__init__(**{**kwargs, "betas": 1 - abar / np.append(1.0, abar[:-1])})
 
-    def p_mean_variance(self, model, *args, **kwargs) -> dict[str, Tensor]:
-        return super().p_mean_variance(self._wrap_model(model), *args, **kwargs)
-
-    def training_losses(self, model, *args, **kwargs) -> dict[str, Tensor]:
-        return super().training_losses(self._wrap_model(model), *args, **kwargs)
-
-    def condition_mean(self, cond_fn, *args, **kwargs) -> Tensor:
-        return super().condition_mean(self._wrap_model(cond_fn), *args, **kwargs)
-
-    def condition_score(self, cond_fn, *args, **kwargs) -> dict[str, Tensor]:
-        return super().condition_score(self._wrap_model(cond_fn), *args, **kwargs)
-
     def _wrap_model(self, model: Callable) -> _WrappedModel:
         if isinstance(model, _WrappedModel):
             return model

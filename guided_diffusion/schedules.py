@@ -35,3 +35,42 @@ def betas_for_alpha_bar(
     """
     steps = num_diffusion_timesteps
     return np.array([min(1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps), max_beta) for i in range(steps)])
+
+
+def diffusion_tables(betas: np.ndarray) -> dict[str, np.ndarray]:
+    """Every table of a process that follows from its betas [T], float64 [T] each, by the names they are known by.
+
+    abar is the running product of 1 - beta. The posterior_* tables belong to q(x_{t-1} | x_t, x_0), whose
+    variance is 0 at t = 0; its "clipped" logarithm repeats the entry of t = 1 there.
+
+    :raises ValueError: betas that are no vector of numbers in (0, 1].
+    """
+    betas = np.array(betas, dtype=np.float64)
+    if betas.ndim != 1 or not ((betas > 0) & (betas <= 1)).all():
+        found = f"values {betas.min():.3g} to {betas.max():.3g}" if betas.size else "none"
+        raise ValueError(f"betas of shape {betas.shape}: found {found}, expected a vector in (0, 1]")
+    keep = 1.0 - betas
+    abar = np.cumprod(keep)
+    before, after = np.concatenate([[1.0], abar[:-1]]), np.concatenate([abar[1:], [0.0]])
+    lost = 1.0 - abar
+    variance = betas * (1.0 - before) / lost
+    return {
+        "betas": betas,
+        "alphas_cumprod": abar,
+        "alphas_cumprod_prev": before,
+        "alphas_cumprod_next": after,
+        "sqrt_alphas_cumprod": np.sqrt(abar),
+        "sqrt_one_minus_alphas_cumprod": np.sqrt(lost),
+        "log_one_minus_alphas_cumprod": np.log(lost),
+        "sqrt_recip_alphas_cumprod": np.sqrt(1.0 / abar),
+        "sqrt_recipm1_alphas_cumprod": np.sqrt(1.0 / abar - 1),
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": np.log(with_first(variance, variance)),
+        "posterior_mean_coef1": betas * np.sqrt(before) / lost,
+        "posterior_mean_coef2": (1.0 - before) * np.sqrt(keep) / lost,
+    }
+
+
+def with_first(table: np.ndarray, donor: np.ndarray) -> np.ndarray:
+    """`table` with its entry 0 replaced by entry 1 of `donor` (a one-step process keeps its own)."""
+    return np.append(donor[min(1, len(donor) - 1)], table[1:])
