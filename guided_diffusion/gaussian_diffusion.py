@@ -227,10 +227,10 @@ class GaussianDiffusion:
 
         eps is recovered from the (clipped) pred_xstart; the new pred_xstart and mean are not clipped again.
         """
-        noise_level = self._table("sqrt 1-abar", lambda: self.alphas_cumprod, t, x)
+        abar = self._at("alphas_cumprod", t, x)
         eps = self._predict_eps_from_xstart(x, t, p_mean_var["pred_xstart"])
         gradient = self._wrap_model(cond_fn)(x, self._scale_timesteps(t), **(model_kwargs or {}))
-        eps = eps - (1 - noise_level).sqrt() * gradient
+        eps = eps - (1 - abar).sqrt() * gradient
         pred_xstart = self._predict_xstart_from_eps(x, t, eps)
         mean, _, _ = self.q_posterior_mean_variance(x_start=pred_xstart, x_t=x, t=t)
         return {**p_mean_var, "pred_xstart": pred_xstart, "mean": mean}
