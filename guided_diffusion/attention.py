@@ -32,7 +32,8 @@ class _HeadwiseAttention(nn.Module):
         raise NotImplementedError
 
     def forward(self, qkv: Tensor) -> Tensor:
-        q, k, v = (part.transpose(-1, -2) for part in self._unpack(qkv))
+        # The fused kernels want each token's channels side by side in memory.
+        q, k, v = (part.transpose(-1, -2).contiguous() for part in self._unpack(qkv))
         heads_BHLC = F.scaled_dot_product_attention(q, k, v)
         return heads_BHLC.transpose(-1, -2).flatten(1, 2)
 
