@@ -32,8 +32,12 @@ class _HeadwiseAttention(nn.Module):
         raise NotImplementedError
 
     def forward(self, qkv: Tensor) -> Tensor:
-        # The fused kernels want each token's channels side by side in memory.
-        q, k, v = (part.transpose(-1, -2).contiguous() for part in self._unpack(qkv))
+        q, k, v = (part.transpose(-1, -2) for part in self._unpack(qkv))
+        # The fused kernels want each token's channels side by side in memory. Training on a CPU stays with the
+        # unfused one, whose rounding is upstream's: Adam turns the rounding of gradients that should vanish
+        # (the keys' biases, say) into full steps, and runs could no longer be compared.
+        if not self.training or qkv.device.type != "cpu":
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         heads_BHLC = F.scaled_dot_product_attention(q, k, v)
         return heads_BHLC.transpose(-1, -2).flatten(1, 2)
 
