@@ -10,8 +10,10 @@ setup(
     description="Entropy-driven guidance (EDS, ECT) on an implementation of guided-diffusion's interfaces",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=["guided_diffusion", "ed_dpm_patches"],
+    package_data={"ed_dpm_patches": ["recipes/*/*.toml"]},
+    entry_points={"console_scripts": ["ed-dpm = ed_dpm_patches.reproduce:run"]},
     install_requires=[
         "blobfile>=1.0.5",
         "numpy>=1.24",

@@ -1,0 +1,303 @@
+"""The paper's experiments as read from `recipes/`: networks, runs, and the tables whose rows name them.
+
+    book = load()
+    row = book.row("table1/cadm-g-ect-eds-ddpm250")
+    book.runs[row.run].flags
+
+A run is one set of samples; rows of several tables can name the same one. `recipes/README.md` has the format.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from guided_diffusion.errors import InputError
+
+from .checkpoints import PUBLISHED
+
+RECIPES = Path(__file__).with_name("recipes")
+FlagValue = bool | int | float | str
+Flags = dict[str, FlagValue]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a paper or release prints for one row; None where it prints nothing."""
+
+    fid: float | None = None
+    sfid: float | None = None
+    inception_score: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train a classifier that nobody publishes.
+
+    :param batch_size: images a step over all processes together; `flags`: of classifier_train.
+    """
+
+    batch_size: int
+    flags: Flags
+
+
+@dataclass(frozen=True)
+class Network:
+    """A checkpoint and the flags that make its architecture and precision.
+
+    :param checkpoint: file name, without folder; parameters: how many numbers it holds.
+    """
+
+    name: str
+    checkpoint: str
+    parameters: int
+    flags: Flags
+    training: Training | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One set of samples.
+
+    :param model, classifier: keys of `Book.networks`; no classifier means unguided sampling.
+    :param reference: the evaluator's reference batch.
+    :param flags: of the sampling script, on top of those of the networks.
+    """
+
+    name: str
+    model: str
+    reference: str
+    flags: Flags
+    classifier: str | None = None
+    note: str = ""
+
+    @property
+    def num_samples(self) -> int:
+        return self.flags["num_samples"]
+
+    @property
+    def sampler(self) -> str:
+        """Such as "DDPM 250" or "DDIM 25"."""
+        steps = str(self.flags["timestep_respacing"]).removeprefix("ddim")
+        return f"{'DDIM' if self.flags.get('use_ddim') else 'DDPM'} {steps}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table, or a point of a curve.
+
+    :param name: "table/key"; method: as the paper calls it.
+    :param release: the authors' README where it prints something else than the paper.
+    :param run: name of the run that makes it; batch: samples published by others. Neither: figures only.
+    """
+
+    name: str
+    method: str
+    paper: Figures
+    release: Figures
+    run: str | None = None
+    batch: str | None = None
+    reference: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table or figure of the paper."""
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Book:
+    """All experiments."""
+
+    networks: dict[str, Network]
+    runs: dict[str, Run]
+    tables: dict[str, Table]
+
+    def row(self, name: str) -> Row:
+        """The row called "table/key". InputError where there is none."""
+        for table in self.tables.values():
+            for row in table.rows:
+                if row.name == name:
+                    return row
+        raise InputError(f"{name}: no such row or table, `ed-dpm list` shows them all")
+
+    def rows(self, name: str) -> tuple[Row, ...]:
+        """All rows of a table, or the one row of that name."""
+        return self.tables[name].rows if name in self.tables else (self.row(name),)
+
+    def network_flags(self, run: Run) -> Flags:
+        """Flags of a run's networks, the model's first."""
+        classifier = self.networks[run.classifier].flags if run.classifier else {}
+        return {**self.networks[run.model].flags, **classifier}
+
+    def image_size(self, run: Run) -> int:
+        """Side of the images that a run makes, pixels."""
+        return self.networks[run.model].flags["image_size"]
+
+
+class _Entry:
+    """One TOML table: keys are taken out with a check of their type, and none may be left over."""
+
+    def __init__(self, file: Path, values: dict[str, Any], prefix: str = ""):
+        self.file, self.values, self.prefix = file, dict(values), prefix
+
+    def fail(self, key: str, found: Any, expected: str) -> InputError:
+        return InputError(f"{self.file}: {self.prefix}{key}: found {found!r}, expected {expected}")
+
+    def take(self, key: str, kind: type, default: Any = dataclasses.MISSING) -> Any:
+        if key not in self.values:
+            if default is dataclasses.MISSING:
+                raise InputError(f"{self.file}: {self.prefix}{key}: missing, expected {_NAMES[kind]}")
+            return default
+        value = self.values.pop(key)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise self.fail(key, value, _NAMES[kind])
+        return value
+
+    def flags(self, key: str = "flags") -> Flags:
+        values = self.take(key, dict)
+        for name, value in values.items():
+            if not isinstance(value, FlagValue):
+                raise self.fail(f"{key}.{name}", value, "text, a number, true or false")
+        return values
+
+    def figures(self, key: str) -> Figures:
+        entry = _Entry(self.file, self.take(key, dict, {}), f"{self.prefix}{key}.")
+        figures = Figures(**{f.name: entry.take(f.name, float, None) for f in dataclasses.fields(Figures)})
+        entry.finish()
+        return figures
+
+    def choice(self, key: str, among, default: Any = dataclasses.MISSING) -> str | None:
+        name = self.take(key, str, default)
+        if name is not None and name not in among:
+            raise self.fail(key, name, f"one of {', '.join(among)}")
+        return name
+
+    def finish(self) -> None:
+        if self.values:
+            raise InputError(f"{self.file}: {self.prefix}{next(iter(self.values))}: no such key")
+
+
+_NAMES = {str: "text", int: "a whole number", float: "a number", dict: "a table", list: "a list"}
+
+
+def load(directory: Path = RECIPES) -> Book:
+    """All recipes below a directory. InputError, one line with file and key, for anything wrong in them."""
+    networks = {path.stem: _network(path) for path in _files(directory / "networks")}
+    runs: dict[str, Run] = {}
+    for path in _files(directory / "runs"):
+        for run in _runs(path, networks):
+            if run.name in runs:
+                raise InputError(f"{path}: the name {run.name} is taken by another run")
+            runs[run.name] = run
+    tables = [_table(path, runs) for path in _files(directory / "tables")]
+    tables.sort(key=lambda table: table.name.startswith("supplement"))
+    return Book(networks, runs, {table.name: table for table in tables})
+
+
+def _files(directory: Path) -> list[Path]:
+    files = sorted(directory.glob("*.toml"))
+    if not files:
+        raise InputError(f"{directory}: no *.toml files, expected recipes")
+    return files
+
+
+def _read(path: Path) -> _Entry:
+    try:
+        return _Entry(path, tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _network(path: Path) -> Network:
+    entry = _read(path)
+    training = None
+    if "training" in entry.values:
+        inner = _Entry(path, entry.take("training", dict), "training.")
+        training = Training(inner.take("batch_size", int), inner.flags())
+        inner.finish()
+    checkpoint = entry.take("checkpoint", str)
+    if training is None and checkpoint not in PUBLISHED:
+        raise entry.fail("checkpoint", checkpoint, "a published file, or a [training] table")
+    network = Network(
+        path.stem, checkpoint, entry.take("parameters", int), entry.flags(), training, entry.take("note", str, "")
+    )
+    if type(network.flags.get("image_size")) is not int:
+        raise entry.fail("flags.image_size", network.flags.get("image_size"), "a whole number")
+    entry.finish()
+    return network
+
+
+def _runs(path: Path, networks: dict[str, Network]) -> list[Run]:
+    """The run of a file; with a [sweep], one run for each value of a flag, named FILE-VALUE."""
+    entry = _read(path)
+    run = Run(
+        name=path.stem,
+        model=entry.choice("model", networks),
+        classifier=entry.choice("classifier", networks, None),
+        reference=entry.choice("reference", PUBLISHED),
+        flags=entry.flags(),
+        note=entry.take("note", str, ""),
+    )
+    for name, kind in {"num_samples": int, "timestep_respacing": str}.items():
+        if type(run.flags.get(name)) is not kind:
+            raise entry.fail(f"flags.{name}", run.flags.get(name), _NAMES[kind])
+    if run.classifier and networks[run.model].flags["image_size"] != networks[run.classifier].flags["image_size"]:
+        raise entry.fail("classifier", run.classifier, f"one of the image size of {run.model}")
+    runs = [run]
+    if "sweep" in entry.values:
+        sweep = _Entry(path, entry.take("sweep", dict), "sweep.")
+        flag, values = sweep.take("flag", str), sweep.take("values", list)
+        sweep.finish()
+        for value in values:
+            if type(value) not in (int, float):
+                raise entry.fail("sweep.values", value, "numbers")
+        runs = [
+            dataclasses.replace(run, name=f"{run.name}-{value:g}", flags={**run.flags, flag: value})
+            for value in values
+        ]
+    entry.finish()
+    return runs
+
+
+def _table(path: Path, runs: dict[str, Run]) -> Table:
+    entry = _read(path)
+    title, note, rows, seen = entry.take("title", str), entry.take("note", str, ""), [], set()
+    for index, values in enumerate(entry.take("rows", list)):
+        if not isinstance(values, dict):
+            raise entry.fail(f"rows[{index}]", values, "a table")
+        inner = _Entry(path, values, f"rows[{index}].")
+        key = inner.take("key", str)
+        if key in seen:
+            raise inner.fail("key", key, "a key that no other row has")
+        seen.add(key)
+        row = Row(
+            name=f"{path.stem}/{key}",
+            method=inner.take("method", str),
+            paper=inner.figures("paper"),
+            release=inner.figures("release"),
+            run=inner.choice("run", runs, None),
+            batch=inner.choice("batch", PUBLISHED, None),
+            reference=inner.choice("reference", PUBLISHED, None),
+            note=inner.take("note", str, ""),
+        )
+        if row.batch and not (row.run or row.reference):
+            raise InputError(f"{path}: rows[{index}].reference: missing, expected what to compare {row.batch} with")
+        inner.finish()
+        rows.append(row)
+    entry.finish()
+    return Table(path.stem, title, tuple(rows), note)
