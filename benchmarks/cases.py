@@ -1,0 +1,169 @@
+"""What is measured: the same networks, weights and inputs for both sides.
+
+The peer is used as its users use it: upstream's cond_fn, its half mode (`use_fp16`), its trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ed_dpm_patches import ClassifierGuidance, ConstantRule, ect_terms
+from guided_diffusion import script_util, unet
+from guided_diffusion.amp import LowPrecision, OptimizerStepper
+from guided_diffusion.builders import CHANNEL_MULT
+
+CLASSES = 1000
+SHARED = {"use_scale_shift_norm": True, "resblock_updown": True}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Sizes of the networks (arguments of create_model and EncoderUNetModel) and of the batch."""
+
+    side: int
+    batch_size: int
+    model: dict = field(default_factory=dict)
+    classifier: dict = field(default_factory=dict)
+
+
+def small(side: int, batch_size: int) -> Setting:
+    """For CPUs: 64 channels, 2 blocks, attention at 16 and 8 pixels, in both networks."""
+    levels = (1, 2, 2, 2)
+    rates = tuple(side // pixels for pixels in (16, 8))
+    model = {"num_channels": 64, "channel_mult": "1,2,2,2", "attention_resolutions": "16,8", "num_head_channels": 32}
+    classifier = {"model_channels": 64, "channel_mult": levels, "attention_resolutions": rates, "num_head_channels": 32}
+    return Setting(side, batch_size, {"num_res_blocks": 2, **model}, {"num_res_blocks": 2, **classifier})
+
+
+def published(side: int, batch_size: int, depth: int = 2, **model) -> Setting:
+    """The ImageNet models at their full size."""
+    classifier = {
+        "model_channels": 128, "num_res_blocks": depth, "channel_mult": CHANNEL_MULT[side], "num_head_channels": 64,
+        "attention_resolutions": tuple(side // pixels for pixels in (32, 16, 8)),
+    }  # fmt: skip
+    base = {"num_channels": 256, "num_res_blocks": 2, "attention_resolutions": "32,16,8", "class_cond": True}
+    return Setting(side, batch_size, base | model, classifier)
+
+
+SETTINGS = {"32x32": small(32, 16), "64x64": small(64, 8)}
+for _batch in (1, 8, 32, 64):
+    SETTINGS |= {
+        f"published-64-b{_batch}": published(
+            64, _batch, depth=4, num_channels=192, num_res_blocks=3, num_head_channels=64,
+            use_new_attention_order=True,
+        ),
+        f"published-128-b{_batch}": published(128, _batch, num_heads=4),
+        f"published-256-b{_batch}": published(256, _batch, num_head_channels=64),
+        f"published-256-uncond-b{_batch}": published(256, _batch, num_head_channels=64, class_cond=False),
+    }  # fmt: skip
+
+
+class Pair:
+    """Both sides' networks with the same random weights, and one batch of inputs on the device."""
+
+    def __init__(self, setting: Setting, peer: SimpleNamespace, device: torch.device, half: bool):
+        torch.manual_seed(0)
+        self.setting, self.peer, self.device, self.half = setting, peer, device, half
+        self.dtype = torch.float16 if half else None
+        self.models = self._both(script_util.create_model, peer.script_util.create_model, setting.model)
+        self.classifiers = self._both(unet.EncoderUNetModel, peer.unet.EncoderUNetModel, self._classifier_arguments())
+        shape = (setting.batch_size, 3, setting.side, setting.side)
+        self.x_t = torch.randn(shape, device=device)
+        self.t = torch.full((setting.batch_size,), 12, device=device)  # index in a process of 25 steps
+        self.y = torch.arange(setting.batch_size, device=device) % CLASSES
+
+    def _classifier_arguments(self) -> dict:
+        return {"in_channels": 3, "out_channels": CLASSES, "pool": "attention", **self.setting.classifier}
+
+    def _both(self, build: Callable, build_peer: Callable, arguments: dict) -> tuple[nn.Module, nn.Module]:
+        arguments = {"image_size": self.setting.side, **SHARED, **arguments}
+        if "num_channels" in arguments:
+            arguments["learn_sigma"] = True
+        ours, theirs = build(**arguments), build_peer(**arguments, use_fp16=self.half)
+        with torch.no_grad():  # zero-initialised layers would hide differences
+            for parameter in ours.parameters():
+                parameter.add_(0.02 * torch.randn_like(parameter))
+        theirs.load_state_dict(ours.state_dict())
+        ours, theirs = ours.to(self.device), theirs.to(self.device)
+        if self.half:
+            theirs.convert_to_fp16()
+        return ours, theirs
+
+    def sampling(self) -> dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]]:
+        """Parts of a guided DDIM step: name -> (ours, theirs), each returning what it computed."""
+        (model, peer_model), (classifier, peer_classifier) = self.models, self.classifiers
+        for network in (*self.models, *self.classifiers):
+            network.eval()
+        model, classifier = (LowPrecision(n.requires_grad_(False), self.dtype) for n in (model, classifier))
+        guidance = ClassifierGuidance(classifier, ConstantRule(1.0))
+
+        def peer_guidance(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            with torch.enable_grad():
+                x_in = x.detach().requires_grad_(True)
+                log_p = F.log_softmax(peer_classifier(x_in, t), dim=-1)[range(len(x)), y]
+                return torch.autograd.grad(log_p.sum(), x_in)[0]
+
+        processes = [
+            builder(learn_sigma=True, timestep_respacing="ddim25")
+            for builder in (script_util.create_gaussian_diffusion, self.peer.script_util.create_gaussian_diffusion)
+        ]
+
+        def unet_call(network: nn.Module) -> Callable[[], Tensor]:
+            labels = {"y": self.y} if self.setting.model.get("class_cond") else {}
+            return torch.no_grad()(lambda: network(self.x_t, self.t * 40, **labels))
+
+        def step(process, network: nn.Module, cond_fn: Callable) -> Callable[[], Tensor]:
+            wants_labels = self.setting.model.get("class_cond", False)
+
+            def model_fn(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+                return network(x, t, y) if wants_labels else network(x, t)
+
+            @torch.no_grad()
+            def call() -> Tensor:
+                out = process.ddim_sample(model_fn, self.x_t, self.t, cond_fn=cond_fn, model_kwargs={"y": self.y})
+                return out["sample"]
+
+            return call
+
+        return {
+            "UNet": (unet_call(model), unet_call(peer_model)),
+            "guidance": (
+                lambda: guidance(self.x_t, self.t * 40, y=self.y),
+                lambda: peer_guidance(self.x_t, self.t * 40, self.y),
+            ),
+            "guided step": (step(processes[0], model, guidance), step(processes[1], peer_model, peer_guidance)),
+        }
+
+    def training(self) -> dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]]:
+        """One optimizer step of the classifier on noised images; returns the loss."""
+        ours, theirs = self.classifiers
+        ours.train(), theirs.train()
+        network = LowPrecision(ours, self.dtype)
+        stepper = OptimizerStepper(list(ours.parameters()), self.dtype, self.device, initial_lg_loss_scale=16.0)
+        opt = torch.optim.AdamW(stepper.params, lr=1e-6)
+        trainer = self.peer.fp16_util.MixedPrecisionTrainer(
+            model=theirs, use_fp16=self.half, initial_lg_loss_scale=16.0
+        )
+        peer_opt = torch.optim.AdamW(trainer.master_params, lr=1e-6)
+
+        def our_step() -> Tensor:
+            stepper.zero_grad()
+            loss = ect_terms(network(self.x_t, self.t * 40), self.y, weight=0.0)["loss"].mean()
+            stepper.backward(loss)
+            stepper.optimize(opt)
+            return loss.detach()
+
+        def peer_step() -> Tensor:
+            trainer.zero_grad()
+            loss = F.cross_entropy(theirs(self.x_t, self.t * 40), self.y)
+            trainer.backward(loss)
+            trainer.optimize(peer_opt)
+            return loss.detach()
+
+        return {"classifier training step": (our_step, peer_step)}

@@ -1,0 +1,131 @@
+"""Ours beside the peer, interleaved, on the same weights and inputs; outputs compared.
+
+    python -m benchmarks.run sampling --config 32x32 --config 64x64
+    python -m benchmarks.run training --device cuda --half --config published-256-b8
+
+Prints a table on stderr, the JSON on stdout, and writes it to benchmarks/results/<device>-<date>.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.cases import SETTINGS, Pair
+from benchmarks.measure import ceilings, paired
+from guided_diffusion.checkpoint import write_bytes_atomically
+from tests.parity.peer import load_peer
+
+RESULTS = Path(__file__).with_name("results")
+HEADER = ("config", "part", "ours ms", "peer ms", "ratio", "10-90 %", "GFLOP", "of ceiling", "difference")
+
+
+def main() -> None:
+    args = parse_arguments()
+    device = torch.device(args.device)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    peer = load_peer()
+    top = ceilings(device, torch.float16 if args.half else torch.float32)
+    rows = []
+    for config in args.config or ["32x32", "64x64"]:
+        pair = Pair(SETTINGS[config], peer, device, args.half)
+        for part, (ours, theirs) in getattr(pair, args.what)().items():
+            rows.append({"config": config, "part": part, **measure(ours, theirs, device, args.rounds, top)})
+            print(line(rows[-1]), file=sys.stderr, flush=True)
+    report = {"what": args.what, "half": args.half, **machine(device), "ceilings_gflops": top, "peer": peer.source}
+    report["rows"] = rows
+    text = json.dumps(report, indent=2)
+    name = f"{re.sub(r'[^a-z0-9]+', '-', report['device'].lower()).strip('-')}-{args.what}"
+    path = RESULTS / f"{name}{'-half' * args.half}-{datetime.date.today()}.json"
+    with write_bytes_atomically(path) as file:
+        file.write(text.encode() + b"\n")
+    print(text)
+    print(f"written to {path.resolve()}", file=sys.stderr)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("sampling", "training"))
+    parser.add_argument("--config", action="append", choices=sorted(SETTINGS), help="default: 32x32 and 64x64")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    parser.add_argument("--half", action="store_true", help="float16: ours under autocast, the peer's use_fp16")
+    parser.add_argument("--rounds", type=int, default=10, help="pairs of timed runs (default 10)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 (default): torch's choice")
+    args = parser.parse_args()
+    print(" | ".join(HEADER), file=sys.stderr)
+    return args
+
+
+def measure(
+    ours: Callable, theirs: Callable, device: torch.device, rounds: int, top: dict[str, float]
+) -> dict[str, float]:
+    """Times, ratio, operations and the relative difference of the outputs."""
+    a, b = ours().float(), theirs().float()
+    difference = float((a - b).abs().max() / b.abs().max())
+    result = paired(ours, theirs, device, rounds)
+    gflop = count_flops(ours) / 1e9
+    share = gflop / result["ours_seconds"] / max(top.values())
+    return {**result, "gflop": gflop, "share_of_ceiling": share, "relative_difference": difference}
+
+
+def count_flops(work: Callable) -> int:
+    """Multiplications and additions of one call, backward included; without those of fused attention on a CPU,
+    which PyTorch's counter does not know."""
+    counter = FlopCounterMode(display=False)
+    # Per-module counts need hooks that autograd.grad does not allow; the total does not.
+    counter.mod_tracker = _WholeProgram()
+    with counter:
+        work()
+    return counter.get_total_flops()
+
+
+class _WholeProgram:
+    """Stands in for the counter's module tracker: everything belongs to one module."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def line(row: dict) -> str:
+    """One row of the table."""
+    return " | ".join(
+        (
+            row["config"], row["part"], f"{row['ours_seconds'] * 1e3:.1f}", f"{row['peer_seconds'] * 1e3:.1f}",
+            f"{row['ratio']:.2f}", f"{row['ratio_p10']:.2f}-{row['ratio_p90']:.2f}", f"{row['gflop']:.1f}",
+            f"{row['share_of_ceiling']:.0%}", f"{row['relative_difference']:.1e}",
+        )
+    )  # fmt: skip
+
+
+def machine(device: torch.device) -> dict[str, str | int]:
+    """What the numbers were taken on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    return {
+        "device": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "python": platform.python_version(), "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "date": str(datetime.date.today()),
+    }  # fmt: skip
+
+
+def cpu_name() -> str:
+    """The processor's name where the system tells it, else its architecture."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return found[1] if found else platform.machine()
+
+
+if __name__ == "__main__":
+    main()
