@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
 from . import checkpoint, dist_util, logger
-from .amp import LowPrecision
-from .configs import RunConfig
+from .amp import LowPrecision, amp_dtype
+from .configs import DiffusionConfig, ModelConfig, RunConfig, SuperResConfig
 from .errors import InputError
-from .flags import Given
+from .flags import Given, architecture_from
 from .image_datasets import list_class_names
+
+Config = TypeVar("Config", ModelConfig, SuperResConfig)
 
 
 def begin(run: RunConfig) -> Path:
@@ -58,6 +62,23 @@ def load_frozen(network: nn.Module, path: str, dtype: torch.dtype | None) -> nn.
     """A network with a checkpoint's weights on this rank's device, for evaluation, run in `dtype`."""
     checkpoint.load_weights(network, path)
     return LowPrecision(network.to(dist_util.dev()).eval().requires_grad_(False), dtype)
+
+
+def model_configs(given: Given, path: str, config_class: type[Config]) -> tuple[Config, DiffusionConfig]:
+    """The configs of the diffusion model of --model_path and of its process: from flags and its config.json.
+
+    InputError when there is no such checkpoint, or the flags contradict it.
+    """
+    saved = checkpoint_config("model_path", path)
+    return architecture_from(given, config_class, saved, path), architecture_from(given, DiffusionConfig, saved, path)
+
+
+def load_model(
+    build: Callable[..., nn.Module], config: Config, diffusion_config: DiffusionConfig, path: str, run: RunConfig
+) -> nn.Module:
+    """The diffusion model, frozen; `build` is build_model or build_super_res_model. InputError as `load_frozen`."""
+    network = build(dataclasses.replace(config, use_fp16=False), diffusion_config)  # autocast, not half weights
+    return load_frozen(network, path, amp_dtype(config.use_fp16, run.amp_dtype))
 
 
 def count_classes(given: Given, data_dir: str) -> tuple[int, list[str]]:

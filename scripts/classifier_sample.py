@@ -72,11 +72,7 @@ def main() -> None:
     rule = guidance_rule(given, guide, diffusion_config.diffusion_steps)
 
     diffusion = build_diffusion(diffusion_config)
-    model = run_setup.load_frozen(
-        build_model(dataclasses.replace(model_config, use_fp16=False), diffusion_config),
-        sampling.model_path,
-        amp_dtype(model_config.use_fp16, run.amp_dtype),
-    )
+    model = run_setup.load_model(build_model, model_config, diffusion_config, sampling.model_path, run)
     classifier = run_setup.load_frozen(
         build_classifier(dataclasses.replace(classifier_config, classifier_use_fp16=False)),
         guide.classifier_path,
@@ -141,11 +137,9 @@ def guidance_rule(given: Given, guide: GuidanceConfig, num_timesteps: int) -> Gu
 
 def resolve(given: Given, model_path: str, classifier_path: str):
     """The configs of model, classifier and process from flags and checkpoints. InputError if they do not fit."""
-    model_saved = run_setup.checkpoint_config("model_path", model_path)
+    model, diffusion = run_setup.model_configs(given, model_path, ModelConfig)
     classifier_saved = run_setup.checkpoint_config("classifier_path", classifier_path)
-    model = architecture_from(given, ModelConfig, model_saved, model_path)
     classifier = architecture_from(given, ClassifierConfig, classifier_saved, classifier_path)
-    diffusion = architecture_from(given, DiffusionConfig, model_saved, model_path)
     shared = ["image_size", "in_channels"] + ["num_classes"] * model.class_cond
     for name in shared:
         ours, theirs = getattr(model, name), getattr(classifier, name)

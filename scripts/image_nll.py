@@ -8,7 +8,6 @@ the order of evaluation (the noisiest first).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,9 @@ import numpy as np
 import torch.distributed as dist
 
 from guided_diffusion import dist_util, logger, run_setup
-from guided_diffusion.amp import amp_dtype
 from guided_diffusion.checkpoint import write_bytes_atomically
 from guided_diffusion.configs import DataConfig, DiffusionConfig, ModelConfig, RunConfig
-from guided_diffusion.flags import Parser, architecture_from, flag
+from guided_diffusion.flags import Parser, flag
 from guided_diffusion.image_datasets import load_data
 from guided_diffusion.progress import progress_bar
 from guided_diffusion.script_util import build_diffusion, build_model
@@ -42,14 +40,9 @@ def main() -> None:
     given = Parser(__doc__, DataConfig, NllConfig, ModelConfig, DiffusionConfig, RunConfig).parse()
     run, data_config, nll = given.make(RunConfig), given.make(DataConfig), given.make(NllConfig)
     directory = run_setup.begin(run)
-    saved = run_setup.checkpoint_config("model_path", nll.model_path)
-    config = architecture_from(given, ModelConfig, saved, nll.model_path)
-    diffusion_config = architecture_from(given, DiffusionConfig, saved, nll.model_path)
-    model = run_setup.load_frozen(
-        build_model(dataclasses.replace(config, use_fp16=False), diffusion_config),
-        nll.model_path,
-        amp_dtype(config.use_fp16, run.amp_dtype),
-    )
+    config, diffusion_config = run_setup.model_configs(given, nll.model_path, ModelConfig)
+    model = run_setup.load_model(build_model, config, diffusion_config, nll.model_path, run)
+    saved = run_setup.checkpoint_config("model_path", nll.model_path) or {}
     data = load_data(
         data_dir=data_config.data_dir,
         batch_size=nll.batch_size,
@@ -58,7 +51,7 @@ def main() -> None:
         deterministic=True,
         random_flip=data_config.random_flip,
         channels=config.in_channels,
-        class_names=(saved or {}).get("class_names"),
+        class_names=saved.get("class_names"),
     )
     evaluate(model, build_diffusion(diffusion_config), data, nll, directory)
 

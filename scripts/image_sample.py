@@ -11,10 +11,9 @@ from __future__ import annotations
 import dataclasses
 
 from guided_diffusion import dist_util, run_setup
-from guided_diffusion.amp import amp_dtype
 from guided_diffusion.configs import DiffusionConfig, LabelConfig, ModelConfig, RunConfig, SamplingConfig
 from guided_diffusion.errors import InputError
-from guided_diffusion.flags import Parser, architecture_from
+from guided_diffusion.flags import Parser
 from guided_diffusion.generate import Batch, SampleRun
 from guided_diffusion.sample_noise import LabelPlan
 from guided_diffusion.script_util import build_diffusion, build_model
@@ -24,18 +23,12 @@ def main() -> None:
     given = Parser(__doc__, SamplingConfig, LabelConfig, ModelConfig, DiffusionConfig, RunConfig).parse()
     run, sampling, label_config = given.make(RunConfig), given.make(SamplingConfig), given.make(LabelConfig)
     directory = run_setup.begin(run)
-    saved = run_setup.checkpoint_config("model_path", sampling.model_path)
-    config = architecture_from(given, ModelConfig, saved, sampling.model_path)
-    diffusion_config = architecture_from(given, DiffusionConfig, saved, sampling.model_path)
+    config, diffusion_config = run_setup.model_configs(given, sampling.model_path, ModelConfig)
     if not config.class_cond and (label_config.classes or label_config.balanced):
         raise InputError("--classes, --balanced: this model takes no labels, expected one trained with --class_cond")
 
     diffusion = build_diffusion(diffusion_config)
-    model = run_setup.load_frozen(
-        build_model(dataclasses.replace(config, use_fp16=False), diffusion_config),
-        sampling.model_path,
-        amp_dtype(config.use_fp16, run.amp_dtype),
-    )
+    model = run_setup.load_model(build_model, config, diffusion_config, sampling.model_path, run)
     loop = diffusion.ddim_sample_loop if sampling.use_ddim else diffusion.p_sample_loop
     shape = (config.in_channels, config.image_size, config.image_size)
 

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from guided_diffusion import dist_util, run_setup
-from guided_diffusion.amp import amp_dtype
 from guided_diffusion.configs import DiffusionConfig, RunConfig, SamplingConfig, SuperResConfig
 from guided_diffusion.errors import InputError
-from guided_diffusion.flags import Parser, architecture_from, flag
+from guided_diffusion.flags import Parser, flag
 from guided_diffusion.generate import Batch, SampleRun
 from guided_diffusion.script_util import build_diffusion, build_super_res_model
 
@@ -39,17 +38,11 @@ def main() -> None:
     given = Parser(__doc__, SamplingConfig, BaseConfig, SuperResConfig, DiffusionConfig, RunConfig).parse()
     run, sampling = given.make(RunConfig), given.make(SamplingConfig)
     directory = run_setup.begin(run)
-    saved = run_setup.checkpoint_config("model_path", sampling.model_path)
-    config = architecture_from(given, SuperResConfig, saved, sampling.model_path)
-    diffusion_config = architecture_from(given, DiffusionConfig, saved, sampling.model_path)
+    config, diffusion_config = run_setup.model_configs(given, sampling.model_path, SuperResConfig)
     base = BaseImages(given.make(BaseConfig).base_samples, config)
 
     diffusion = build_diffusion(diffusion_config)
-    model = run_setup.load_frozen(
-        build_super_res_model(dataclasses.replace(config, use_fp16=False), diffusion_config),
-        sampling.model_path,
-        amp_dtype(config.use_fp16, run.amp_dtype),
-    )
+    model = run_setup.load_model(build_super_res_model, config, diffusion_config, sampling.model_path, run)
     shape = (config.in_channels, config.large_size, config.large_size)
 
     def draw(batch: Batch):
