@@ -3,8 +3,9 @@
     ed-dpm list
     ed-dpm show table1 --nproc 8 --out runs/paper
     ed-dpm show table2/uadm-g-eds-ddim25
+    ed-dpm download 256x256_diffusion_uncond.pt 256x256_classifier.pt
 
-`python -m ed_dpm_patches.reproduce` is the same program. The commands are printed, not run.
+`python -m ed_dpm_patches.reproduce` is the same program. The commands of `show` are printed, not run.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import NoReturn
 from guided_diffusion import dist_util
 from guided_diffusion.errors import InputError
 
+from . import downloads
 from .checkpoints import published
 from .recipe_book import Book, Figures, Network, Row, Run, load
 from .recipe_commands import MODELS, Commands, checkpoint_bytes, sample_bytes, shell, training_bytes
@@ -38,7 +40,7 @@ def run() -> NoReturn:
 
 
 def main() -> None:
-    """Parse the command line and print. InputError for an unknown row or an impossible option."""
+    """Parse the command line, download or print. InputError for an unknown name or an impossible option."""
     parser = _Parser(prog="ed-dpm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="every row: name, method, the paper's FID, sampler, number of samples")
@@ -46,10 +48,19 @@ def main() -> None:
     show.add_argument("name", metavar="ROW|TABLE", help="as `list` prints it: table1, or table1/cadm-g-ddpm250")
     show.add_argument("--nproc", type=int, default=8, metavar="N", help="processes of sampling and training (8)")
     show.add_argument("--out", type=Path, default=Path("runs/paper"), metavar="DIR", help="for results (runs/paper)")
+    download = commands.add_parser("download", help="fetch published files: resumable, checked, remembered")
+    download.add_argument("names", nargs="+", metavar="NAME|all|list", help="file names, as `download list` prints")
+    download.add_argument("--out", type=Path, default=Path(MODELS), metavar="DIR", help=f"for the files ({MODELS})")
     args = parser.parse_args()
+    if args.command == "download" and args.names != ["list"]:
+        for file in downloads.chosen(args.names):
+            print(downloads.download(file, args.out), flush=True)
+        return
     book = load()
     if args.command == "list":
         lines = listing(book)
+    elif args.command == "download":
+        lines = downloads.listing()
     else:
         if args.nproc < 1:
             raise InputError(f"--nproc: found {args.nproc}, expected at least 1")

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from evaluations.download import fetch
 from evaluations.engine import Activations
+from guided_diffusion.download import fetch
 from guided_diffusion.errors import InputError
 
 INCEPTION_V3_URL = (

@@ -9,7 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from evaluations import download, inception
+from evaluations import inception
+from guided_diffusion import download
 from guided_diffusion.errors import InputError
 
 DATA = np.random.RandomState(0).bytes(300_000)
@@ -92,7 +93,7 @@ def test_cut_connections_are_resumed(server, tmp_path):
 
 def test_resume_in_a_later_run(server, tmp_path):
     server.cuts = [20_000] * download.ATTEMPTS
-    with pytest.raises(InputError, match="connection lost 5 times.*help"):
+    with pytest.raises(InputError, match="failed 5 times.*help"):
         download.fetch(server.url, tmp_path / "g.pb", "help")
     assert _names(tmp_path) == ["g.pb.part"]
     assert download.fetch(server.url, tmp_path / "g.pb", "help").read_bytes() == DATA

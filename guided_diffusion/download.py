@@ -1,0 +1,229 @@
+"""Fetching one large file over HTTP: once, resumable, checked, and never half there under its final name."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import requests
+from tqdm.auto import tqdm
+
+from guided_diffusion.errors import InputError
+
+ATTEMPTS = 5
+PAUSE_SECONDS = 1.0  # before the second attempt; twice as long before each further one
+TIMEOUT_SECONDS = (10.0, 60.0)  # to connect; between two pieces
+_PIECE = 1 << 14  # the most that a cut connection loses
+_HEADERS = {"Accept-Encoding": "identity"}  # lengths, ranges and digests are then those of the file itself
+
+log = logging.getLogger(__name__)
+
+
+class _Cut(Exception):
+    """Not everything arrived this time, but another request may help; what has arrived is kept."""
+
+
+class _Rejected(OSError):
+    """The file, or what the server announces of it, is not what was expected."""
+
+
+def fetch(
+    url: str,
+    path: str | os.PathLike,
+    advice: str,
+    *,
+    size: int | None = None,
+    sha256: str | None = None,
+    timeout: tuple[float, float] = TIMEOUT_SECONDS,
+) -> Path:
+    """Download ``url`` to ``path`` unless it is there already; return the absolute path.
+
+    The bytes collect in ``path`` + ".part". A cut or stalled connection, in this call or an earlier one, is
+    resumed where the server can do that and restarted where it cannot; a server's 5xx answer is asked again.
+    Of several processes that ask at once one downloads and the others wait.
+
+    A new file gets its final name only if it has the announced length, the MD5 of the server's Content-MD5
+    where that is sent, and ``size`` (bytes) and ``sha256`` (hexadecimal) where given; otherwise it is removed.
+    A file that was there is held to ``size`` and ``sha256`` too, and set aside as ``path`` + ".rejected" if it
+    fails. ``timeout`` is in seconds: to connect, and between two pieces.
+
+    Raises ``InputError`` ending in ``advice`` if the file cannot be had or fails a check.
+    """
+    path = Path(path).absolute()
+    part = path.with_name(path.name + ".part")
+    if path.is_dir():
+        raise InputError(f"{path}: expected a file, found a directory; {advice}")
+    try:
+        if not path.exists():
+            with open_locked(part) as file:
+                if not path.exists():  # another process may have finished while we waited
+                    log.info("downloading %s to %s", url, path)
+                    md5 = _Transfer(url, file, size, timeout).fill()
+                    if wrong := _mismatch(part, size, sha256, md5):
+                        file.truncate(0)  # resumed, it would fail for ever
+                        raise _Rejected(wrong)
+                    os.replace(part, path)
+                    return path
+    except OSError as error:  # includes everything requests raises
+        raise InputError(f"{path}: cannot be downloaded from {url}: {_brief(error)}; {advice}") from error
+    try:
+        if wrong := _mismatch(path, size, sha256):
+            aside = path.with_name(path.name + ".rejected")
+            os.replace(path, aside)
+            raise InputError(f"{path}: {wrong}; moved to {aside.name}; {advice}")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be checked: {_brief(error)}; {advice}") from error
+    return path
+
+
+def hash_file(path: Path, algorithm: str = "sha256") -> str:
+    """Hexadecimal digest of a file; against damage and mix-ups, so MD5 is allowed everywhere."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+
+
+@contextmanager
+def open_locked(part: Path) -> Iterator[BinaryIO]:
+    """Open ``part`` for appending with nobody else writing to it; an empty one is not left behind."""
+    while True:
+        with open(part, "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not (part.exists() and os.path.samestat(os.fstat(file.fileno()), part.stat())):
+                continue  # renamed or removed by the process we waited for
+            try:
+                yield file
+            finally:
+                if file.seek(0, os.SEEK_END) == 0:
+                    part.unlink(missing_ok=True)
+            return
+
+
+class _Transfer:
+    """The requests that it takes to complete one partial file.
+
+    :param file: open for appending; size: of the whole file in bytes, where known beforehand.
+    """
+
+    def __init__(self, url: str, file: BinaryIO, size: int | None, timeout: tuple[float, float]):
+        self.url, self.file, self.size, self.timeout = url, file, size, timeout
+        self.seen_whole = False  # an answer described the whole file, not a range of it
+        self.md5: str | None = None
+
+    def fill(self) -> str | None:
+        """Append until the file is complete and on disk; return its MD5 in hexadecimal if the server tells."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                self._request()
+                os.fsync(self.file.fileno())
+                return self.md5 if self.seen_whole else self._ask_md5()
+            except _Cut as error:
+                log.info("stopped after %d bytes (%s, attempt %d of %d)", self._have(), error, attempt, ATTEMPTS)
+                last = error
+                if attempt < ATTEMPTS:
+                    time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
+        raise OSError(f"failed {ATTEMPTS} times, at last: {last}")
+
+    def _have(self) -> int:
+        return self.file.seek(0, os.SEEK_END)
+
+    def _request(self) -> None:
+        """One request for what is still missing; raises ``_Cut`` if not all of it arrived."""
+        have = self._have()
+        headers = _HEADERS | ({"Range": f"bytes={have}-"} if have else {})
+        try:
+            response = requests.get(self.url, headers=headers, stream=True, timeout=self.timeout)
+        except requests.ReadTimeout as error:
+            raise _Cut(_brief(error)) from error
+        with response:
+            if response.status_code == requests.codes.requested_range_not_satisfiable and have:
+                total = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", ""))
+                if total and int(total[1]) == have:
+                    return
+                self._restart("the partial file did not fit the server's")
+            if response.status_code >= 500:
+                raise _Cut(f"{response.status_code} {response.reason}")
+            response.raise_for_status()
+            total = self._announced_length(response, have)
+            if None not in (total, self.size) and total != self.size:
+                raise _Rejected(f"the server announces {total} bytes, expected {self.size}")
+            if response.status_code != requests.codes.partial_content:
+                self.file.truncate(0)  # the server sends everything, perhaps again
+                have = 0
+                self.seen_whole = True
+                self.md5 = _content_md5(response)
+            self._copy(response, have, total)
+        if total is not None and (size := self._have()) != total:
+            if size > total:
+                self.file.truncate(0)
+            raise _Cut(f"{size} of {total} bytes arrived")
+
+    def _restart(self, why: str) -> None:
+        """Leave nothing that the next request could resume."""
+        self.file.truncate(0)
+        raise _Cut(why)
+
+    def _announced_length(self, response: requests.Response, have: int) -> int | None:
+        """Length of the whole file as the server gives it, or None if it does not."""
+        if response.status_code == requests.codes.partial_content:
+            answer = response.headers.get("Content-Range", "")
+            span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer)
+            if not span or int(span[1]) != have:
+                self._restart(f"asked for bytes {have}-, got Content-Range {answer!r}")
+            return int(span[2])
+        length = response.headers.get("Content-Length", "")
+        return int(length) if length.isdecimal() else None
+
+    def _copy(self, response: requests.Response, have: int, total: int | None) -> None:
+        name = Path(self.file.name).stem
+        with tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=name) as bar:
+            try:
+                for piece in response.iter_content(_PIECE):
+                    self.file.write(piece)
+                    bar.update(len(piece))
+            except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
+                raise _Cut(_brief(error)) from error
+            finally:
+                self.file.flush()
+
+    def _ask_md5(self) -> str | None:
+        """For a download begun by an earlier process: a range's answer has no MD5 of the whole."""
+        try:
+            with requests.head(self.url, headers=_HEADERS, timeout=self.timeout, allow_redirects=True) as response:
+                return _content_md5(response) if response.ok else None
+        except requests.RequestException:
+            return None
+
+
+def _content_md5(response: requests.Response) -> str | None:
+    """The Content-MD5 header in hexadecimal; None where it is not sent or is not 16 bytes in base64."""
+    try:
+        digest = base64.b64decode(response.headers.get("Content-MD5", ""), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return digest.hex() if len(digest) == 16 else None
+
+
+def _mismatch(path: Path, size: int | None, sha256: str | None, md5: str | None = None) -> str:
+    """What is wrong with a file; nothing if it is as expected."""
+    if size is not None and (found := path.stat().st_size) != size:
+        return f"found {found} bytes, expected {size}"
+    for algorithm, expected in (("md5", md5), ("sha256", sha256)):
+        if expected and (digest := hash_file(path, algorithm)) != expected.lower():
+            return f"found {algorithm} {digest}, expected {expected}"
+    return ""
+
+
+def _brief(error: BaseException) -> str:
+    """The first line of an error, shortened."""
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    return text if len(text) <= 160 else text[:157] + "..."
