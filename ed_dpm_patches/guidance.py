@@ -50,7 +50,7 @@ class ClassifierGuidance:
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None, **_: object) -> Tensor:
         """Guidance shaped and typed like x (the arguments that only the diffusion model wants are ignored).
 
-        ValueError when y is missing or holds a label that the classifier does not know.
+        ValueError when y is missing or not [B] whole numbers. A label outside 0..K-1 fails in torch's scatter.
         """
         if y is None:
             raise ValueError("y: missing; guidance needs a label for every sample (model_kwargs={'y': ...})")
@@ -79,10 +79,12 @@ class ClassifierGuidance:
         log_doubt_B = p.log_doubt(y)
         scale_B = torch.exp(norm_B.log() - math.log(2.0) - log_doubt_B)
         size_B = norm_B / BACKWARD_NORM
-        length_B = gradient.flatten(1).double().norm(dim=1)
-        grad_norm_B = torch.where(scale_B > 0, length_B * size_B / scale_B, 0.0)
         late_factor = getattr(self.rule, "late_factor", None)
-        if late_factor is not None and (factor_B := late_factor(grad_norm_B)) is not None:
+        if late_factor is not None or self.observer is not None:
+            length_B = gradient.flatten(1).double().norm(dim=1)
+            grad_norm_B = torch.where(scale_B > 0, length_B * size_B / scale_B, 0.0)
+        if late_factor is not None:
+            factor_B = late_factor(grad_norm_B)
             size_B, scale_B = size_B * factor_B, scale_B * factor_B
 
         peak_B = gradient.flatten(1).abs().amax(dim=1)

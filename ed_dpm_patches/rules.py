@@ -24,6 +24,9 @@ _LARGEST_LOG = 700.0
 class GuidanceRule(ABC):
     """Scales the plain gradient of log p_y by one factor a sample.
 
+    A rule that needs the gradient's norm also has a method `late_factor`: from the L2 norm [B] of the
+    gradient of log p_y at x_t to a further factor [B]. Where there is none the norm is not computed.
+
     :param gamma: classifier scale, the paper's gamma (>= 0).
     """
 
@@ -32,10 +35,6 @@ class GuidanceRule(ABC):
     @abstractmethod
     def log_scale(self, p: Softmax, t: Tensor) -> Tensor:
         """log of the factor on top of gamma, [B], float64."""
-
-    def late_factor(self, grad_norm: Tensor) -> Tensor | None:
-        """A further factor [B], for rules that need the L2 norm [B] of the gradient of log p_y at x_t."""
-        return None
 
     def __call__(self, logits: Tensor, y: Tensor, t: Tensor) -> Tensor:
         """The cotangent v [B, K], float64, always finite for finite logits; not differentiable."""
