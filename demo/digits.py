@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 from guided_diffusion.checkpoint import write_bytes_atomically
 
-IMAGE_SIZE, NUM_CLASSES, COUNT = 8, 10, 1797
+NUM_CLASSES = 10
 # Cuts as shares of every class, in the order of a permutation with a fixed seed.
 PARTS = {"train": (0.0, 0.5), "evaluator": (0.5, 0.75), "heldout": (0.75, 1.0)}
 SPLIT_SEED = 0
