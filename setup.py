@@ -11,9 +11,9 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
-    packages=["guided_diffusion", "ed_dpm_patches"],
+    packages=["guided_diffusion", "ed_dpm_patches", "ed_dpm_patches.reproduce", "ed_dpm_patches.figures"],
     package_data={"ed_dpm_patches": ["recipes/*/*.toml"]},
-    entry_points={"console_scripts": ["ed-dpm = ed_dpm_patches.reproduce:run"]},
+    entry_points={"console_scripts": ["ed-dpm = ed_dpm_patches.reproduce.cli:run"]},
     install_requires=[
         "blobfile>=1.0.5",
         "numpy>=1.24",

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ed_dpm_patches import downloads, reproduce
-from ed_dpm_patches.checkpoints import PUBLISHED, PublishedFile
+from ed_dpm_patches.reproduce import cli as reproduce
+from ed_dpm_patches.reproduce import downloads
+from ed_dpm_patches.reproduce.published import PUBLISHED, PublishedFile
 from guided_diffusion import download
 from guided_diffusion.errors import InputError
 from tests.helpers import ROOT, clean_environment

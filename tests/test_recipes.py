@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ed_dpm_patches import reproduce
-from ed_dpm_patches.checkpoints import PUBLISHED, published
-from ed_dpm_patches.recipe_book import RECIPES, Figures, load
-from ed_dpm_patches.recipe_commands import Commands, shell
+from ed_dpm_patches.reproduce import cli as reproduce
+from ed_dpm_patches.reproduce.book import RECIPES, Figures, load
+from ed_dpm_patches.reproduce.commands import Commands, shell
+from ed_dpm_patches.reproduce.published import PUBLISHED, published
 from evaluations.evaluator import _create_parser
 from guided_diffusion.configs import ClassifierConfig, DiffusionConfig, ModelConfig
 from guided_diffusion.errors import InputError

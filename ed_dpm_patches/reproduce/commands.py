@@ -8,8 +8,8 @@ from pathlib import Path
 
 from guided_diffusion.errors import InputError
 
-from .checkpoints import PUBLISHED
-from .recipe_book import Book, Flags, Network, Row, Run
+from .book import Book, Flags, Network, Row, Run
+from .published import PUBLISHED
 
 MODELS = Path("models")  # where published files are expected, as in upstream's README
 IMAGENET = Path("imagenet")  # with the folders train and val

@@ -22,7 +22,7 @@ from guided_diffusion.checkpoint import write_bytes_atomically
 from guided_diffusion.download import TIMEOUT_SECONDS, fetch, hash_file, open_locked
 from guided_diffusion.errors import InputError
 
-from .checkpoints import PUBLISHED, PublishedFile, published
+from .published import PUBLISHED, PublishedFile, published
 
 LOCK_NAME = "downloads.lock.json"
 

@@ -21,9 +21,9 @@ from guided_diffusion import dist_util
 from guided_diffusion.errors import InputError
 
 from . import downloads
-from .checkpoints import published
-from .recipe_book import Book, Figures, Network, Row, Run, load
-from .recipe_commands import MODELS, Commands, checkpoint_bytes, sample_bytes, shell, training_bytes
+from .book import Book, Figures, Network, Row, Run, load
+from .commands import MODELS, Commands, checkpoint_bytes, sample_bytes, shell, training_bytes
+from .published import published
 
 _COLUMNS = {"fid": "FID", "sfid": "sFID", "inception_score": "IS", "precision": "precision", "recall": "recall"}
 
@@ -193,5 +193,3 @@ def _number(value: float | None, missing: str = "-") -> str:
     return missing if value is None else f"{value:.2f}"
 
 
-if __name__ == "__main__":
-    run()

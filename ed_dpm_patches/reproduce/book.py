@@ -17,9 +17,9 @@ from typing import Any
 
 from guided_diffusion.errors import InputError
 
-from .checkpoints import PUBLISHED
+from .published import PUBLISHED
 
-RECIPES = Path(__file__).with_name("recipes")
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 FlagValue = bool | int | float | str
 Flags = dict[str, FlagValue]
 

@@ -1,0 +1,1 @@
+"""The paper's figures from traces, samples and results: `ed-dpm figure`."""
