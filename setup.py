@@ -12,7 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=["guided_diffusion", "ed_dpm_patches", "ed_dpm_patches.reproduce", "ed_dpm_patches.figures"],
-    package_data={"ed_dpm_patches": ["recipes/*/*.toml"]},
+    package_data={"ed_dpm_patches": ["recipes/*.toml", "recipes/*/*.toml"]},
     entry_points={"console_scripts": ["ed-dpm = ed_dpm_patches.reproduce.cli:run"]},
     install_requires=[
         "blobfile>=1.0.5",

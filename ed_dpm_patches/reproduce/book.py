@@ -1,16 +1,18 @@
-"""The paper's experiments as read from `recipes/`: networks, runs, and the tables whose rows name them.
+"""Experiments as read from a folder of recipes: networks, runs, and the tables whose rows name them.
 
-    book = load()
+    book = load()                                  # the paper's; load(Path("demo/recipes")): the digits'
     row = book.row("table1/cadm-g-ect-eds-ddpm250")
     book.runs[row.run].flags
 
-A run is one set of samples; rows of several tables can name the same one. `recipes/README.md` has the format.
+A run is one set of samples for each seed; rows of several tables can name the same one. `recipes/README.md` has
+the format.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import tomllib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ from guided_diffusion.errors import InputError
 from .published import PUBLISHED
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+ROOT = RECIPES.parents[1]  # of the repository
+DATA = ("imagenet", "digits")
+DIGITS_REFERENCE = "heldout.npz"
 FlagValue = bool | int | float | str
 Flags = dict[str, FlagValue]
 
@@ -37,20 +42,24 @@ class Figures:
 
 @dataclass(frozen=True)
 class Training:
-    """How to train a classifier that nobody publishes.
+    """How to train a network that nobody publishes.
 
-    :param batch_size: images a step over all processes together; `flags`: of classifier_train.
+    :param batch_size: images a step over all processes together; flags: of the script.
+    :param script: classifier_train or image_train; part: the folder of the data that it learns from.
     """
 
     batch_size: int
     flags: Flags
+    script: str = "classifier_train"
+    part: str = "train"
 
 
 @dataclass(frozen=True)
 class Network:
     """A checkpoint and the flags that make its architecture and precision.
 
-    :param checkpoint: file name, without folder; parameters: how many numbers it holds.
+    :param checkpoint: name of a published file; with `training` the name of the folder that training fills;
+        else a file of the repository. parameters: how many numbers it holds.
     """
 
     name: str
@@ -95,6 +104,7 @@ class Row:
     :param name: "table/key"; method: as the paper calls it.
     :param release: the authors' README where it prints something else than the paper.
     :param run: name of the run that makes it; batch: samples published by others. Neither: figures only.
+    :param sweep: instead of `run`, the runs of which the one with the lowest mean FID is this row.
     """
 
     name: str
@@ -105,6 +115,12 @@ class Row:
     batch: str | None = None
     reference: str | None = None
     note: str = ""
+    sweep: tuple[str, ...] = ()
+
+    @property
+    def run_names(self) -> tuple[str, ...]:
+        """All runs that the row needs."""
+        return (self.run,) if self.run else self.sweep
 
 
 @dataclass(frozen=True)
@@ -119,11 +135,21 @@ class Table:
 
 @dataclass(frozen=True)
 class Book:
-    """All experiments."""
+    """All experiments of a folder.
 
+    :param data: where training images and references come from: "imagenet", files that the user has and
+        published ones; "digits", written on the spot.
+    :param features: name of the network that judges samples; None: Inception.
+    :param seeds: a run is sampled once with each.
+    """
+
+    title: str
+    data: str
     networks: dict[str, Network]
     runs: dict[str, Run]
     tables: dict[str, Table]
+    seeds: tuple[int, ...] = (0,)
+    features: str | None = None
 
     def row(self, name: str) -> Row:
         """The row called "table/key". InputError where there is none."""
@@ -134,7 +160,9 @@ class Book:
         raise InputError(f"{name}: no such row or table, `ed-dpm list` shows them all")
 
     def rows(self, name: str) -> tuple[Row, ...]:
-        """All rows of a table, or the one row of that name."""
+        """All rows of a table, the one row of that name, or every row for "all"."""
+        if name == "all":
+            return tuple(row for table in self.tables.values() for row in table.rows)
         return self.tables[name].rows if name in self.tables else (self.row(name),)
 
     def network_flags(self, run: Run) -> Flags:
@@ -142,9 +170,10 @@ class Book:
         classifier = self.networks[run.classifier].flags if run.classifier else {}
         return {**self.networks[run.model].flags, **classifier}
 
-    def image_size(self, run: Run) -> int:
-        """Side of the images that a run makes, pixels."""
-        return self.networks[run.model].flags["image_size"]
+    def image_shape(self, run: Run) -> tuple[int, int, int]:
+        """Height, width and channels of the images that a run makes."""
+        flags = self.networks[run.model].flags
+        return flags["image_size"], flags["image_size"], flags.get("in_channels", 3)
 
 
 class _Entry:
@@ -181,7 +210,7 @@ class _Entry:
         entry.finish()
         return figures
 
-    def choice(self, key: str, among, default: Any = dataclasses.MISSING) -> str | None:
+    def choice(self, key: str, among: Collection[str], default: Any = dataclasses.MISSING) -> str | None:
         name = self.take(key, str, default)
         if name is not None and name not in among:
             raise self.fail(key, name, f"one of {', '.join(among)}")
@@ -197,16 +226,28 @@ _NAMES = {str: "text", int: "a whole number", float: "a number", dict: "a table"
 
 def load(directory: Path = RECIPES) -> Book:
     """All recipes below a directory. InputError, one line with file and key, for anything wrong in them."""
+    entry = _read(directory / "book.toml")
+    title, data, seeds = entry.take("title", str), entry.choice("data", DATA), entry.take("seeds", list, [0])
+    if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
+        raise entry.fail("seeds", seeds, "whole numbers from 0 on")
     networks = {path.stem: _network(path) for path in _files(directory / "networks")}
+    features = entry.choice("features", networks, None)
+    entry.finish()
+
+    references = PUBLISHED if data == "imagenet" else (DIGITS_REFERENCE,)
     runs: dict[str, Run] = {}
+    sweeps: dict[str, tuple[str, ...]] = {}
     for path in _files(directory / "runs"):
-        for run in _runs(path, networks):
+        made = _runs(path, networks, references)
+        for run in made:
             if run.name in runs:
                 raise InputError(f"{path}: the name {run.name} is taken by another run")
             runs[run.name] = run
-    tables = [_table(path, runs) for path in _files(directory / "tables")]
+        if [run.name for run in made] != [path.stem]:
+            sweeps[path.stem] = tuple(run.name for run in made)
+    tables = [_table(path, runs, sweeps) for path in _files(directory / "tables")]
     tables.sort(key=lambda table: table.name.startswith("supplement"))
-    return Book(networks, runs, {table.name: table for table in tables})
+    return Book(title, data, networks, runs, {table.name: table for table in tables}, tuple(seeds), features)
 
 
 def _files(directory: Path) -> list[Path]:
@@ -228,11 +269,16 @@ def _network(path: Path) -> Network:
     training = None
     if "training" in entry.values:
         inner = _Entry(path, entry.take("training", dict), "training.")
-        training = Training(inner.take("batch_size", int), inner.flags())
+        training = Training(
+            inner.take("batch_size", int),
+            inner.flags(),
+            inner.choice("script", ("classifier_train", "image_train"), "classifier_train"),
+            inner.take("part", str, "train"),
+        )
         inner.finish()
     checkpoint = entry.take("checkpoint", str)
-    if training is None and checkpoint not in PUBLISHED:
-        raise entry.fail("checkpoint", checkpoint, "a published file, or a [training] table")
+    if training is None and checkpoint not in PUBLISHED and not (ROOT / checkpoint).is_file():
+        raise entry.fail("checkpoint", checkpoint, "a published file, one of the repository, or a [training] table")
     network = Network(
         path.stem, checkpoint, entry.take("parameters", int), entry.flags(), training, entry.take("note", str, "")
     )
@@ -242,14 +288,14 @@ def _network(path: Path) -> Network:
     return network
 
 
-def _runs(path: Path, networks: dict[str, Network]) -> list[Run]:
+def _runs(path: Path, networks: dict[str, Network], references: Collection[str]) -> list[Run]:
     """The run of a file; with a [sweep], one run for each value of a flag, named FILE-VALUE."""
     entry = _read(path)
     run = Run(
         name=path.stem,
         model=entry.choice("model", networks),
         classifier=entry.choice("classifier", networks, None),
-        reference=entry.choice("reference", PUBLISHED),
+        reference=entry.choice("reference", references),
         flags=entry.flags(),
         note=entry.take("note", str, ""),
     )
@@ -274,7 +320,7 @@ def _runs(path: Path, networks: dict[str, Network]) -> list[Run]:
     return runs
 
 
-def _table(path: Path, runs: dict[str, Run]) -> Table:
+def _table(path: Path, runs: dict[str, Run], sweeps: dict[str, tuple[str, ...]]) -> Table:
     entry = _read(path)
     title, note, rows, seen = entry.take("title", str), entry.take("note", str, ""), [], set()
     for index, values in enumerate(entry.take("rows", list)):
@@ -294,7 +340,10 @@ def _table(path: Path, runs: dict[str, Run]) -> Table:
             batch=inner.choice("batch", PUBLISHED, None),
             reference=inner.choice("reference", PUBLISHED, None),
             note=inner.take("note", str, ""),
+            sweep=sweeps.get(inner.choice("sweep", sweeps, None), ()),
         )
+        if row.run and row.sweep:
+            raise InputError(f"{path}: rows[{index}].sweep: found beside run, expected one of them")
         if row.batch and not (row.run or row.reference):
             raise InputError(f"{path}: rows[{index}].reference: missing, expected what to compare {row.batch} with")
         inner.finish()
