@@ -26,7 +26,21 @@ METRICS = {
     "accuracy": "accuracy",
 }  # fmt: skip
 _OPTIONAL = "accuracy"  # only evaluations by a classifier have it
-_RUN = re.compile(r"(?P<run>.+)-seed(?P<seed>\d+)-(?P<n>\d+)")
+RUN_NAME = re.compile(r"(?P<run>.+)-seed(?P<seed>\d+)-(?P<n>\d+)")
+
+
+@dataclass(frozen=True)
+class HashedFile:
+    """A file that a step read: path as the step's record has it, sha256 in hexadecimal."""
+
+    path: str
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """File name; with its folder for what training leaves, whose file names are all alike."""
+        path = Path(self.path)
+        return f"{path.parent.name}/{path.name}" if re.fullmatch(r"(model|ema_.+_)\d+\.pt", path.name) else path.name
 
 
 @dataclass(frozen=True)
@@ -55,36 +69,29 @@ class Step:
 
 
 @dataclass(frozen=True)
-class HashedFile:
-    """A file that a step read: path as the step's record has it, sha256 in hexadecimal."""
-
-    path: str
-    sha256: str
-
-    @property
-    def name(self) -> str:
-        """File name; with its folder for what training leaves, whose file names are all alike."""
-        path = Path(self.path)
-        return f"{path.parent.name}/{path.name}" if re.fullmatch(r"model\d+\.pt", path.name) else path.name
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """One evaluated set of samples.
 
     :param seed: None for samples published by others.
     :param values: metric to value, without those that the evaluator left out.
+    :param engine: the network that judged; samples: path of the samples.
     :param images_per_second: of sampling, over all processes together.
     """
 
     seed: int | None
     values: dict[str, float]
+    engine: str
     samples: str
     commit: str | None = None
     model: HashedFile | None = None
     classifier: HashedFile | None = None
     reference: HashedFile | None = None
     images_per_second: float | None = None
+
+    @property
+    def files(self) -> dict[str, HashedFile | None]:
+        """By role: "model", "classifier" or "reference"."""
+        return {"model": self.model, "classifier": self.classifier, "reference": self.reference}
 
 
 @dataclass(frozen=True)
@@ -123,9 +130,8 @@ class RunResult:
         return tuple(dict.fromkeys(e.commit for e in self.evaluations if e.commit))
 
     def files(self, role: str) -> tuple[HashedFile, ...]:
-        """The contents used as "model", "classifier" or "reference", each once: more than one if they changed."""
-        files = {"model": lambda e: e.model, "classifier": lambda e: e.classifier, "reference": lambda e: e.reference}
-        found = (files[role](evaluation) for evaluation in self.evaluations)
+        """The contents used in a role, each once: more than one if they changed between the seeds."""
+        found = (evaluation.files[role] for evaluation in self.evaluations)
         return tuple({file.sha256: file for file in found if file}.values())
 
 
@@ -145,7 +151,7 @@ def read_results(book: Book, out: Path) -> Results:
     """What `out` holds for the runs and batches of a book. InputError, naming the file, for a damaged one."""
     found: dict[str, dict[int, list[tuple[int, Path]]]] = {}
     for path in sorted((out / "metrics").glob("*.json")):
-        match = _RUN.fullmatch(path.stem)
+        match = RUN_NAME.fullmatch(path.stem)
         if match and match["run"] in book.runs:
             by_n = found.setdefault(match["run"], {})
             by_n.setdefault(int(match["n"]), []).append((int(match["seed"]), path))
@@ -163,7 +169,7 @@ def read_results(book: Book, out: Path) -> Results:
             step = read_step(out / "steps" / f"evaluate-{path.stem}.json")
             reference = step.input(metrics["reference"]) if step else None
             commit = step.commit if step else None
-            evaluation = Evaluation(None, values, metrics["samples"], commit, reference=reference)
+            evaluation = Evaluation(None, values, metrics["engine"], metrics["samples"], commit, reference=reference)
             batches[row.batch] = RunResult(row.batch, metrics["n_samples"], (evaluation,))
     return Results(runs, batches)
 
@@ -177,6 +183,7 @@ def _evaluation(path: Path, out: Path, run: str, seed: int, n: int) -> Evaluatio
     return Evaluation(
         seed=seed,
         values=values,
+        engine=metrics["engine"],
         samples=metrics["samples"],
         # The samples' commit is what made the result; the evaluator's stands in where that is unknown.
         commit=next((step.commit for step in (sample, evaluate) if step and step.commit), None),
@@ -198,7 +205,7 @@ def _metrics(path: Path) -> tuple[dict[str, float], dict[str, Any]]:
         if type(value) not in (int, float) or not math.isfinite(value):
             raise InputError(f"{path}: {metric}: found {value!r}, expected a finite number")
         values[metric] = float(value)
-    for key, kind in {"n_samples": int, "reference": str, "samples": str}.items():
+    for key, kind in {"n_samples": int, "engine": str, "reference": str, "samples": str}.items():
         if type(content.get(key)) is not kind:
             raise InputError(f"{path}: {key}: found {content.get(key)!r}, expected {_NAMES[kind]}")
     return values, content
