@@ -1,5 +1,7 @@
 """scikit-learn's handwritten digits as folders of PNGs and reference files, in three disjoint parts.
 
+    python demo/digits.py FOLDER
+
     train       the diffusion model and the classifiers that guide it
     evaluator   the feature network that judges the samples, which never guides
     heldout     the reference that samples are compared with; nothing is trained on it
@@ -7,13 +9,17 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from guided_diffusion.checkpoint import write_bytes_atomically
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without installation
+
+from guided_diffusion.checkpoint import write_bytes_atomically  # noqa: E402
 
 NUM_CLASSES = 10
 # Cuts as shares of every class, in the order of a permutation with a fixed seed.
@@ -48,3 +54,9 @@ def write_parts(directory: Path) -> None:
             Image.fromarray(images[number]).save(folder / f"{labels[number]}_{number:04d}.png")
         with write_bytes_atomically(directory / f"{name}.npz") as file:
             np.savez(file, arr_0=images[numbers][..., None], arr_1=labels[numbers])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write the digits' three parts into a folder.")
+    parser.add_argument("folder", type=Path)
+    write_parts(parser.parse_args().folder)

@@ -1,31 +1,40 @@
-"""The paper's tables: which experiments there are, and exactly what makes each of them.
+"""Every table and figure of the paper, one command each.
 
     ed-dpm list
-    ed-dpm show table1 --nproc 8 --out runs/paper
     ed-dpm show table2/uadm-g-eds-ddim25
-    ed-dpm download 256x256_diffusion_uncond.pt 256x256_classifier.pt
+    ed-dpm run all --rehearse
+    ed-dpm run table2 --nproc 8 --out runs/paper
+    ed-dpm report --out runs/paper
+    ed-dpm figure sweep runs/paper/runs.csv
+    ed-dpm download 256x256_diffusion_uncond.pt
 
-`python -m ed_dpm_patches.reproduce` is the same program. The commands of `show` are printed, not run.
+`python -m ed_dpm_patches.reproduce` is the same program. Interrupted? The same command goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
+from ed_dpm_patches.figures import cli as figures
 from guided_diffusion import dist_util
+from guided_diffusion.checkpoint import write_bytes_atomically
 from guided_diffusion.errors import InputError
 
 from . import downloads
-from .book import Book, Figures, Network, Row, Run, load
-from .commands import MODELS, Commands, checkpoint_bytes, sample_bytes, shell, training_bytes
-from .published import published
-
-_COLUMNS = {"fid": "FID", "sfid": "sFID", "inception_score": "IS", "precision": "precision", "recall": "recall"}
+from .book import RECIPES, ROOT, Row, load
+from .commands import Commands, Options
+from .describe import details, listing
+from .plan import check_files, plan, without_missing
+from .published import PUBLISHED
+from .rehearsal import SAMPLES, rehearsal
+from .report import write_report
+from .runner import Runner
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,156 +49,164 @@ def run() -> NoReturn:
 
 
 def main() -> None:
-    """Parse the command line, download or print. InputError for an unknown name or an impossible option."""
+    """Parse the command line and do it. InputError for an unknown name, an impossible option, a failed step."""
+    args = _parser().parse_args()
+    if args.command == "figure":
+        _print(map(str, args.draw(args)))
+    else:
+        args.act(args)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="ed-dpm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="every row: name, method, the paper's FID, sampler, number of samples")
-    show = commands.add_parser("show", help="what a row or a whole table needs and runs")
-    show.add_argument("name", metavar="ROW|TABLE", help="as `list` prints it: table1, or table1/cadm-g-ddpm250")
-    show.add_argument("--nproc", type=int, default=8, metavar="N", help="processes of sampling and training (8)")
-    show.add_argument("--out", type=Path, default=Path("runs/paper"), metavar="DIR", help="for results (runs/paper)")
-    download = commands.add_parser("download", help="fetch published files: resumable, checked, remembered")
-    download.add_argument("names", nargs="+", metavar="NAME|all|list", help="file names, as `download list` prints")
-    download.add_argument("--out", type=Path, default=Path(MODELS), metavar="DIR", help=f"for the files ({MODELS})")
-    args = parser.parse_args()
-    if args.command == "download" and args.names != ["list"]:
-        for file in downloads.chosen(args.names):
-            print(downloads.download(file, args.out), flush=True)
-        return
-    book = load()
-    if args.command == "list":
-        lines = listing(book)
-    elif args.command == "download":
-        lines = downloads.listing()
-    else:
-        if args.nproc < 1:
-            raise InputError(f"--nproc: found {args.nproc}, expected at least 1")
-        lines = details(book, args.name, Commands(book, args.nproc, args.out))
-    text = "\n".join(lines)
+    recipes = argparse.ArgumentParser(add_help=False)
+    recipes.add_argument("--recipes", type=Path, default=RECIPES, metavar="DIR", help="of the book (the paper's)")
+    rehearse = argparse.ArgumentParser(add_help=False)
+    rehearse.add_argument("--rehearse", action="store_true", help="tiny stand-ins on embedded digits, in minutes")
+
+    command = commands.add_parser("list", parents=[recipes], help="every row with method, paper's FID and sampler")
+    command.set_defaults(act=lambda args: _print(listing(load(args.recipes))))
+    command = commands.add_parser("show", parents=[recipes, rehearse], help="what rows need and run")
+    _add_making_options(command)
+    command.set_defaults(act=_show)
+    command = commands.add_parser("run", parents=[recipes, rehearse], help="download, train, sample, evaluate, report")
+    _add_making_options(command)
+    command.add_argument("--at_once", type=_count, metavar="K", help="steps at a time (1; --rehearse: one a core)")
+    command.add_argument("--skip_missing", action="store_true", help="leave out rows whose files you must bring")
+    command.set_defaults(act=_run)
+    command = commands.add_parser("report", help="tables of what has been run: Markdown, HTML, CSV")
+    command.add_argument("--out", type=Path, default=Path("runs/paper"), metavar="DIR", help="of `run` (runs/paper)")
+    command.set_defaults(act=_report)
+    figures.add_parser(commands)
+    command = commands.add_parser("download", help="fetch published files: resumable, checked, remembered")
+    command.add_argument("names", nargs="+", metavar="NAME|all|list", help="file names, as `download list` prints")
+    command.add_argument("--out", type=Path, default=Path("models"), metavar="DIR", help="for the files (models)")
+    command.set_defaults(act=_download)
+    return parser
+
+
+def _add_making_options(parser: argparse.ArgumentParser) -> None:
+    """What `show` and `run` have in common."""
+    add = parser.add_argument
+    add("names", nargs="+", metavar="ROW|TABLE|all", help="as `list` prints them: table1/cadm-g-ddpm250, or table1")
+    add("--out", type=Path, metavar="DIR", help="for all that is made (runs/paper; --rehearse: runs/rehearsal)")
+    add("--nproc", type=_count, metavar="N", help="processes of sampling and training (8; --rehearse: 1)")
+    add("--models", type=Path, default=Path("models"), metavar="DIR", help="of published files (models)")
+    add("--data_dir", type=Path, default=Path("imagenet"), metavar="DIR", help="with train and val images (imagenet)")
+    add("--classifier_path", type=Path, metavar="FILE", help="the authors' ECT classifier, which has no address")
+    add("--num_samples", type=_count, metavar="N", help="a run, in place of the recipe's; the report marks it")
+    add("--batch_size", type=_count, metavar="N", help="images a process samples at a time (the script's default)")
+    add("--seeds", type=_seeds, metavar="0,1", help="sample every run once with each (the recipes')")
+    add("--trace", action="store_true", help="leave a trace beside the samples of guided runs, for figures")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from 1 on")
+    return int(text)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected whole numbers such as 0,1")
+    return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+
+
+def _commands(args: argparse.Namespace) -> tuple[Commands, list[Row]]:
+    """The book with what the command line decides, and the rows that it names."""
+    book = load(args.recipes)
+    rows = list({row.name: row for name in args.names for row in book.rows(name)}.values())
+    if args.rehearse:
+        book = rehearsal(book)
+    small = book.data == "digits"
+    by_hand = [file.name for file in PUBLISHED.values() if file.url is None]
+    options = Options(
+        out=_short(args.out or Path("runs/rehearsal" if args.rehearse else "runs/paper")),
+        processes=args.nproc or (1 if small else Options.processes),
+        models=_short(args.models),
+        images=_short(args.data_dir),
+        given=dict.fromkeys(by_hand, args.classifier_path.absolute()) if args.classifier_path else {},
+        num_samples=args.num_samples or (SAMPLES if args.rehearse else None),
+        seeds=args.seeds,
+        batch_size=args.batch_size,
+        trace=args.trace,
+    )
+    return Commands(book, options), rows
+
+
+def _short(path: Path) -> Path:
+    """As one would type it in the repository's root, where the commands run."""
+    path = path.absolute()
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+def _show(args: argparse.Namespace) -> None:
+    _print(details(*_commands(args)))
+
+
+def _run(args: argparse.Namespace) -> None:
+    commands, rows = _commands(args)
+    book, out = commands.book, commands.out
+    if not (ROOT / "scripts").is_dir():
+        raise InputError(f"{ROOT}: no folder scripts in it, expected the repository: install it with pip install -e")
+    if args.skip_missing:
+        rows, lines = without_missing(commands, rows)
+        _print(lines)
+    check_files(commands, rows)
+    steps = plan(commands, rows)
+    _claim(out, args.recipes, args.rehearse)
+    small = book.data == "digits"
+    at_once = args.at_once or (max(1, (os.cpu_count() or 1) // commands.options.processes) if small else 1)
+    runner = Runner(out, at_once, {"OMP_NUM_THREADS": "1"} if small else {})
+    print(f"{len(rows)} rows, {len(steps)} steps; logs: {(ROOT / out / 'logs').absolute()}", flush=True)
     try:
-        print(text, flush=True)
+        made = runner.run(steps)
+        print(f"{len(steps)} steps: {made} run, {len(steps) - made} were done", flush=True)
+    finally:  # what there is, whatever failed
+        _print(f"report: {path}" for path in write_report(book, ROOT / out, args.rehearse))
+
+
+def _claim(out: Path, recipes: Path, rehearsing: bool) -> None:
+    """Note what a folder is for; InputError where it is for something else."""
+    path, mine = ROOT / out / "book.json", {"recipes": str(_short(recipes)), "rehearsal": rehearsing}
+    found = _claimed(path)
+    if found not in (None, mine):
+        raise InputError(f"{path}: found {found}, expected {mine}; use another --out")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with write_bytes_atomically(path) as file:
+        file.write(json.dumps(mine).encode() + b"\n")
+
+
+def _claimed(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected JSON as `run` writes it, found otherwise ({error})") from error
+
+
+def _report(args: argparse.Namespace) -> None:
+    found = _claimed(args.out / "book.json")
+    if found is None:
+        raise InputError(f"--out {args.out}: no book.json in it, expected a folder that `ed-dpm run` has made")
+    book = load(ROOT / found["recipes"])
+    if found["rehearsal"]:
+        book = rehearsal(book)
+    _print(map(str, write_report(book, args.out.absolute(), found["rehearsal"])))
+
+
+def _download(args: argparse.Namespace) -> None:
+    if args.names == ["list"]:
+        _print(downloads.listing())
+        return
+    for file in downloads.chosen(args.names):
+        print(downloads.download(file, args.out), flush=True)
+
+
+def _print(lines: Iterable[str]) -> None:
+    try:
+        print("\n".join(lines), flush=True)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def listing(book: Book) -> Iterator[str]:
-    """One line a row, under a line for its table."""
-    names = [row.name for table in book.tables.values() for row in table.rows]
-    methods = [row.method for table in book.tables.values() for row in table.rows]
-    name_width, method_width = max(map(len, names)), max(map(len, methods))
-    yield f"{'row':{name_width}}  {'method':{method_width}}  paper FID  sampler                 samples"
-    for table in book.tables.values():
-        yield f"\n{table.title}"
-        for row in table.rows:
-            sampler, samples = _made_by(book, row)
-            fid = _number(row.paper.fid)
-            yield f"{row.name:{name_width}}  {row.method:{method_width}}  {fid:>9}  {sampler:22}  {samples:>7}"
-
-
-def _made_by(book: Book, row: Row) -> tuple[str, str]:
-    if row.run:
-        return book.runs[row.run].sampler, f"{book.runs[row.run].num_samples:,}"
-    return ("published samples" if row.batch else "figures only"), "-"
-
-
-def details(book: Book, name: str, commands: Commands) -> Iterator[str]:
-    """Everything about a row, or about all rows of a table."""
-    rows = book.rows(name)
-    table = book.tables[rows[0].name.split("/")[0]]
-    yield f"# {table.title}"
-    if table.note:
-        yield f"# {table.note}"
-    for row in rows:
-        yield f"\n## {row.name}: {row.method}"
-        yield from _figures(row)
-        if row.note:
-            yield f"note: {row.note}"
-        if row.run:
-            yield from _run(book, book.runs[row.run], row, commands)
-        if row.batch:
-            yield "samples published by upstream, to evaluate as they are:"
-            yield _file_line(row.batch)
-            if not row.run:
-                yield _file_line(row.reference)
-            yield shell(commands.evaluate_batch(row))
-        if not row.run and not row.batch:
-            yield "nothing to run: the figures are quoted"
-    if len(rows) > 1:
-        yield f"\ndisk for all of {name}: {_disk(book, rows)}"
-
-
-def _figures(row: Row) -> Iterator[str]:
-    if row.paper == Figures():
-        yield "the paper has no figures in numbers"
-        return
-    yield " " * 8 + "".join(f"{title:>10}" for title in _COLUMNS.values())
-    yield f"{'paper':8}" + "".join(f"{_number(getattr(row.paper, key)):>10}" for key in _COLUMNS)
-    if row.release != Figures():
-        differing = "".join(f"{_number(getattr(row.release, key), ''):>10}" for key in _COLUMNS)
-        yield f"{'release':8}{differing}   (where it differs)"
-
-
-def _run(book: Book, run: Run, row: Row, commands: Commands) -> Iterator[str]:
-    yield f"run {run.name}: {run.num_samples:,} samples, {run.sampler}"
-    twins = [r.name for t in book.tables.values() for r in t.rows if r.run == run.name and r.name != row.name]
-    if twins:
-        yield f"the same run as {', '.join(twins)}"
-    networks = _networks(book, run)
-    for text in [run.note, *(network.note for network in networks)]:
-        if text:
-            yield f"note: {text}"
-    yield f"files, expected in {MODELS}/:"
-    for network in networks:
-        if not network.training:
-            yield _file_line(network.checkpoint, network)
-    yield _file_line(run.reference)
-    for network in networks:
-        if network.training:
-            yield "train the classifier (images are called CLASS_anything, as upstream wants them):"
-            yield shell(commands.train(network))
-    yield "sample:"
-    yield shell(commands.sample(run))
-    yield "evaluate:"
-    yield shell(commands.evaluate(run))
-    yield f"disk: {_disk(book, (row,))}"
-
-
-def _networks(book: Book, run: Run) -> list[Network]:
-    return [book.networks[name] for name in (run.model, run.classifier) if name]
-
-
-def _file_line(name: str, network: Network | None = None) -> str:
-    """A published file: name, size where something is known of it, where to get it."""
-    file = published(name)
-    size = ""
-    if network:
-        count, known = checkpoint_bytes(network)
-        size = f"{count:,} bytes" if known else f"about {_bytes(count)}"
-    parts = [name, size, file.url or file.instruction, f"sha256 {file.sha256}" if file.sha256 else ""]
-    return "  " + "  ".join(part for part in parts if part)
-
-
-def _disk(book: Book, rows: tuple[Row, ...]) -> str:
-    """What rows need on disk; what several rows share counts once."""
-    runs = {row.run: book.runs[row.run] for row in rows if row.run}.values()
-    networks = {network.name: network for run in runs for network in _networks(book, run)}.values()
-    files = sum(checkpoint_bytes(network)[0] for network in networks if not network.training)
-    training = sum(training_bytes(network) for network in networks if network.training)
-    sizes = [sample_bytes(book, run) for run in runs]
-    largest = max(sizes, default=0)
-    total = files + training + sum(sizes) + largest
-    parts = [f"checkpoints {_bytes(files)}"] + [f"training {_bytes(training)}"] * bool(training)
-    parts += [f"samples {_bytes(sum(sizes))}", f"{_bytes(largest)} for a while as batches become one file"]
-    unknown = {row.batch for row in rows if row.batch} | {run.reference for run in runs}
-    unknown |= {row.reference for row in rows if row.reference}
-    return f"{_bytes(total)} ({', '.join(parts)}) plus published npz files of unknown size: {len(unknown)}"
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
-def _number(value: float | None, missing: str = "-") -> str:
-    return missing if value is None else f"{value:.2f}"
-
-

@@ -3,102 +3,192 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from guided_diffusion.errors import InputError
 
-from .book import Book, Flags, Network, Row, Run
-from .published import PUBLISHED
+from .book import ROOT, Book, Flags, Network, Row, Run
+from .published import INCEPTION, PUBLISHED
 
-MODELS = Path("models")  # where published files are expected, as in upstream's README
-IMAGENET = Path("imagenet")  # with the folders train and val
 _BYTES = 4  # a parameter, float32
 _SAVE_INTERVAL = 10_000  # the default of classifier_train
 
 
 @dataclass(frozen=True)
-class Commands:
-    """The commands of one book, as lists of arguments.
+class Options:
+    """What the user decides; everything else is in the recipes.
 
-    :param processes: of sampling and training; out: where samples and results go, one folder a run.
+    :param out: folder for all that is made; processes: of training and sampling.
+    :param models: folder of published files; images: folder with the folders train and val.
+    :param given: published files that are elsewhere, by name.
+    :param num_samples, seeds: instead of the recipes'. batch_size: images a process samples at once.
+    :param trace: leave a trace beside the samples of every guided run.
     """
 
+    out: Path = Path("runs/paper")
+    processes: int = 8
+    models: Path = Path("models")
+    images: Path = Path("imagenet")
+    given: dict[str, Path] = field(default_factory=dict)
+    num_samples: int | None = None
+    seeds: tuple[int, ...] | None = None
+    batch_size: int | None = None
+    trace: bool = False
+
+
+@dataclass(frozen=True)
+class Commands:
+    """The commands of one book, as lists of arguments, and the files they leave."""
+
     book: Book
-    processes: int
-    out: Path
+    options: Options
+
+    @property
+    def out(self) -> Path:
+        return self.options.out
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return self.options.seeds or self.book.seeds
+
+    @property
+    def data(self) -> Path:
+        """Folder of the digits' parts."""
+        return self.out / "data"
+
+    def images(self, part: str) -> Path:
+        """Folder of training images; `part` is train or val."""
+        if self.book.data == "digits":
+            return self.data / {"val": "evaluator"}.get(part, part)
+        return self.options.images / part
+
+    def published(self, name: str) -> Path:
+        """Where a published file is expected."""
+        return self.options.given.get(name, self.options.models / name)
+
+    def reference(self, name: str) -> Path:
+        """The evaluator's reference batch."""
+        return self.data / "heldout.npz" if self.book.data == "digits" else self.published(name)
+
+    def batch(self, row: Row) -> Path:
+        """The samples that somebody else publishes for a row; the digits have real images in their place."""
+        return self.data / "train.npz" if self.book.data == "digits" else self.published(row.batch)
+
+    def count(self, run: Run) -> int:
+        """Number of samples of a run."""
+        return self.options.num_samples or run.num_samples
 
     def checkpoint(self, network: Network) -> Path:
-        """Where a network's weights are: a published file, or what `train` leaves."""
+        """Where a network's weights are: a published file, one of the repository, or what `train` leaves."""
         if network.training is None:
-            return MODELS / network.checkpoint
-        return self.out / network.checkpoint / f"model{network.training.flags['iterations'] - 1:06d}.pt"
+            return self.published(network.checkpoint) if network.checkpoint in PUBLISHED else Path(network.checkpoint)
+        flags = network.training.flags
+        if network.training.script == "image_train":
+            name = f"ema_{flags['ema_rate']}_{flags['lr_anneal_steps']:06d}.pt"
+        else:
+            name = f"model{flags['iterations'] - 1:06d}.pt"
+        return self.out / "networks" / network.checkpoint / name
 
     def train(self, network: Network) -> list[str]:
-        """classifier_train for a network with a [training] table. InputError if its batch cannot be shared out."""
-        share, left_over = divmod(network.training.batch_size, self.processes)
+        """Training of a network with a [training] table. InputError if its batch cannot be shared out."""
+        training = network.training
+        share, left_over = divmod(training.batch_size, self.options.processes)
         if left_over or not share:
             raise InputError(
-                f"--nproc: found {self.processes}, expected a divisor of {network.training.batch_size}, "
+                f"--nproc: found {self.options.processes}, expected a divisor of {training.batch_size}, "
                 f"the batch of {network.checkpoint}"
             )
+        images = {"data_dir": str(self.images(training.part))}
+        if training.script == "classifier_train" and training.part == "train":
+            images["val_data_dir"] = str(self.images("val"))
+        log_dir = {"log_dir": str(self.checkpoint(network).parent)}
         return self._launch(
-            "classifier_train",
-            {"data_dir": str(IMAGENET / "train"), "val_data_dir": str(IMAGENET / "val"), "batch_size": share}
-            | network.flags
-            | network.training.flags
-            | {"log_dir": str(self.out / network.checkpoint)},
+            training.script, images | {"batch_size": share} | network.flags | training.flags | log_dir
         )
 
-    def sample(self, run: Run) -> list[str]:
+    def sample(self, run: Run, seed: int) -> list[str]:
         """classifier_sample, or image_sample for a run without a classifier."""
-        paths = {"model_path": str(self.checkpoint(self.book.networks[run.model]))}
+        flags = {"model_path": str(self.checkpoint(self.book.networks[run.model]))}
         if run.classifier:
-            paths["classifier_path"] = str(self.checkpoint(self.book.networks[run.classifier]))
-        return self._launch(
-            "classifier_sample" if run.classifier else "image_sample",
-            paths | self.book.network_flags(run) | run.flags | {"log_dir": str(self.out / run.name)},
-        )
+            flags["classifier_path"] = str(self.checkpoint(self.book.networks[run.classifier]))
+        flags |= self.book.network_flags(run) | run.flags | {"num_samples": self.count(run)}
+        if self.options.batch_size:
+            flags["batch_size"] = self.options.batch_size
+        if seed:
+            flags["seed"] = seed
+        flags["log_dir"] = str(self.samples(run, seed).parent)
+        if run.classifier and self.options.trace:
+            flags["trace"] = str(self.trace(run, seed))
+        return self._launch("classifier_sample" if run.classifier else "image_sample", flags)
 
-    def samples(self, run: Run) -> Path:
+    def samples(self, run: Run, seed: int) -> Path:
         """The file that sampling leaves."""
-        side = self.book.image_size(run)
-        return self.out / run.name / f"samples_{run.num_samples}x{side}x{side}x3.npz"
+        height, width, channels = self.book.image_shape(run)
+        return self._folder(run, seed) / f"samples_{self.count(run)}x{height}x{width}x{channels}.npz"
 
-    def evaluate(self, run: Run) -> list[str]:
+    def trace(self, run: Run, seed: int) -> Path:
+        """The trace that a guided run leaves where one is wanted."""
+        return self._folder(run, seed) / "trace.npz"
+
+    def _folder(self, run: Run, seed: int) -> Path:
+        return self.out / "samples" / f"{run.name}-seed{seed}"
+
+    def metrics(self, run: Run, seed: int) -> Path:
+        """The file that evaluating a run leaves."""
+        return self.out / "metrics" / f"{run.name}-seed{seed}-{self.count(run)}.json"
+
+    def evaluate(self, run: Run, seed: int) -> list[str]:
         """The evaluator on a run's samples. One process."""
-        return self._evaluate(run.reference, self.samples(run), self.out / run.name)
+        return self._evaluate(run.reference, self.samples(run, seed), self.metrics(run, seed))
+
+    def batch_metrics(self, row: Row) -> Path:
+        """The file that evaluating a published batch leaves."""
+        return self.out / "metrics" / f"batch-{Path(row.batch).stem}.json"
+
+    def batch_reference(self, row: Row) -> str:
+        """What a published batch is compared with."""
+        return self.book.runs[row.run].reference if row.run else row.reference
 
     def evaluate_batch(self, row: Row) -> list[str]:
         """The evaluator on the samples that somebody else publishes for this row."""
-        reference = self.book.runs[row.run].reference if row.run else row.reference
-        return self._evaluate(reference, MODELS / row.batch, self.out / Path(row.batch).stem)
+        return self._evaluate(self.batch_reference(row), self.batch(row), self.batch_metrics(row))
+
+    def judge(self) -> Path:
+        """The network that judges samples: a classifier's checkpoint, or Inception's file."""
+        if self.book.features:
+            return self.checkpoint(self.book.networks[self.book.features])
+        return self.published(INCEPTION)
 
     def _launch(self, script: str, flags: Flags) -> list[str]:
-        launcher = ["mpiexec", "-n", str(self.processes), "python", f"scripts/{script}.py"]
+        launcher = ["mpiexec", "-n", str(self.options.processes), "python", f"scripts/{script}.py"]
         return launcher + [part for name, value in flags.items() for part in (f"--{name}", str(value))]
 
-    @staticmethod
-    def _evaluate(reference: str, samples: Path, directory: Path) -> list[str]:
-        command = ["python", "evaluations/evaluator.py", MODELS / reference, samples]
-        return [str(part) for part in command + ["--json", directory / "metrics.json"]]
+    def _evaluate(self, reference: str, samples: Path, metrics: Path) -> list[str]:
+        judge = "--features" if self.book.features else "--inception"
+        command = ["python", "evaluations/evaluator.py", self.reference(reference), samples]
+        return [str(part) for part in [*command, judge, self.judge(), "--json", metrics]]
 
 
 def checkpoint_bytes(network: Network) -> tuple[int, bool]:
     """Size of a network's file, and whether that is known rather than computed from its parameters."""
     known = PUBLISHED[network.checkpoint].size if network.checkpoint in PUBLISHED else None
+    if (ROOT / network.checkpoint).is_file():
+        known = (ROOT / network.checkpoint).stat().st_size
     return (known, True) if known else (_BYTES * network.parameters, False)
 
 
 def training_bytes(network: Network) -> int:
-    """What training a classifier leaves: at every save its weights and AdamW's two moments."""
-    saves = -(-network.training.flags["iterations"] // _SAVE_INTERVAL)
+    """What training leaves: at every save the weights and AdamW's two moments."""
+    flags = network.training.flags
+    saves = -(-(flags.get("iterations") or flags["lr_anneal_steps"]) // flags.get("save_interval", _SAVE_INTERVAL))
     return 3 * _BYTES * network.parameters * saves
 
 
-def sample_bytes(book: Book, run: Run) -> int:
+def sample_bytes(commands: Commands, run: Run) -> int:
     """Size of a run's samples. While the finished batches become one file both exist, twice this in all."""
-    return run.num_samples * 3 * book.image_size(run) ** 2
+    height, width, channels = commands.book.image_shape(run)
+    return commands.count(run) * height * width * channels * len(commands.seeds)
 
 
 def shell(command: list[str], width: int = 112) -> str:

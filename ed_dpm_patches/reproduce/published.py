@@ -8,6 +8,7 @@ from guided_diffusion.errors import InputError
 
 _UPSTREAM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021"
 _BATCHES = f"{_UPSTREAM}/ref_batches/imagenet"
+INCEPTION = "classify_image_graph_def.pb"  # the evaluator's network
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ _FILES = (
         instruction="no direct address: fetch it by hand from the folder that the authors' README links to "
         "(https://github.com/ZGCTroy/ED-DPM, Download pre-trained models)",
     ),
+    PublishedFile(INCEPTION, f"{_UPSTREAM}/ref_batches/{INCEPTION}"),
     # References of the evaluator: statistics of the whole data set and 10,000 images.
     _batch(64, "VIRTUAL_imagenet64_labeled.npz"),
     _batch(128, "VIRTUAL_imagenet128_labeled.npz"),

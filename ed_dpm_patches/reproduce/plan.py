@@ -1,0 +1,128 @@
+"""From rows of a book to the steps that make them, in an order in which they can be run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from guided_diffusion.errors import InputError
+
+from .book import ROOT, Network, Row, Run
+from .commands import Commands
+from .published import INCEPTION, PUBLISHED
+from .steps import Step
+
+
+def plan(commands: Commands, rows: Sequence[Row]) -> list[Step]:
+    """Everything that rows need; what several of them share comes once."""
+    book = commands.book
+    runs = [book.runs[name] for name in dict.fromkeys(name for row in rows for name in row.run_names)]
+    batches = list({row.batch: row for row in rows if row.batch}.values())
+    networks = needed_networks(commands, rows)
+    steps = [_download(commands, name) for name in needed_files(commands, rows) if name not in commands.options.given]
+    if book.data == "digits":
+        steps.append(_digits(commands))
+    steps += [_training(commands, network) for network in networks if network.training]
+    for run in runs:
+        for seed in commands.seeds:
+            steps += [_sampling(commands, run, seed), _evaluation(commands, run, seed)]
+    return steps + [_batch_evaluation(commands, row) for row in batches]
+
+
+def needed_networks(commands: Commands, rows: Sequence[Row]) -> list[Network]:
+    """The networks that rows need, those that sample first."""
+    book = commands.book
+    names = [book.features] if book.features and any(row.run_names or row.batch for row in rows) else []
+    for run in (book.runs[name] for row in rows for name in row.run_names):
+        names = [run.model] + [run.classifier] * bool(run.classifier) + names
+    return [book.networks[name] for name in dict.fromkeys(names)]
+
+
+def needed_files(commands: Commands, rows: Sequence[Row]) -> list[str]:
+    """Names of the published files that rows need."""
+    book = commands.book
+    names = [network.checkpoint for network in needed_networks(commands, rows) if network.training is None]
+    if book.data == "imagenet":
+        names += [book.runs[name].reference for row in rows for name in row.run_names]
+        for row in rows:
+            names += [row.batch, commands.batch_reference(row)] if row.batch else []
+        names += [INCEPTION] if not book.features and any(row.run_names or row.batch for row in rows) else []
+    return [name for name in dict.fromkeys(names) if name in PUBLISHED]
+
+
+def check_files(commands: Commands, rows: Sequence[Row]) -> None:
+    """InputError, before any work, where rows need files that only the user can bring."""
+    for name in needed_files(commands, rows):
+        path = ROOT / commands.published(name)
+        if name in commands.options.given and not path.is_file():
+            raise InputError(f"{path}: no such file, expected {name}")
+        if PUBLISHED[name].url is None and not path.is_file():
+            needing = sorted({row.name for row in rows if name in needed_files(commands, [row])})
+            raise InputError(
+                f"{name}: {PUBLISHED[name].instruction}, then give its path as --classifier_path; "
+                f"{len(needing)} of {len(rows)} rows need it: --skip_missing leaves them out"
+            )
+    for network in needed_networks(commands, rows):
+        if network.training and commands.book.data == "imagenet":
+            for part in (network.training.part, "val"):
+                if not (ROOT / commands.images(part)).is_dir():
+                    raise InputError(
+                        f"--data_dir {commands.options.images}: no folder {part} in it, expected the images that "
+                        f"{network.checkpoint} is trained with; --skip_missing leaves its rows out"
+                    )
+
+
+def without_missing(commands: Commands, rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """Rows that can be made with what is there, and a line for each of the others."""
+    possible, lines = [], []
+    for row in rows:
+        try:
+            check_files(commands, [row])
+            possible.append(row)
+        except InputError as error:
+            lines.append(f"skipped: {row.name}: {error}")
+    return possible, lines
+
+
+def _download(commands: Commands, name: str) -> Step:
+    models = commands.options.models
+    command = ("python", "-m", "ed_dpm_patches.reproduce", "download", name, "--out", str(models))
+    return Step(f"download-{name}", command, (), (models / name,))
+
+
+def _digits(commands: Commands) -> Step:
+    parts = tuple(commands.data / f"{part}.npz" for part in ("train", "evaluator", "heldout"))
+    return Step("digits", ("python", "demo/digits.py", str(commands.data)), (), parts)
+
+
+def _training(commands: Commands, network: Network) -> Step:
+    # Images in folders have no hash; the digits' npz file stands for the folder beside it.
+    inputs = (commands.data / f"{network.training.part}.npz",) if commands.book.data == "digits" else ()
+    output = commands.checkpoint(network)
+    return Step(f"train-{output.parent.name}", tuple(commands.train(network)), inputs, (output,), precious=True)
+
+
+def _sampling(commands: Commands, run: Run, seed: int) -> Step:
+    networks = [commands.book.networks[name] for name in (run.model, run.classifier) if name]
+    outputs = [commands.samples(run, seed)]
+    if commands.options.trace and run.classifier:
+        outputs.append(commands.trace(run, seed))
+    return Step(
+        f"sample-{run.name}-seed{seed}-{commands.count(run)}",
+        tuple(commands.sample(run, seed)),
+        tuple(commands.checkpoint(network) for network in networks),
+        tuple(outputs),
+        precious=True,
+    )
+
+
+def _evaluation(commands: Commands, run: Run, seed: int) -> Step:
+    files = (commands.reference(run.reference), commands.samples(run, seed), commands.judge())
+    metrics = commands.metrics(run, seed)
+    return Step(f"evaluate-{metrics.stem}", tuple(commands.evaluate(run, seed)), files, (metrics,))
+
+
+def _batch_evaluation(commands: Commands, row: Row) -> Step:
+    files = (commands.reference(commands.batch_reference(row)), commands.batch(row), commands.judge())
+    metrics: Path = commands.batch_metrics(row)
+    return Step(f"evaluate-{metrics.stem}", tuple(commands.evaluate_batch(row)), files, (metrics,))

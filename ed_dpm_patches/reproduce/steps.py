@@ -1,0 +1,195 @@
+"""Steps of a long piece of work: commands with the files they read and leave, run once and remembered.
+
+Beside its files every finished step leaves a record (`<out>/steps/<name>.json`: command, commit, device, time,
+sha256 of all files), and its log (`<out>/logs/<name>.log`). A step is done when its record fits: same command, same
+inputs, outputs still there. What depends on a step that is run is run again as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from guided_diffusion.checkpoint import write_bytes_atomically
+from guided_diffusion.download import hash_file
+from guided_diffusion.errors import InputError
+
+from .book import ROOT
+
+# Flags that say how fast and not what.
+_INDIFFERENT = ("--batch_size", "--log_interval", "--inception")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command.
+
+    :param name: also of its log and record.
+    :param command: run from the repository's root.
+    :param inputs, outputs: files, absolute or relative to the root.
+    :param precious: it takes long, so what it left is never made anew unless it has been removed.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    inputs: tuple[Path, ...]
+    outputs: tuple[Path, ...]
+    precious: bool = False
+
+    @property
+    def processes(self) -> int:
+        """Of its launcher."""
+        return int(self.command[2]) if self.command[:2] == ("mpiexec", "-n") else 1
+
+    @property
+    def work(self) -> list[str]:
+        """The command without what makes no difference to its result."""
+        words = list(self.command[3:] if self.command[0] == "mpiexec" else self.command)
+        for flag in _INDIFFERENT:
+            if flag in words:
+                del words[words.index(flag) : words.index(flag) + 2]
+        return words
+
+
+class Records:
+    """What has been done in a folder."""
+
+    def __init__(self, out: Path):
+        self._folder = ROOT / out / "steps"
+        self._hashes_path = self._folder / "hashes.cache"
+        self._lock = threading.Lock()
+        self._hashes: dict[str, list] = _read(self._hashes_path) or {}
+
+    def is_done(self, step: Step) -> bool:
+        """Whether a step needs not be run.
+
+        InputError where it is precious, and what is there was made by another command, from other files, or
+        has changed since.
+        """
+        path = self._folder / f"{step.name}.json"
+        finished = _read(path)
+        earlier = finished or _read(self._started(step))
+        there = all((ROOT / output).is_file() for output in step.outputs)
+        if earlier is None:
+            return False
+        changed = _difference(earlier, step) or self._altered(earlier["inputs"], step.inputs)
+        if changed is None and finished and there:
+            kept = {file: entry["sha256"] for file, entry in finished["outputs"].items()}
+            changed = self._altered(kept, step.outputs)
+        elif changed is None:
+            return False
+        if changed and step.precious:
+            raise InputError(
+                f"{(ROOT / step.outputs[0]).parent}: {step.name} was made differently: {changed}; "
+                "use another --out, or remove that folder"
+            )
+        return changed is None
+
+    def start(self, step: Step) -> None:
+        """Note that a step begins, so that it is not continued with other files."""
+        note = {"command": list(step.command), "work": step.work, "inputs": self._all(step.inputs)}
+        _write(self._started(step), note)
+
+    def finish(self, step: Step, seconds: float) -> None:
+        """Note that a step ended well. InputError when it has not left its outputs."""
+        for output in step.outputs:
+            if not (ROOT / output).is_file():
+                raise InputError(f"{step.name}: left no {output}, expected that from its command")
+        sizes = {str(output): (ROOT / output).stat().st_size for output in step.outputs}
+        hashes = self._all(step.outputs)
+        record = {
+            "command": list(step.command),
+            "work": step.work,
+            "commit": commit(),
+            "device": device_name(),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seconds": round(seconds, 3),
+            "processes": step.processes,
+            "inputs": self._all(step.inputs),
+            "outputs": {file: {"size": sizes[file], "sha256": digest} for file, digest in hashes.items()},
+        }
+        _write(self._folder / f"{step.name}.json", record)
+        self._started(step).unlink(missing_ok=True)
+
+    def sha256(self, file: Path) -> str:
+        """Of a file; computed again only when its size or time of change has changed."""
+        path = ROOT / file
+        status = path.stat()
+        with self._lock:
+            known = self._hashes.get(str(path))
+        if known and known[:2] == [status.st_size, status.st_mtime_ns]:
+            return known[2]
+        digest = hash_file(path)
+        with self._lock:
+            self._hashes[str(path)] = [status.st_size, status.st_mtime_ns, digest]
+            _write(self._hashes_path, self._hashes)
+        return digest
+
+    def _started(self, step: Step) -> Path:
+        return self._folder / f"{step.name}.started"
+
+    def _all(self, files: tuple[Path, ...]) -> dict[str, str]:
+        return {str(file): self.sha256(file) for file in files}
+
+    def _altered(self, recorded: dict[str, str], files: tuple[Path, ...]) -> str | None:
+        """The first of some files that is not what was recorded, None if all are."""
+        for file in files:
+            if (ROOT / file).is_file() and self.sha256(file) != recorded.get(str(file)):
+                found = recorded.get(str(file))
+                return f"{file} has sha256 {self.sha256(file)[:12]}, then {found[:12] if found else 'not used'}"
+        return None
+
+
+def _difference(earlier: dict[str, Any], step: Step) -> str | None:
+    """The first word in which two commands differ."""
+    then, now = earlier["work"], step.work
+    for position in range(max(len(then), len(now))):
+        old, new = (words[position] if position < len(words) else "nothing" for words in (then, now))
+        if old != new:
+            flag = now[position - 1] if position and position <= len(now) else ""
+            return f"{flag if flag.startswith('--') else ''} {old} then, {new} now".strip()
+    return None
+
+
+@cache
+def commit() -> str | None:
+    """Of the repository, "-dirty" behind it when files differ from it; None outside of git."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None
+
+
+@cache
+def device_name() -> str:
+    """The GPU's name with how many there are, else "CPU" and what is known of it."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"CPU {platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected a JSON record, found otherwise ({error}); remove it") from error
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with write_bytes_atomically(path) as file:
+        file.write(json.dumps(content, indent=2).encode() + b"\n")
