@@ -1,0 +1,166 @@
+"""What figures are made from: LABEL=FILE arguments, traces, samples, names of classes. Bad ones: InputError."""
+
+from __future__ import annotations
+
+import argparse
+import zipfile
+import zlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from guided_diffusion.errors import InputError
+
+SERIES = ("entropy_ratio", "grad_norm", "scale", "relative_guidance")
+MAPS = ("map_t", "map_x_t", "map_pred_xstart", "map_guidance")
+_MADE_BY = "a trace that scripts/classifier_sample.py --trace wrote"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A file and what the figure calls it."""
+
+    label: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What a trace kept of its first n samples at k steps."""
+
+    t: np.ndarray  # int64 [k], decreasing
+    y: np.ndarray  # int64 [n]: classes
+    x_t: np.ndarray  # [n, k, C, H, W], about unit noise to [-1, 1]
+    pred_xstart: np.ndarray  # the same shape, [-1, 1]
+    guidance: np.ndarray  # the same shape: scale times the gradient of log p(y | x_t)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One run's record, all samples over the same steps."""
+
+    label: str
+    path: Path
+    t: np.ndarray  # int64 [S]: original timesteps, decreasing
+    series: dict[str, np.ndarray]  # by name of SERIES: float64 [N, S]
+    maps: Maps | None
+
+
+def labelled(text: str) -> Labelled:
+    """The type of a LABEL=FILE argument."""
+    label, separator, name = text.partition("=")
+    if not separator or not label.strip() or not name:
+        raise InputError(f"{text}: expected LABEL=FILE")
+    if not Path(name).is_file():
+        raise InputError(f"{text}: no file {name}")
+    return Labelled(label.strip(), Path(name))
+
+
+def check_labels(files: Sequence[Labelled]) -> None:
+    """InputError when two files have the same label."""
+    labels = [file.label for file in files]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise InputError(f"{label}: found as label of {labels.count(label)} files, expected different labels")
+
+
+def read_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """The named arrays of an npz file as far as it has them; all for None."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files if names is None or name in names}
+    # An npy file is no context manager (TypeError, AttributeError)
+    except (ValueError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: not a readable npz file of plain arrays") from error
+
+
+def read_trace(file: Labelled, *, with_maps: bool = False) -> Trace:
+    """A trace; its maps only if asked for, and None if it has none."""
+    arrays = read_arrays(file.path, {"t", "y", *SERIES, *MAPS} if with_maps else {"t", *SERIES})
+    _require(file.path, arrays, ("t", *SERIES))
+    t = arrays["t"]
+    if t.ndim != 2 or 0 in t.shape:
+        raise InputError(f"{file.path}: found t of shape {t.shape}, expected [samples, steps]: {_MADE_BY}")
+    for name in SERIES:
+        if arrays[name].shape != t.shape:
+            raise InputError(f"{file.path}: found {name} of shape {arrays[name].shape}, expected {t.shape} as t has")
+    series = {name: arrays[name].astype(np.float64) for name in SERIES}
+    maps = _maps(file.path, arrays) if with_maps and any(name in arrays for name in MAPS) else None
+    return Trace(file.label, file.path, _steps(file.path, "t", t), series, maps)
+
+
+def read_maps(file: Labelled) -> Maps:
+    """A trace's maps. InputError if it has none."""
+    arrays = read_arrays(file.path, {"y", *MAPS})
+    return _maps(file.path, arrays)
+
+
+def read_samples(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images uint8 [N, H, W, 1 or 3] and, if the file has them, their classes int64 [N]."""
+    arrays = read_arrays(path, {"arr_0", "arr_1"})
+    _require(path, arrays, ("arr_0",), "samples as the sampling scripts write them")
+    images, labels = arrays["arr_0"], arrays.get("arr_1")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
+        found = f"{images.dtype} {list(images.shape)}"
+        raise InputError(f"{path}: found arr_0 of {found}, expected uint8 [samples, height, width, 1 or 3]")
+    if labels is not None and (labels.shape != images.shape[:1] or labels.dtype.kind not in "iu"):
+        found = f"{labels.dtype} {list(labels.shape)}"
+        raise InputError(f"{path}: found arr_1 of {found}, expected one integer for each of {len(images)} images")
+    return images, labels
+
+
+def read_class_names(path: Path | None) -> list[str] | None:
+    """One name a line, in the order of the classes."""
+    if path is None:
+        return None
+    try:
+        return [name.strip() for name in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--class_names: {path} cannot be read, expected a text file with one name a line") from error
+
+
+def class_name(names: list[str] | None, label: int) -> str:
+    """Its name, or its number where there are no names."""
+    if names is None:
+        return f"class {label}"
+    if not 0 <= label < len(names):
+        raise InputError(f"--class_names: found {len(names)} names, expected one for class {label}")
+    return names[label]
+
+
+def indices(text: str) -> list[int]:
+    """The type of a list of samples such as 0,3,5."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = [-1]
+    if min(numbers) < 0:
+        raise argparse.ArgumentTypeError(f"found {text}, expected numbers from 0, as in 0,3,5")
+    return numbers
+
+
+def _maps(path: Path, arrays: dict[str, np.ndarray]) -> Maps:
+    _require(path, arrays, ("y", *MAPS))
+    t, y, pictures = arrays["map_t"], arrays["y"], [arrays[name] for name in MAPS[1:]]
+    shape = pictures[0].shape
+    fits = len(shape) == 5 and shape[:2] == t.shape and shape[2] in (1, 3) and 0 not in shape
+    if not fits or any(other.shape != shape for other in pictures) or y.ndim != 1 or len(y) < shape[0]:
+        found = ", ".join(f"{name} {list(arrays[name].shape)}" for name in ("y", *MAPS))
+        raise InputError(f"{path}: found {found}; expected y [N], map_t [n, k], the others [n, k, 1 or 3, H, W]")
+    return Maps(_steps(path, "map_t", t), y[: shape[0]], *pictures)
+
+
+def _require(path: Path, arrays: Collection[str], names: Sequence[str], made_by: str = _MADE_BY) -> None:
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise InputError(f"{path}: found no {', '.join(missing)}, expected {made_by}")
+
+
+def _steps(path: Path, name: str, t_NS: np.ndarray) -> np.ndarray:
+    """The steps that all samples share."""
+    t_S = t_NS[0]
+    if t_NS.dtype.kind not in "iu" or (t_NS != t_S).any() or (np.diff(t_S.astype(np.int64)) >= 0).any():
+        raise InputError(f"{path}: {name}: expected whole timesteps, decreasing and the same for all samples")
+    return t_S.astype(np.int64)
