@@ -28,7 +28,8 @@ class ClassifierGuidance:
     :param cap: largest L1 norm of v, in units of gamma * log K (`--eds_cap`); None: no cap, the paper's
         formula. Samples above it keep their direction. Needs a rule with a `gamma`.
     :param observer: called with a dict of per-sample tensors [B] after every evaluation: t, y,
-        entropy_ratio (H / log K), p_y, scale (s), grad_norm (L2 of the gradient of log p_y), guidance_norm.
+        entropy_ratio (H / log K), p_y, scale (s), grad_norm (L2 of the gradient of log p_y), guidance_norm, and
+        with guidance itself, shaped like x and not copied.
 
     `report` sums up what the scale did. Samples whose guidance is not finite (a classifier that returned
     inf or nan) go unguided in that step and are counted.
@@ -90,7 +91,7 @@ class ClassifierGuidance:
         peak_B = gradient.flatten(1).abs().amax(dim=1)
         # The floor keeps the factor itself within float32 where the gradient vanishes.
         size_B = torch.minimum(size_B, LARGEST_GUIDANCE / peak_B.double().clamp(min=1e-25))
-        guidance = gradient * _per_sample(size_B.to(gradient.dtype), gradient)
+        guidance = (gradient * _per_sample(size_B.to(gradient.dtype), gradient)).to(x.dtype)
 
         self.report.update(scale_B, capped=capped_B, nonfinite=~valid_B)
         if self.observer is not None:
@@ -103,9 +104,10 @@ class ClassifierGuidance:
                     "scale": scale_B,
                     "grad_norm": grad_norm_B,
                     "guidance_norm": length_B * size_B,
+                    "guidance": guidance,
                 }
             )
-        return guidance.to(x.dtype)
+        return guidance
 
 
 def _per_sample(values_B: Tensor, like: Tensor) -> Tensor:

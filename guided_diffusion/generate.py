@@ -67,8 +67,8 @@ class SampleRun:
         """Make the samples and return the path of `samples_{N}x{H}x{W}x{C}.npz`.
 
         :param draw: batch -> images [B, C, H, W], nominally in [-1, 1].
-        :param extras: called after each batch for more arrays to keep, samples on the first axis; they end
-            in `extras_path`.
+        :param extras: called after each batch for more arrays to keep, samples on the first axis (all of the
+            batch, some or none); they end in `extras_path`.
         :raises InputError: the directory holds another run's samples; a sample came out not finite.
         """
         channels, height, width = self.shape
@@ -125,9 +125,9 @@ class SampleRun:
         main = [name for name in names if name.startswith("arr_")]
         others = [name for name in names if name not in main]
         if others:
-            assemble(store, firsts, self.num_samples, others, self.extras_path)
+            assemble(store, firsts, others, self.extras_path)
             logger.log(f"trace: {self.extras_path}")
-        assemble(store, firsts, self.num_samples, main, output)
+        assemble(store, firsts, main, output)
         if self.save_images:
             grid_path = output.with_suffix(".png")
             first_images = [store.read(first, "arr_0") for first in firsts[: -(-64 // self.batch_size)]]

@@ -31,13 +31,17 @@ class PartStore:
     def has(self, first: int, count: int) -> bool:
         """Whether the part starting at sample `first` is there and holds `count` samples."""
         try:
-            with zipfile.ZipFile(self._path(first)) as part, part.open("arr_0.npy") as member:
-                version = np.lib.format.read_magic(member)
-                read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")
-                shape, _, _ = read_header(member)
+            return self.rows(first, "arr_0") == count
         except (ValueError, OSError, KeyError, EOFError, AttributeError, zipfile.BadZipFile):
             return False
-        return shape[0] == count
+
+    def rows(self, first: int, name: str) -> int:
+        """Length of a part's array along the first axis, from its header alone."""
+        with zipfile.ZipFile(self._path(first)) as part, part.open(f"{name}.npy") as member:
+            version = np.lib.format.read_magic(member)
+            read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")
+            shape, _, _ = read_header(member)
+        return shape[0]
 
     def write(self, first: int, arrays: dict[str, np.ndarray]) -> None:
         """Store one batch."""
@@ -61,12 +65,16 @@ class PartStore:
         self.directory.rmdir()
 
 
-def assemble(store: PartStore, firsts: list[int], total: int, names: list[str], path: Path) -> None:
-    """Join the parts' arrays along the first axis into one npz with `total` rows, holding one part at a time."""
+def assemble(store: PartStore, firsts: list[int], names: list[str], path: Path) -> None:
+    """Join the parts' arrays along the first axis into one npz, holding one part at a time.
+
+    A part may have any number of rows of an array, also none; the other axes agree.
+    """
     with write_bytes_atomically(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name in names:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                _stream(member, (store.read(first, name) for first in firsts), total)
+                rows = sum(store.rows(first, name) for first in firsts)
+                _stream(member, (store.read(first, name) for first in firsts), rows)
 
 
 def _stream(member: BinaryIO, arrays: Iterator[np.ndarray], total: int) -> None:

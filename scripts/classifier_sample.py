@@ -60,6 +60,10 @@ class GuidanceConfig:
         minimum=1e-6,
     )
     trace: str = flag("", "npz file for entropy, p_y, gradient norm, scale and relative guidance over time")
+    trace_samples: int = flag(
+        4, "of how many samples, the first of the run, the trace keeps x_t, predicted x_0 and guidance", minimum=0
+    )
+    trace_maps: int = flag(8, "at how many steps, evenly spaced, it keeps them; more than there are: all", minimum=1)
 
 
 def main() -> None:
@@ -82,18 +86,19 @@ def main() -> None:
     def model_fn(x, t, y):
         return model(x, t, y=y) if model_config.class_cond else model(x, t)
 
-    trace = Trace(diffusion) if guide.trace else None
+    trace = Trace(diffusion, guide.trace_samples, guide.trace_maps) if guide.trace else None
     guidance = ClassifierGuidance(
         classifier, rule, cap=guide.eds_cap, observer=trace.observe if trace is not None else None
     )
-    # Without a scale the classifier has no say; it is still watched when a trace is wanted.
-    cond_fn = guidance if guide.classifier_scale > 0 or trace is not None else None
+    # Without a scale the classifier has no say. A trace then watches it, but not as cond_fn: even a guidance of
+    # 0 would send DDIM through other roundings.
+    cond_fn, watch = (guidance, None) if guide.classifier_scale > 0 else (None, guidance)
     loop = diffusion.ddim_sample_loop if sampling.use_ddim else diffusion.p_sample_loop
     shape = (model_config.in_channels, model_config.image_size, model_config.image_size)
 
     def draw(batch: Batch):
         return loop(
-            trace.wrap(model_fn) if trace is not None else model_fn,
+            trace.wrap(model_fn, first=batch.indices[0], watch=watch) if trace is not None else model_fn,
             **batch.loop_arguments(shape),
             clip_denoised=sampling.clip_denoised,
             cond_fn=cond_fn,

@@ -163,7 +163,7 @@ class TestParts:
         for first, count in zip(firsts, counts, strict=True):
             rows = slice(first, first + count)
             store.write(first, {"arr_0": np.asfortranarray(whole[rows]), "arr_1": labels[rows]})
-        assemble(store, firsts, sum(counts), ["arr_0", "arr_1"], folder / "streamed.npz")
+        assemble(store, firsts, ["arr_0", "arr_1"], folder / "streamed.npz")
         np.savez(folder / "saved.npz", whole, labels)
         streamed, saved = read_npz(folder / "streamed.npz"), read_npz(folder / "saved.npz")
         assert list(streamed) == list(saved)
@@ -279,6 +279,13 @@ class TestSampleRun:
         assert list(read_npz(path)) == ["arr_0"]
         trace = read_npz(tmp_path / "deep" / "trace.npz")
         assert trace["scale"].shape == (7, 2) and trace["scale"].dtype == np.float32
+
+    def test_extras_may_have_fewer_rows_than_samples(self, tmp_path):
+        lengths = iter((2, 1, 0))
+        self.plan(tmp_path, extras_path=tmp_path / "trace.npz").generate(
+            self.draw, extras=lambda: {"map": np.full((next(lengths), 2, 5), 0.5, np.float32)}
+        )
+        assert read_npz(tmp_path / "trace.npz")["map"].shape == (3, 2, 5)
 
     def test_grid_holds_the_first_64(self, tmp_path):
         def draw(batch):

@@ -19,7 +19,6 @@ from ed_dpm_patches import (
     TimestepRule,
 )
 from ed_dpm_patches.report import ScaleReport, summary_line
-from ed_dpm_patches.trace import Trace
 from guided_diffusion.amp import LowPrecision
 from guided_diffusion.script_util import create_gaussian_diffusion
 from guided_diffusion.unet import EncoderUNetModel, UNetModel
@@ -286,38 +285,3 @@ def test_report_gives_the_quantiles():
     assert summary["maximum"] == pytest.approx(scales.max(), rel=1e-12)
     assert summary["evaluations"] == 20_000
     assert "median" in summary_line(summary) and "20,000 evaluations" in summary_line(summary)
-
-
-def test_trace_records_what_happened():
-    diffusion = create_gaussian_diffusion(learn_sigma=True, timestep_respacing="ddim5")
-    trace = Trace(diffusion)
-    classifier = small_classifier()
-    guidance = ClassifierGuidance(classifier, EntropyRule(2.0), observer=trace.observe)
-    seen = []
-
-    def remember(x, t, **kwargs):
-        g = guidance(x, t, **kwargs)
-        seen.append((x, t, g))
-        return g
-
-    model, y = _Unlabelled(small_unet()), torch.tensor([1, 2, 3])
-    diffusion.ddim_sample_loop(
-        trace.wrap(model), (3, 1, 8, 8), cond_fn=remember, model_kwargs={"y": y}, device="cpu"
-    )
-    arrays = trace.take()
-    assert [int(t) for t in arrays["t"][0]] == [800, 600, 400, 200, 0]
-    for step, (x, t, g) in enumerate(seen):
-        p = classifier(x, t).double().softmax(-1)
-        entropy = -(p * p.log()).sum(-1)
-        abar = diffusion.alphas_cumprod[diffusion.timestep_map.index(int(t[0]))]
-        relative = (1 - abar) ** 0.5 * g.flatten(1).norm(dim=1) / model(x, t, y)[:, :1].flatten(1).norm(dim=1)
-        scale = 2.0 * math.log(CLASSES) / entropy
-        for name, expected in {
-            "entropy_ratio": entropy / math.log(CLASSES),
-            "p_y": p[range(3), y],
-            "scale": scale,
-            "grad_norm": g.flatten(1).norm(dim=1) / scale,
-            "relative_guidance": relative,
-        }.items():
-            np.testing.assert_allclose(arrays[name][:, step], expected.numpy(), rtol=1e-4, err_msg=name)
-    assert trace._steps == []

@@ -51,7 +51,10 @@ UPSTREAM = {
 }  # fmt: skip
 OURS = {
     "classifier_train": {"ect": False, "ect_weight": 0.2, "random_crop": True, "random_flip": True},
-    "classifier_sample": {"eds": False, "eds_cap": None, "trace": "", "classes": "", "balanced": False},
+    "classifier_sample": {
+        "eds": False, "eds_cap": None, "trace": "", "trace_samples": 4, "trace_maps": 8, "classes": "",
+        "balanced": False,
+    },
     "image_sample": {"classes": "", "balanced": False, "save_images": False},
 }
 IN_EVERY_SCRIPT = {"log_dir": "", "seed": 0, "amp_dtype": "fp16", "num_classes": 1000, "in_channels": 3}

@@ -166,16 +166,6 @@ class TestOutput:
         tiles = grid.reshape(8, 8, 8, 3).swapaxes(0, 1)
         assert np.array_equal(tiles[:7], arrays_of(folder)["arr_0"]) and not tiles[7].any()
 
-    def test_trace(self, plain_run):
-        trace = read_npz(plain_run[0] / "trace.npz")
-        assert set(trace) == {"t", "entropy_ratio", "p_y", "grad_norm", "scale", "relative_guidance"}
-        assert all(a.shape == (7, 4) and np.isfinite(a).all() for a in trace.values())
-        assert (trace["t"] == [19, 13, 6, 0]).all(), "original timesteps, in the order of sampling"
-        assert ((trace["entropy_ratio"] > 0) & (trace["entropy_ratio"] <= 1 + 1e-6)).all()
-        assert ((trace["p_y"] > 0) & (trace["p_y"] < 1)).all()
-        # Eq. 9: gamma * log K / H.
-        assert np.allclose(trace["scale"] * trace["entropy_ratio"], 2.0, rtol=1e-4)
-
     def test_summary_line(self, plain_run):
         (line,) = [line for line in plain_run[1].stdout.splitlines() if line.startswith("guidance scale:")]
         scale = read_npz(plain_run[0] / "trace.npz")["scale"]
