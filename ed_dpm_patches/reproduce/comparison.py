@@ -95,19 +95,36 @@ def findings(book: Book, results: Results, rows: list[Outcome]) -> Iterator[str]
 
 def _against_constant(results: Results, rows: list[Outcome]) -> Iterator[str]:
     done = [outcome for outcome in rows if outcome.run and outcome.result]
-    constant = next((outcome for outcome in done if guidance_name(outcome.run) == "constant"), None)
-    if constant is None:
+    constants = [outcome for outcome in done if guidance_name(outcome.run) == "constant"]
+    if not constants:
         return
-    names = {name for outcome in rows for name in (outcome.row.sweep or (outcome.row.run,)) if name}
+    names = {name for outcome in rows for name in outcome.row.run_names}
     spread = relative_variance([results.runs[name] for name in sorted(names) if name in results.runs])
+    uneven = set()
     for outcome in done:
-        if outcome is not constant:
-            yield f"{outcome.row.method} against {constant.row.method}: {_verdict(outcome, constant, spread)}."
+        base = _base(outcome, constants)
+        if base is not outcome:
+            yield f"{outcome.row.method} against {base.row.method}: {_verdict(outcome, base, spread)}."
+            if len(outcome.row.run_names) > len(base.row.run_names):
+                uneven.add(base.row.method)
+    for method in sorted(uneven):
+        yield f"{method} had fewer values tried than what is compared with it, which favours the others."
     if spread is not None:
         yield (
             "Noise is one standard deviation of the difference of two means over seeds, from the seeds' relative "
-            "spread pooled over all runs of this table; up to two of them count as the same."
+            "spread pooled over all runs of this table; up to two of them count as the same. That the best of "
+            "several values was chosen by the same figures is not part of it."
         )
+
+
+def _base(outcome: Outcome, constants: list[Outcome]) -> Outcome:
+    """The constant rule with the same networks, else the table's first, with which other constant ones compare."""
+    if outcome not in constants:
+        networks = (outcome.run.model, outcome.run.classifier)
+        for constant in constants:
+            if (constant.run.model, constant.run.classifier) == networks:
+                return constant
+    return constants[0]
 
 
 def _verdict(outcome: Outcome, constant: Outcome, spread: float | None) -> str:

@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from guided_diffusion.checkpoint import write_bytes_atomically
+from guided_diffusion.errors import InputError
 
 from .book import Book, Figures, Table
 from .comparison import FACTOR_RULES, Outcome, findings, guidance_name, outcomes
 from .report_formats import Column, Document, Group, Line, Section, to_html, to_markdown
-from .results import METRICS, HashedFile, Results, RunResult, read_results
+from .results import METRICS, OPTIONAL, HashedFile, Results, RunResult, read_results
 
 REHEARSAL = "REHEARSAL"
 WARNING = (
@@ -45,8 +46,10 @@ def write_report(book: Book, out: Path, rehearsal: bool) -> list[Path]:
     """Write the four files into `out` and return their paths.
 
     :param rehearsal: the results are those of stand-ins; every table then says so.
-    InputError, naming the file, for a damaged result.
+    InputError, naming the file, for a damaged result or a folder that is not there.
     """
+    if not out.is_dir():
+        raise InputError(f"{out}: no such folder, expected the one that `ed-dpm run` left its results in")
     results = read_results(book, out)
     document = build(book, results, rehearsal)
     texts = {
@@ -63,9 +66,8 @@ def write_report(book: Book, out: Path, rehearsal: bool) -> list[Path]:
 
 def build(book: Book, results: Results, rehearsal: bool) -> Document:
     """The report without a format."""
-    metrics = [m for m in METRICS if m in Figures.__annotations__ or any(r.values(m) for r in results.all())]
     title = f"{REHEARSAL}: {book.title}" if rehearsal else book.title
-    sections = [_section(book, results, table, metrics, rehearsal) for table in book.tables.values()]
+    sections = [_section(book, results, table, rehearsal) for table in book.tables.values()]
     text = [
         f"{len(results.runs)} of {len(book.runs)} runs have results. Ours: mean over the seeds, ± half the difference "
         "between the largest and the smallest. Difference: ours less the paper's. Release: the authors' README, where "
@@ -78,8 +80,10 @@ def build(book: Book, results: Results, rehearsal: bool) -> Document:
     return Document(title, WARNING if rehearsal else "", tuple(text), (*sections, *_provenance(results)))
 
 
-def _section(book: Book, results: Results, table: Table, metrics: list[str], rehearsal: bool) -> Section:
+def _section(book: Book, results: Results, table: Table, rehearsal: bool) -> Section:
     rows = outcomes(book, results, table)
+    shown = [result for outcome in rows for result in (outcome.result, outcome.batch) if result]
+    metrics = [m for m in METRICS if m != OPTIONAL or any(result.values(m) for result in shown)]
     text = [table.note] if table.note else []
     if rehearsal:
         text.insert(0, WARNING)
@@ -97,7 +101,7 @@ def _lines(book: Book, outcome: Outcome, metrics: list[str]) -> Iterator[Line]:
     for name, figures in (("paper", row.paper), ("release", row.release)):
         if figures != Figures():
             yield Line((name + quoted, *(_plain(paper_value(figures, m)) for m in metrics), *blank), "weak")
-    sources = [(outcome.run is not None, "ours", outcome.result), (bool(row.batch), "published samples", outcome.batch)]
+    sources = [(outcome.run is not None, "ours", outcome.result), (bool(row.batch), _batch_name(book), outcome.batch)]
     for wanted, name, result in sources:
         if not wanted:
             continue
@@ -139,6 +143,11 @@ def _provenance(results: Results) -> Iterator[Section]:
     if groups:
         columns = (Column("used as"), Column("file"), Column("sha256", "code"))
         yield Section("Provenance", columns, tuple(groups), ("Files that the results were made from.",))
+
+
+def _batch_name(book: Book) -> str:
+    """What is evaluated besides our own samples; among digits real ones are in their place."""
+    return "real images" if book.data == "digits" else "published samples"
 
 
 def paper_value(figures: Figures, metric: str) -> float | None:
@@ -184,7 +193,7 @@ def _table_records(book: Book, results: Results, rehearsal: bool) -> Iterator[di
         for outcome in outcomes(book, results, table):
             sources = [(outcome.row.method, outcome.result, outcome.run)]
             if outcome.row.batch:
-                published = (f"{outcome.row.method} (published samples)", outcome.batch, None)
+                published = (f"{outcome.row.method} ({_batch_name(book)})", outcome.batch, None)
                 sources = [*sources, published] if outcome.run else [published]
             for method, result, run in sources:
                 common = {

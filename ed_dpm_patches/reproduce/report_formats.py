@@ -11,7 +11,7 @@ h2 { margin-top: 3rem; }
 p, ul { max-width: 60rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; }
-th, td { padding: .1rem .7rem; text-align: left; vertical-align: top; white-space: nowrap; }
+th, td { padding: .1rem .6rem; text-align: left; vertical-align: top; white-space: nowrap; }
 th { border-bottom: 2px solid #111; }
 tbody { border-bottom: 1px solid #bbb; }
 td.name { font-weight: 600; white-space: normal; min-width: 9rem; }
@@ -19,7 +19,7 @@ td.name { font-weight: 600; white-space: normal; min-width: 9rem; }
 .strong td:not(.code) { font-weight: 600; }
 .weak td:not(.name) { color: #666; }
 td.mark { background: #fde8b0; }
-.code { font-family: ui-monospace, monospace; font-size: .8rem; }
+td.code { font-family: ui-monospace, monospace; font-size: .8rem; }
 .warning { border: 3px solid #b00; padding: .5rem 1rem; font-weight: 600; }
 """
 

@@ -25,7 +25,7 @@ METRICS = {
     "fid": "FID", "sfid": "sFID", "inception_score": "IS", "precision": "precision", "recall": "recall",
     "accuracy": "accuracy",
 }  # fmt: skip
-_OPTIONAL = "accuracy"  # only evaluations by a classifier have it
+OPTIONAL = "accuracy"  # only evaluations by a classifier have it
 RUN_NAME = re.compile(r"(?P<run>.+)-seed(?P<seed>\d+)-(?P<n>\d+)")
 
 
@@ -200,7 +200,7 @@ def _metrics(path: Path) -> tuple[dict[str, float], dict[str, Any]]:
     values = {}
     for metric in METRICS:
         value = content.get(metric)
-        if value is None and metric == _OPTIONAL:
+        if value is None and metric == OPTIONAL:
             continue
         if type(value) not in (int, float) or not math.isfinite(value):
             raise InputError(f"{path}: {metric}: found {value!r}, expected a finite number")
@@ -219,6 +219,9 @@ def read_step(path: Path) -> Step | None:
     for key, kinds in _STEP_KINDS.items():
         if type(content.get(key)) not in kinds:
             raise InputError(f"{path}: {key}: found {content.get(key)!r}, expected {_NAMES[kinds[0]]}")
+    for file, digest in content["inputs"].items():
+        if type(digest) is not str:
+            raise InputError(f"{path}: inputs: {file}: found {digest!r}, expected a sha256")
     return Step(
         command=tuple(map(str, content["command"])),
         **{key: content[key] for key in _STEP_KINDS if key != "command"},
