@@ -12,7 +12,6 @@ from guided_diffusion.errors import InputError
 from tests.fabricated_results import BOOK, RUNS, make_run, put_run, write_json
 
 
-
 def test_gpu_hours_from_a_record(tmp_path):
     put_run(tmp_path, "plain", 20.0, n=100)  # 500 s on 4 GPUs: 20 GPU-seconds an image
     hours, source = gpu_hours(BOOK, RUNS["plain"], tmp_path, tmp_path / "none")

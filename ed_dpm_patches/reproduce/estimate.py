@@ -12,7 +12,7 @@ from typing import Any
 from guided_diffusion.errors import InputError
 
 from .book import Book, Run
-from .results import RUN_NAME, read_json, read_step
+from .results import RUN_NAME, read_json, read_record
 
 _BENCHMARK = re.compile(r"published-(?P<side>\d+)(?P<uncond>-uncond)?-b(?P<batch>\d+)")
 # A benchmark names its device and not the kind of it.
@@ -54,7 +54,7 @@ def _from_records(book: Book, run: Run, out: Path) -> tuple[float, str] | None:
         other = book.runs.get(match["run"]) if match else None
         if other is None or _networks(book, other) != _networks(book, run):
             continue
-        step = read_step(path)
+        step = read_record(path)
         if step.device.startswith("CPU"):
             continue
         n, steps, wanted = int(match["n"]), number_of_steps(other), number_of_steps(run)

@@ -44,7 +44,7 @@ class HashedFile:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepRecord:
     """The record of a finished step.
 
     :param seconds: wall time of all `processes` together; inputs: path to sha256.
@@ -166,7 +166,7 @@ def read_results(book: Book, out: Path) -> Results:
         path = out / "metrics" / f"batch-{Path(row.batch).stem}.json"
         if path.exists():
             values, metrics = _metrics(path)
-            step = read_step(out / "steps" / f"evaluate-{path.stem}.json")
+            step = read_record(out / "steps" / f"evaluate-{path.stem}.json")
             reference = step.input(metrics["reference"]) if step else None
             commit = step.commit if step else None
             evaluation = Evaluation(None, values, metrics["engine"], metrics["samples"], commit, reference=reference)
@@ -178,8 +178,8 @@ def _evaluation(path: Path, out: Path, run: str, seed: int, n: int) -> Evaluatio
     values, metrics = _metrics(path)
     if metrics["n_samples"] != n:
         raise InputError(f"{path}: n_samples: found {metrics['n_samples']}, expected {n} as in the file's name")
-    sample = read_step(out / "steps" / f"sample-{run}-seed{seed}-{n}.json")
-    evaluate = read_step(out / "steps" / f"evaluate-{run}-seed{seed}-{n}.json")
+    sample = read_record(out / "steps" / f"sample-{run}-seed{seed}-{n}.json")
+    evaluate = read_record(out / "steps" / f"evaluate-{run}-seed{seed}-{n}.json")
     return Evaluation(
         seed=seed,
         values=values,
@@ -211,24 +211,24 @@ def _metrics(path: Path) -> tuple[dict[str, float], dict[str, Any]]:
     return values, content
 
 
-def read_step(path: Path) -> Step | None:
+def read_record(path: Path) -> StepRecord | None:
     """The record of a step; None if it was not finished. InputError for a damaged file."""
     if not path.exists():
         return None
     content = read_json(path)
-    for key, kinds in _STEP_KINDS.items():
+    for key, kinds in _RECORD_KINDS.items():
         if type(content.get(key)) not in kinds:
             raise InputError(f"{path}: {key}: found {content.get(key)!r}, expected {_NAMES[kinds[0]]}")
     for file, digest in content["inputs"].items():
         if type(digest) is not str:
             raise InputError(f"{path}: inputs: {file}: found {digest!r}, expected a sha256")
-    return Step(
+    return StepRecord(
         command=tuple(map(str, content["command"])),
-        **{key: content[key] for key in _STEP_KINDS if key != "command"},
+        **{key: content[key] for key in _RECORD_KINDS if key != "command"},
     )
 
 
-_STEP_KINDS = {
+_RECORD_KINDS = {
     "command": (list,), "commit": (str, type(None)), "device": (str,), "seconds": (float, int), "processes": (int,),
     "inputs": (dict,),
 }  # fmt: skip
