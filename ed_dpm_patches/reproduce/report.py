@@ -22,8 +22,8 @@ from .results import METRICS, OPTIONAL, HashedFile, Results, RunResult, read_res
 
 REHEARSAL = "REHEARSAL"
 WARNING = (
-    f"{REHEARSAL}: made by small random networks to try the whole way through. The figures mean nothing, and "
-    "neither do their differences."
+    f"{REHEARSAL}: made by small stand-ins of the networks, to try the whole way through. The figures mean nothing, "
+    "and neither do their differences."
 )
 TABLE_COLUMNS = (
     "table", "row", "method", "metric", "paper", "release", "ours", "half_range", "difference", "n", "asked", "seeds",
