@@ -142,7 +142,7 @@ def indices(text: str) -> list[int]:
 
 
 def _maps(path: Path, arrays: dict[str, np.ndarray]) -> Maps:
-    _require(path, arrays, ("y", *MAPS))
+    _require(path, arrays, ("y", *MAPS), f"{_MADE_BY}, with --trace_samples above 0")
     t, y, pictures = arrays["map_t"], arrays["y"], [arrays[name] for name in MAPS[1:]]
     shape = pictures[0].shape
     fits = len(shape) == 5 and shape[:2] == t.shape and shape[2] in (1, 3) and 0 not in shape

@@ -35,18 +35,26 @@ PANELS = {
     "C, rule gradnorm": ("gradnorm",),
 }  # axis: rules
 _GAMMA_RULES = next(iter(PANELS.values()))
+_RULES = [rule for rules in PANELS.values() for rule in rules]
 _COLUMNS = ("run", "seed", "n", "classifier", "guidance", "classifier_scale", "guidance_factor", "rehearsal")
+# What points of one curve share, by the words before its value in a legend; the optional columns may be absent.
+_SETTINGS = {
+    "classifier": "", "model": "", "sampler": "", "n": "n = ", "classifier_scale": "\N{GREEK SMALL LETTER GAMMA} = ",
+    "guidance_until": "t up to ", "guidance_norm": "M = ",
+}  # fmt: skip
 _LOG_RATIO = 4  # from this ratio of the largest to the smallest value on, the axis is logarithmic
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The points that differ in nothing but gamma or C."""
+    """The points that differ in nothing but gamma or C. `settings`: the values of _SETTINGS, "" where it has none."""
 
     rule: str
-    classifier: str
-    n: int  # samples: the metrics depend on it
-    gamma: float | None  # of a rule that varies C
+    settings: tuple[str, ...]
+
+    @property
+    def setting(self) -> dict[str, str]:
+        return dict(zip(_SETTINGS, self.settings, strict=True))
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ def draw(args: argparse.Namespace) -> list[Path]:
     curves = collect(rows, args.table, args.metric)
     if not curves:
         raise InputError(f"{args.table}: found no guided run {args.runs} with a value of {args.metric}, expected some")
-    rehearsal = any(row["rehearsal"] == "True" for row in rows)
+    rehearsal = any(row["rehearsal"] not in ("", "False") for row in rows)
     panels = {axis: rules for axis, rules in PANELS.items() if any(curve.rule in rules for curve in curves)}
     width = max(4.0, 0.5 + min(2.4, 8.6 / len(panels)) * len(panels))
     with style.new_figure(args.out, width, 2.6 + 0.2 * math.ceil(len(curves) / 2)) as figure:
@@ -108,7 +116,7 @@ def read_table(path: Path, metric: str) -> list[dict[str, str]]:
     """The lines of runs.csv. InputError when it is none, or misses a column."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, restval="")
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read, expected the runs.csv of `ed-dpm report`") from error
@@ -125,7 +133,7 @@ def collect(rows: Sequence[dict[str, str]], path: Path, metric: str) -> Curves:
         if row["guidance"] and row[metric]:
             lines[_place(row, path)].append(row)
     curves = defaultdict(list)
-    for curve, value in sorted(lines, key=lambda place: (_rank(place[0]), place[1])):
+    for curve, value in sorted(lines, key=lambda place: (_RULES.index(place[0].rule), place[0].settings, place[1])):
         here = lines[curve, value]
         names = {row["run"] for row in here}
         if len(names) > 1:
@@ -147,19 +155,13 @@ def best(points: Sequence[Point], metric: str) -> Point:
 
 
 def _place(row: dict[str, str], path: Path) -> tuple[Curve, float]:
-    rule, gamma = row["guidance"], _number(row, "classifier_scale", path)
-    if not any(rule in rules for rules in PANELS.values()):
-        known = ", ".join(rule for rules in PANELS.values() for rule in rules)
-        raise InputError(f"{path}: run {row['run']}: found guidance {rule}, expected {known} or nothing")
-    number = int(_number(row, "n", path))
-    if rule in _GAMMA_RULES:
-        return Curve(rule, row["classifier"], number, None), gamma
-    return Curve(rule, row["classifier"], number, gamma), _number(row, "guidance_factor", path)
-
-
-def _rank(curve: Curve) -> tuple:
-    order = [rule for rules in PANELS.values() for rule in rules]
-    return order.index(curve.rule), curve.classifier, curve.n, curve.gamma or 0
+    rule = row["guidance"]
+    if rule not in _RULES:
+        found = f"run {row['run']}: found guidance {rule}"
+        raise InputError(f"{path}: {found}, expected one of {', '.join(_RULES)} or nothing")
+    varied = "classifier_scale" if rule in _GAMMA_RULES else "guidance_factor"
+    settings = tuple("" if name == varied else row.get(name) or "" for name in _SETTINGS)
+    return Curve(rule, settings), _number(row, varied, path)
 
 
 def _number(row: dict[str, str], name: str, path: Path) -> float:
@@ -178,10 +180,11 @@ def _panel(axes: Axes, curves: Curves, rules: Sequence[str], metric: str) -> Non
         if curve.rule not in rules:
             continue
         look, top = style.line(index), best(points, metric)
-        label = f"{_label(curve, curves)}: best {top.mean:.4g} at {top.value:g}"
+        label = f"{_label(curve, curves)}: {'best ' * (len(points) > 1)}{top.mean:.4g} at {top.value:g}"
         x, y = [point.value for point in points], [point.mean for point in points]
         axes.errorbar(x, y, yerr=[point.half_range for point in points], capsize=3, label=style.plain(label), **look)
-        axes.plot(top.value, top.mean, "o", markersize=11, markerfacecolor="none", color=look["color"], zorder=4)
+        if len(points) > 1:
+            axes.plot(top.value, top.mean, "o", markersize=11, markerfacecolor="none", color=look["color"], zorder=4)
     logarithmic = min(values) > 0 and max(values) / min(values) >= _LOG_RATIO
     if logarithmic:
         axes.set_xscale("log")
@@ -191,44 +194,39 @@ def _panel(axes: Axes, curves: Curves, rules: Sequence[str], metric: str) -> Non
 
 
 def _ticks(values: Sequence[float], logarithmic: bool) -> tuple[list[float], list[str]]:
-    """A tick for every value that there are runs of, with its number where that does not touch the one before."""
+    """A tick for every value that there are runs of, with its number where that does not touch the next."""
     places = [math.log(value) if logarithmic else value for value in values]
     span = places[-1] - places[0] or 1
-    labels, last, last_length = [], -math.inf, 0
-    for value, place in zip(values, places, strict=True):
+    labels, last, last_length = [], math.inf, 0
+    for value, place in zip(reversed(values), reversed(places), strict=True):  # crowded to the right if logarithmic
         text = f"{value:g}"
         # 0.055 inches a digit at 8 pt, of the 1.4 inches between the outermost points of a narrow panel
         needed = ((len(text) + last_length) / 2 + 0.7) * 0.055 / 1.4
-        fits = (place - last) / span >= needed
-        labels.append(text if fits else "")
+        fits = (last - place) / span >= needed
+        labels.insert(0, text if fits else "")
         if fits:
             last, last_length = place, len(text)
     return list(values), labels
 
 
 def _label(curve: Curve, curves: Curves) -> str:
-    """The rule, and whatever tells this curve from others of its rule."""
-    others = [other for other in curves if other.rule == curve.rule]
+    """The rule, and whatever tells this curve from others."""
     parts = [curve.rule]
-    if len({other.classifier for other in curves}) > 1:
-        parts.append(curve.classifier)
-    if len({other.n for other in curves}) > 1:
-        parts.append(f"n = {curve.n:,}")
-    if len({other.gamma for other in others}) > 1:
-        parts.append(f"\N{GREEK SMALL LETTER GAMMA} = {curve.gamma:g}")
+    for name, value in curve.setting.items():
+        if len({other.setting[name] for other in curves if other.setting[name]}) > 1 and value:
+            parts.append(_SETTINGS[name] + value)
     return ", ".join(parts)
 
 
 def _csv_rows(curve: Curve, points: Sequence[Point], metric: str) -> list[dict]:
-    """A row a point: rule, classifier, n, gamma, C, run, seeds, mean, half_range, best."""
+    """A row a point: the settings, gamma and C, run, number of seeds, mean of the metric, half range, best or not."""
     top = best(points, metric)
     return [
         {
             "rule": curve.rule,
-            "classifier": curve.classifier,
-            "n": curve.n,
-            "gamma": point.value if curve.gamma is None else curve.gamma,
-            "C": None if curve.gamma is None else point.value,
+            **curve.setting,
+            "classifier_scale": point.value if curve.rule in _GAMMA_RULES else curve.setting["classifier_scale"],
+            "guidance_factor": None if curve.rule in _GAMMA_RULES else point.value,
             "run": point.runs[0],
             "seeds": len(point.scores),
             metric: point.mean,

@@ -42,7 +42,7 @@ def draw(args: argparse.Namespace) -> list[Path]:
     edges = _edges(min((trace.t for trace in traces), key=len))
     height = 3 * max(1.6, 0.5 + 0.32 * len(traces)) + 0.4
     with style.new_figure(args.out, style.WIDTH, height) as figure:
-        panels = figure.subplots(3, 1, sharex=True, sharey=True)
+        panels = figure.subplots(3, 1, sharex=True)
         for axes, (name, title) in zip(panels, titles.items(), strict=True):
             for index, (trace, found) in enumerate(zip(traces, points, strict=True)):
                 _histogram(axes, trace.label, found[name], edges, index)
