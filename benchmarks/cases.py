@@ -64,6 +64,23 @@ for _batch in (1, 8, 32, 64):
     }  # fmt: skip
 
 
+def our_network(build: Callable, side: int, arguments: dict) -> tuple[nn.Module, dict]:
+    """A network of ours with random weights, and the arguments that a peer's twin is built from."""
+    arguments = {"image_size": side, **SHARED, **arguments}
+    if "num_channels" in arguments:
+        arguments["learn_sigma"] = True
+    network = build(**arguments)
+    with torch.no_grad():  # zero-initialised layers would hide differences
+        for parameter in network.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return network, arguments
+
+
+def classifier_arguments(setting: Setting) -> dict:
+    """Of EncoderUNetModel."""
+    return {"in_channels": 3, "out_channels": CLASSES, "pool": "attention", **setting.classifier}
+
+
 class Pair:
     """Both sides' networks with the same random weights, and one batch of inputs on the device."""
 
@@ -72,23 +89,15 @@ class Pair:
         self.setting, self.peer, self.device, self.half = setting, peer, device, half
         self.dtype = torch.float16 if half else None
         self.models = self._both(script_util.create_model, peer.script_util.create_model, setting.model)
-        self.classifiers = self._both(unet.EncoderUNetModel, peer.unet.EncoderUNetModel, self._classifier_arguments())
+        self.classifiers = self._both(unet.EncoderUNetModel, peer.unet.EncoderUNetModel, classifier_arguments(setting))
         shape = (setting.batch_size, 3, setting.side, setting.side)
         self.x_t = torch.randn(shape, device=device)
         self.t = torch.full((setting.batch_size,), 12, device=device)  # index in a process of 25 steps
         self.y = torch.arange(setting.batch_size, device=device) % CLASSES
 
-    def _classifier_arguments(self) -> dict:
-        return {"in_channels": 3, "out_channels": CLASSES, "pool": "attention", **self.setting.classifier}
-
     def _both(self, build: Callable, build_peer: Callable, arguments: dict) -> tuple[nn.Module, nn.Module]:
-        arguments = {"image_size": self.setting.side, **SHARED, **arguments}
-        if "num_channels" in arguments:
-            arguments["learn_sigma"] = True
-        ours, theirs = build(**arguments), build_peer(**arguments, use_fp16=self.half)
-        with torch.no_grad():  # zero-initialised layers would hide differences
-            for parameter in ours.parameters():
-                parameter.add_(0.02 * torch.randn_like(parameter))
+        ours, arguments = our_network(build, self.setting.side, arguments)
+        theirs = build_peer(**arguments, use_fp16=self.half)
         theirs.load_state_dict(ours.state_dict())
         ours, theirs = ours.to(self.device), theirs.to(self.device)
         if self.half:

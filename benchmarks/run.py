@@ -3,7 +3,11 @@
     python -m benchmarks.run sampling --config 32x32 --config 64x64
     python -m benchmarks.run training --device cuda --half --config published-256-b8
 
-Prints a table on stderr, the JSON on stdout, and writes it to benchmarks/results/<device>-<date>.json.
+And a trace's cost, our sampling with it beside our sampling without (no peer needed):
+
+    python -m benchmarks.run trace --rounds 50
+
+Prints a table on stderr, the JSON on stdout, and writes it to benchmarks/results/<device>-<what>-<date>.json.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import tracing
 from benchmarks.cases import SETTINGS, Pair
 from benchmarks.measure import ceilings, paired
 from guided_diffusion.checkpoint import write_bytes_atomically
@@ -34,16 +39,8 @@ def main() -> None:
     device = torch.device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
-    peer = load_peer()
-    top = ceilings(device, torch.float16 if args.half else torch.float32)
-    rows = []
-    for config in args.config or ["32x32", "64x64"]:
-        pair = Pair(SETTINGS[config], peer, device, args.half)
-        for part, (ours, theirs) in getattr(pair, args.what)().items():
-            rows.append({"config": config, "part": part, **measure(ours, theirs, device, args.rounds, top)})
-            print(line(rows[-1]), file=sys.stderr, flush=True)
-    report = {"what": args.what, "half": args.half, **machine(device), "ceilings_gflops": top, "peer": peer.source}
-    report["rows"] = rows
+    report = {"what": args.what, "half": args.half, **machine(device)}
+    report |= trace_report(args, device) if args.what == "trace" else peer_report(args, device)
     text = json.dumps(report, indent=2)
     name = f"{re.sub(r'[^a-z0-9]+', '-', report['device'].lower()).strip('-')}-{args.what}"
     path = RESULTS / f"{name}{'-half' * args.half}-{datetime.date.today()}.json"
@@ -53,16 +50,40 @@ def main() -> None:
     print(f"written to {path.resolve()}", file=sys.stderr)
 
 
+def peer_report(args: argparse.Namespace, device: torch.device) -> dict[str, object]:
+    """Ours beside the peer: the machine's ceilings, the peer's version, and a row for each config and part."""
+    print(" | ".join(HEADER), file=sys.stderr)
+    peer = load_peer()
+    top = ceilings(device, torch.float16 if args.half else torch.float32)
+    rows = []
+    for config in args.config:
+        pair = Pair(SETTINGS[config], peer, device, args.half)
+        for part, (ours, theirs) in getattr(pair, args.what)().items():
+            rows.append({"config": config, "part": part, **measure(ours, theirs, device, args.rounds, top)})
+            print(line(rows[-1]), file=sys.stderr, flush=True)
+    return {"ceilings_gflops": top, "peer": peer.source, "rows": rows}
+
+
+def trace_report(args: argparse.Namespace, device: torch.device) -> dict[str, object]:
+    """With a trace beside without: a row for each config."""
+    print(" | ".join(tracing.HEADER), file=sys.stderr)
+    rows = []
+    for config in args.config:
+        rows.append({"config": config, **tracing.measure(SETTINGS[config], device, args.half, args.rounds)})
+        print(tracing.line(rows[-1]), file=sys.stderr, flush=True)
+    return {"rows": rows}
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("sampling", "training"))
+    parser.add_argument("what", choices=("sampling", "training", "trace"))
     parser.add_argument("--config", action="append", choices=sorted(SETTINGS), help="default: 32x32 and 64x64")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--half", action="store_true", help="float16: ours under autocast, the peer's use_fp16")
     parser.add_argument("--rounds", type=int, default=10, help="pairs of timed runs (default 10)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 (default): torch's choice")
     args = parser.parse_args()
-    print(" | ".join(HEADER), file=sys.stderr)
+    args.config = args.config or ["32x32", "64x64"]
     return args
 
 
