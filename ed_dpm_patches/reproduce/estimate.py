@@ -55,7 +55,7 @@ def _from_records(book: Book, run: Run, out: Path) -> tuple[float, str] | None:
         if other is None or _networks(book, other) != _networks(book, run):
             continue
         step = read_record(path)
-        if step.device.startswith("CPU"):
+        if step.device.startswith("CPU") or step.seconds is None:
             continue
         n, steps, wanted = int(match["n"]), number_of_steps(other), number_of_steps(run)
         if n == 0 or steps == 0:

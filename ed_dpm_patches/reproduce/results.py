@@ -47,13 +47,14 @@ class HashedFile:
 class StepRecord:
     """The record of a finished step.
 
-    :param seconds: wall time of all `processes` together; inputs: path to sha256.
+    :param seconds: wall time of all `processes` together, None for a step that was interrupted; inputs: path to
+        sha256.
     """
 
     command: tuple[str, ...]
     commit: str | None
     device: str
-    seconds: float
+    seconds: float | None
     processes: int
     inputs: dict[str, str]
 
@@ -229,7 +230,7 @@ def read_record(path: Path) -> StepRecord | None:
 
 
 _RECORD_KINDS = {
-    "command": (list,), "commit": (str, type(None)), "device": (str,), "seconds": (float, int), "processes": (int,),
+    "command": (list,), "commit": (str, type(None)), "device": (str,), "seconds": (float, int, type(None)), "processes": (int,),
     "inputs": (dict,),
 }  # fmt: skip
 _NAMES = {str: "text", int: "a whole number", float: "a number", dict: "an object", list: "a list"}

@@ -93,14 +93,14 @@ class Runner:
         done = self.records.is_done(step)
         if done and not (depends_on_made and not step.precious):
             return False
-        self.records.start(step)
+        begun = self.records.start(step)
         command = resumed(step)
         self._print(f"{label}\n{shell(list(command))}")
         started = time.perf_counter()
         self._call(step, command)
-        self.records.finish(step, time.perf_counter() - started)
-        total = time.perf_counter() - self._began
-        self._print(f"{label}: {time.perf_counter() - started:.1f} s; {total:.0f} s in all")
+        now = time.perf_counter()
+        self.records.finish(step, None if begun else now - started)
+        self._print(f"{label}: {now - started:.1f} s; {now - self._began:.0f} s in all")
         return True
 
     def _call(self, step: Step, command: Sequence[str]) -> None:

@@ -93,13 +93,18 @@ class Records:
             )
         return changed is None
 
-    def start(self, step: Step) -> None:
-        """Note that a step begins, so that it is not continued with other files."""
+    def start(self, step: Step) -> bool:
+        """Note that a step begins, so that it is not continued with other files; whether it had begun before."""
+        begun = self._started(step).exists()
         note = {"command": list(step.command), "work": step.work, "inputs": self._all(step.inputs)}
         _write(self._started(step), note)
+        return begun
 
-    def finish(self, step: Step, seconds: float) -> None:
-        """Note that a step ended well. InputError when it has not left its outputs."""
+    def finish(self, step: Step, seconds: float | None) -> None:
+        """Note that a step ended well, after so many seconds; None where it had begun in an earlier call.
+
+        InputError when it has not left its outputs.
+        """
         for output in step.outputs:
             if not (ROOT / output).is_file():
                 raise InputError(f"{step.name}: left no {output}, expected that from its command")
@@ -111,7 +116,7 @@ class Records:
             "commit": commit(),
             "device": device_name(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "seconds": round(seconds, 3),
+            "seconds": seconds and round(seconds, 3),
             "processes": step.processes,
             "inputs": self._all(step.inputs),
             "outputs": {file: {"size": sizes[file], "sha256": digest} for file, digest in hashes.items()},
