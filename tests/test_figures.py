@@ -95,6 +95,15 @@ def test_vanishing(tmp_path):
             assert found == pytest.approx(expected, rel=1e-6)
 
 
+def test_vanishing_without_guidance(tmp_path):
+    """A trace at scale 0 has neither gradient nor guidance, and one of nan has no more to show."""
+    none = np.zeros((6, 50), np.float32)
+    path = make_trace(tmp_path / "a.npz", scale=none, relative_guidance=none, grad_norm=none + np.nan)
+    picture, data = figure("vanishing", f"a={path}", "--out", tmp_path / "f.png")
+    check_picture(picture)
+    assert {(row["scale"], row["grad_norm"]) for row in read(data)} == {("0", "nan")}
+
+
 def brute_force(norm, entropy, t, threshold, certain):
     """The three definitions of one sample, word for word."""
     first = [t[i] for i in range(len(t)) if norm[i] < threshold]

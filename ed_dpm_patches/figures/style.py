@@ -107,6 +107,22 @@ def sampling_axis(axes: Axes, t_S: np.ndarray) -> None:
     axes.set_xlabel("t  (noise \N{RIGHTWARDS ARROW} image)")
 
 
+def log_axis(axes: Axes) -> None:
+    """Make y logarithmic: powers of ten at the ticks, and 2 and 5 times these where there would be few of them."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    if not np.isfinite(axes.dataLim.intervaly).all():  # such as the scale of a run without guidance
+        axes.text(0.5, 0.5, "nothing above 0", ha="center", va="center", transform=axes.transAxes)
+        axes.set_yticks([])
+        return
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    if high / low < 100:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+
+
 def picture(x_CHW: np.ndarray) -> np.ndarray:
     """Values of [-1, 1] as a picture in [0, 1], clipped: [H, W, 3] for three channels, else [H, W]."""
     shown = np.nan_to_num(np.clip(0.5 + 0.5 * x_CHW.astype(np.float64), 0, 1), nan=0.5)

@@ -95,7 +95,10 @@ def _draw_curves(figure: Figure, traces: list[Trace], curves: dict[str, list[dic
     for name, axes in panels.items():
         axes.set_title(TITLES[name])
         style.sampling_axis(axes, np.concatenate([trace.t for trace in traces]))
-        axes.set(ylim=(-0.03, 1.03)) if name == "entropy_ratio" else axes.set(yscale="log")
+        if name == "entropy_ratio":
+            axes.set_ylim(-0.03, 1.03)
+        else:
+            style.log_axis(axes)
     for name in ("entropy_ratio", "grad_norm"):
         panels[name].set_xlabel("")
     figure.legend(*panels["scale"].get_legend_handles_labels(), loc="outside lower center", ncols=3)
