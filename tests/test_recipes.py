@@ -18,7 +18,7 @@ import torch
 
 from ed_dpm_patches.reproduce import cli as reproduce
 from ed_dpm_patches.reproduce.book import RECIPES, Figures, load
-from ed_dpm_patches.reproduce.commands import Commands, shell
+from ed_dpm_patches.reproduce.commands import Commands, Options, shell
 from ed_dpm_patches.reproduce.published import PUBLISHED, published
 from evaluations.evaluator import _create_parser
 from guided_diffusion.configs import ClassifierConfig, DiffusionConfig, ModelConfig
@@ -51,6 +51,10 @@ def script_parser(name: str) -> Parser:
     parser = found.value.args[0]
     parser.__class__ = Parser
     return parser
+
+
+def commands(processes: int) -> Commands:
+    return Commands(BOOK, Options(out=Path("out"), processes=processes))
 
 
 def parse_command(command: list[str], processes: int) -> tuple[str, dict, dict]:
@@ -148,7 +152,7 @@ def test_every_run_is_used_and_no_two_are_the_same():
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
 def test_the_script_takes_the_flags_of_a_run(run):
     """Types, ranges and choices as the script's parser has them; what is at its default is left out."""
-    script, given, resolved = parse_command(Commands(BOOK, 8, Path("out")).sample(run), 8)
+    script, given, resolved = parse_command(commands(8).sample(run, seed=0), 8)
     assert script == ("classifier_sample" if run.classifier else "image_sample")
     flags = BOOK.network_flags(run) | run.flags
     for name, value in flags.items():
@@ -156,10 +160,11 @@ def test_the_script_takes_the_flags_of_a_run(run):
     of_interest = {"image_size", "classifier_scale", "guidance_until", "guidance_norm"}
     defaults = script_parser(script)._defaults_by_name
     assert [name for name, value in flags.items() if value == defaults[name] and name not in of_interest] == []
-    assert resolved["log_dir"] == f"out/{run.name}"
-    assert run.reference == f"VIRTUAL_imagenet{BOOK.image_size(run)}_labeled.npz"
+    assert resolved["log_dir"] == f"out/samples/{run.name}-seed0"
+    side = BOOK.image_shape(run)[0]
+    assert run.reference == f"VIRTUAL_imagenet{side}_labeled.npz"
     checkpoints = (resolved["model_path"], resolved.get("classifier_path", ""))
-    assert all(f"{BOOK.image_size(run)}x" in path for path in checkpoints if path)
+    assert all(f"{side}x" in path for path in checkpoints if path)
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
@@ -178,14 +183,14 @@ def test_the_flags_make_the_published_architecture(network):
 @pytest.mark.parametrize("network", [n for n in NETWORKS if n.training], ids=lambda network: network.name)
 @pytest.mark.parametrize("processes", [1, 8])
 def test_the_training_command_is_complete(network, processes):
-    script, given, resolved = parse_command(Commands(BOOK, processes, Path("out")).train(network), processes)
+    script, given, resolved = parse_command(commands(processes).train(network), processes)
     assert script == "classifier_train"
     assert {name: given[name] for name in network.training.flags} == network.training.flags
     assert resolved["ect"] and resolved["ect_weight"] == 0.2
     assert given["batch_size"] * processes == network.training.batch_size == 256
     model = next(BOOK.networks[run.model] for run in RUNS if run.classifier == network.name)
     assert resolved["noise_schedule"] == model.flags.get("noise_schedule", "linear")
-    assert Commands(BOOK, processes, Path("out")).checkpoint(network).parent == Path(given["log_dir"])
+    assert commands(processes).checkpoint(network).parent == Path(given["log_dir"])
 
 
 def test_published_files():
@@ -260,7 +265,7 @@ def test_list_has_every_row():
     ("words", "message"),
     [
         (["show", "table9"], "table9: no such row or table"),
-        (["show", "table1", "--nproc", "0"], "--nproc: found 0, expected at least 1"),
+        (["show", "table1", "--nproc", "0"], "--nproc: found '0', expected a whole number from 1 on"),
         (["show", "supplement-table1-128", "--nproc", "7"], "--nproc: found 7, expected a divisor of 256"),
         (["show"], "the following arguments are required"),
     ],
@@ -331,7 +336,7 @@ def test_a_broken_recipe_names_file_and_key(tmp_path, file, old, new, message):
 
 
 def test_a_directory_without_recipes_says_so(tmp_path):
-    with pytest.raises(InputError, match="no .*toml files"):
+    with pytest.raises(InputError, match="no book.toml in it"):
         load(tmp_path)
 
 

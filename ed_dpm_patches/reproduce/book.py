@@ -226,6 +226,8 @@ _NAMES = {str: "text", int: "a whole number", float: "a number", dict: "a table"
 
 def load(directory: Path = RECIPES) -> Book:
     """All recipes below a directory. InputError, one line with file and key, for anything wrong in them."""
+    if not (directory / "book.toml").is_file():
+        raise InputError(f"{directory}: no book.toml in it, expected a folder of recipes")
     entry = _read(directory / "book.toml")
     title, data, seeds = entry.take("title", str), entry.choice("data", DATA), entry.take("seeds", list, [0])
     if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):

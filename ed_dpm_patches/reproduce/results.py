@@ -230,8 +230,8 @@ def read_record(path: Path) -> StepRecord | None:
 
 
 _RECORD_KINDS = {
-    "command": (list,), "commit": (str, type(None)), "device": (str,), "seconds": (float, int, type(None)), "processes": (int,),
-    "inputs": (dict,),
+    "command": (list,), "commit": (str, type(None)), "device": (str,), "seconds": (float, int, type(None)),
+    "processes": (int,), "inputs": (dict,),
 }  # fmt: skip
 _NAMES = {str: "text", int: "a whole number", float: "a number", dict: "an object", list: "a list"}
 

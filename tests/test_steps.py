@@ -1,0 +1,204 @@
+"""Steps, their records and the runner: what is run, what is not run again, and what an error leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ed_dpm_patches.reproduce.runner import Runner, resumed
+from ed_dpm_patches.reproduce.steps import Records, Step
+from guided_diffusion.errors import InputError
+from tests.helpers import ROOT, clean_environment
+
+# Joins its inputs with a word, into its output, and counts its calls.
+PROGRAM = """
+import pathlib, sys
+*inputs, word, output = sys.argv[1:]
+with open(output + ".calls", "a") as calls:
+    calls.write("x")
+pathlib.Path(output).write_text("".join(pathlib.Path(i).read_text() for i in inputs) + word)
+"""
+
+
+class Kitchen:
+    """Steps over small text files in a folder: a -> b -> c, and d by itself."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.program = folder / "program.py"
+        self.program.write_text(PROGRAM)
+
+    def file(self, name: str) -> Path:
+        return self.folder / name
+
+    def step(self, name: str, *inputs: str, word: str | None = None, precious: bool = False) -> Step:
+        paths = [self.file(i) for i in inputs]
+        command = ["python", self.program, *paths, word or name, self.file(name)]
+        return Step(name, tuple(map(str, command)), tuple(paths), (self.file(name),), precious)
+
+    def steps(self, **options) -> list[Step]:
+        return [self.step("a"), self.step("b", "a", **options), self.step("c", "b"), self.step("d")]
+
+    def run(self, steps: list[Step], at_once: int = 1) -> int:
+        return Runner(self.folder, at_once).run(steps)
+
+    def calls(self) -> str:
+        """How often each was made, as "a2b1"."""
+        counts = {p.name[0]: len(p.read_text()) for p in sorted(self.folder.glob("?.calls"))}
+        return "".join(f"{name}{count}" for name, count in counts.items())
+
+
+@pytest.fixture
+def kitchen(tmp_path) -> Kitchen:
+    return Kitchen(tmp_path)
+
+
+def test_each_step_once_and_in_order(kitchen):
+    # The order of the list does not matter where steps need each other.
+    assert kitchen.run(kitchen.steps()[::-1], at_once=2) == 4
+    assert kitchen.file("c").read_text() == "abc" and kitchen.calls() == "a1b1c1d1"
+    assert kitchen.run(kitchen.steps()) == 0
+    assert kitchen.calls() == "a1b1c1d1"
+
+
+def test_a_deleted_file_is_made_again_with_what_depends_on_it(kitchen):
+    kitchen.run(kitchen.steps())
+    kitchen.file("b").unlink()
+    assert kitchen.run(kitchen.steps()) == 2
+    assert kitchen.calls() == "a1b2c2d1"
+
+
+def test_a_changed_input_is_noticed_by_content_not_by_date(kitchen):
+    kitchen.run(kitchen.steps())
+    text = kitchen.file("a").read_text()
+    kitchen.file("a").write_text(text)
+    assert kitchen.run(kitchen.steps()) == 0
+    kitchen.file("a").write_text("z")
+    assert kitchen.run(kitchen.steps()) == 3  # a is not what was made, so it is made again
+    assert kitchen.calls() == "a2b2c2d1"
+
+
+def test_another_command_is_run_again(kitchen):
+    kitchen.run(kitchen.steps())
+    assert kitchen.run(kitchen.steps(word="B")) == 2
+    assert kitchen.file("c").read_text() == "aBc"
+
+
+def test_what_took_long_is_never_replaced(kitchen):
+    kitchen.run(kitchen.steps(precious=True))
+    with pytest.raises(InputError, match=r"b was made differently: .*b then, .*B now; use another --out"):
+        kitchen.run(kitchen.steps(precious=True, word="B"))
+    assert kitchen.file("b").read_text() == "ab"
+    kitchen.file("b").write_text("spoilt")
+    with pytest.raises(InputError, match=r"b has sha256 \w{12}, then \w{12}"):
+        kitchen.run(kitchen.steps(precious=True))
+    assert kitchen.file("b").read_text() == "spoilt"
+
+
+def test_work_begun_from_other_files_is_not_continued(kitchen):
+    """Half of the samples from one checkpoint and half from another would be nobody's."""
+    kitchen.run([kitchen.step("a")])
+    step = kitchen.step("b", "a", precious=True)
+    Records(kitchen.folder).start(step)
+    assert Records(kitchen.folder).is_done(step) is False
+    kitchen.file("a").write_text("other")
+    with pytest.raises(InputError, match="b was made differently: .*/a has sha256"):
+        Records(kitchen.folder).is_done(step)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("mpiexec -n 8 python x.py --a 1 --batch_size 4", "mpiexec -n 2 python x.py --a 1 --batch_size 16", True),
+        ("python x.py --a 1", "python x.py --a 2", False),
+        ("python x.py --a 1", "python x.py --a 1 --eds True", False),
+        ("python x.py --a 1 --eds True", "python x.py --a 1", False),
+    ],
+)
+def test_processes_and_batches_make_no_difference(kitchen, old, new, same):
+    kitchen.file("b").write_text("")
+    steps = [Step("b", tuple(command.split()), (), (kitchen.file("b"),)) for command in (old, new)]
+    Records(kitchen.folder).finish(steps[0], 1.0)
+    assert Records(kitchen.folder).is_done(steps[1]) is same
+
+
+def test_a_failure_stops_what_needs_it_and_nothing_else(kitchen, capfd):
+    command = ("python", "-c", "print('error: no luck'); raise SystemExit(3)")
+    bad = Step("b", command, (kitchen.file("a"),), (kitchen.file("b"),))
+    steps = [kitchen.step("a"), bad, kitchen.step("c", "b"), kitchen.step("d")]
+    with pytest.raises(InputError, match=r"exit status 3.*no luck \(and 1 more steps.*goes on"):
+        kitchen.run(steps)
+    assert kitchen.calls() == "a1d1"
+    assert "failed: c: not run: it needs a step that failed" in capfd.readouterr().out
+    assert kitchen.run(kitchen.steps()) == 2
+
+
+def test_a_step_that_leaves_nothing_has_failed(kitchen):
+    with pytest.raises(InputError, match=r"x: left no .*/x, expected that"):
+        kitchen.run([Step("x", ("python", "-c", ""), (), (kitchen.file("x"),))])
+
+
+def test_the_record_says_what_was_done(kitchen):
+    kitchen.run(kitchen.steps())
+    record = json.loads((kitchen.folder / "steps" / "b.json").read_text())
+    assert list(record["inputs"]) == [str(kitchen.file("a"))]
+    output = record["outputs"][str(kitchen.file("b"))]
+    assert output["size"] == 2 and len(output["sha256"]) == 64
+    assert record["command"][0] == "python" and record["processes"] == 1 and record["seconds"] > 0
+    assert not list((kitchen.folder / "steps").glob("*.started"))
+
+
+def test_a_resumed_step_has_no_time(kitchen):
+    """What an interrupted run has done is not in the time of the last one."""
+    step = kitchen.step("a")
+    Records(kitchen.folder).start(step)
+    kitchen.run([step])
+    assert json.loads((kitchen.folder / "steps" / "a.json").read_text())["seconds"] is None
+
+
+def test_a_damaged_record_is_named(kitchen):
+    kitchen.run([kitchen.step("a")])
+    (kitchen.folder / "steps" / "a.json").write_text("{")
+    with pytest.raises(InputError, match="a.json: expected a JSON record"):
+        kitchen.run([kitchen.step("a")])
+
+
+def test_training_goes_on_from_its_newest_whole_checkpoint(tmp_path):
+    step = Step("train", ("python", "scripts/classifier_train.py", "--x", "1"), (), (tmp_path / "model000299.pt",))
+    assert resumed(step) == step.command
+    for name in ("model000100.pt", "opt000100.pt", "model000200.pt", "opt000200.pt", "model000250.pt"):
+        (tmp_path / name).touch()
+    assert resumed(step) == (*step.command, "--resume_checkpoint", str(tmp_path / "model000200.pt"))
+    sampling = Step("s", ("python", "scripts/classifier_sample.py"), (), (tmp_path / "samples.npz",))
+    assert resumed(sampling) == sampling.command
+
+
+@pytest.mark.parametrize("blow", [signal.SIGTERM, signal.SIGINT])
+def test_ending_it_ends_what_it_runs(tmp_path, blow):
+    program = (
+        "import sys; from pathlib import Path; from ed_dpm_patches.reproduce.runner import Runner\n"
+        "from ed_dpm_patches.reproduce.steps import Step\n"
+        "code = 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'\n"
+        f"out = Path({str(tmp_path)!r})\n"
+        "Runner(out, at_once=2).run([Step('long', ('python', '-c', code), (), (out / 'x',))])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=clean_environment(), stderr=-3)
+    log = tmp_path / "logs" / "long.log"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_text().strip()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    child = int(log.read_text())
+    process.send_signal(blow)
+    assert process.wait(timeout=30) != 0
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):
+            os.kill(child, 0)
+            time.sleep(0.05)
