@@ -52,7 +52,7 @@ def documented_commands() -> list[tuple[str, str]]:
     for path in sorted(SCRIPTS.glob("*.py")):
         docstring = ast.get_docstring(ast.parse(path.read_text()))
         found += [(path.name, line) for line in docstring.replace("\\\n", " ").splitlines()]
-    pattern = re.compile(r"^(mpiexec|torchrun|python|make|srun)\b")
+    pattern = re.compile(r"^(mpiexec|torchrun|python|make|srun|ed-dpm)\b")
     commands = [(where, re.sub(r"\s+", " ", c.split(" #")[0].strip())) for where, c in found]
     return [(where, c) for where, c in commands if pattern.match(c)]
 

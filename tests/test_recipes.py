@@ -276,14 +276,6 @@ def test_mistakes_end_in_one_line(words, message):
     assert done.stderr.count("\n") == 1 and message in done.stderr
 
 
-def test_the_readmes_commands_run():
-    lines = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("ed-dpm ")]
-    assert lines
-    for line in lines:
-        done = reproduce_command(*shlex.split(line)[1:])
-        assert done.returncode == 0 and "table1/cadm-g-ddpm250" in done.stdout
-
-
 def test_the_console_script_is_this_program():
     try:
         installed = importlib.metadata.distribution("ed-dpm").entry_points

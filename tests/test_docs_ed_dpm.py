@@ -1,0 +1,71 @@
+"""Every documented `ed-dpm` command: those that print and draw are run, `run` is planned to its last step.
+
+What the planned steps do is run in test_reproduce_run.py, downloads in test_downloads.py.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ed_dpm_patches.reproduce import cli
+from ed_dpm_patches.reproduce.plan import plan
+from tests.test_docs import documented_commands
+from tests.test_figures import make_table, make_trace, sweep_rows
+
+COMMANDS = sorted({command for _, command in documented_commands() if command.startswith("ed-dpm ")})
+
+
+def test_every_command_is_documented():
+    documented = {command.split()[1] for command in COMMANDS}
+    assert documented == {"list", "show", "run", "report", "figure", "download"}
+    figures = {command.split()[2] for command in COMMANDS if command.split()[1] == "figure"}
+    assert figures == set(cli.figures.FIGURES)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_documented_command(command, tmp_path, monkeypatch, capsys):
+    words = shlex.split(command)[1:]
+    monkeypatch.chdir(tmp_path)
+    if words[0] == "figure":
+        pytest.importorskip("matplotlib")
+        make_inputs(words, tmp_path)
+    args = cli._parser().parse_args(words)  # InputError for what is not there
+    if words[0] == "run":
+        commands, rows = cli._commands(args)
+        assert len(plan(commands, rows)) > len(rows) / 2
+        return
+    if words[0] == "download" and words[1] != "list":
+        return
+    if words[0] == "report":
+        book = {"recipes": "ed_dpm_patches/recipes", "rehearsal": False}
+        args.out.mkdir(parents=True)
+        (args.out / "book.json").write_text(json.dumps(book))
+    monkeypatch.setattr(sys, "argv", ["ed-dpm", *words])
+    cli.main()
+    printed = capsys.readouterr().out.splitlines()
+    if words[0] in ("report", "figure"):
+        assert printed and all(Path(line).is_file() for line in printed)
+    else:
+        assert len(printed) > 10
+
+
+def make_inputs(words: list[str], folder: Path) -> None:
+    """The files that a figure's command names, in `folder`."""
+    rng = np.random.RandomState(0)
+    for word in words[2:]:
+        path = folder / word.split("=")[-1]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if words[1] == "compare" and path.suffix == ".npz":
+            np.savez(path, arr_0=rng.randint(0, 256, (40, 8, 8, 1)).astype(np.uint8), arr_1=np.arange(40) % 10)
+        elif path.suffix == ".npz":
+            make_trace(path, maps=4)
+        elif path.suffix == ".txt":
+            path.write_text("\n".join(map(str, range(10))))
+        elif path.suffix == ".csv":
+            make_table(path, *((f"uadm-5k-{name}", *rest) for name, *rest in sweep_rows()))
