@@ -25,6 +25,7 @@ RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 ROOT = RECIPES.parents[1]  # of the repository
 DATA = ("imagenet", "digits")
 DIGITS_REFERENCE = "heldout.npz"
+SAMPLERS = {"ddpm": "DDPM", "ddim": "DDIM", "dpmpp2m": "DPM-Solver++(2M)", "unipc": "UniPC"}  # --sampler: name
 FlagValue = bool | int | float | str
 Flags = dict[str, FlagValue]
 
@@ -92,9 +93,10 @@ class Run:
 
     @property
     def sampler(self) -> str:
-        """Such as "DDPM 250" or "DDIM 25"."""
+        """Such as "DDPM 250" or "UniPC 10"."""
         steps = str(self.flags["timestep_respacing"]).removeprefix("ddim")
-        return f"{'DDIM' if self.flags.get('use_ddim') else 'DDPM'} {steps}"
+        name = self.flags.get("sampler") or ("ddim" if self.flags.get("use_ddim") else "ddpm")
+        return f"{SAMPLERS.get(name, name)} {steps}"
 
 
 @dataclass(frozen=True)

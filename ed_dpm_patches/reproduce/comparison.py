@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .book import Book, Row, Run, Table
-from .results import Results, RunResult
+from .results import Results, RunResult, digits
 
 FACTOR_RULES = ("range", "timestep", "gradnorm")  # the rules with the paper's C
 _LABELS = {"guidance_factor": "C", "classifier_scale": "gamma", "guidance_until": "until", "guidance_norm": "M"}
@@ -132,13 +132,14 @@ def _verdict(outcome: Outcome, constant: Outcome, spread: float | None) -> str:
     if ours.n != base.n:
         return f"not compared, {ours.n:,} samples against {base.n:,}"
     difference = ours.mean("fid") - base.mean("fid")
-    text = f"FID {difference:+.2f}"
+    places = digits("fid", base.mean("fid"))
+    text = f"FID {difference:+.{places}f}"
     if spread is None:
         return f"{text}, noise unknown with one seed a run"
     noise = difference_noise(ours, base, spread)
     if abs(difference) <= 2 * noise:
-        return f"{text}, noise {noise:.2f}: the same within the noise"
-    return f"{text}, noise {noise:.2f}: {'better' if difference < 0 else 'worse'}"
+        return f"{text}, noise {noise:.{places}f}: the same within the noise"
+    return f"{text}, noise {noise:.{places}f}: {'better' if difference < 0 else 'worse'}"
 
 
 def relative_variance(runs: list[RunResult]) -> float | None:

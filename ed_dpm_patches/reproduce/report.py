@@ -18,7 +18,7 @@ from guided_diffusion.errors import InputError
 from .book import Book, Figures, Table
 from .comparison import FACTOR_RULES, Outcome, findings, guidance_name, outcomes
 from .report_formats import Column, Document, Group, Line, Section, to_html, to_markdown
-from .results import METRICS, OPTIONAL, HashedFile, Results, RunResult, read_results
+from .results import METRICS, OPTIONAL, HashedFile, Results, RunResult, digits, read_results
 
 REHEARSAL = "REHEARSAL"
 WARNING = (
@@ -68,11 +68,12 @@ def build(book: Book, results: Results, rehearsal: bool) -> Document:
     """The report without a format."""
     title = f"{REHEARSAL}: {book.title}" if rehearsal else book.title
     sections = [_section(book, results, table, rehearsal) for table in book.tables.values()]
+    published = any(row.paper != Figures() for row in book.rows("all"))
+    papers = "Difference: ours less the paper's. Release: the authors' README, where it prints something else. "
     text = [
         f"{len(results.runs)} of {len(book.runs)} runs have results. Ours: mean over the seeds, ± half the difference "
-        "between the largest and the smallest. Difference: ours less the paper's. Release: the authors' README, where "
-        "it prints something else. FID falls as the number of samples grows: where there are fewer than the recipe "
-        "asks for, the line is marked FEWER, and its difference is not one of quality."
+        f"between the largest and the smallest. {papers * published}FID falls as the number of samples grows: where "
+        "there are fewer than the recipe asks for, the line is marked FEWER, and its difference is not one of quality."
     ]
     engines = dict.fromkeys(e.engine for result in results.all() for e in result.evaluations)
     if engines:
@@ -114,8 +115,7 @@ def _lines(book: Book, outcome: Outcome, metrics: list[str]) -> Iterator[Line]:
         cells = (name + choice, *(_measured(result, m) for m in metrics), *origin)
         yield Line(cells, "strong", tuple(first + place for place in marked))
         if row.paper != Figures():
-            differences = (_signed(difference(outcome, result, m), m) for m in metrics)
-            yield Line(("difference", *differences, *blank))
+            yield Line(("difference", *(_difference(outcome, result, m) for m in metrics), *blank))
 
 
 def _origin(book: Book, result: RunResult) -> tuple[tuple[str, ...], list[int]]:
@@ -161,10 +161,6 @@ def difference(outcome: Outcome, result: RunResult, metric: str) -> float | None
     return None if paper is None or ours is None else ours - paper
 
 
-def _digits(metric: str) -> int:
-    return 2 if metric in ("fid", "sfid", "inception_score") else 3
-
-
 def _plain(value: float | None) -> str:
     """As printed: papers give two digits of everything."""
     return "" if value is None else f"{value:.2f}"
@@ -174,13 +170,14 @@ def _measured(result: RunResult, metric: str) -> str:
     mean, spread = result.mean(metric), result.half_range(metric)
     if mean is None:
         return ""
-    digits = _digits(metric)
-    return f"{mean:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
+    places = digits(metric, mean)
+    return f"{mean:.{places}f}" + ("" if spread is None else f" ± {spread:.{places}f}")
 
 
-def _signed(value: float | None, metric: str) -> str:
+def _difference(outcome: Outcome, result: RunResult, metric: str) -> str:
+    value = difference(outcome, result, metric)
     # z: what rounds to nothing has no sign of its own.
-    return "" if value is None else f"{value:+z.{_digits(metric)}f}"
+    return "" if value is None else f"{value:+z.{digits(metric, result.mean(metric))}f}"
 
 
 def _short(files: tuple[HashedFile, ...]) -> str:

@@ -26,6 +26,7 @@ METRICS = {
     "accuracy": "accuracy",
 }  # fmt: skip
 OPTIONAL = "accuracy"  # only evaluations by a classifier have it
+DISTANCES = ("fid", "sfid")
 RUN_NAME = re.compile(r"(?P<run>.+)-seed(?P<seed>\d+)-(?P<n>\d+)")
 
 
@@ -146,6 +147,13 @@ class Results:
     def all(self) -> Iterable[RunResult]:
         """Runs first."""
         return (*self.runs.values(), *self.batches.values())
+
+
+def digits(metric: str, value: float) -> int:
+    """Behind the point: two of what papers print with two, more of a distance that is small in other features."""
+    if metric in DISTANCES:
+        return 2 if value >= 1 else 4
+    return 2 if metric == "inception_score" else 3
 
 
 def read_results(book: Book, out: Path) -> Results:
