@@ -29,6 +29,15 @@ setup(
         "inception": ["tensorflow-cpu"],  # evaluations/evaluator.py on the published Inception graph
         "demo": ["matplotlib", "scikit-learn"],  # plots; the handwritten digits
         "tensorboard": ["tensorboard"],
-        "test": ["hypothesis", "mpmath", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "tensorboard"],
+        "test": [
+            "diffusers",  # another implementation of the samplers, to compare with
+            "hypothesis",
+            "mpmath",
+            "pytest",
+            "pytest-timeout",
+            "pytest-xdist",
+            "ruff",
+            "tensorboard",
+        ],
     },
 )

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass
 
 from .flags import flag
+from .solvers import SAMPLERS
 
 NUM_CLASSES = 1000  # upstream's constant: the default of --num_classes, nowhere assumed
 
@@ -103,6 +104,9 @@ class SamplingConfig:
     num_samples: int = flag(10000, "images to make", minimum=1)
     batch_size: int = flag(16, "images at a time in each process", minimum=1)
     use_ddim: bool = flag(False, "sample with DDIM (deterministic) instead of DDPM")
+    sampler: str = flag(
+        "", 'dpmpp2m and unipc need fewer steps; "": ddim with --use_ddim, else ddpm', choices=("", *SAMPLERS)
+    )
     model_path: str = flag("", "checkpoint of the diffusion model, .pt or .safetensors")
     save_images: bool = flag(False, "also write a PNG grid of the first images beside the npz")
 

@@ -88,7 +88,8 @@ def _stream(member: BinaryIO, arrays: Iterator[np.ndarray], total: int) -> None:
 def check_manifest(directory: Path, flags: dict[str, Any], changeable: tuple[str, ...], write: bool) -> None:
     """Refuse to mix two runs in one directory; `write`: record this run's flags where there are none yet.
 
-    InputError naming each flag that differs from the run found there, but for the `changeable` ones.
+    InputError naming each flag that differs from the run found there, but for the `changeable` ones. A flag that
+    one of the two lacks counts as "", the default of flags that came after the run.
     """
     path = directory / MANIFEST
     if path.exists():
@@ -101,7 +102,7 @@ def check_manifest(directory: Path, flags: dict[str, Any], changeable: tuple[str
         clashes = [
             f"--{name} {flags.get(name)} (the run there has {found.get(name)})"
             for name in sorted({*flags, *found} - set(changeable))
-            if flags.get(name) != found.get(name)
+            if flags.get(name, "") != found.get(name, "")
         ]
         if clashes:
             raise InputError(f"{directory}: holds samples of another run: {', '.join(clashes)}; use another --log_dir")

@@ -30,6 +30,7 @@ from guided_diffusion.flags import Given, Parser, architecture_from, flag
 from guided_diffusion.generate import Batch, SampleRun
 from guided_diffusion.sample_noise import LabelPlan
 from guided_diffusion.script_util import build_classifier, build_diffusion, build_model
+from guided_diffusion.solvers import sampling_loop
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def main() -> None:
     rule = guidance_rule(given, guide, diffusion_config.diffusion_steps)
 
     diffusion = build_diffusion(diffusion_config)
+    loop = sampling_loop(diffusion, sampling.sampler, sampling.use_ddim)
     model = run_setup.load_model(build_model, model_config, diffusion_config, sampling.model_path, run)
     classifier = run_setup.load_frozen(
         build_classifier(dataclasses.replace(classifier_config, classifier_use_fp16=False)),
@@ -93,7 +95,6 @@ def main() -> None:
     # Without a scale the classifier has no say. A trace then watches it, but not as cond_fn: even a guidance of
     # 0 would send DDIM through other roundings.
     cond_fn, watch = (guidance, None) if guide.classifier_scale > 0 else (None, guidance)
-    loop = diffusion.ddim_sample_loop if sampling.use_ddim else diffusion.p_sample_loop
     shape = (model_config.in_channels, model_config.image_size, model_config.image_size)
 
     def draw(batch: Batch):

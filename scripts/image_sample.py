@@ -17,6 +17,7 @@ from guided_diffusion.flags import Parser
 from guided_diffusion.generate import Batch, SampleRun
 from guided_diffusion.sample_noise import LabelPlan
 from guided_diffusion.script_util import build_diffusion, build_model
+from guided_diffusion.solvers import sampling_loop
 
 
 def main() -> None:
@@ -28,8 +29,8 @@ def main() -> None:
         raise InputError("--classes, --balanced: this model takes no labels, expected one trained with --class_cond")
 
     diffusion = build_diffusion(diffusion_config)
+    loop = sampling_loop(diffusion, sampling.sampler, sampling.use_ddim)
     model = run_setup.load_model(build_model, config, diffusion_config, sampling.model_path, run)
-    loop = diffusion.ddim_sample_loop if sampling.use_ddim else diffusion.p_sample_loop
     shape = (config.in_channels, config.image_size, config.image_size)
 
     def draw(batch: Batch):

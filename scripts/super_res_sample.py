@@ -25,6 +25,7 @@ from guided_diffusion.errors import InputError
 from guided_diffusion.flags import Parser, flag
 from guided_diffusion.generate import Batch, SampleRun
 from guided_diffusion.script_util import build_diffusion, build_super_res_model
+from guided_diffusion.solvers import sampling_loop
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,13 @@ def main() -> None:
     base = BaseImages(given.make(BaseConfig).base_samples, config)
 
     diffusion = build_diffusion(diffusion_config)
+    # Upstream's upsampler takes no notice of --use_ddim.
+    loop = sampling_loop(diffusion, sampling.sampler, sampling.use_ddim and sampling.sampler != "")
     model = run_setup.load_model(build_super_res_model, config, diffusion_config, sampling.model_path, run)
     shape = (config.in_channels, config.large_size, config.large_size)
 
     def draw(batch: Batch):
-        return diffusion.p_sample_loop(
+        return loop(
             model,
             **batch.loop_arguments(shape),
             clip_denoised=sampling.clip_denoised,
