@@ -6,6 +6,9 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from demo.digits import PARTS
+from ed_dpm_patches.reproduce.steps import Step
+
 MODEL = Path("demo/model/uncond.safetensors")
 CLASSIFIERS, RULES = ("plain", "ect"), ("constant", "eds")
 # The same three for both rules; the middle one is traced. In a finer scan with another seed the Fréchet distance
@@ -64,15 +67,6 @@ CONFIGURATIONS = [Configuration()] + [
 ]
 
 
-@dataclass(frozen=True)
-class Step:
-    """A command, and the file whose presence says that it is done."""
-
-    name: str
-    command: str
-    output: Path
-
-
 class Plan:
     """The steps of one run, all files of which are under `out`."""
 
@@ -98,6 +92,15 @@ class Plan:
         """The evaluator's JSON file; `name` is a configuration's or REAL."""
         return self.out / "metrics" / f"{name.replace(' ', '-')}-seed{seed}.json"
 
+    def part(self, name: str) -> Path:
+        """One of the digits' parts as a file; beside it is the folder of the same images."""
+        return self.data / f"{name}.npz"
+
+    def writing(self) -> list[Step]:
+        """The digits on disk."""
+        outputs = tuple(map(self.part, PARTS))
+        return [Step("digits", ("python", "demo/digits.py", str(self.data)), (), outputs)]
+
     def training(self) -> list[Step]:
         """Two classifiers that guide, alike but for the loss, and one that judges."""
         parts = {"plain": ("train", ""), "ect": ("train", " --ect"), "features": ("evaluator", " --noised False")}
@@ -107,47 +110,52 @@ class Plan:
         judge = name == "features"
         iterations = self.settings.feature_iterations if judge else self.settings.iterations
         checkpoint = self.checkpoint(name)
-        return Step(
-            f"train-{name}",
+        command = (
             f"mpiexec -n 2 python scripts/classifier_train.py{flags} --data_dir {quoted(self.data / part)} "
             f"--iterations {iterations} --batch_size {32 if judge else 64} {CLASSIFIER_FLAGS} "
-            f"--log_dir {quoted(checkpoint.parent)}",
-            checkpoint,
+            f"--log_dir {quoted(checkpoint.parent)}"
         )
+        return make_step(f"train-{name}", command, [self.part(part)], checkpoint)
 
     def sampling(self) -> list[Step]:
         """Every configuration with every seed; sample i of a seed starts from the same noise in all of them."""
         return [self._sampling_step(c, seed) for c in CONFIGURATIONS for seed in self.settings.seeds]
 
     def _sampling_step(self, configuration: Configuration, seed: int) -> Step:
-        samples = self.samples(configuration, seed)
+        samples, classifier = self.samples(configuration, seed), self.checkpoint(configuration.classifier or "plain")
         trace = f" --trace {quoted(self.trace(configuration, seed))}" if configuration.traced else ""
         flags = [
-            f"--model_path {MODEL} --classifier_path {quoted(self.checkpoint(configuration.classifier or 'plain'))}",
+            f"--model_path {MODEL} --classifier_path {quoted(classifier)}",
             f"--classifier_scale {configuration.scale:g}" + " --eds" * (configuration.rule == "eds"),
             f"--use_ddim --timestep_respacing {self.settings.respacing} --balanced --seed {seed}",
             f"--num_samples {self.settings.num_samples} --batch_size {self.settings.num_samples // 2}",
             f"--log_dir {quoted(samples.parent)}{trace}",
         ]
-        return Step(
-            f"sample-{configuration.name}-seed{seed}",
-            f"mpiexec -n {self.settings.processes} python scripts/classifier_sample.py {' '.join(flags)}",
-            samples,
-        )
+        command = f"mpiexec -n {self.settings.processes} python scripts/classifier_sample.py {' '.join(flags)}"
+        return make_step(f"sample-{configuration.name}-seed{seed}", command, [MODEL, classifier], samples)
 
     def evaluation(self) -> list[Step]:
         """All samples, and the real images of the train part, against the held-out part."""
-        judged = [(REAL, 0, self.data / "train.npz")]
+        judged = [(REAL, 0, self.part("train"))]
         judged += [(c.name, seed, self.samples(c, seed)) for c in CONFIGURATIONS for seed in self.settings.seeds]
+        reference, judge = self.part("heldout"), self.checkpoint("features")
         return [
-            Step(
+            make_step(
                 f"evaluate-{name.replace(' ', '-')}-seed{seed}",
-                f"python evaluations/evaluator.py {quoted(self.data / 'heldout.npz')} {quoted(images)} "
-                f"--features {quoted(self.checkpoint('features'))} --json {quoted(self.metrics(name, seed))}",
+                f"python evaluations/evaluator.py {quoted(reference)} {quoted(images)} "
+                f"--features {quoted(judge)} --json {quoted(self.metrics(name, seed))}",
+                [reference, images, judge],
                 self.metrics(name, seed),
             )
             for name, seed, images in judged
         ]
+
+
+def make_step(name: str, command: str, inputs: list[Path], output: Path) -> Step:
+    """A step from a command line. What scripts made is not made again with other flags or files unless removed."""
+    words = tuple(shlex.split(command))
+    traces = [Path(words[words.index("--trace") + 1])] if "--trace" in words else []
+    return Step(name, words, tuple(inputs), (output, *traces), precious="scripts/" in command)
 
 
 def quoted(path: Path) -> str:

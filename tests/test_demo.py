@@ -12,10 +12,8 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from demo import conclusions, digits  # noqa: E402
-from demo.plan import CONFIGURATIONS, FULL, MODEL, QUICK, TRACED_SCALE, Configuration, Plan, Step  # noqa: E402
+from demo.plan import CONFIGURATIONS, FULL, MODEL, QUICK, TRACED_SCALE, Configuration, Plan  # noqa: E402
 from demo.results import LOW_ENTROPY, METRICS, VANISHED_NORM, Results, Score, read_results  # noqa: E402
-from demo.run import Runner  # noqa: E402
-from guided_diffusion.errors import InputError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,7 +48,7 @@ def test_thirteen_configurations_four_of_them_traced_at_one_scale():
 
 def test_seeds_are_shared_by_all_configurations():
     commands = [step.command for step in Plan(Path("out"), FULL).sampling()]
-    seeds = [re.search(r"--seed (\d+)", command)[1] for command in commands]
+    seeds = [command[command.index("--seed") + 1] for command in commands]
     assert seeds == ["0", "1"] * 13
 
 
@@ -78,16 +76,6 @@ def test_verdict_follows_the_numbers(eds_fid, expected):
 
 def test_one_seed_gives_no_verdict():
     assert conclusions.relation(-1.0, float("nan")) == "of unknown significance (one seed)"
-
-
-def test_failing_step_shows_its_log_and_stops(tmp_path, capfd):
-    (tmp_path / "b.py").write_text("print('why it failed')\nraise SystemExit(3)")
-    runner = Runner(Plan(tmp_path, FULL))
-    steps = [Step(name, f"python {tmp_path}/{name}.py", tmp_path / name) for name in ("b", "c")]
-    with pytest.raises(InputError, match=r"b: exit status 3.*b\.log"):
-        runner.run(steps)
-    assert "why it failed" in capfd.readouterr().err
-    assert not (runner.logs / "c.log").exists()
 
 
 @pytest.mark.slow
@@ -118,7 +106,7 @@ def test_quick_run(tmp_path):
 
     again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("done before") == first.stdout.count(" s in all")
+    assert first.stdout.count(" s in all") == 1 + 3 + 13 + 14 and " s in all" not in again.stdout
     clash = subprocess.run([*command[:2], "--out", str(out)], capture_output=True, text=True)
     assert clash.returncode == 2
     assert len(clash.stderr.strip().splitlines()) == 1

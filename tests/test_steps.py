@@ -47,7 +47,7 @@ class Kitchen:
         return [self.step("a"), self.step("b", "a", **options), self.step("c", "b"), self.step("d")]
 
     def run(self, steps: list[Step], at_once: int = 1) -> int:
-        return Runner(self.folder, at_once).run(steps)
+        return Runner(self.folder).run(steps, at_once)
 
     def calls(self) -> str:
         """How often each was made, as "a2b1"."""
@@ -66,6 +66,12 @@ def test_each_step_once_and_in_order(kitchen):
     assert kitchen.file("c").read_text() == "abc" and kitchen.calls() == "a1b1c1d1"
     assert kitchen.run(kitchen.steps()) == 0
     assert kitchen.calls() == "a1b1c1d1"
+
+
+def test_a_runner_can_be_called_again(kitchen):
+    runner = Runner(kitchen.folder, {"WORD": "x"}, show=False)
+    assert [runner.run(kitchen.steps()[:2]), runner.run(kitchen.steps()[2:])] == [2, 2]
+    assert runner.line(["python", "x.py"]) == "WORD=x python x.py"
 
 
 def test_a_deleted_file_is_made_again_with_what_depends_on_it(kitchen):
@@ -187,7 +193,7 @@ def test_ending_it_ends_what_it_runs(tmp_path, blow):
         "from ed_dpm_patches.reproduce.steps import Step\n"
         "code = 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'\n"
         f"out = Path({str(tmp_path)!r})\n"
-        "Runner(out, at_once=2).run([Step('long', ('python', '-c', code), (), (out / 'x',))])"
+        "Runner(out).run([Step('long', ('python', '-c', code), (), (out / 'x',))], at_once=2)"
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=clean_environment(), stderr=-3)
     log = tmp_path / "logs" / "long.log"

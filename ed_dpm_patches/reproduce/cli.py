@@ -158,10 +158,10 @@ def _run(args: argparse.Namespace) -> None:
     _claim(out, args.recipes, args.rehearse)
     small = book.data == "digits"
     at_once = args.at_once or (max(1, (os.cpu_count() or 1) // commands.options.processes) if small else 1)
-    runner = Runner(out, at_once, {"OMP_NUM_THREADS": "1"} if small else {})
-    print(f"{len(rows)} rows, {len(steps)} steps; logs: {(ROOT / out / 'logs').absolute()}", flush=True)
+    runner = Runner(out, {"OMP_NUM_THREADS": "1"} if small else {})
+    print(f"{len(rows)} rows, {len(steps)} steps; logs: {runner.logs}", flush=True)
     try:
-        made = runner.run(steps)
+        made = runner.run(steps, at_once)
         print(f"{len(steps)} steps: {made} run, {len(steps) - made} were done", flush=True)
     finally:  # what there is, whatever failed
         _print(f"report: {path}" for path in write_report(book, ROOT / out, args.rehearse))

@@ -26,23 +26,24 @@ from .steps import Records, Step
 class Runner:
     """Runs steps whose files are below a folder.
 
-    :param at_once: how many steps at a time. With one its output is also shown as it comes.
     :param environment: variables for the commands on top of this process's.
+    :param show: also show a step's output as it comes, when there is one at a time.
     """
 
-    def __init__(self, out: Path, at_once: int = 1, environment: dict[str, str] | None = None):
+    def __init__(self, out: Path, environment: dict[str, str] | None = None, show: bool = True):
         self.records = Records(out)
-        self._logs, self._at_once = ROOT / out / "logs", at_once
+        self.logs = ROOT / out / "logs"
+        self._show, self._added = show, environment or {}
         # `python` and `mpiexec` are those of the environment that runs this.
         search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         if shutil.which("mpiexec", path=search) is None:
             raise InputError("mpiexec: found none in PATH, expected that of an MPI; `pip install -e .[mpi]` brings one")
-        self._environment = {**os.environ, **(environment or {}), "PATH": search}
+        self._environment = {**os.environ, **self._added, "PATH": search}
         self._processes: set[subprocess.Popen] = set()
         self._stopping, self._lock = False, threading.Lock()
 
-    def run(self, steps: Sequence[Step]) -> int:
-        """Run what is not done; returns how many steps that were.
+    def run(self, steps: Sequence[Step], at_once: int = 1) -> int:
+        """Run what is not done, `at_once` steps at a time; returns how many steps that were.
 
         InputError at the end when steps failed: the others have been run, but for those that need them.
         """
@@ -52,11 +53,12 @@ class Runner:
         failures: dict[str, str] = {}
         unmade: set[Path] = set()
         count = 0
-        with ThreadPoolExecutor(self._at_once) as pool, self._ending_children():
+        self._stopping, self._showing = False, self._show and at_once == 1
+        with ThreadPoolExecutor(at_once) as pool, self._ending_children():
             while waiting or running:
                 busy = {output for step in (*waiting, *running.values()) for output in step.outputs}
                 for step in [step for step in waiting if not busy & set(step.inputs)]:
-                    if len(running) == self._at_once:
+                    if len(running) == at_once:
                         break
                     waiting.remove(step)
                     if unmade & set(step.inputs):
@@ -78,6 +80,10 @@ class Runner:
             self._report(failures)
         return count
 
+    def line(self, command: Sequence[str]) -> str:
+        """A command as one would type it in the repository's root."""
+        return shell([*(f"{name}={value}" for name, value in self._added.items()), *command])
+
     def _report(self, failures: dict[str, str]) -> NoReturn:
         for name, reason in failures.items():
             self._print(f"failed: {name}: {reason}")
@@ -95,7 +101,7 @@ class Runner:
             return False
         begun = self.records.start(step)
         command = resumed(step)
-        self._print(f"{label}\n{shell(list(command))}")
+        self._print(f"{label}\n{self.line(command)}")
         started = time.perf_counter()
         self._call(step, command)
         now = time.perf_counter()
@@ -105,8 +111,8 @@ class Runner:
 
     def _call(self, step: Step, command: Sequence[str]) -> None:
         """Run the command with its output in the log. InputError with the log's end where it fails."""
-        self._logs.mkdir(parents=True, exist_ok=True)
-        log = self._logs / f"{step.name}.log"
+        self.logs.mkdir(parents=True, exist_ok=True)
+        log = self.logs / f"{step.name}.log"
         with log.open("wb") as file:
             with self._lock:
                 if self._stopping:
@@ -118,7 +124,7 @@ class Runner:
             for piece in iter(lambda: process.stdout.read1(1 << 16), b""):
                 file.write(piece)
                 file.flush()
-                if self._at_once == 1:
+                if self._showing:
                     sys.stderr.buffer.write(piece)
                     sys.stderr.buffer.flush()
             code = process.wait()
