@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ed_dpm_patches.reproduce.book import Book, Figures, Network, Row, Run, Table
 
-MODEL_SHA, CLASSIFIER_SHA, REFERENCE_SHA = "a1" * 32, "b2" * 32, "c3" * 32
+MODEL_SHA, CLASSIFIER_SHA, REFERENCE_SHA, JUDGE_SHA = "a1" * 32, "b2" * 32, "c3" * 32, "d4" * 32
 COMMIT = "0123456789ab-dirty"
 
 
@@ -87,7 +87,8 @@ def put_run(out: Path, run: str, *fids: float, n: int = 1000, **step) -> None:
     for seed, fid in enumerate(fids):
         name = f"{run}-seed{seed}-{n}"
         put_metrics(out, name, n, fid)
-        put_step(out, f"evaluate-{name}", ["python"], {"models/ref.npz": REFERENCE_SHA})
+        files = {"models/ref.npz": REFERENCE_SHA, "models/graph.pb": JUDGE_SHA}
+        put_step(out, f"evaluate-{name}", ["python", "evaluator.py", "--inception", "models/graph.pb"], files)
         command, inputs = ["mpiexec", "sample.py", "--model_path", "models/model.pt"], {"models/model.pt": MODEL_SHA}
         if RUNS[run].classifier:
             command += ["--classifier_path", "networks/ect/model000019.pt"]

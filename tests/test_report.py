@@ -19,6 +19,7 @@ from tests.fabricated_results import (
     BOOK,
     CLASSIFIER_SHA,
     COMMIT,
+    JUDGE_SHA,
     MODEL_SHA,
     NONE,
     REFERENCE_SHA,
@@ -261,6 +262,7 @@ def test_provenance_has_every_file_once_with_its_whole_hash(tmp_path):
     assert cells(text, "Provenance", "model") == [["model.pt", MODEL_SHA]]
     assert cells(text, "Provenance", "classifier") == [["ect/model000019.pt", CLASSIFIER_SHA]]
     assert cells(text, "Provenance", "reference") == [["ref.npz", REFERENCE_SHA]]
+    assert cells(text, "Provenance", "judge") == [["graph.pb", JUDGE_SHA]]
 
 
 def test_a_checkpoint_that_changed_between_seeds_is_seen(tmp_path):

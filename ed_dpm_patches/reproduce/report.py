@@ -18,7 +18,7 @@ from guided_diffusion.errors import InputError
 from .book import Book, Figures, Table
 from .comparison import FACTOR_RULES, Outcome, findings, guidance_name, outcomes
 from .report_formats import Column, Document, Group, Line, Section, to_html, to_markdown
-from .results import METRICS, OPTIONAL, HashedFile, Results, RunResult, digits, read_results
+from .results import METRICS, OPTIONAL, ROLES, HashedFile, Results, RunResult, digits, read_results
 
 REHEARSAL = "REHEARSAL"
 WARNING = (
@@ -27,18 +27,17 @@ WARNING = (
 )
 TABLE_COLUMNS = (
     "table", "row", "method", "metric", "paper", "release", "ours", "half_range", "difference", "n", "asked", "seeds",
-    "run", "commit", "model_sha256", "classifier_sha256", "reference_sha256", "rehearsal",
+    "run", "commit", *(f"{role}_sha256" for role in ROLES), "rehearsal",
 )  # fmt: skip
 RUN_COLUMNS = (
     "run", "seed", "n", "asked", "model", "classifier", "guidance", "classifier_scale", "guidance_factor",
-    "guidance_until", "guidance_norm", "sampler", *METRICS, "images_per_second", "commit", "model_sha256",
-    "classifier_sha256", "reference_sha256", "samples", "rehearsal",
+    "guidance_until", "guidance_norm", "sampler", *METRICS, "images_per_second", "commit",
+    *(f"{role}_sha256" for role in ROLES), "samples", "rehearsal",
 )  # fmt: skip
 _ORIGIN = (
     Column("samples", "number"), Column("seeds"), Column("commit", "code"), Column("model", "code"),
     Column("classifier", "code"),
 )  # fmt: skip
-_ROLES = ("model", "classifier", "reference")
 _HASH_DIGITS = 12
 
 
@@ -136,7 +135,7 @@ def _origin(book: Book, result: RunResult) -> tuple[tuple[str, ...], list[int]]:
 def _provenance(results: Results) -> Iterator[Section]:
     """Every checkpoint and reference that a result was made from, by its content."""
     groups = []
-    for role in _ROLES:
+    for role in ROLES:
         files = {(f.name, f.sha256) for result in results.all() for f in result.files(role)}
         if files:
             groups.append(Group(role, tuple(Line(file) for file in sorted(files))))
@@ -199,7 +198,7 @@ def _table_records(book: Book, results: Results, rehearsal: bool) -> Iterator[di
                     "rehearsal": _mark(rehearsal),
                 }  # fmt: skip
                 if result:
-                    hashes = {f"{role}_sha256": " ".join(f.sha256 for f in result.files(role)) for role in _ROLES}
+                    hashes = {f"{role}_sha256": " ".join(f.sha256 for f in result.files(role)) for role in ROLES}
                     common |= hashes | {
                         "n": result.n, "seeds": " ".join(map(str, result.seeds)), "run": result.run,
                         "commit": " ".join(result.commits()),

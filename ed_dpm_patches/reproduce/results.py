@@ -25,6 +25,7 @@ METRICS = {
     "fid": "FID", "sfid": "sFID", "inception_score": "IS", "precision": "precision", "recall": "recall",
     "accuracy": "accuracy",
 }  # fmt: skip
+ROLES = ("model", "classifier", "reference", "judge")  # of the files that a result is made from
 OPTIONAL = "accuracy"  # only evaluations by a classifier have it
 DISTANCES = ("fid", "sfid")
 RUN_NAME = re.compile(r"(?P<run>.+)-seed(?P<seed>\d+)-(?P<n>\d+)")
@@ -88,12 +89,13 @@ class Evaluation:
     model: HashedFile | None = None
     classifier: HashedFile | None = None
     reference: HashedFile | None = None
+    judge: HashedFile | None = None
     images_per_second: float | None = None
 
     @property
     def files(self) -> dict[str, HashedFile | None]:
-        """By role: "model", "classifier" or "reference"."""
-        return {"model": self.model, "classifier": self.classifier, "reference": self.reference}
+        """By role: "model", "classifier", "reference" or "judge"."""
+        return {role: getattr(self, role) for role in ROLES}
 
 
 @dataclass(frozen=True)
@@ -176,9 +178,9 @@ def read_results(book: Book, out: Path) -> Results:
         if path.exists():
             values, metrics = _metrics(path)
             step = read_record(out / "steps" / f"evaluate-{path.stem}.json")
-            reference = step.input(metrics["reference"]) if step else None
             commit = step.commit if step else None
-            evaluation = Evaluation(None, values, metrics["engine"], metrics["samples"], commit, reference=reference)
+            origin = _judged_by(step, metrics)
+            evaluation = Evaluation(None, values, metrics["engine"], metrics["samples"], commit, **origin)
             batches[row.batch] = RunResult(row.batch, metrics["n_samples"], (evaluation,))
     return Results(runs, batches)
 
@@ -198,9 +200,16 @@ def _evaluation(path: Path, out: Path, run: str, seed: int, n: int) -> Evaluatio
         commit=next((step.commit for step in (sample, evaluate) if step and step.commit), None),
         model=sample.flag("model_path") if sample else None,
         classifier=sample.flag("classifier_path") if sample else None,
-        reference=evaluate.input(metrics["reference"]) if evaluate else None,
+        **_judged_by(evaluate, metrics),
         images_per_second=n / sample.seconds if sample and sample.seconds else None,
     )
+
+
+def _judged_by(step: StepRecord | None, metrics: dict[str, Any]) -> dict[str, HashedFile | None]:
+    """Reference and network of an evaluation."""
+    if step is None:
+        return {}
+    return {"reference": step.input(metrics["reference"]), "judge": step.flag("features") or step.flag("inception")}
 
 
 def _metrics(path: Path) -> tuple[dict[str, float], dict[str, Any]]:
