@@ -7,9 +7,11 @@ from x at lambda to x' at lambda' is
 
     x' = sigma'/sigma x + alpha' * integral over u in [0, 1] of h exp(h (u - 1)) x_0(lambda + u h)   (Prop. 4.1)
 
-The points are those of the (respaced) process from t = T - 1 to 0, then the clean image. There sigma is 0 and
-lambda infinite, no slope can be followed, and so the last step is of first order, which returns the predicted x_0
-as DDIM does. The first step is of first order too: it has no past.
+The points are those of the (respaced) process from t = T - 1 to 0, then the clean image. Three steps are of first
+order, as DDIM's are. The first has no past. The last has no slope to follow: sigma is 0 at the image and lambda
+infinite; it returns the predicted x_0. And the step into t = 0, where the papers' grid ends and where they advise
+lower order below 15 steps, at any number of steps: timesteps at equal distances make it up to 5 times as wide in
+lambda as the one before, and a slope followed so far beyond where it was measured costs more than it gains.
 """
 
 from __future__ import annotations
@@ -132,9 +134,9 @@ class Grid:
             self._lambda = np.log(self._alpha) - np.log(self._sigma)
 
     def prediction(self, n: int) -> Prediction:
-        """Slope as in 2211.01095, Alg. 2; no slope in the first step and the last."""
+        """Slope as in 2211.01095, Alg. 2, but for the first step and the last two."""
         keep, level, h = self._first_order(n)
-        second_order = 0 < n < self.steps - 1
+        second_order = 0 < n < self.steps - 2
         slope = 0.5 * level * h / (self._lambda[n] - self._lambda[n - 1]) if second_order else 0.0
         return Prediction(keep, level, float(slope))
 
