@@ -5,6 +5,7 @@
     ed-dpm figure gradient-maps UADM-G=base.npz UADM-G+EDS=eds.npz
     ed-dpm figure compare UADM-G=base-samples.npz UADM-G+EDS=eds-samples.npz
     ed-dpm figure sweep runs.csv --metric fid
+    ed-dpm figure samplers runs.csv
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from guided_diffusion.errors import InputError
 
-from . import compare, gradient_maps, sweep, vanishing, vanishing_points
+from . import compare, gradient_maps, samplers, sweep, vanishing, vanishing_points
 
 FIGURES = {
     "vanishing": vanishing,
@@ -22,6 +23,7 @@ FIGURES = {
     "gradient-maps": gradient_maps,
     "compare": compare,
     "sweep": sweep,
+    "samplers": samplers,
 }
 
 

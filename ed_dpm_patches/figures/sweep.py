@@ -134,19 +134,22 @@ def collect(rows: Sequence[dict[str, str]], path: Path, metric: str) -> Curves:
             lines[_place(row, path)].append(row)
     curves = defaultdict(list)
     for curve, value in sorted(lines, key=lambda place: (_RULES.index(place[0].rule), place[0].settings, place[1])):
-        here = lines[curve, value]
-        names = {row["run"] for row in here}
-        if len(names) > 1:
-            raise InputError(
-                f"{path}: runs {' and '.join(sorted(names)[:2])} are the same point of one curve ({curve.rule} at "
-                f"{value:g}), expected one run a point: choose with --runs PATTERN"
-            )
-        seeds = [row["seed"] for row in here]
-        if len(set(seeds)) < len(seeds):
-            raise InputError(f"{path}: found run {here[0]['run']} with one seed twice, expected a line for each seed")
-        scores = tuple(_number(row, metric, path) for row in here)
-        curves[curve].append(Point(value, tuple(row["run"] for row in here), scores))
+        curves[curve].append(one_point(value, lines[curve, value], curve.rule, path, metric))
     return dict(curves)
+
+
+def one_point(value: float, rows: Sequence[dict[str, str]], curve: str, path: Path, metric: str) -> Point:
+    """The lines of one run, one a seed, as a point of `curve`. InputError for two runs or a seed twice."""
+    names = {row["run"] for row in rows}
+    if len(names) > 1:
+        raise InputError(
+            f"{path}: runs {' and '.join(sorted(names)[:2])} are the same point of one curve ({curve} at "
+            f"{value:g}), expected one run a point: choose with --runs PATTERN"
+        )
+    seeds = [row["seed"] for row in rows]
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"{path}: found run {rows[0]['run']} with one seed twice, expected a line for each seed")
+    return Point(value, tuple(row["run"] for row in rows), tuple(_number(row, metric, path) for row in rows))
 
 
 def best(points: Sequence[Point], metric: str) -> Point:
@@ -188,12 +191,12 @@ def _panel(axes: Axes, curves: Curves, rules: Sequence[str], metric: str) -> Non
     logarithmic = min(values) > 0 and max(values) / min(values) >= _LOG_RATIO
     if logarithmic:
         axes.set_xscale("log")
-    axes.set_xticks(*_ticks(sorted(set(values)), logarithmic))
+    axes.set_xticks(*ticks(sorted(set(values)), logarithmic))
     axes.minorticks_off()
     axes.margins(x=0.12, y=0.1)
 
 
-def _ticks(values: Sequence[float], logarithmic: bool) -> tuple[list[float], list[str]]:
+def ticks(values: Sequence[float], logarithmic: bool) -> tuple[list[float], list[str]]:
     """A tick for every value that there are runs of, with its number where that does not touch the next."""
     places = [math.log(value) if logarithmic else value for value in values]
     span = places[-1] - places[0] or 1
