@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mpmath
 import numpy as np
 import pytest
 
@@ -200,3 +201,24 @@ def test_too_few_images_or_unfit_features():
         pr.manifold_radii(np.zeros((3, 2)))
     with pytest.raises(ValueError, match="finite"):
         pr.manifold_radii(np.full((5, 2), np.nan))
+
+
+@pytest.mark.parametrize("decades", [2, 6, 12], ids=lambda decades: f"condition 1e{decades}")
+def test_frechet_against_fifty_digits(decades):
+    """A symmetric root in arbitrary precision of the very covariances that the metric was handed."""
+    random = np.random.RandomState(11)
+    sigmas = []
+    for _ in range(2):
+        rotation = np.linalg.qr(random.randn(12, 12))[0]
+        sigma = (rotation * np.logspace(0, -decades, 12)) @ rotation.T
+        sigmas.append((sigma + sigma.T) / 2)
+    mu = random.randn(12) * 1e-3
+    with mpmath.workdps(50):
+        values, vectors = mpmath.eigsy(mpmath.matrix(sigmas[0].tolist()))
+        root = vectors * mpmath.diag([mpmath.sqrt(abs(value)) for value in values]) * vectors.T
+        inner = root * mpmath.matrix(sigmas[1].tolist()) * root
+        trace = sum(mpmath.sqrt(abs(value)) for value in mpmath.eigsy((inner + inner.T) / 2, eigvals_only=True))
+        exact = sum(mpmath.mpf(x) ** 2 for x in mu.tolist()) - 2 * trace
+        exact += sum(mpmath.mpf(sigma[i, i]) for sigma in sigmas for i in range(12))
+    ours = frechet_distance(Gaussian(mu, sigmas[0]), Gaussian(np.zeros(12), sigmas[1]))
+    assert ours == pytest.approx(float(exact), rel=1e-9)

@@ -46,16 +46,25 @@ def manifold_radii(
     wanted = max(neighbours) + 1
     if len(features_ND) < wanted:
         raise ValueError(f"expected at least {wanted} images, found {len(features_ND)}")
-    radii = np.empty((len(features_ND), len(neighbours)), dtype=np.float32)
+    nearest = np.full((len(features_ND), wanted), np.inf, dtype=np.float32)
     for rows in _blocks(len(features_ND), row_block):
-        nearest = np.empty((rows.stop - rows.start, 0), dtype=np.float32)
         for columns in _blocks(len(features_ND), column_block):
+            if row_block == column_block and columns.start < rows.start:
+                continue  # the mirror image of a block already seen
             distances = squared_distances(features_ND[rows], features_ND[columns])
-            nearest = np.concatenate([nearest, distances], axis=1)
-            if nearest.shape[1] > wanted:
-                nearest = np.partition(nearest, wanted - 1, axis=1)[:, :wanted]
-        radii[rows] = np.sort(nearest, axis=1)[:, list(neighbours)]
-    return radii
+            _keep_nearest(nearest[rows], distances)
+            if row_block == column_block and columns.start > rows.start:
+                _keep_nearest(nearest[columns], np.ascontiguousarray(distances.T))
+    return np.sort(nearest, axis=1)[:, list(neighbours)]
+
+
+def _keep_nearest(nearest_RK: np.ndarray, distances_RC: np.ndarray) -> None:
+    """Replace, in place, each row's K smallest distances so far by the K smallest of them and new ones."""
+    wanted = nearest_RK.shape[1]
+    if distances_RC.shape[1] > wanted:
+        distances_RC = np.partition(distances_RC, wanted - 1, axis=1)[:, :wanted]
+    candidates = np.concatenate([nearest_RK, distances_RC], axis=1)
+    nearest_RK[:] = np.partition(candidates, wanted - 1, axis=1)[:, :wanted]
 
 
 def covered(
