@@ -1,7 +1,7 @@
 """Judge a file of samples by a reference file: inception score, FID, sFID, precision, recall.
 
     python evaluations/evaluator.py REFERENCE.npz SAMPLES.npz [--json FILE] [--inception PATH]
-                                    [--features CHECKPOINT] [--batch_size N]
+                                    [--engine auto|tensorflow|torch] [--features CHECKPOINT] [--batch_size N]
 
 The values go to stdout, everything else to stderr. Upstream's classes can be imported from here.
 """
@@ -20,7 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without
 
 from evaluations.engine import FeatureEngine  # noqa: E402
 from evaluations.evaluate import Metrics, evaluate  # noqa: E402
-from evaluations.inception import INCEPTION_V3_PATH, INCEPTION_V3_URL, InceptionEngine  # noqa: E402
+from evaluations.inception import (  # noqa: E402
+    INCEPTION_V3_PATH,
+    INCEPTION_V3_URL,
+    InceptionEngine,
+    import_tensorflow,
+)
 from evaluations.metrics.npz import open_images  # noqa: E402
 from evaluations.upstream_api import (  # noqa: E402
     Evaluator,
@@ -95,16 +100,37 @@ def _create_parser() -> argparse.ArgumentParser:
         metavar="CHECKPOINT",
         help="use this classifier of clean images, config.json beside it, in place of Inception",
     )
+    parser.add_argument(
+        "--engine",
+        choices=["auto", "tensorflow", "torch"],
+        default="auto",
+        help="what runs the Inception graph (default: tensorflow where it can be imported, else torch)",
+    )
     parser.add_argument("--batch_size", type=int, default=64, help="images at once in the feature network")
     return parser
 
 
 def _create_engine(args: argparse.Namespace) -> FeatureEngine:
-    if args.features is None:
-        return InceptionEngine(args.inception, batch_size=args.batch_size)
-    from evaluations.classifier_features import ClassifierEngine  # torch only where it is used
+    if args.features is not None:
+        from evaluations.classifier_features import ClassifierEngine  # torch only where it is used
 
-    return ClassifierEngine(args.features, batch_size=args.batch_size)
+        if args.engine != "auto":
+            raise InputError(f"--engine {args.engine}: found --features, expected the Inception graph")
+        return ClassifierEngine(args.features, batch_size=args.batch_size)
+    if args.engine == "tensorflow" or (args.engine == "auto" and _has_tensorflow()):
+        return InceptionEngine(args.inception, batch_size=args.batch_size)
+    from evaluations.torch_inception import TorchInceptionEngine
+
+    return TorchInceptionEngine(args.inception, batch_size=args.batch_size)
+
+
+def _has_tensorflow() -> bool:
+    try:
+        import_tensorflow()  # an installation that is there may still be broken
+    except InputError as error:
+        log.info("%s; torch runs the graph", str(error).partition(";")[0])
+        return False
+    return True
 
 
 def _check_writable(path: str) -> None:

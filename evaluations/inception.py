@@ -45,7 +45,7 @@ def import_tensorflow() -> ModuleType:
     except ImportError as error:
         raise InputError(
             f"the Inception engine needs TensorFlow, which cannot be imported ({error}); "
-            "install it, or use --features CHECKPOINT"
+            "install it, or use --engine torch"
         ) from error
     tf.logging.set_verbosity(tf.logging.ERROR)
     return tf
@@ -103,7 +103,7 @@ class InceptionEngine:
         self.batch_size = batch_size
         self.softmax_batch_size = softmax_batch_size
         tf = import_tensorflow()  # first: without TensorFlow there is no use in a download
-        path = _find_graph(graph_path)
+        path = find_graph(graph_path)
         self.session = session if session is not None else make_session()
         with self.session.graph.as_default():
             self._images = tf.placeholder(tf.float32, [None, None, None, 3])
@@ -145,7 +145,8 @@ class InceptionEngine:
         )
 
 
-def _find_graph(graph_path: str | os.PathLike | None) -> Path:
+def find_graph(graph_path: str | os.PathLike | None) -> Path:
+    """The absolute path of the frozen graph, downloaded if it is not there; ``InputError`` if it cannot be had."""
     path = Path(graph_path or INCEPTION_V3_PATH).absolute()
     if path.is_dir():
         raise InputError(f"{path}: expected the frozen Inception graph, found a directory")

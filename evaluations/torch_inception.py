@@ -1,0 +1,91 @@
+"""The Inception network of the published figures, run in torch: the same frozen graph without TensorFlow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from evaluations.engine import Activations
+from evaluations.graphdef import read_graph
+from evaluations.inception import (
+    IMAGE_INPUT,
+    LOGITS_PRODUCT,
+    POOL_DIMS,
+    POOL_OUTPUT,
+    SPATIAL_CHANNELS,
+    SPATIAL_OUTPUT,
+    find_graph,
+)
+from evaluations.torch_graph import TorchGraph
+from guided_diffusion.errors import InputError
+
+
+class TorchInceptionEngine:
+    """What ``inception.InceptionEngine`` computes, by torch in float32 (no TF32), on CUDA when there is one.
+
+    ``graph_path`` is the frozen graph; without it ``classify_image_graph_def.pb`` in the working directory. A
+    file that is not there is downloaded.
+
+    Raises ``InputError`` if the file cannot be had or is not that graph.
+    """
+
+    name = "inception (torch)"
+    uses_stored_statistics = True
+
+    def __init__(
+        self,
+        graph_path: str | os.PathLike | None = None,
+        batch_size: int = 64,
+        softmax_batch_size: int = 512,
+    ):
+        self.batch_size = batch_size
+        self.softmax_batch_size = softmax_batch_size
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._path = find_graph(graph_path)
+        nodes = read_graph(self._path)
+        wanted = (IMAGE_INPUT, POOL_OUTPUT, SPATIAL_OUTPUT, LOGITS_PRODUCT)
+        if missing := [name for name in wanted if name.partition(":")[0] not in nodes]:
+            raise self._error(f"it has no node {', '.join(missing)}")
+        product = nodes[LOGITS_PRODUCT]
+        if len(product.inputs) < 2:
+            raise self._error(f"its node {LOGITS_PRODUCT} has {len(product.inputs)} inputs, expected 2")
+        self._graph = TorchGraph(nodes, [POOL_OUTPUT, SPATIAL_OUTPUT], [IMAGE_INPUT], self.device, str(self._path))
+        (self._weights,) = TorchGraph(nodes, product.inputs[1:2], (), self.device, str(self._path)).run({})
+        if self._weights.ndim != 2 or len(self._weights) != POOL_DIMS:
+            raise self._error(f"its last layer has weights {list(self._weights.shape)}, expected [{POOL_DIMS}, K]")
+
+    def check(self, path: str, shape: tuple[int, ...]) -> None:
+        """Any size, grey or RGB, will do."""
+
+    def compute_activations(self, batches: Iterable[np.ndarray]) -> Activations:
+        """Run images [B, H, W, 1 or 3], values 0..255 of any real dtype, through the network."""
+        pool, spatial = self.compute_features(batches)
+        return Activations(pool, spatial, self.compute_probabilities(pool))
+
+    @torch.inference_mode()
+    def compute_features(self, batches: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Pooled [N, 2048] and spatial [N, 17 * 17 * 7] features only, float32."""
+        pools, spatials = [], []
+        for batch in tqdm(batches, desc="inception", unit="batch"):
+            images = torch.tensor(np.asarray(batch)).to(self.device).float()
+            images = images.expand(-1, -1, -1, 3)
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                pool, spatial = self._graph.run({IMAGE_INPUT: images})
+            if pool.shape[1:].numel() != POOL_DIMS or spatial.ndim != 4:
+                raise self._error(f"its outputs have the shapes {list(pool.shape)} and {list(spatial.shape)}")
+            pools.append(pool.reshape(-1, POOL_DIMS).cpu().numpy())
+            spatials.append(spatial[..., :SPATIAL_CHANNELS].flatten(1).cpu().numpy())
+        return np.concatenate(pools), np.concatenate(spatials)
+
+    @torch.inference_mode()
+    def compute_probabilities(self, pool_ND: np.ndarray) -> np.ndarray:
+        """Class probabilities [N, K] from pooled features [N, 2048]."""
+        parts = torch.from_numpy(np.array(pool_ND, dtype=np.float32)).split(self.softmax_batch_size)
+        return np.concatenate([(part.to(self.device) @ self._weights).softmax(-1).cpu().numpy() for part in parts])
+
+    def _error(self, reason: str) -> InputError:
+        return InputError(f"{self._path}: not the frozen Inception graph: {reason}")
