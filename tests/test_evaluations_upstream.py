@@ -17,6 +17,7 @@ from test_evaluations_recipes import make_activations  # noqa: E402
 
 from evaluations.evaluator import FIDStatistics, InvalidFIDException, ManifoldEstimator  # noqa: E402
 from evaluations.metrics.frechet import frechet_distance  # noqa: E402
+from evaluations.metrics.half_precision import BLOCK, upstream_distances  # noqa: E402
 from evaluations.metrics.inception_score import inception_score  # noqa: E402
 from evaluations.metrics.precision_recall import precision_recall  # noqa: E402
 from evaluations.metrics.statistics import fit_gaussian  # noqa: E402
@@ -79,6 +80,26 @@ def test_precision_recall(case):
     half = np.array([upstream["precision"], upstream["recall"]])
     assert (np.abs(found - single) <= images).all()  # float32: at most one image on the edge
     assert (np.abs(found - half) <= 0.01).all()
+
+
+def test_precision_recall_in_half_precision(case):
+    """As released: also where half precision overflows, and where its coarse steps decide.
+
+    Up to three images: the order in which a device sums squares shows in a norm's last bit now and then.
+    """
+    recipe, (reference, samples, _), upstream = case
+    found = precision_recall(reference, samples, block=BLOCK, distances=upstream_distances)
+    images = 3.001 / np.array([recipe["n_samples"], recipe["n_reference"]])
+    assert (np.abs(np.array(found) - [upstream["precision"], upstream["recall"]]) <= images).all()
+
+
+def test_half_precision_steps_and_overflow():
+    """Closed forms: 2049 is no half number, and 300 squared is none at all, then for every entry."""
+    rows, columns = np.array([[45.0, 5.0]]), np.array([[0.0, 0.0], [45.0, 5.0]])
+    np.testing.assert_array_equal(upstream_distances(rows, columns), [[2050, 0]])
+    assert upstream_distances(rows + [[0, -3.0]], columns)[0, 0] == 2029
+    with_large = np.concatenate([columns, [[300.0, 0.0]]])
+    np.testing.assert_array_equal(upstream_distances(np.array([[45.0, 4.8]]), with_large)[0, 2], np.float32(65048.04))
 
 
 def test_manifold_estimator(case):

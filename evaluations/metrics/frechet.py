@@ -55,12 +55,12 @@ def _quick_trace(
 
     The error is infinite where neither covariance has a known factor or a Cholesky factor.
     """
-    for factor, own, other in ((factor1, sigma1, sigma2), (factor2, sigma2, sigma1)):
-        if factor is None and factor1 is factor2:
-            factor = _cholesky(own)
-        if factor is not None:
-            break
-    else:
+    factor, other = (factor1, sigma2) if factor1 is not None else (factor2, sigma1)
+    if factor is None:
+        factor, other = _cholesky(sigma1), sigma2
+    if factor is None:
+        factor, other = _cholesky(sigma2), sigma1
+    if factor is None:
         return 0.0, np.inf
     values = linalg.eigvalsh(factor.T @ (other + other.T) @ factor / 2, driver="ev")
     largest = np.abs(values).max(initial=0.0)

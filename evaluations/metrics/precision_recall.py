@@ -7,12 +7,14 @@ float32, so a result does not depend on the block sizes, which only bound the me
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 NEIGHBOURS = 3
 BLOCK = 2048
+
+Distances = Callable[[np.ndarray, np.ndarray], np.ndarray]  # features [R, D], [C, D] -> squared, float32 [R, C]
 
 
 def squared_distances(rows_RD: np.ndarray, columns_CD: np.ndarray) -> np.ndarray:
@@ -34,11 +36,12 @@ def manifold_radii(
     neighbours: Sequence[int] = (NEIGHBOURS,),
     row_block: int = BLOCK,
     column_block: int = BLOCK,
+    distances: Distances | None = None,
 ) -> np.ndarray:
     """Squared radius of each feature's ball, float32 [N, len(neighbours)].
 
     For k in ``neighbours`` it is the (k+1)-th smallest squared distance from the feature to all N features,
-    itself included.
+    itself included. ``distances`` is ``squared_distances`` unless another function is given.
 
     Raises ``ValueError`` if there are not more than max(neighbours) features.
     """
@@ -46,15 +49,16 @@ def manifold_radii(
     wanted = max(neighbours) + 1
     if len(features_ND) < wanted:
         raise ValueError(f"expected at least {wanted} images, found {len(features_ND)}")
+    mirrored = distances is None and row_block == column_block
     nearest = np.full((len(features_ND), wanted), np.inf, dtype=np.float32)
     for rows in _blocks(len(features_ND), row_block):
         for columns in _blocks(len(features_ND), column_block):
-            if row_block == column_block and columns.start < rows.start:
+            if mirrored and columns.start < rows.start:
                 continue  # the mirror image of a block already seen
-            distances = squared_distances(features_ND[rows], features_ND[columns])
-            _keep_nearest(nearest[rows], distances)
-            if row_block == column_block and columns.start > rows.start:
-                _keep_nearest(nearest[columns], np.ascontiguousarray(distances.T))
+            found = (distances or squared_distances)(features_ND[rows], features_ND[columns])
+            _keep_nearest(nearest[rows], found)
+            if mirrored and columns.start > rows.start:
+                _keep_nearest(nearest[columns], np.ascontiguousarray(found.T))
     return np.sort(nearest, axis=1)[:, list(neighbours)]
 
 
@@ -74,6 +78,7 @@ def covered(
     second_radii_ML: np.ndarray,
     row_block: int = BLOCK,
     column_block: int = BLOCK,
+    distances: Distances | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which features of each set lie in the other's manifold: bool [N, L] (first) and [M, K] (second).
 
@@ -85,28 +90,46 @@ def covered(
     second_inside = np.zeros((len(second_MD), first_radii_NK.shape[1]), dtype=bool)
     for rows in _blocks(len(first_ND), row_block):
         for columns in _blocks(len(second_MD), column_block):
-            distances = squared_distances(first_ND[rows], second_MD[columns])
+            found = (distances or squared_distances)(first_ND[rows], second_MD[columns])
             for l_ in range(first_inside.shape[1]):
-                first_inside[rows, l_] |= (distances <= second_radii_ML[None, columns, l_]).any(axis=1)
+                first_inside[rows, l_] |= (found <= second_radii_ML[None, columns, l_]).any(axis=1)
             for k in range(second_inside.shape[1]):
-                second_inside[columns, k] |= (distances <= first_radii_NK[rows, k, None]).any(axis=0)
+                second_inside[columns, k] |= (found <= first_radii_NK[rows, k, None]).any(axis=0)
     return first_inside, second_inside
 
 
 def precision_recall(
-    reference_ND: np.ndarray, samples_MD: np.ndarray, neighbours: int = NEIGHBOURS, block: int = BLOCK
+    reference_ND: np.ndarray,
+    samples_MD: np.ndarray,
+    neighbours: int = NEIGHBOURS,
+    block: int = BLOCK,
+    distances: Distances | None = None,
 ) -> tuple[float, float]:
     """Precision (share of samples in the reference manifold) and recall (the reverse), both in 0..1.
 
     Raises ``ValueError`` if either set has not more than ``neighbours`` features, the widths differ, or a
     feature is not finite.
     """
-    reference_radii = manifold_radii(reference_ND, (neighbours,), block, block)
-    sample_radii = manifold_radii(samples_MD, (neighbours,), block, block)
-    reference_inside, samples_inside = covered(
-        reference_ND, reference_radii, samples_MD, sample_radii, block, block
-    )
+    samples_inside, reference_inside = inside_manifolds(reference_ND, samples_MD, neighbours, block, distances)
     return float(samples_inside.mean()), float(reference_inside.mean())
+
+
+def inside_manifolds(
+    reference_ND: np.ndarray,
+    samples_MD: np.ndarray,
+    neighbours: int = NEIGHBOURS,
+    block: int = BLOCK,
+    distances: Distances | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which samples lie in the reference manifold, bool [M], and which reference images in the samples', bool [N].
+
+    Their means are precision and recall; raises as ``precision_recall`` does.
+    """
+    radii = [manifold_radii(x, (neighbours,), block, block, distances) for x in (reference_ND, samples_MD)]
+    reference_inside, samples_inside = covered(
+        reference_ND, radii[0], samples_MD, radii[1], block, block, distances
+    )
+    return samples_inside[:, 0], reference_inside[:, 0]
 
 
 def _check(features_ND: np.ndarray) -> None:
