@@ -17,7 +17,7 @@ from torch import Tensor
 
 from evaluations.graphdef import Node
 
-MAX_SIDE = 1 << 14  # pixels; a damaged file must not ask for terabytes
+MAX_SIDE, MAX_WINDOW = 4096, 256  # pixels; a damaged file must not ask for terabytes
 
 _TORCH_DTYPES = {np.dtype(str(dtype).removeprefix("torch.")): dtype for dtype in (
     torch.float32, torch.float64, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool,
@@ -135,7 +135,7 @@ def _window(node: Node, key: str) -> tuple[int, int]:
     if node.attribute("data_format", bytes, b"NHWC") != b"NHWC":
         raise ValueError(f"found data_format {node.attributes['data_format']!r:.60}, expected NHWC")
     found = node.attribute(key, tuple)
-    if len(found) != 4 or found[0] != 1 or found[3] != 1 or not all(0 < n <= MAX_SIDE for n in found):
+    if len(found) != 4 or found[0] != 1 or found[3] != 1 or not all(0 < n <= MAX_WINDOW for n in found):
         raise ValueError(f"found {key} {str(found):.60}, expected four numbers, 1 for images and channels")
     return found[1:3]
 
