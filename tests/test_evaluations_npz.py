@@ -159,3 +159,22 @@ def test_stored_statistics(tmp_path):
     np.savez(tmp_path / "d.npz", **{**good, "sigma_s": np.eye(3)})
     with pytest.raises(InputError, match="mu_s .*3, 3"):
         npz.read_stored_statistics(tmp_path / "d.npz")
+
+
+def test_claims_of_terabytes(tmp_path):
+    """A header, a directory entry and next to no data."""
+    header = io.BytesIO()
+    claim = {"descr": "|u1", "fortran_order": False, "shape": (1 << 22, 512, 512, 3)}
+    np.lib.format.write_array_header_1_0(header, claim)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("arr_0.npy", header.getvalue())
+        archive.getinfo("arr_0.npy").file_size += (1 << 40) * 3  # written to the directory on closing
+    _fails(tmp_path / "a.npz", "array arr_0 claims 3298534883328 bytes out of")
+
+
+def test_what_must_be_read_at_once_is_bounded(tmp_path, monkeypatch):
+    np.savez(tmp_path / "a.npz", mu=np.zeros(100), order=np.zeros((20, 20), order="F"))
+    monkeypatch.setattr(npz, "_LARGEST_IN_MEMORY", 799)
+    for name in ("mu", "order"):
+        with pytest.raises(InputError, match=f"array {name}.* at once, expected at most 799"):
+            npz.read_array(tmp_path / "a.npz", name)

@@ -42,10 +42,15 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
         trace, error = _quick_trace(sigma1, sigma2, first.factor, second.factor)
         if error <= _ACCURACY * abs(apart - 2.0 * trace):
             return float(apart - 2.0 * trace)
-    factor1 = _symmetric_factor(sigma1) if first.factor is None else first.factor
-    factor2 = _symmetric_factor(sigma2) if second.factor is None else second.factor
-    cross = factor1.T @ factor2
+    cross = factor_of(first).T @ factor_of(second)
     return float(apart - 2.0 * (linalg.svdvals(cross).sum() if cross.size else 0.0))
+
+
+def factor_of(gaussian: Gaussian) -> np.ndarray:
+    """A [D, R] with A A' = sigma, R <= D: the known one, or from a decomposition that bears any rank."""
+    if gaussian.factor is not None:
+        return gaussian.factor
+    return _symmetric_factor(np.atleast_2d(np.asarray(gaussian.sigma, dtype=np.float64)))
 
 
 def _quick_trace(

@@ -19,6 +19,9 @@ _HEADER_READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+_LARGEST_ARRAY = 1 << 40  # bytes of a member that is streamed
+_LARGEST_IN_MEMORY = 1 << 32  # bytes of an array or a batch that is not
+_DEFLATE_RATIO = 1100  # no deflated stream grows by more than 1032
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, OSError)
 
 
@@ -120,8 +123,14 @@ def read_array(path: str | os.PathLike, name: str) -> np.ndarray:
     with open_npz_array(path, name) as reader:
         if not reader.shape:
             return reader._read_rows(0, 1).reshape(())
+        _check_fits_in_memory(f"{path}: array {name}", int(np.prod(reader.shape, dtype=object)) * reader.dtype.itemsize)
         batch = reader.read_batch(max(1, reader.shape[0]))
         return np.empty(reader.shape, reader.dtype) if batch is None else batch
+
+
+def _check_fits_in_memory(label: str, size: int) -> None:
+    if size > _LARGEST_IN_MEMORY:
+        raise InputValueError(f"{label}: found {size} bytes to be read at once, expected at most {_LARGEST_IN_MEMORY}")
 
 
 def list_arrays(path: str | os.PathLike) -> list[str]:
@@ -223,6 +232,10 @@ def _make_reader(file: BinaryIO, member: zipfile.ZipInfo, path: str | os.PathLik
     found = member.file_size - file.tell()
     if found != size:
         raise InputValueError(f"{path}: array {name}: truncated: expected {size} bytes, found {found}")
+    if size > min(_LARGEST_ARRAY, _DEFLATE_RATIO * (member.compress_size + 1024)):
+        raise InputValueError(f"{path}: array {name} claims {size} bytes out of {member.compress_size} in the file")
+    if fortran_order and len(shape) > 1:
+        _check_fits_in_memory(f"{path}: array {name}", size)
     if not fortran_order or len(shape) < 2:
         return _StreamReader(file, path, name, shape, dtype)
     count = int(np.prod(shape))

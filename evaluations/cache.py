@@ -1,0 +1,67 @@
+"""Activations of sets seen before, in a folder, under a hash of everything they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluations.engine import Activations
+from evaluations.metrics.npz import read_array
+from guided_diffusion.checkpoint import write_bytes_atomically
+from guided_diffusion.errors import InputError
+
+_FORMAT = 1
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Of N images: their ``activations``, and a hash of each one's pixels, uint64 [N]."""
+
+    activations: Activations
+    image_hashes: np.ndarray
+
+
+class ActivationCache:
+    """One npz file an entry in ``directory``. It never stands in the way: what fails is one warning."""
+
+    def __init__(self, directory: str | os.PathLike):
+        self.directory = Path(directory).absolute()
+
+    def load(self, count: int, **key: Any) -> Seen | None:
+        """The entry of ``count`` images under ``key`` (JSON values), or None where there is no good one."""
+        path = self._path(key)
+        if not path.exists():
+            return None
+        try:
+            arrays = [read_array(path, name) for name in ("pool", "spatial", "probabilities", "image_hashes")]
+            if any(len(array) != count for array in arrays):
+                raise InputError(f"{path}: found {len(arrays[0])} images, expected {count}")
+            if any(array.ndim != 2 or array.dtype != np.float32 for array in arrays[:3]):
+                raise InputError(f"{path}: expected float32 activations [N, D]")
+        except (InputError, OSError) as error:
+            log.warning("warning: the cache entry is of no use and will be made again (%s)", error)
+            return None
+        log.info("activations from %s", path)
+        return Seen(Activations(*arrays[:3]), arrays[3])
+
+    def store(self, seen: Seen, **key: Any) -> None:
+        """Write an entry atomically; a full disk or the like is a warning."""
+        path = self._path(key)
+        try:
+            with write_bytes_atomically(path) as file:
+                np.savez(file, **vars(seen.activations), image_hashes=seen.image_hashes)
+        except OSError as error:
+            log.warning("warning: cannot cache activations in %s: %s", path, error.strerror or error)
+
+    def _path(self, key: dict[str, Any]) -> Path:
+        text = json.dumps({"format": _FORMAT, **key}, sort_keys=True)
+        return self.directory / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"

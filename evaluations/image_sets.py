@@ -1,0 +1,257 @@
+"""Sets of images to judge, whatever they come in: npz files, folders, zip or tar archives, several as one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tarfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from evaluations.metrics.npz import list_arrays, open_images, read_labels, read_stored_statistics
+from evaluations.metrics.statistics import Gaussian
+from guided_diffusion.errors import InputError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp"})
+_MODES = frozenset({"1", "L", "P", "RGB"})  # what becomes 8 bits of grey or RGB without a choice to make
+_LARGEST = 1 << 28  # bytes of one file in an archive
+_LABELLED = re.compile(r"(\d+)_(\d+)$")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Checked, but not read: ``shape`` is [N, H, W, C], N = 0 if there are statistics only.
+
+    ``stored`` are the statistics of pooled and spatial features if it holds any.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    stored: tuple[Gaussian, Gaussian] | None
+    parts: tuple[_NpzPart | _FilesPart, ...]
+
+    @property
+    def count(self) -> int:
+        return self.shape[0]
+
+    def batches(self, batch_size: int) -> ImageBatches:
+        """The images as uint8 [B, H, W, C] in order, from the beginning; ``len`` is how many batches."""
+        return ImageBatches(self, batch_size)
+
+    def labels(self) -> np.ndarray | None:
+        """Class labels, int64 [N], or None unless all parts have some; ``InputError`` if they do not fit."""
+        found = [part.labels() for part in self.parts]
+        return None if any(labels is None for labels in found) else np.concatenate(found)
+
+    def digest(self) -> str:
+        """sha256 (hex) of all that the set's files hold."""
+        return hashlib.sha256("".join(part.digest() for part in self.parts).encode()).hexdigest()
+
+
+class ImageBatches:
+    """One pass over a set. No batch spans two files, so that each file is read as if it came alone."""
+
+    def __init__(self, images: ImageSet, batch_size: int):
+        self._parts = images.parts
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        return sum(-(-part.shape[0] // self._batch_size) for part in self._parts)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for part in self._parts:
+            yield from part.batches(self._batch_size)
+
+
+def open_image_set(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> ImageSet:
+    """Look at one or several inputs: npz files, folders of images (searched recursively), zip or tar archives.
+
+    Several are one set in the order given, with labels if all of them have some; statistics stored in them are
+    then of no use. A file named ``LABEL_INDEX.png``, both numbers, carries a label.
+
+    Raises ``InputError`` naming the input: nothing there, unreadable, images of several sizes, not 8 bits.
+    """
+    paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    parts = tuple(_open_part(os.fspath(path)) for path in paths)
+    first = parts[0]
+    for part in parts[1:]:
+        if part.shape[1:] != first.shape[1:] or not part.shape[0]:
+            raise InputError(
+                f"{part.path}: found images of {_size(part.shape)}, expected {_size(first.shape)} as in {first.path}"
+            )
+    return ImageSet(
+        name=",".join(str(Path(part.path).absolute()) for part in parts),
+        shape=(sum(part.shape[0] for part in parts), *first.shape[1:]),
+        stored=first.stored if len(parts) == 1 else None,
+        parts=parts,
+    )
+
+
+def split_paths(text: str) -> list[str]:
+    """A flag's ``a.npz,b.npz`` as a list; a name that exists as it is may hold commas."""
+    return [text] if Path(text).exists() else [part for part in text.split(",") if part] or [text]
+
+
+class _NpzPart:
+    def __init__(self, path: str):
+        self.path = path
+        self.stored = read_stored_statistics(path)
+        if self.stored and "arr_0" not in list_arrays(path):
+            self.shape = (0, 0, 0, 0)
+            return
+        with open_images(path) as reader:
+            self.shape = reader.shape
+
+    def labels(self) -> np.ndarray | None:
+        return read_labels(self.path, self.shape[0]) if self.shape[0] else None
+
+    def batches(self, batch_size: int) -> Iterator[np.ndarray]:
+        if self.shape[0]:
+            with open_images(self.path) as reader:
+                yield from reader.read_batches(batch_size)
+
+    def digest(self) -> str:
+        return file_digest(self.path)
+
+
+class _FilesPart:
+    """Image files in a folder (sorted by name) or an archive (in its order). Grey only if all of them are."""
+
+    stored = None
+
+    def __init__(self, path: str):
+        self.path = path
+        sizes, grey, names = {}, True, []
+        for name, file in self._files():
+            with _decode(path, name, file) as image:
+                sizes.setdefault(image.size, name)
+                grey &= image.mode in ("1", "L")
+            names.append(name)
+            if len(sizes) > 1:
+                (one, first), (other, second) = sizes.items()
+                raise InputError(
+                    f"{path}: found images of {_size((0, *one[::-1]))} ({first}) and {_size((0, *other[::-1]))} "
+                    f"({second}), expected one size"
+                )
+        if not names:
+            raise InputError(f"{path}: found no images, expected some of {', '.join(sorted(SUFFIXES))}")
+        ((width, height),) = sizes
+        self.shape = (len(names), height, width, 1 if grey else 3)
+        self._names = names
+
+    def labels(self) -> np.ndarray | None:
+        found = [_LABELLED.match(Path(name).stem) for name in self._names]
+        return np.array([int(match[1]) for match in found], dtype=np.int64) if all(found) else None
+
+    def batches(self, batch_size: int) -> Iterator[np.ndarray]:
+        batch: list[np.ndarray] = []
+        for name, file in self._files():
+            with _decode(self.path, name, file) as image:
+                try:
+                    pixels = np.asarray(image.convert("L" if self.shape[3] == 1 else "RGB"), dtype=np.uint8)
+                except Exception as error:  # PIL raises nearly everything on damaged files
+                    raise InputError(f"{self.path}: {name}: cannot be read as an image: {_line(error)}") from error
+            batch.append(pixels.reshape(self.shape[1:]))
+            if len(batch) == batch_size:
+                yield np.stack(batch)
+                batch = []
+        if batch:
+            yield np.stack(batch)
+
+    def digest(self) -> str:
+        if Path(self.path).is_file():
+            return file_digest(self.path)
+        whole = hashlib.sha256()
+        for name, file in self._files():
+            whole.update(name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+        return whole.hexdigest()
+
+    def _files(self) -> Iterator[tuple[str, BinaryIO]]:
+        if Path(self.path).is_dir():
+            yield from _folder_files(Path(self.path))
+            return
+        try:
+            yield from (_zip_files if zipfile.is_zipfile(self.path) else _tar_files)(self.path)
+        except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError) as error:
+            raise InputError(f"{self.path}: damaged or truncated archive ({_line(error)})") from error
+
+
+def _open_part(path: str) -> _NpzPart | _FilesPart:
+    if Path(path).is_dir():
+        return _FilesPart(path)
+    if Path(path).is_file() and not path.endswith(".npz"):
+        if tarfile.is_tarfile(path):
+            return _FilesPart(path)
+        if zipfile.is_zipfile(path) and not any(name.endswith(".npy") for name in list_names(path)):
+            return _FilesPart(path)
+    return _NpzPart(path)
+
+
+def list_names(path: str) -> list[str]:
+    """Names of the files in a zip archive."""
+    with zipfile.ZipFile(path) as archive:
+        return archive.namelist()
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """sha256 (hex) of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _folder_files(folder: Path) -> Iterator[tuple[str, BinaryIO]]:
+    for path in sorted(path for path in folder.rglob("*") if _is_image(path.name) and path.is_file()):
+        with open(path, "rb") as file:
+            yield str(path.relative_to(folder)), file
+
+
+def _zip_files(path: str) -> Iterator[tuple[str, BinaryIO]]:
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if _is_image(member.filename):
+                _check_size(path, member.filename, member.file_size)
+                with archive.open(member) as file:
+                    yield member.filename, file
+
+
+def _tar_files(path: str) -> Iterator[tuple[str, BinaryIO]]:
+    with tarfile.open(path, "r:*") as archive:
+        for member in archive:
+            if member.isfile() and _is_image(member.name):
+                _check_size(path, member.name, member.size)
+                yield member.name, archive.extractfile(member)
+
+
+def _is_image(name: str) -> bool:
+    base = name.rpartition("/")[2]
+    return not base.startswith(".") and Path(base).suffix.lower() in SUFFIXES
+
+
+def _check_size(path: str, name: str, size: int) -> None:
+    if size > _LARGEST:
+        raise InputError(f"{path}: {name} claims {size} bytes, expected an image of at most {_LARGEST}")
+
+
+def _decode(path: str, name: str, file: BinaryIO) -> Image.Image:
+    try:
+        image = Image.open(file)
+    except Exception as error:  # PIL raises nearly everything on damaged files
+        raise InputError(f"{path}: {name}: cannot be read as an image: {_line(error)}") from error
+    if image.mode not in _MODES:
+        raise InputError(f"{path}: {name}: found an image of mode {image.mode}, expected 8 bits of grey or RGB")
+    return image
+
+
+def _size(shape: Sequence[Any]) -> str:
+    return f"{shape[1]}x{shape[2]} pixels" + (f", {shape[3]} channels" if len(shape) > 3 else "")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

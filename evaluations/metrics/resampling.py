@@ -1,0 +1,100 @@
+"""How sure a figure is: the same figure of images drawn again (bootstrap), or swapped between two sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy import linalg
+
+from evaluations.metrics.frechet import factor_of
+from evaluations.metrics.statistics import Gaussian
+
+Figure = Callable[[np.ndarray], float]  # of how often each image counts, int64 [N]
+
+
+def bootstrap_intervals(
+    figures: dict[str, Figure], count: int, rounds: int, seed: int, level: float = 0.95
+) -> dict[str, tuple[float, float]]:
+    """For each figure of ``count`` images an interval that holds it with probability ``level``.
+
+    Images are drawn with replacement ``rounds`` times; every figure sees the same draws. The spread of the
+    redrawn figures around *their* mean is laid around the figure itself: a Fréchet distance rises when images
+    repeat, and its raw quantiles would leave the figure out.
+    """
+    random = np.random.default_rng(seed)
+    draws = {name: np.empty(rounds) for name in figures}
+    for i in range(rounds):
+        counts = np.bincount(random.integers(count, size=count), minlength=count)
+        for name, figure in figures.items():
+            draws[name][i] = figure(counts)
+    ones = np.ones(count, dtype=np.int64)
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    return {
+        name: tuple(float(figures[name](ones) + q) for q in np.quantile(drawn - drawn.mean(), tails))
+        for name, drawn in draws.items()
+    }
+
+
+def paired_differences(
+    figures: dict[str, Figure], count: int, rounds: int, seed: int
+) -> dict[str, dict[str, float]]:
+    """Whether two sets of ``count`` images differ whose i-th images share their noise.
+
+    ``figures`` take counts of the images of the first set, then the second, [2 * count]. If the sets are equal
+    in distribution, swapping any pairs changes nothing (Fisher's test): ``p`` is the share of ``rounds`` random
+    swaps, and the set as it is, whose ``difference`` (first minus second) is at least as large in size.
+    """
+    random = np.random.default_rng(seed)
+    first = np.zeros(count, dtype=bool)
+    found = {name: _difference(figure, first) for name, figure in figures.items()}
+    beyond = dict.fromkeys(figures, 1)
+    for _ in range(rounds):
+        swapped = random.random(count) < 0.5
+        for name, figure in figures.items():
+            beyond[name] += abs(_difference(figure, swapped)) >= abs(found[name]) * (1 - 1e-12)
+    return {name: {"difference": found[name], "p": beyond[name] / (rounds + 1)} for name in figures}
+
+
+def _difference(figure: Figure, swapped_N: np.ndarray) -> float:
+    second = np.concatenate([swapped_N, ~swapped_N]).astype(np.int64)
+    return figure(1 - second) - figure(second)
+
+
+def mean_figure(values_N: np.ndarray) -> Figure:
+    """The mean of one value an image."""
+    return lambda counts: float(counts @ values_N / counts.sum())
+
+
+def frechet_figure(features_ND: np.ndarray, reference: Gaussian) -> Figure:
+    """The Fréchet distance to a fixed reference, of images that count several times or not at all.
+
+    What does not depend on the counts is done once: with the reference covariance A A', the features times A.
+    A call then needs one product and the eigenvalues of one symmetric matrix. Holds N x D float64 numbers twice.
+    """
+    centre = features_ND.mean(axis=0, dtype=np.float64)
+    centred_ND = features_ND - centre
+    factor_DR = factor_of(reference)
+    projected_NR = centred_ND @ factor_DR
+    squares_N = np.einsum("nd,nd->n", centred_ND, centred_ND)
+    offset_D = centre - reference.mu
+    reference_trace = float(np.trace(reference.sigma))
+
+    def figure(counts: np.ndarray) -> float:
+        total = counts.sum()
+        mean_D = counts @ centred_ND / total
+        trace = (counts @ squares_N - total * (mean_D @ mean_D)) / (total - 1)
+        used = np.flatnonzero(counts)
+        roots = np.sqrt(counts[used] / (total - 1))[:, None]
+        weighted = (projected_NR[used] - mean_D @ factor_DR) * roots
+        gram = weighted.T @ weighted if weighted.shape[0] > weighted.shape[1] else weighted @ weighted.T
+        values = linalg.eigvalsh(gram, driver="ev", overwrite_a=True, check_finite=False)
+        apart = ((offset_D + mean_D) ** 2).sum()
+        return float(apart + trace + reference_trace - 2 * np.sqrt(np.maximum(values, 0)).sum())
+
+    return figure
+
+
+def rows_of(counts: np.ndarray) -> np.ndarray:
+    """Indices of the images in order, each as often as it counts."""
+    return np.repeat(np.arange(len(counts)), counts)

@@ -1,0 +1,101 @@
+"""Intervals, paired tests and the further metrics, against definitions and known distributions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from evaluations.metrics.density_coverage import density_coverage
+from evaluations.metrics.frechet import frechet_distance
+from evaluations.metrics.kernel_distance import kernel_distance, squared_discrepancy
+from evaluations.metrics.resampling import (
+    bootstrap_intervals,
+    frechet_figure,
+    mean_figure,
+    paired_differences,
+    rows_of,
+)
+from evaluations.metrics.statistics import fit_gaussian
+
+
+@pytest.mark.parametrize(("n_reference", "n_samples"), [(90, 70), (10, 70), (90, 8), (10, 8)])
+def test_frechet_figure_is_the_distance_of_the_rows(n_reference, n_samples):
+    random = np.random.default_rng(0)
+    reference = fit_gaussian(random.normal(size=(n_reference, 20)))
+    samples = random.normal(1, 2, size=(n_samples, 20)).astype(np.float32)
+    figure = frechet_figure(samples, reference)
+    for counts in (np.ones(n_samples, int), random.integers(0, 3, n_samples)):
+        expected = frechet_distance(fit_gaussian(samples[rows_of(counts)].astype(np.float64)), reference)
+        assert figure(counts) == pytest.approx(expected, rel=1e-6)
+
+
+def test_intervals_of_a_mean_are_the_textbooks():
+    values = np.random.default_rng(1).normal(5, 3, size=2000)
+    low, high = bootstrap_intervals({"mean": mean_figure(values)}, 2000, rounds=2000, seed=0)["mean"]
+    half = 1.96 * values.std() / np.sqrt(2000)
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.15 * half)
+
+
+def test_intervals_are_seeded_and_hold_the_figure():
+    random = np.random.default_rng(2)
+    reference = fit_gaussian(random.normal(size=(100, 6)))
+    figures = {"fid": frechet_figure(random.normal(size=(50, 6)), reference)}
+    low, high = bootstrap_intervals(figures, 50, rounds=50, seed=3)["fid"]
+    assert low < figures["fid"](np.ones(50, int)) < high
+    assert bootstrap_intervals(figures, 50, rounds=50, seed=3)["fid"] == (low, high)
+    assert bootstrap_intervals(figures, 50, rounds=50, seed=4)["fid"] != (low, high)
+
+
+def test_paired_test_sees_what_shared_noise_shows():
+    """A shift far smaller than the noise, in one set only; and no shift."""
+    random = np.random.default_rng(3)
+    noise = random.normal(size=300)
+    for shift, significant in ((0.01, True), (0.0, False)):
+        other = noise + shift + random.normal(size=300) * 1e-2
+        figures = {"mean": mean_figure(np.concatenate([noise, other]))}
+        result = paired_differences(figures, 300, rounds=199, seed=0)["mean"]
+        assert (result["p"] <= 0.01) == significant
+        assert result["difference"] == pytest.approx((noise - other).mean())
+
+
+def test_paired_test_of_equal_sets():
+    features = np.random.default_rng(4).normal(size=(40, 5))
+    figure = frechet_figure(np.concatenate([features, features]), fit_gaussian(features + 1))
+    result = paired_differences({"fid": figure}, 40, rounds=9, seed=0)["fid"]
+    assert abs(result["difference"]) < 1e-9 and result["p"] > 0.05
+
+
+def test_kernel_distance_is_the_definition():
+    random = np.random.default_rng(5)
+    first, second = random.normal(size=(7, 3)), random.normal(1, size=(6, 3))
+
+    def kernel(u, v):
+        return (u @ v / 3 + 1) ** 3
+
+    expected = np.mean([kernel(a, b) for i, a in enumerate(first) for j, b in enumerate(first) if i != j])
+    expected += np.mean([kernel(a, b) for i, a in enumerate(second) for j, b in enumerate(second) if i != j])
+    expected -= 2 * np.mean([kernel(a, b) for a in first for b in second])
+    assert squared_discrepancy(first, second) == pytest.approx(expected)
+    assert kernel_distance(first, second, subset_size=6, subsets=3)[1] > 0
+
+
+def test_kernel_distance_is_unbiased():
+    random = np.random.default_rng(6)
+    first, second = random.normal(size=(2, 2000, 4))
+    mean, deviation = kernel_distance(first, second, subsets=50, subset_size=100)
+    assert abs(mean) < deviation
+    assert kernel_distance(first, second + 1, subsets=50, subset_size=100)[0] > 10 * deviation
+    assert kernel_distance(first, second, 5, 50, seed=1) == kernel_distance(first, second, 5, 50, seed=1)
+    with pytest.raises(ValueError, match="one width"):
+        kernel_distance(first, second[:, :2])
+
+
+@pytest.mark.parametrize("block", [7, 1000])
+def test_density_and_coverage_are_the_definition(block):
+    random = np.random.default_rng(7)
+    reference, samples = random.normal(size=(40, 3)), random.normal(0.5, size=(30, 3))
+    apart = np.linalg.norm(reference[:, None] - reference, axis=-1)
+    inside = np.linalg.norm(reference[:, None] - samples, axis=-1) < np.sort(apart, axis=1)[:, 5:6]
+    per_sample, covered = density_coverage(reference, samples, block=block)
+    np.testing.assert_allclose(per_sample, inside.sum(axis=0) / 5)
+    np.testing.assert_array_equal(covered, inside.any(axis=1))
