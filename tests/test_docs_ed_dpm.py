@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from ed_dpm_patches.reproduce import cli
 from ed_dpm_patches.reproduce.plan import plan
+from tests.helpers import ROOT
 from tests.test_docs import documented_commands
 from tests.test_figures import make_table, make_trace, sweep_rows
 
@@ -31,7 +33,7 @@ def test_every_command_is_documented():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_documented_command(command, tmp_path, monkeypatch, capsys):
     words = shlex.split(command)[1:]
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(ROOT if words[0] == "run" else tmp_path)
     if words[0] == "figure":
         pytest.importorskip("matplotlib")
         make_inputs(words, tmp_path)
@@ -67,5 +69,8 @@ def make_inputs(words: list[str], folder: Path) -> None:
             make_trace(path, maps=4)
         elif path.suffix == ".txt":
             path.write_text("\n".join(map(str, range(10))))
+        elif words[1] == "samplers" and path.suffix == ".csv":
+            shutil.copy(ROOT / "results" / "digits" / "runs.csv", path)
         elif path.suffix == ".csv":
-            make_table(path, *((f"uadm-5k-{name}", *rest) for name, *rest in sweep_rows()))
+            prefix = words[words.index("--runs") + 1].removesuffix("*")
+            make_table(path, *((prefix + name, *rest) for name, *rest in sweep_rows()))
