@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,7 +30,7 @@ from guided_diffusion.errors import InputError
 from . import downloads
 from .book import RECIPES, ROOT, Row, load
 from .commands import Commands, Options
-from .describe import details, listing
+from .describe import details, disk, listing
 from .plan import check_files, plan, without_missing
 from .published import PUBLISHED
 from .rehearsal import SAMPLES, rehearsal
@@ -160,6 +161,7 @@ def _run(args: argparse.Namespace) -> None:
     at_once = args.at_once or (max(1, (os.cpu_count() or 1) // commands.options.processes) if small else 1)
     runner = Runner(out, {"OMP_NUM_THREADS": "1"} if small else {})
     print(f"{len(rows)} rows, {len(steps)} steps; logs: {runner.logs}", flush=True)
+    print(f"disk in all: {disk(commands, rows)}; free: {shutil.disk_usage(runner.logs.parent).free / 1e9:,.0f} GB")
     try:
         made = runner.run(steps, at_once)
         print(f"{len(steps)} steps: {made} run, {len(steps) - made} were done", flush=True)
