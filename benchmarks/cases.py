@@ -17,6 +17,7 @@ from ed_dpm_patches import ClassifierGuidance, ConstantRule, ect_terms
 from guided_diffusion import script_util, unet
 from guided_diffusion.amp import LowPrecision, OptimizerStepper
 from guided_diffusion.builders import CHANNEL_MULT
+from guided_diffusion.frozen import Frozen
 
 CLASSES = 1000
 SHARED = {"use_scale_shift_norm": True, "resblock_updown": True}
@@ -107,9 +108,8 @@ class Pair:
     def sampling(self) -> dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]]:
         """Parts of a guided DDIM step: name -> (ours, theirs), each returning what it computed."""
         (model, peer_model), (classifier, peer_classifier) = self.models, self.classifiers
-        for network in (*self.models, *self.classifiers):
-            network.eval()
-        model, classifier = (LowPrecision(n.requires_grad_(False), self.dtype) for n in (model, classifier))
+        peer_model.eval(), peer_classifier.eval()
+        model, classifier = Frozen(model, self.dtype), Frozen(classifier, self.dtype)
         guidance = ClassifierGuidance(classifier, ConstantRule(1.0))
 
         def peer_guidance(x: Tensor, t: Tensor, y: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from benchmarks.measure import paired
 from ed_dpm_patches import ClassifierGuidance, EntropyRule
 from ed_dpm_patches.trace import Trace
 from guided_diffusion import script_util, unet
-from guided_diffusion.amp import LowPrecision
+from guided_diffusion.frozen import Frozen
 
 STEPS = 3
 HEADER = ("config", "part", "plain ms", "traced ms", "ratio", "10-90 %", "own ms", "own share", "samples")
@@ -43,7 +43,7 @@ def networks(setting: Setting, device: torch.device, half: bool) -> tuple[Callab
     torch.manual_seed(0)
     dtype = torch.float16 if half else None
     network, classifier = (
-        LowPrecision(our_network(build, setting.side, arguments)[0].to(device).eval().requires_grad_(False), dtype)
+        Frozen(our_network(build, setting.side, arguments)[0].to(device), dtype)
         for build, arguments in (
             (script_util.create_model, setting.model),
             (unet.EncoderUNetModel, classifier_arguments(setting)),

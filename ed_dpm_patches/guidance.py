@@ -27,6 +27,10 @@ class ClassifierGuidance:
     :param rule: (logits, y, t) -> v [B, K]; see `rules`.
     :param cap: largest L1 norm of v, in units of gamma * log K (`--eds_cap`); None: no cap, the paper's
         formula. Samples above it keep their direction. Needs a rule with a `gamma`.
+    :param interval: (lowest, highest) t, ends included, at which there is guidance (Kynkaanniemi et al. 2024), on
+        the scale that the classifier sees: the original timesteps, whatever the respacing. Outside it the
+        classifier is not called, unless there is an observer: it then sees entropy and p_y as they are, and a
+        scale, gradient norm and guidance of 0. To know this without an observer, the host waits for t.
     :param observer: called with a dict of per-sample tensors [B] after every evaluation: t, y,
         entropy_ratio (H / log K), p_y, scale (s), grad_norm (L2 of the gradient of log p_y), guidance_norm, and
         with guidance itself, shaped like x and not copied.
@@ -41,11 +45,13 @@ class ClassifierGuidance:
         rule: Callable[[Tensor, Tensor, Tensor], Tensor],
         *,
         cap: float | None = None,
+        interval: tuple[float, float] | None = None,
         observer: Callable[[dict[str, Tensor]], None] | None = None,
     ):
         if cap is not None and not cap > 0:
             raise ValueError(f"cap: found {cap}, expected a positive number or None")
         self.classifier, self.rule, self.cap, self.observer = classifier, rule, cap, observer
+        self.interval = interval
         self.report = ScaleReport()
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None, **_: object) -> Tensor:
@@ -55,6 +61,9 @@ class ClassifierGuidance:
         """
         if y is None:
             raise ValueError("y: missing; guidance needs a label for every sample (model_kwargs={'y': ...})")
+        active_B = self._active(t)
+        if self.interval is not None and self.observer is None and not bool(active_B.any()):
+            return torch.zeros_like(x)
         with torch.enable_grad():
             x_in = x.detach().requires_grad_(True)
             logits_BK = self.classifier(x_in, t)
@@ -62,7 +71,7 @@ class ClassifierGuidance:
         steady_BK = torch.where(valid_B[:, None], logits_BK.detach(), 0.0)
 
         v_BK = self.rule(steady_BK, y, t).double()
-        norm_B = v_BK.abs().sum(dim=1)
+        norm_B = torch.where(active_B, v_BK.abs().sum(dim=1), 0.0)
         capped_B = torch.zeros_like(valid_B)
         if self.cap is not None:
             limit = self.cap * self.rule.gamma * math.log(v_BK.shape[1])
@@ -91,9 +100,9 @@ class ClassifierGuidance:
         peak_B = gradient.flatten(1).abs().amax(dim=1)
         # The floor keeps the factor itself within float32 where the gradient vanishes.
         size_B = torch.minimum(size_B, LARGEST_GUIDANCE / peak_B.double().clamp(min=1e-25))
-        guidance = (gradient * _per_sample(size_B.to(gradient.dtype), gradient)).to(x.dtype)
+        guidance = (gradient * _per_sample(size_B.to(gradient.dtype), gradient)).to(x.dtype).contiguous()
 
-        self.report.update(scale_B, capped=capped_B, nonfinite=~valid_B)
+        self.report.update(scale_B, capped=capped_B, nonfinite=~valid_B, active=active_B)
         if self.observer is not None:
             self.observer(
                 {
@@ -108,6 +117,13 @@ class ClassifierGuidance:
                 }
             )
         return guidance
+
+    def _active(self, t: Tensor) -> Tensor:
+        """Which samples are guided, [B]."""
+        if self.interval is None:
+            return torch.ones_like(t, dtype=torch.bool)
+        lowest, highest = self.interval
+        return (t >= lowest) & (t <= highest)
 
 
 def _per_sample(values_B: Tensor, like: Tensor) -> Tensor:

@@ -21,18 +21,21 @@ class ScaleReport:
         self._extremes: Tensor | None = None  # float64: -minimum, maximum
         self._totals: Tensor | None = None  # int64: evaluations, capped, non-finite
 
-    def update(self, scale_B: Tensor, *, capped: Tensor, nonfinite: Tensor) -> None:
-        """Add one batch: scales [B] (float64) and boolean flags [B]."""
+    def update(
+        self, scale_B: Tensor, *, capped: Tensor, nonfinite: Tensor, active: Tensor | None = None
+    ) -> None:
+        """Add one batch: scales [B] (float64) and boolean flags [B]. What is not `active` does not count."""
         if self._counts is None:
             self._counts, self._extremes, self._totals = (part.to(scale_B.device) for part in _nothing_seen())
-        usable_B = scale_B.isfinite() & ~nonfinite
+        active_B = torch.ones_like(nonfinite) if active is None else active
+        usable_B = scale_B.isfinite() & ~nonfinite & active_B
         position_B = (scale_B.clamp(10**_LOWEST, 10**_HIGHEST).log10() - _LOWEST) / (_HIGHEST - _LOWEST) * _BINS
         bins_B = position_B.nan_to_num(0.0).long().clamp(0, _BINS - 1)
         self._counts.index_add_(0, bins_B, usable_B.long())
         seen_B2 = torch.stack([-scale_B, scale_B], dim=1)
         seen_B2 = torch.where(usable_B[:, None], seen_B2, -torch.inf)
         self._extremes = torch.maximum(self._extremes, seen_B2.amax(dim=0))
-        self._totals += torch.stack([torch.ones_like(usable_B), capped, ~usable_B], dim=1).sum(dim=0)
+        self._totals += torch.stack([active_B, capped, active_B & ~usable_B], dim=1).sum(dim=0)
 
     def summary(self) -> dict[str, float]:
         """Over all ranks (a collective): median, p999, maximum, evaluations, capped, nonfinite."""

@@ -33,11 +33,11 @@ class _HeadwiseAttention(nn.Module):
 
     def forward(self, qkv: Tensor) -> Tensor:
         q, k, v = (part.transpose(-1, -2) for part in self._unpack(qkv))
-        # The fused kernels want each token's channels side by side in memory. Training on a CPU stays with the
-        # unfused one, whose rounding is upstream's: Adam turns the rounding of gradients that should vanish
-        # (the keys' biases, say) into full steps, and runs could no longer be compared.
+        # The fused kernels want each token's channels side by side in memory (as they are in channels_last).
+        # Training on a CPU stays with the unfused one, whose rounding is upstream's: Adam turns the rounding of
+        # gradients that should vanish (the keys' biases, say) into full steps, and runs could no longer be compared.
         if not self.training or qkv.device.type != "cpu":
-            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+            q, k, v = (part if part.stride(-1) == 1 else part.contiguous() for part in (q, k, v))
         heads_BHLC = F.scaled_dot_product_attention(q, k, v)
         return heads_BHLC.transpose(-1, -2).flatten(1, 2)
 
@@ -88,9 +88,16 @@ class AttentionBlock(nn.Module):
         return checkpoint(self._forward, (x,), self.parameters(), self.use_checkpoint and torch.is_grad_enabled())
 
     def _forward(self, x: Tensor) -> Tensor:
-        tokens_BCL = x.flatten(2)
-        update_BCL = self.proj_out(self.attention(self.qkv(self.norm(tokens_BCL))))
-        return (tokens_BCL + update_BCL).view_as(x)
+        # An image one pixel high: unlike [B, C, L] it can be channels_last, so that nothing is copied in between.
+        tokens_BC1L = x.flatten(2).unsqueeze(2)
+        qkv_BCL = _project(self.qkv, self.norm(tokens_BC1L)).squeeze(2)
+        update_BC1L = _project(self.proj_out, self.attention(qkv_BCL).unsqueeze(2))
+        return (tokens_BC1L + update_BC1L).view_as(x)
+
+
+def _project(layer: nn.Conv1d, tokens_BC1L: Tensor) -> Tensor:
+    """A 1-wide convolution over tokens, in their memory format."""
+    return F.conv2d(tokens_BC1L, layer.weight.unsqueeze(2), layer.bias)
 
 
 class AttentionPool2d(nn.Module):

@@ -109,6 +109,9 @@ class SamplingConfig:
     )
     model_path: str = flag("", "checkpoint of the diffusion model, .pt or .safetensors")
     save_images: bool = flag(False, "also write a PNG grid of the first images beside the npz")
+    compile: bool = flag(
+        None, "compile the networks, one to three minutes each (not given: on CUDA in long runs)", type=bool
+    )
 
 
 @dataclass(frozen=True)

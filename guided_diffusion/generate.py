@@ -18,8 +18,8 @@ from .parts import PartStore, assemble, check_manifest
 from .progress import progress_bar
 from .sample_noise import LabelPlan, PerSampleNoise
 
-# Flags that do not change what a sample is: a run may be continued with others.
-CHANGEABLE_FLAGS = ("log_dir", "num_samples", "save_images")
+# Flags that do not change what a sample is (but for rounding): a run may be continued with others.
+CHANGEABLE_FLAGS = ("log_dir", "num_samples", "save_images", "compile")
 
 
 @dataclass(frozen=True)

@@ -87,11 +87,14 @@ class SpacedDiffusion(GaussianDiffusion):
         self.timestep_map = [t for t in range(self.original_num_steps) if t in self.use_timesteps]
         abar = original.alphas_cumprod[self.timestep_map]
         super().__init__(**{**kwargs, "betas": 1 - abar / np.append(1.0, abar[:-1])})
+        self._map_tensors: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def _wrap_model(self, model: Callable) -> _WrappedModel:
         if isinstance(model, _WrappedModel):
             return model
-        return _WrappedModel(model, self.timestep_map, self.rescale_timesteps, self.original_num_steps)
+        wrapped = _WrappedModel(model, self.timestep_map, self.rescale_timesteps, self.original_num_steps)
+        wrapped.map_tensors = self._map_tensors
+        return wrapped
 
     def _scale_timesteps(self, t: Tensor) -> Tensor:
         return t  # _WrappedModel maps and rescales
@@ -105,9 +108,13 @@ class _WrappedModel:
         self.timestep_map = timestep_map
         self.rescale_timesteps = rescale_timesteps
         self.original_num_steps = original_num_steps
+        self.map_tensors: dict[tuple[torch.device, torch.dtype], Tensor] = {}  # a process shares its own with all
 
     def __call__(self, x: Tensor, ts: Tensor, **kwargs):
-        original = torch.tensor(self.timestep_map, device=ts.device, dtype=ts.dtype)[ts]
+        key = (ts.device, ts.dtype)
+        if key not in self.map_tensors:  # kept: copying it to the device every time would make the host wait
+            self.map_tensors[key] = torch.tensor(self.timestep_map, device=ts.device, dtype=ts.dtype)
+        original = self.map_tensors[key][ts]
         if self.rescale_timesteps:
             original = original.float() * (1000.0 / self.original_num_steps)
         return self.model(x, original, **kwargs)

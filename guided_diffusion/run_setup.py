@@ -14,13 +14,17 @@ import torch
 from torch import nn
 
 from . import checkpoint, dist_util, logger
-from .amp import LowPrecision, amp_dtype
-from .configs import DiffusionConfig, ModelConfig, RunConfig, SuperResConfig
+from .amp import amp_dtype
+from .configs import DiffusionConfig, ModelConfig, RunConfig, SamplingConfig, SuperResConfig
 from .errors import InputError
 from .flags import Given, architecture_from
+from .frozen import Frozen
 from .image_datasets import list_class_names
 
 Config = TypeVar("Config", ModelConfig, SuperResConfig)
+
+# Steps a rank after which compiling, minutes of work, has surely paid for itself on a GPU.
+_LONG_RUN = 5000
 
 
 def begin(run: RunConfig) -> Path:
@@ -58,10 +62,18 @@ def output_file(flag: str, path: str) -> Path | None:
     return target
 
 
-def load_frozen(network: nn.Module, path: str, dtype: torch.dtype | None) -> nn.Module:
+def load_frozen(network: nn.Module, path: str, dtype: torch.dtype | None, compile: bool = False) -> Frozen:
     """A network with a checkpoint's weights on this rank's device, for evaluation, run in `dtype`."""
     checkpoint.load_weights(network, path)
-    return LowPrecision(network.to(dist_util.dev()).eval().requires_grad_(False), dtype)
+    return Frozen(network.to(dist_util.dev()), dtype, compile)
+
+
+def wants_compiling(sampling: SamplingConfig, steps: int) -> bool:
+    """Whether to compile: as --compile says, else on CUDA where a rank makes enough steps to pay for it."""
+    if sampling.compile is not None:
+        return sampling.compile
+    batches = sampling.num_samples / (sampling.batch_size * dist_util.get_world_size())
+    return dist_util.dev().type == "cuda" and batches * steps >= _LONG_RUN
 
 
 def model_configs(given: Given, path: str, config_class: type[Config]) -> tuple[Config, DiffusionConfig]:
@@ -74,11 +86,16 @@ def model_configs(given: Given, path: str, config_class: type[Config]) -> tuple[
 
 
 def load_model(
-    build: Callable[..., nn.Module], config: Config, diffusion_config: DiffusionConfig, path: str, run: RunConfig
-) -> nn.Module:
+    build: Callable[..., nn.Module],
+    config: Config,
+    diffusion_config: DiffusionConfig,
+    path: str,
+    run: RunConfig,
+    compile: bool = False,
+) -> Frozen:
     """The diffusion model, frozen; `build` is build_model or build_super_res_model. InputError as `load_frozen`."""
     network = build(dataclasses.replace(config, use_fp16=False), diffusion_config)  # autocast, not half weights
-    return load_frozen(network, path, amp_dtype(config.use_fp16, run.amp_dtype))
+    return load_frozen(network, path, amp_dtype(config.use_fp16, run.amp_dtype), compile)
 
 
 def count_classes(given: Given, data_dir: str) -> tuple[int, list[str]]:

@@ -8,6 +8,7 @@ Interrupted? The same command with the same --log_dir goes on where it stopped.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from dataclasses import dataclass
 
@@ -31,6 +32,23 @@ from guided_diffusion.generate import Batch, SampleRun
 from guided_diffusion.sample_noise import LabelPlan
 from guided_diffusion.script_util import build_classifier, build_diffusion, build_model
 from guided_diffusion.solvers import sampling_loop
+
+
+def parse_interval(text: str) -> tuple[float, float]:
+    """(lowest, highest) from "LO,HI"; ValueError for anything else."""
+    lowest, highest = (float(part) for part in text.split(","))
+    if not lowest <= highest:
+        raise ValueError(text)
+    return lowest, highest
+
+
+def interval(text: str) -> str:
+    """The flag's type: the text as it is, checked."""
+    try:
+        _ = parse_interval(text) if text else None
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected two numbers LO,HI such as 0,700") from None
+    return text
 
 
 @dataclass(frozen=True)
@@ -60,6 +78,11 @@ class GuidanceConfig:
         type=float,
         minimum=1e-6,
     )
+    guidance_interval: str = flag(
+        "",
+        'timesteps LO,HI of the original process at which there is guidance, ends included; "": at all of them',
+        type=interval,
+    )
     trace: str = flag("", "npz file for entropy, p_y, gradient norm, scale and relative guidance over time")
     trace_samples: int = flag(
         4, "of how many samples, the first of the run, the trace keeps x_t, predicted x_0 and guidance", minimum=0
@@ -78,11 +101,13 @@ def main() -> None:
 
     diffusion = build_diffusion(diffusion_config)
     loop = sampling_loop(diffusion, sampling.sampler, sampling.use_ddim)
-    model = run_setup.load_model(build_model, model_config, diffusion_config, sampling.model_path, run)
+    compile = run_setup.wants_compiling(sampling, diffusion.num_timesteps)
+    model = run_setup.load_model(build_model, model_config, diffusion_config, sampling.model_path, run, compile)
     classifier = run_setup.load_frozen(
         build_classifier(dataclasses.replace(classifier_config, classifier_use_fp16=False)),
         guide.classifier_path,
         amp_dtype(classifier_config.classifier_use_fp16, run.amp_dtype),
+        compile,
     )
 
     def model_fn(x, t, y):
@@ -90,7 +115,11 @@ def main() -> None:
 
     trace = Trace(diffusion, guide.trace_samples, guide.trace_maps) if guide.trace else None
     guidance = ClassifierGuidance(
-        classifier, rule, cap=guide.eds_cap, observer=trace.observe if trace is not None else None
+        classifier,
+        rule,
+        cap=guide.eds_cap,
+        interval=parse_interval(guide.guidance_interval) if guide.guidance_interval else None,
+        observer=trace.observe if trace is not None else None,
     )
     # Without a scale the classifier has no say. A trace then watches it, but not as cond_fn: even a guidance of
     # 0 would send DDIM through other roundings.

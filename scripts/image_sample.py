@@ -30,7 +30,8 @@ def main() -> None:
 
     diffusion = build_diffusion(diffusion_config)
     loop = sampling_loop(diffusion, sampling.sampler, sampling.use_ddim)
-    model = run_setup.load_model(build_model, config, diffusion_config, sampling.model_path, run)
+    compile = run_setup.wants_compiling(sampling, diffusion.num_timesteps)
+    model = run_setup.load_model(build_model, config, diffusion_config, sampling.model_path, run, compile)
     shape = (config.in_channels, config.image_size, config.image_size)
 
     def draw(batch: Batch):

@@ -45,7 +45,8 @@ def main() -> None:
     diffusion = build_diffusion(diffusion_config)
     # Upstream's upsampler takes no notice of --use_ddim.
     loop = sampling_loop(diffusion, sampling.sampler, sampling.use_ddim and sampling.sampler != "")
-    model = run_setup.load_model(build_super_res_model, config, diffusion_config, sampling.model_path, run)
+    compile = run_setup.wants_compiling(sampling, diffusion.num_timesteps)
+    model = run_setup.load_model(build_super_res_model, config, diffusion_config, sampling.model_path, run, compile)
     shape = (config.in_channels, config.large_size, config.large_size)
 
     def draw(batch: Batch):

@@ -1,0 +1,111 @@
+"""Frozen networks: the same numbers in another layout, contiguous for callers, compiled or with a warning not."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from guided_diffusion import dist_util, frozen, run_setup
+from guided_diffusion.configs import SamplingConfig
+from guided_diffusion.frozen import Frozen
+from tests.test_guidance import small_classifier, small_unet
+
+X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+T = torch.tensor([0, 10, 500, 999])
+
+
+def gradient(network, x: Tensor = X) -> Tensor:
+    x = x.clone().requires_grad_(True)
+    return torch.autograd.grad(network(x, T[: len(x)]).log_softmax(1)[:, 3].sum(), x)[0]
+
+
+@pytest.fixture
+def messages(monkeypatch) -> list[str]:
+    found = []
+    for level in ("log", "warn"):
+        monkeypatch.setattr(frozen.logger, level, found.append)
+    return found
+
+
+def test_the_layout_changes_nothing_but_the_layout():
+    expected = small_unet()(X, T)
+    network = Frozen(small_unet().train().requires_grad_(True))
+    found = network(X, T)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert found.is_contiguous() and not found.requires_grad
+    assert not any(module.training for module in network.network.modules())
+    weights = [p for p in network.parameters() if p.dim() == 4]
+    assert weights and all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
+    torch.testing.assert_close(gradient(Frozen(small_classifier())), gradient(small_classifier()), rtol=1e-5, atol=1e-6)
+
+
+class Compiler:
+    """Stands in for torch.compile: remembers the shapes that it was run with."""
+
+    def __init__(self, fails: bool = False):
+        self.fails, self.shapes = fails, []
+
+    def __call__(self, network: nn.Module, *, dynamic: bool):
+        def run(x: Tensor, *args) -> Tensor:
+            if self.fails:
+                raise RuntimeError("no working compiler\nand a long explanation")
+            self.shapes.append(tuple(x.shape))
+            return network(x, *args)
+
+        return run
+
+
+def test_only_whole_batches_are_compiled(monkeypatch, messages):
+    compiler = Compiler()
+    monkeypatch.setattr(torch, "compile", compiler)
+    network, plain = Frozen(small_unet(), compile=True), small_unet()
+    for count in (4, 4, 3, 4):
+        torch.testing.assert_close(network(X[:count], T[:count]), plain(X[:count], T[:count]), rtol=1e-5, atol=1e-5)
+    assert set(compiler.shapes) == {tuple(X.shape)}
+    assert len(messages) == 1 and messages[0].startswith("compiled UNetModel in 0 s: ")
+
+
+def test_without_a_compiler_one_warning(monkeypatch, messages):
+    monkeypatch.setattr(torch, "compile", Compiler(fails=True))
+    network = Frozen(small_classifier(), compile=True)
+    for _ in range(3):
+        torch.testing.assert_close(gradient(network), gradient(small_classifier()), rtol=1e-5, atol=1e-6)
+    assert messages == ["--compile: EncoderUNetModel stays as it is, compiling failed (no working compiler)"]
+
+
+class Tiny(nn.Module):
+    """The least that has a convolution, a normalisation and an embedding of t: quickly compiled."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.head = nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        h = nn.functional.silu(self.norm(self.conv(x)) * (1 + t.reshape(-1, 1, 1, 1) / 1000))
+        return self.head(h.mean(dim=(2, 3)))
+
+
+@pytest.mark.slow
+def test_compiled_networks_agree(messages):
+    """The real compiler, or its warning where there is none."""
+    network = Frozen(Tiny(), compile=True)
+    torch.testing.assert_close(gradient(network), gradient(Tiny()), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gradient(network, X[:3]), gradient(Tiny(), X[:3]), rtol=1e-5, atol=1e-6)
+    assert len(messages) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "images", "wanted"),
+    [
+        (None, "cpu", 50000, False), (None, "cuda", 50000, True), (None, "cuda", 320, False),
+        (True, "cpu", 1, True), (False, "cuda", 50000, False),
+    ],
+)  # fmt: skip
+def test_when_to_compile(monkeypatch, asked, device, images, wanted):
+    monkeypatch.setattr(dist_util, "dev", lambda: types.SimpleNamespace(type=device))
+    sampling = SamplingConfig(num_samples=images, batch_size=32, compile=asked)
+    assert run_setup.wants_compiling(sampling, steps=250) is wanted
