@@ -55,6 +55,7 @@ class ClassifierEngine:
         config = _read_architecture(checkpoint)
         self.name = f"classifier {os.fspath(checkpoint)}"
         self.batch_size = batch_size
+        self.weights_path = Path(checkpoint)
         self._model = _build(config, checkpoint)
         self.image_size = int(config["image_size"])
         self.channels = int(config.get("in_channels", 3))

@@ -23,6 +23,7 @@ class FeatureEngine(Protocol):
 
     ``name`` says which one in results. ``batch_size`` is how many images it is handed at once.
     ``uses_stored_statistics`` tells whether mu and sigma in a reference file were made by this network.
+    An engine whose weights are a file has its path as ``weights_path``; without it nothing is cached.
     """
 
     name: str

@@ -1,157 +1,292 @@
-"""From two npz files and a feature network to the five metrics (and accuracy, for a classifier)."""
+"""From images and a feature network to metrics: of one set against a reference, perhaps beside a paired set."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from evaluations.engine import Activations, FeatureEngine
+from evaluations import checks
+from evaluations.cache import ActivationCache, Seen
+from evaluations.engine import FeatureEngine
+from evaluations.image_sets import ImageSet, file_digest, open_image_set
+from evaluations.metrics import half_precision
+from evaluations.metrics import precision_recall as pr
+from evaluations.metrics.density_coverage import NEIGHBOURS as DENSITY_NEIGHBOURS
+from evaluations.metrics.density_coverage import density_coverage
 from evaluations.metrics.frechet import frechet_distance
 from evaluations.metrics.inception_score import inception_score
-from evaluations.metrics.npz import open_images, read_labels, read_stored_statistics
-from evaluations.metrics.precision_recall import NEIGHBOURS, precision_recall
+from evaluations.metrics.kernel_distance import kernel_distance
+from evaluations.metrics.resampling import (
+    Figure,
+    bootstrap_intervals,
+    frechet_figure,
+    mean_figure,
+    paired_differences,
+    rows_of,
+)
 from evaluations.metrics.statistics import Gaussian, fit_gaussian
+from evaluations.metrics_record import Metrics
+from evaluations.seeing import see
 from guided_diffusion.errors import InputError
+
+__all__ = ["Metrics", "evaluate"]
+
+Paths = str | os.PathLike | Sequence[str | os.PathLike]
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Metrics:
-    """The quality of a set of samples against a reference set.
+def evaluate(
+    reference: Paths,
+    samples: Paths,
+    engine: FeatureEngine,
+    *,
+    extra: bool = False,
+    bootstrap: int = 0,
+    paired: Paths | None = None,
+    paired_rounds: int = 99,
+    exact_upstream: bool = False,
+    seed: int = 0,
+    cache: str | os.PathLike | None = None,
+) -> Metrics:
+    """Judge the images ``samples`` by ``reference``; what both may be is said in ``image_sets``.
 
-    ``inception_score`` 1..K; ``fid`` and ``sfid`` >= 0, smaller is better; ``precision``, ``recall`` and
-    ``accuracy`` 0..1. ``accuracy`` is None unless the engine is a classifier and the samples have labels.
-    ``n_reference`` and ``n_samples`` count images.
-    """
+    At least 4 images each, uint8 [N, H, W, 1 or 3]. Statistics stored with either (``mu``, ``sigma``, ``mu_s``,
+    ``sigma_s``) replace those of its images if they were made by the same kind of engine; a reference may hold
+    nothing else. Everything about the files is checked before the network runs.
 
-    inception_score: float
-    fid: float
-    sfid: float
-    precision: float
-    recall: float
-    accuracy: float | None
-    n_reference: int
-    n_samples: int
-    engine: str
-    reference: str
-    samples: str
-
-
-def evaluate(reference: str | os.PathLike, samples: str | os.PathLike, engine: FeatureEngine) -> Metrics:
-    """Judge the images of the npz file ``samples`` by those of ``reference``.
-
-    Both hold ``arr_0``, uint8 [N, H, W, 1 or 3], N >= 4. Statistics stored in either file (``mu``, ``sigma``,
-    ``mu_s``, ``sigma_s``) replace those of its images if they were made by the same kind of engine; precision
-    and recall always use the images. Everything about the files is checked before the network runs.
+    :param extra: KID, density and coverage too.
+    :param bootstrap: rounds of resampling for 95 % intervals; 0 for none.
+    :param paired: other samples whose i-th image shares its noise with the i-th sample.
+    :param paired_rounds: random swaps behind the p-values of ``paired``.
+    :param exact_upstream: precision and recall in upstream's half precision.
+    :param seed: of subsets, resampling and swaps.
+    :param cache: a folder for the activations of the reference.
 
     Raises ``InputError`` naming the file and what is wrong with it.
     """
-    sets = [_describe(path, engine) for path in (reference, samples)]
-    labels = None if engine.uses_stored_statistics else read_labels(samples, sets[1].count)
+    sets = [_describe(paths, engine) for paths in (reference, samples, paired) if paths is not None]
+    if not sets[1].count or (paired is not None and sets[2].count != sets[1].count):
+        raise InputError(
+            f"{sets[-1].name}: found {sets[-1].count} images, expected "
+            + ("some to judge" if not sets[1].count else f"{sets[1].count}, one for each of {sets[1].name}")
+        )
+    labels = [_labels(images, required=i == 1 and not engine.uses_stored_statistics) for i, images in enumerate(sets)]
+    digests = [images.digest() for images in sets]
+    weights = getattr(engine, "weights_path", None)
+    network = None if weights is None else file_digest(weights)
+    store = None if cache is None else ActivationCache(cache)
+    if store and not network:
+        log.warning("warning: --cache: %s does not say where its weights are; nothing is cached", engine.name)
 
-    reference_activations = _activations(sets[0], engine)
-    sample_activations = _activations(sets[1], engine)
-    reference_stats = _statistics(sets[0], reference_activations, engine)
-    sample_stats = _statistics(sets[1], sample_activations, engine)
+    judged = []
+    for i, images in enumerate(sets):
+        seen = see(images, engine, digests[i], network, store if i == 0 else None) if images.count else None
+        judged.append(_Judged(images, labels[i], seen, *_statistics(images, seen, engine)))
+    warnings = _warnings(judged)
+    for line in warnings:
+        log.warning("warning: %s", line)
 
-    log.info("computing precision and recall")
-    precision, recall = precision_recall(reference_activations.pool, sample_activations.pool)
+    ref, own = judged[:2]
     log.info("computing Fréchet distances")
+    found = {
+        "inception_score": inception_score(own.seen.activations.probabilities),
+        "fid": _distance(ref, own, "pool"),
+        "sfid": _distance(ref, own, "spatial"),
+    }
+    accuracy = _Accuracy.of(own) if not engine.uses_stored_statistics else None
+    per_image = _per_image(ref, own, extra, exact_upstream)
+    found |= {name: float(values.mean()) for name, (_, values) in per_image.items()}
+    if extra and ref.seen:
+        log.info("computing the kernel distance")
+        pools = ref.seen.activations.pool, own.seen.activations.pool
+        found["kid"], found["kid_deviation"] = kernel_distance(*pools, seed=seed)
     return Metrics(
-        inception_score=inception_score(sample_activations.probabilities),
-        fid=_distance(reference_stats[0], sample_stats[0], sets),
-        sfid=_distance(reference_stats[1], sample_stats[1], sets),
-        precision=precision,
-        recall=recall,
-        accuracy=None if labels is None else _accuracy(sample_activations, labels, samples),
-        n_reference=sets[0].count,
-        n_samples=sets[1].count,
+        **{"precision": None, "recall": None, **found},
+        accuracy=accuracy and float(accuracy.right.mean()),
+        class_accuracy=accuracy and accuracy.per_class(),
+        n_reference=ref.images.count,
+        n_samples=own.images.count,
         engine=engine.name,
-        reference=str(Path(reference).absolute()),
-        samples=str(Path(samples).absolute()),
+        reference=ref.images.name,
+        samples=own.images.name,
+        intervals=_intervals(ref, own, per_image, accuracy, bootstrap, seed) if bootstrap else None,
+        paired=_paired(*judged, paired_rounds, seed) if paired is not None else None,
+        paired_with=judged[2].images.name if paired is not None else None,
+        bootstrap=bootstrap,
+        seed=seed,
+        half_precision=exact_upstream,
+        network_sha256=network,
+        reference_sha256=digests[0],
+        samples_sha256=digests[1],
+        warnings=warnings,
     )
 
 
 @dataclass(frozen=True)
-class _ImageSet:
-    path: str
-    shape: tuple[int, ...]
-    stored: tuple[Gaussian, Gaussian] | None
+class _Judged:
+    """A set and what the network made of it; ``seen`` is None for statistics alone."""
 
-    @property
-    def count(self) -> int:
-        return self.shape[0]
+    images: ImageSet
+    labels: np.ndarray | None
+    seen: Seen | None
+    pool: Gaussian
+    spatial: Gaussian
 
 
-def _describe(path: str | os.PathLike, engine: FeatureEngine) -> _ImageSet:
-    """Check a file as far as that goes without reading its images."""
-    path = os.fspath(path)
-    with open_images(path) as images:
-        shape = images.shape
-    if shape[0] <= NEIGHBOURS:
-        raise InputError(f"{path}: found {shape[0]} images, expected at least {NEIGHBOURS + 1}")
-    engine.check(path, shape)
-    stored = read_stored_statistics(path)
-    if stored and not engine.uses_stored_statistics:
+@dataclass(frozen=True)
+class _Accuracy:
+    """Labels [N] and whether the most probable class is the label, bool [N]."""
+
+    labels: np.ndarray
+    right: np.ndarray
+
+    @classmethod
+    def of(cls, judged: _Judged) -> _Accuracy | None:
+        if judged.labels is None:
+            return None
+        labels, probabilities = judged.labels, judged.seen.activations.probabilities
+        if labels.min() < 0 or labels.max() >= probabilities.shape[1]:
+            raise InputError(
+                f"{judged.images.name}: found labels from {labels.min()} to {labels.max()} in arr_1, "
+                f"expected 0 to {probabilities.shape[1] - 1}, the classes of the --features classifier"
+            )
+        return cls(labels, probabilities.argmax(axis=1) == labels)
+
+    def per_class(self) -> dict[str, float]:
+        return {str(k): float(self.right[self.labels == k].mean()) for k in np.unique(self.labels)}
+
+
+def _describe(paths: Paths, engine: FeatureEngine) -> ImageSet:
+    """Check an input as far as that goes without reading its images."""
+    images = open_image_set(paths)
+    path = images.parts[0].path
+    if not images.count and not engine.uses_stored_statistics:
+        raise InputError(f"{path}: found statistics only, which are Inception's, expected images for {engine.name}")
+    if images.count:
+        if images.count <= pr.NEIGHBOURS:
+            raise InputError(f"{path}: found {images.count} images, expected at least {pr.NEIGHBOURS + 1}")
+        engine.check(path, images.shape)
+    return images
+
+
+def _labels(images: ImageSet, required: bool) -> np.ndarray | None:
+    """Class labels; where they serve for a warning only, bad ones are one."""
+    try:
+        return images.labels()
+    except InputError as error:
+        if required:
+            raise
+        log.warning("warning: %s", error)
+        return None
+
+
+def _statistics(images: ImageSet, seen: Seen | None, engine: FeatureEngine) -> tuple[Gaussian, Gaussian]:
+    """Of pooled and spatial features, stored or computed."""
+    path = images.parts[0].path
+    if images.stored and not engine.uses_stored_statistics:
         log.info("%s: its stored statistics are Inception's; computing new ones from its images", path)
-        stored = None
-    return _ImageSet(path, shape, stored)
+    elif images.stored:
+        log.info("%s: using its stored statistics", path)
+        found = tuple(len(gaussian.mu) for gaussian in images.stored)
+        dims = found if seen is None else (seen.activations.pool.shape[1], seen.activations.spatial.shape[1])
+        if found != dims:
+            raise InputError(
+                f"{path}: found stored statistics of {found[0]} and {found[1]} dimensions, "
+                f"expected {dims[0]} and {dims[1]} for {engine.name}"
+            )
+        return images.stored
+    return fit_gaussian(seen.activations.pool), fit_gaussian(seen.activations.spatial)
 
 
-def _activations(images: _ImageSet, engine: FeatureEngine) -> Activations:
-    log.info("%s: computing activations of %d images", Path(images.path).absolute(), images.count)
-    with open_images(images.path) as reader:
-        try:
-            found = engine.compute_activations(reader.read_batches(engine.batch_size))
-        except InputError as error:
-            raise _naming(images.path, error) from error
-    for kind, array in (("pooled", found.pool), ("spatial", found.spatial), ("class", found.probabilities)):
-        if not np.isfinite(array).all():
-            raise InputError(f"{images.path}: {engine.name} yields {kind} outputs that are nan or infinite")
+def _distance(reference: _Judged, samples: _Judged, kind: str) -> float:
+    try:
+        return frechet_distance(getattr(samples, kind), getattr(reference, kind))
+    except ValueError as error:  # only stored statistics can be unfit
+        raise InputError(f"statistics of {reference.images.name} and {samples.images.name}: {error}") from error
+
+
+def _warnings(judged: Sequence[_Judged]) -> list[str]:
+    ref = judged[0]
+    found = [] if ref.seen else [f"{ref.images.name}: holds no images: no precision, no recall, only distances"]
+    for one in judged:
+        if one.seen:
+            name, pool = one.images.name, one.seen.activations.pool
+            if not (one is ref and one.images.stored):  # stored ones may be of many more images
+                found += checks.warn_of_counts(name, len(pool), pool.shape[1])
+            found += checks.warn_of_images(name, one.seen.image_hashes) + checks.warn_of_features(name, pool)
+    for one in judged[1:]:
+        found += checks.warn_of_labels(one.images.name, one.labels, ref.labels)
+        if ref.seen:
+            hashes = one.seen.image_hashes, ref.seen.image_hashes
+            found += checks.warn_of_shared(one.images.name, hashes[0], ref.images.name, hashes[1])
     return found
 
 
-def _statistics(
-    images: _ImageSet, activations: Activations, engine: FeatureEngine
-) -> tuple[Gaussian, Gaussian]:
-    """Of pooled and spatial features, stored or computed."""
-    if images.stored is None:
-        return fit_gaussian(activations.pool), fit_gaussian(activations.spatial)
-    log.info("%s: using its stored statistics", images.path)
-    dims = activations.pool.shape[1], activations.spatial.shape[1]
-    found = tuple(len(gaussian.mu) for gaussian in images.stored)
-    if found != dims:
-        raise InputError(
-            f"{images.path}: found stored statistics of {found[0]} and {found[1]} dimensions, "
-            f"expected {dims[0]} and {dims[1]} for {engine.name}"
-        )
-    return images.stored
+def _per_image(
+    ref: _Judged, own: _Judged, extra: bool, exact_upstream: bool
+) -> dict[str, tuple[str, np.ndarray]]:
+    """Metrics that are means of one value an image: metric to (whose images, values)."""
+    if ref.seen is None:
+        return {}
+    pools = ref.seen.activations.pool, own.seen.activations.pool
+    upstreams = {"block": half_precision.BLOCK, "distances": half_precision.upstream_distances}
+    log.info("computing precision and recall")
+    precise, recalled = pr.inside_manifolds(*pools, **(upstreams if exact_upstream else {}))
+    found = {"precision": ("samples", precise), "recall": ("reference", recalled)}
+    if extra:
+        if len(pools[0]) <= DENSITY_NEIGHBOURS:
+            raise InputError(
+                f"{ref.images.name}: found {len(pools[0])} images, expected more than {DENSITY_NEIGHBOURS} for density"
+            )
+        log.info("computing density and coverage")
+        density, covered = density_coverage(*pools)
+        found |= {"density": ("samples", density), "coverage": ("reference", covered)}
+    return found
 
 
-def _distance(reference: Gaussian, samples: Gaussian, sets: list[_ImageSet]) -> float:
-    try:
-        return frechet_distance(samples, reference)
-    except ValueError as error:  # only stored statistics can be unfit
-        raise InputError(f"statistics of {sets[0].path} and {sets[1].path}: {error}") from error
+def _intervals(
+    ref: _Judged,
+    own: _Judged,
+    per_image: dict[str, tuple[str, np.ndarray]],
+    accuracy: _Accuracy | None,
+    rounds: int,
+    seed: int,
+) -> dict[str, tuple[float, float]]:
+    log.info("resampling %d times for intervals", rounds)
+    figures = _figures(ref, own.seen)
+    if own.images.stored:  # their distances are not those of these images
+        figures = {"inception_score": figures["inception_score"]}
+    figures |= {name: mean_figure(v) for name, (whose, v) in per_image.items() if whose == "samples"}
+    if accuracy:
+        figures["accuracy"] = mean_figure(accuracy.right)
+    found = bootstrap_intervals(figures, own.images.count, rounds, seed)
+    others = {name: mean_figure(v) for name, (whose, v) in per_image.items() if whose == "reference"}
+    return found | (bootstrap_intervals(others, ref.images.count, rounds, seed) if others else {})
 
 
-def _accuracy(activations: Activations, labels: np.ndarray, path: str | os.PathLike) -> float:
-    """Share of images, 0..1, whose most probable class is the label."""
-    classes = activations.probabilities.shape[1]
-    if labels.min() < 0 or labels.max() >= classes:
-        raise InputError(
-            f"{path}: found labels from {labels.min()} to {labels.max()} in arr_1, "
-            f"expected 0 to {classes - 1}, the classes of the --features classifier"
-        )
-    return float((activations.probabilities.argmax(axis=1) == labels).mean())
+def _paired(ref: _Judged, own: _Judged, other: _Judged, rounds: int, seed: int) -> dict[str, dict[str, float]]:
+    log.info("swapping pairs %d times", rounds)
+    both = [own.seen.activations, other.seen.activations]
+    stacked = {
+        name: np.concatenate([getattr(one, name) for one in both]) for name in ("pool", "spatial", "probabilities")
+    }
+    figures = _figures(ref, Seen(type(both[0])(**stacked), np.empty(0)))
+    if ref.seen:
+        inside = [pr.inside_manifolds(ref.seen.activations.pool, one.pool)[0] for one in both]
+        figures["precision"] = mean_figure(np.concatenate(inside))
+    return paired_differences(figures, own.images.count, rounds, seed)
 
 
-def _naming(path: str, error: InputError) -> InputError:
-    """The same complaint with the file's name in front, unless it is there already."""
-    text = str(error)
-    return error if text.startswith(path) else InputError(f"{path}: {text}")
+def _figures(ref: _Judged, seen: Seen) -> dict[str, Figure]:
+    """The metrics of samples that may count several times, against a fixed reference."""
+    found = seen.activations
+    return {
+        "inception_score": lambda counts: inception_score(found.probabilities[rows_of(counts)]),
+        "fid": frechet_figure(found.pool, ref.pool),
+        "sfid": frechet_figure(found.spatial, ref.spatial),
+    }

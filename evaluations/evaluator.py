@@ -1,7 +1,7 @@
 """Judge a file of samples by a reference file: inception score, FID, sFID, precision, recall.
 
     python evaluations/evaluator.py REFERENCE.npz SAMPLES.npz [--json FILE] [--inception PATH]
-                                    [--engine auto|tensorflow|torch] [--features CHECKPOINT] [--batch_size N]
+                                    [--engine auto|tensorflow|torch] [--features CHECKPOINT] [--batch_size N] ...
 
 The values go to stdout, everything else to stderr. Upstream's classes can be imported from here.
 """
@@ -20,13 +20,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without
 
 from evaluations.engine import FeatureEngine  # noqa: E402
 from evaluations.evaluate import Metrics, evaluate  # noqa: E402
+from evaluations.image_sets import open_image_set, split_paths  # noqa: E402
 from evaluations.inception import (  # noqa: E402
     INCEPTION_V3_PATH,
     INCEPTION_V3_URL,
     InceptionEngine,
     import_tensorflow,
 )
-from evaluations.metrics.npz import open_images  # noqa: E402
 from evaluations.upstream_api import (  # noqa: E402
     Evaluator,
     FIDStatistics,
@@ -49,6 +49,19 @@ __all__ = [
     "open_npz_array",
 ]
 
+_TITLES = {
+    "inception_score": "Inception Score",
+    "fid": "FID",
+    "sfid": "sFID",
+    "precision": "Precision",
+    "recall": "Recall",
+    "accuracy": "Accuracy",
+    "kid": "KID",
+    "kid_deviation": "KID deviation",
+    "density": "Density",
+    "coverage": "Coverage",
+}
+
 log = logging.getLogger("evaluator")
 
 
@@ -58,12 +71,28 @@ def main() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     if args.batch_size < 1:
         raise InputError(f"--batch_size: found {args.batch_size}, expected at least 1")
+    if args.bootstrap is not None and args.bootstrap < 2:
+        raise InputError(f"--bootstrap: found {args.bootstrap}, expected at least 2")
+    if args.paired_rounds < 1:
+        raise InputError(f"--paired_rounds: found {args.paired_rounds}, expected at least 1")
     if args.json is not None:
         _check_writable(args.json)
-    for path in (args.ref_batch, args.sample_batch):
-        with open_images(path):  # complains before a network is fetched or built
-            pass
-    metrics = evaluate(args.ref_batch, args.sample_batch, _create_engine(args))
+    reference, samples = split_paths(args.ref_batch), split_paths(args.sample_batch)
+    paired = None if args.paired is None else split_paths(args.paired)
+    for paths in filter(None, (reference, samples, paired)):
+        open_image_set(paths)  # complains before a network is fetched or built
+    metrics = evaluate(
+        reference,
+        samples,
+        _create_engine(args),
+        extra=args.extra,
+        bootstrap=args.bootstrap or 0,
+        paired=paired,
+        paired_rounds=args.paired_rounds,
+        exact_upstream=args.exact_upstream,
+        seed=args.seed,
+        cache=args.cache,
+    )
     for line in format_metrics(metrics):
         print(line)
     if args.json is not None:
@@ -71,23 +100,26 @@ def main() -> None:
 
 
 def format_metrics(metrics: Metrics) -> list[str]:
-    """The lines for stdout: five, and the accuracy if there is one."""
-    lines = [
-        f"Inception Score: {metrics.inception_score}",
-        f"FID: {metrics.fid}",
-        f"sFID: {metrics.sfid}",
-        f"Precision: {metrics.precision}",
-        f"Recall: {metrics.recall}",
-    ]
-    if metrics.accuracy is not None:
-        lines.append(f"Accuracy: {metrics.accuracy}")
+    """The lines for stdout: upstream's five (less what a reference without images cannot give), then the accuracy
+    if there is one, then what flags asked for."""
+    lines = []
+    for name, title in _TITLES.items():
+        value = getattr(metrics, name)
+        if value is not None:
+            lines.append(f"{title}: {value}")
+    for name, (low, high) in (metrics.intervals or {}).items():
+        lines.append(f"{_TITLES[name]} 95% interval: {low} {high}")
+    for name, found in (metrics.paired or {}).items():
+        lines.append(f"{_TITLES[name]} paired difference: {found['difference']} p: {found['p']}")
     return lines
 
 
 def _create_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Judge generated images by a reference set.")
-    parser.add_argument("ref_batch", help="npz file of reference images, perhaps with their statistics")
-    parser.add_argument("sample_batch", help="npz file of the images to judge")
+    parser.add_argument(
+        "ref_batch", help="npz of reference images, their statistics or both; or a folder, zip or tar; several: a,b,c"
+    )
+    parser.add_argument("sample_batch", help="the images to judge: npz, folder, zip or tar; several: a,b,c")
     parser.add_argument("--json", metavar="FILE", help="also write the results there")
     network = parser.add_mutually_exclusive_group()
     network.add_argument(
@@ -107,6 +139,13 @@ def _create_parser() -> argparse.ArgumentParser:
         help="what runs the Inception graph (default: tensorflow where it can be imported, else torch)",
     )
     parser.add_argument("--batch_size", type=int, default=64, help="images at once in the feature network")
+    parser.add_argument("--extra", action="store_true", help="also KID, density and coverage")
+    parser.add_argument("--bootstrap", type=int, metavar="ROUNDS", help="95%% intervals by resampling the samples")
+    parser.add_argument("--paired", metavar="OTHER", help="test whether these samples, of the same noise, differ")
+    parser.add_argument("--paired_rounds", type=int, default=99, help="random swaps of pairs in that test")
+    parser.add_argument("--exact_upstream", action="store_true", help="precision and recall in half precision")
+    parser.add_argument("--seed", type=int, default=0, help="of subsets, resampling and swaps")
+    parser.add_argument("--cache", metavar="DIR", help="keep activations of references there (default: nowhere)")
     return parser
 
 

@@ -103,7 +103,7 @@ class InceptionEngine:
         self.batch_size = batch_size
         self.softmax_batch_size = softmax_batch_size
         tf = import_tensorflow()  # first: without TensorFlow there is no use in a download
-        path = find_graph(graph_path)
+        path = self.weights_path = find_graph(graph_path)
         self.session = session if session is not None else make_session()
         with self.session.graph.as_default():
             self._images = tf.placeholder(tf.float32, [None, None, None, 3])

@@ -45,7 +45,7 @@ class TorchInceptionEngine:
         self.batch_size = batch_size
         self.softmax_batch_size = softmax_batch_size
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._path = find_graph(graph_path)
+        self._path = self.weights_path = find_graph(graph_path)
         nodes = read_graph(self._path)
         wanted = (IMAGE_INPUT, POOL_OUTPUT, SPATIAL_OUTPUT, LOGITS_PRODUCT)
         if missing := [name for name in wanted if name.partition(":")[0] not in nodes]:

@@ -1,0 +1,63 @@
+"""What a reader of the figures should know: too few images, unbalanced labels, samples out of the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import stats
+
+FEW = 10_000
+_UNLIKELY = 1e-3
+
+
+def warn_of_counts(name: str, count: int, dims: int) -> list[str]:
+    """One line each if a set is small for the Fréchet distance or smaller than its number of dimensions."""
+    found = []
+    if count < FEW:
+        found.append(f"{name}: {count} images; under {FEW} FID is biased upwards: compare equal counts only")
+    if count <= dims:
+        found.append(f"{name}: {count} images span less than the {dims} dimensions of the features")
+    return found
+
+
+def warn_of_images(name: str, hashes: np.ndarray) -> list[str]:
+    """One line if images occur more than once."""
+    distinct = len(np.unique(hashes))
+    if distinct == 1 < len(hashes):
+        return [f"{name}: all {len(hashes)} images are identical"]
+    if distinct < len(hashes):
+        return [f"{name}: {len(hashes) - distinct} of {len(hashes)} images are copies of others in it"]
+    return []
+
+
+def warn_of_shared(name: str, hashes: np.ndarray, reference: str, reference_hashes: np.ndarray) -> list[str]:
+    """One line if the reference holds some of the samples."""
+    shared = int(np.isin(hashes, reference_hashes).sum())
+    return [f"{name}: {shared} of {len(hashes)} images are in the reference {reference} too"] if shared else []
+
+
+def warn_of_features(name: str, features_ND: np.ndarray) -> list[str]:
+    """One line if no feature ever changes."""
+    constant = bool((features_ND == features_ND[0]).all())
+    return [f"{name}: the pooled features of all images are equal"] if constant else []
+
+
+def warn_of_labels(name: str, labels: np.ndarray | None, reference_labels: np.ndarray | None) -> list[str]:
+    """One line if the classes are not as frequent as in the reference, or as each other if that has no labels.
+
+    By the chi-squared test; chance warns once in a thousand sets.
+    """
+    if labels is None or labels.min() < 0:
+        return []
+    known = labels if reference_labels is None or reference_labels.min() < 0 else reference_labels
+    classes = int(max(labels.max(), known.max())) + 1
+    if classes < 2 or classes > len(labels):
+        return []
+    counts = np.bincount(labels, minlength=classes)
+    if known is labels:
+        p, like = stats.chisquare(counts).pvalue, "equally frequent"
+    else:
+        table = np.stack([counts, np.bincount(known, minlength=classes)])
+        p, like = stats.chi2_contingency(table[:, table.any(axis=0)]).pvalue, "as in the reference"
+    if p >= _UNLIKELY:
+        return []
+    return [f"{name}: its labels are not {like}: from {counts.min()} to {counts.max()} images a class"]
