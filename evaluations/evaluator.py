@@ -76,7 +76,7 @@ def main() -> None:
     if args.paired_rounds < 1:
         raise InputError(f"--paired_rounds: found {args.paired_rounds}, expected at least 1")
     if args.json is not None:
-        _check_writable(args.json)
+        check_writable("--json", args.json)
     reference, samples = split_paths(args.ref_batch), split_paths(args.sample_batch)
     paired = None if args.paired is None else split_paths(args.paired)
     for paths in filter(None, (reference, samples, paired)):
@@ -84,7 +84,7 @@ def main() -> None:
     metrics = evaluate(
         reference,
         samples,
-        _create_engine(args),
+        create_engine(args),
         extra=args.extra,
         bootstrap=args.bootstrap or 0,
         paired=paired,
@@ -121,6 +121,19 @@ def _create_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("sample_batch", help="the images to judge: npz, folder, zip or tar; several: a,b,c")
     parser.add_argument("--json", metavar="FILE", help="also write the results there")
+    add_network_flags(parser)
+    parser.add_argument("--extra", action="store_true", help="also KID, density and coverage")
+    parser.add_argument("--bootstrap", type=int, metavar="ROUNDS", help="95%% intervals by resampling the samples")
+    parser.add_argument("--paired", metavar="OTHER", help="test whether these samples, of the same noise, differ")
+    parser.add_argument("--paired_rounds", type=int, default=99, help="random swaps of pairs in that test")
+    parser.add_argument("--exact_upstream", action="store_true", help="precision and recall in half precision")
+    parser.add_argument("--seed", type=int, default=0, help="of subsets, resampling and swaps")
+    parser.add_argument("--cache", metavar="DIR", help="keep activations of references there (default: nowhere)")
+    return parser
+
+
+def add_network_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that ``create_engine`` understands."""
     network = parser.add_mutually_exclusive_group()
     network.add_argument(
         "--inception",
@@ -139,17 +152,10 @@ def _create_parser() -> argparse.ArgumentParser:
         help="what runs the Inception graph (default: tensorflow where it can be imported, else torch)",
     )
     parser.add_argument("--batch_size", type=int, default=64, help="images at once in the feature network")
-    parser.add_argument("--extra", action="store_true", help="also KID, density and coverage")
-    parser.add_argument("--bootstrap", type=int, metavar="ROUNDS", help="95%% intervals by resampling the samples")
-    parser.add_argument("--paired", metavar="OTHER", help="test whether these samples, of the same noise, differ")
-    parser.add_argument("--paired_rounds", type=int, default=99, help="random swaps of pairs in that test")
-    parser.add_argument("--exact_upstream", action="store_true", help="precision and recall in half precision")
-    parser.add_argument("--seed", type=int, default=0, help="of subsets, resampling and swaps")
-    parser.add_argument("--cache", metavar="DIR", help="keep activations of references there (default: nowhere)")
-    return parser
 
 
-def _create_engine(args: argparse.Namespace) -> FeatureEngine:
+def create_engine(args: argparse.Namespace) -> FeatureEngine:
+    """The feature network that the flags ask for; ``InputError`` if it cannot be had."""
     if args.features is not None:
         from evaluations.classifier_features import ClassifierEngine  # torch only where it is used
 
@@ -172,12 +178,12 @@ def _has_tensorflow() -> bool:
     return True
 
 
-def _check_writable(path: str) -> None:
+def check_writable(flag: str, path: str) -> None:
     """Fail before the work rather than after it; directories are only made once there is a result."""
     target = Path(path).absolute()
     parent = next(ancestor for ancestor in target.parents if ancestor.exists())
     if target.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"--json {path}: expected a file that can be written")
+        raise InputError(f"{flag} {path}: expected a file that can be written")
 
 
 def _write_json(metrics: Metrics, path: str) -> None:

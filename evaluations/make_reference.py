@@ -1,0 +1,158 @@
+"""Make a reference file for the evaluator out of a folder of images.
+
+    python evaluations/make_reference.py FOLDER OUT.npz --image_size 256 [--num_images 10000]
+
+The statistics are those of all images; the images kept for precision and recall are ``--num_images`` of them,
+drawn with ``--seed``. The file holds what the published ones hold: ``arr_0`` images, ``arr_1`` labels, ``mu``,
+``sigma``, ``mu_s``, ``sigma_s``; and ``settings``, a JSON text. With ``--features`` there are no statistics,
+which would be taken for Inception's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without installation
+
+from evaluations.engine import FeatureEngine  # noqa: E402
+from evaluations.evaluator import add_network_flags, check_writable, create_engine  # noqa: E402
+from evaluations.image_sets import file_digest  # noqa: E402
+from evaluations.metrics.statistics import fit_gaussian  # noqa: E402
+from guided_diffusion.checkpoint import write_bytes_atomically  # noqa: E402
+from guided_diffusion.errors import InputError  # noqa: E402
+from guided_diffusion.image_datasets import (  # noqa: E402
+    ImageDataset,
+    _list_image_files_recursively,
+    list_class_names,
+)
+
+log = logging.getLogger("make_reference")
+
+
+def main() -> None:
+    """Parse the command line, make the file; ``InputError`` for anything wrong with the input."""
+    args = _create_parser().parse_args()
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    for flag, lowest in (("image_size", 1), ("num_images", 4), ("batch_size", 1)):
+        if getattr(args, flag) < lowest:
+            raise InputError(f"--{flag}: found {getattr(args, flag)}, expected at least {lowest}")
+    if Path(args.out).suffix != ".npz":
+        raise InputError(f"{args.out}: expected a name that ends in .npz")
+    check_writable("OUT", args.out)
+    pictures = Pictures(args.folder, args.image_size)
+    arrays = make_reference(pictures, create_engine(args), args.num_images, args.seed)
+    with write_bytes_atomically(args.out) as file:
+        np.savez(file, **arrays)
+    log.info("wrote %s", Path(args.out).absolute())
+
+
+class Pictures:
+    """The images of a folder, searched recursively, as upstream's training sees them: centre crops.
+
+    Resized by halvings with a box filter, then bicubically, so that the short side is ``size``. A label is a
+    file name's part before its first underscore, numbered in sorted order. Raises ``InputError`` if there are
+    fewer than 4 images.
+    """
+
+    def __init__(self, folder: str, size: int):
+        self.folder, self.size = folder, size
+        self.class_names = list_class_names(folder)  # complains of a folder that is missing or empty
+        self.paths = _list_image_files_recursively(folder)
+        if len(self.paths) < 4:
+            raise InputError(f"{folder}: found {len(self.paths)} images, expected at least 4")
+        self._images = ImageDataset(size, self.paths, random_crop=False, random_flip=False)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def labels(self) -> np.ndarray:
+        """Int64 [N]."""
+        numbers = {name: i for i, name in enumerate(self.class_names)}
+        return np.array([numbers[Path(path).name.partition("_")[0]] for path in self.paths], dtype=np.int64)
+
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        """Uint8 [B, size, size, 3]."""
+        scaled = np.stack([self._images[i][0] for i in indices]).transpose(0, 2, 3, 1)
+        return np.ascontiguousarray(np.rint((scaled + 1) * 127.5), dtype=np.uint8)
+
+
+def make_reference(pictures: Pictures, engine: FeatureEngine, num_images: int, seed: int) -> dict[str, Any]:
+    """The arrays of a reference file; see the module."""
+    kept = np.arange(len(pictures))
+    if num_images < len(pictures):
+        kept = np.sort(np.random.default_rng(seed).choice(len(pictures), num_images, replace=False))
+    batches = _Batches(pictures, engine.batch_size, kept)
+    settings = {
+        "folder": str(Path(pictures.folder).absolute()),
+        "found_images": len(pictures),
+        "kept_images": len(kept),
+        "image_size": pictures.size,
+        "resize": "centre crop; box-filtered halvings, then bicubic",
+        "class_names": pictures.class_names,
+        "seed": seed,
+        "engine": engine.name,
+    }
+    statistics = {}
+    if engine.uses_stored_statistics:
+        found = engine.compute_activations(batches)
+        for suffix, features in (("", found.pool), ("_s", found.spatial)):
+            gaussian = fit_gaussian(features)
+            statistics |= {f"mu{suffix}": gaussian.mu, f"sigma{suffix}": gaussian.sigma}
+    else:
+        for _ in batches:
+            pass
+    settings |= {
+        "network_sha256": file_digest(engine.weights_path) if getattr(engine, "weights_path", None) else None,
+        "images_sha256": batches.digest.hexdigest(),
+    }
+    labels = pictures.labels()[kept]
+    return {"arr_0": batches.kept, "arr_1": labels, **statistics, "settings": np.array(json.dumps(settings))}
+
+
+class _Batches:
+    """One pass over all pictures, which keeps the chosen ones and a hash of all."""
+
+    def __init__(self, pictures: Pictures, batch_size: int, chosen: np.ndarray):
+        self._pictures, self._batch_size = pictures, batch_size
+        self._place = {int(index): place for place, index in enumerate(chosen)}
+        self.kept = np.empty((len(chosen), pictures.size, pictures.size, 3), dtype=np.uint8)
+        self.digest = hashlib.sha256()
+
+    def __len__(self) -> int:
+        return -(-len(self._pictures) // self._batch_size)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for begin in range(0, len(self._pictures), self._batch_size):
+            indices = range(begin, min(begin + self._batch_size, len(self._pictures)))
+            batch = self._pictures.read(indices)
+            self.digest.update(batch)
+            for index, image in zip(indices, batch, strict=True):
+                if index in self._place:
+                    self.kept[self._place[index]] = image
+            yield batch
+
+
+def _create_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Make a reference file for the evaluator out of a folder of images.")
+    parser.add_argument("folder", help="folder of images, searched recursively")
+    parser.add_argument("out", help="npz file to write")
+    parser.add_argument("--image_size", type=int, required=True, help="side of the square centre crops, in pixels")
+    parser.add_argument("--num_images", type=int, default=10_000, help="images to keep; statistics are of all")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of images to keep")
+    add_network_flags(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    from guided_diffusion.dist_util import run_main
+
+    run_main(main)

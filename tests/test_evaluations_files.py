@@ -1,0 +1,95 @@
+"""make_reference and convert: what they write, and that the evaluator takes it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_evaluations_classifier import write_classifier  # noqa: E402
+from test_evaluations_inputs import SAMPLES, _Stored, _write_folder  # noqa: E402
+
+from evaluations import convert, evaluator, make_reference  # noqa: E402
+from guided_diffusion.errors import InputError  # noqa: E402
+
+
+def _main(program, monkeypatch, *args) -> None:
+    monkeypatch.setattr(sys, "argv", [program.__name__, *map(str, args)])
+    program.main()
+
+
+def test_a_reference_is_what_the_evaluator_wants(tmp_path):
+    folder = _write_folder(tmp_path / "images", SAMPLES, np.array([7, 8, 7, 9] * 5))
+    pictures = make_reference.Pictures(str(folder), 16)
+    arrays = make_reference.make_reference(pictures, _Stored(), num_images=12, seed=1)
+    np.savez(tmp_path / "ref.npz", **arrays)
+    np.savez(tmp_path / "all.npz", pictures.read(range(20)))
+    assert arrays["arr_0"].shape == (12, 16, 16, 3) and arrays["arr_0"].dtype == np.uint8
+    assert len(arrays["arr_1"]) == 12 and set(arrays["arr_1"]) <= {0, 1, 2}
+    places = [np.flatnonzero((image == SAMPLES).all(axis=(1, 2, 3))).item() for image in arrays["arr_0"]]
+    np.testing.assert_array_equal(np.array([0, 1, 0, 2] * 5)[places], arrays["arr_1"])
+    settings = json.loads(str(np.load(tmp_path / "ref.npz", allow_pickle=False)["settings"]))
+    assert (settings["found_images"], settings["kept_images"], settings["class_names"]) == (20, 12, ["7", "8", "9"])
+    metrics = evaluator.evaluate(tmp_path / "ref.npz", tmp_path / "all.npz", _Stored())
+    assert metrics.fid == pytest.approx(0, abs=1e-6) and metrics.sfid == pytest.approx(0, abs=1e-6)
+
+
+def test_reference_program(tmp_path, monkeypatch):
+    folder = _write_folder(tmp_path / "images", SAMPLES)
+    (tmp_path / "run").mkdir()
+    network = ["--features", write_classifier(tmp_path / "run")]
+    _main(make_reference, monkeypatch, folder, tmp_path / "r.npz", "--image_size", 8, *network)
+    with np.load(tmp_path / "r.npz", allow_pickle=False) as found:
+        assert found["arr_0"].shape == (20, 8, 8, 3)
+        assert "mu" not in found.files  # they would be taken for Inception's
+        assert len(json.loads(str(found["settings"]))["network_sha256"]) == 64
+    for wrong, complaint in (
+        ([folder, tmp_path / "r.npz", "--image_size", 0], "--image_size: found 0"),
+        ([folder, tmp_path / "r.png", "--image_size", 8], "ends in .npz"),
+        ([tmp_path / "none", tmp_path / "r.npz", "--image_size", 8], "no such folder"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            _main(make_reference, monkeypatch, *wrong, *network)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("labels", [None, np.arange(20) % 11])
+def test_there_and_back(tmp_path, monkeypatch, channels, labels):
+    images = SAMPLES[..., :channels]
+    np.savez(tmp_path / "a.npz", images, *([] if labels is None else [labels]))
+    _main(convert, monkeypatch, tmp_path / "a.npz", tmp_path / "folder")
+    _main(convert, monkeypatch, tmp_path / "folder", tmp_path / "b.npz")
+    with np.load(tmp_path / "b.npz", allow_pickle=False) as found:
+        np.testing.assert_array_equal(found["arr_0"], images)
+        assert ("arr_1" in found.files) == (labels is not None)
+        if labels is not None:
+            np.testing.assert_array_equal(found["arr_1"], labels)
+    with Image.open(tmp_path / "folder.png") as grid:
+        assert grid.size == (8 * 16, 3 * (16 if labels is None else 28))
+        np.testing.assert_array_equal(np.asarray(grid)[:16, 16:32, :channels], images[1])
+
+
+def test_convert_refuses(tmp_path, monkeypatch):
+    np.savez(tmp_path / "a.npz", SAMPLES)
+    folder = tmp_path / "folder"
+    _main(convert, monkeypatch, tmp_path / "a.npz", folder, "--grid", 0)
+    assert not (tmp_path / "folder.png").exists()
+    with pytest.raises(InputError, match="new or empty"):
+        _main(convert, monkeypatch, tmp_path / "a.npz", folder)
+    with pytest.raises(InputError, match="npz file and a folder"):
+        _main(convert, monkeypatch, folder, tmp_path / "other")
+    (folder / "03.png").rename(folder / "cat.png")
+    with pytest.raises(InputError, match="cat.png: expected a name such as"):
+        _main(convert, monkeypatch, folder, tmp_path / "b.npz")
+    (folder / "cat.png").unlink()
+    with pytest.raises(InputError, match="found 19 png files, expected them numbered"):
+        _main(convert, monkeypatch, folder, tmp_path / "b.npz")
+    Image.fromarray(np.zeros((3, 3, 3), np.uint8)).save(folder / "03.png")
+    with pytest.raises(InputError, match="03.png: found"):
+        _main(convert, monkeypatch, folder, tmp_path / "b.npz")
+    assert not (tmp_path / "b.npz").exists()
