@@ -20,6 +20,7 @@ from evaluations.inception import (
     SPATIAL_OUTPUT,
     find_graph,
 )
+from evaluations.torch_fold import fold_batch_norms
 from evaluations.torch_graph import TorchGraph
 from guided_diffusion.errors import InputError
 
@@ -46,7 +47,7 @@ class TorchInceptionEngine:
         self.softmax_batch_size = softmax_batch_size
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._path = self.weights_path = find_graph(graph_path)
-        nodes = read_graph(self._path)
+        nodes = fold_batch_norms(read_graph(self._path))
         wanted = (IMAGE_INPUT, POOL_OUTPUT, SPATIAL_OUTPUT, LOGITS_PRODUCT)
         if missing := [name for name in wanted if name.partition(":")[0] not in nodes]:
             raise self._error(f"it has no node {', '.join(missing)}")

@@ -35,14 +35,14 @@ def lay_out_filter(filter_HWIO: Tensor) -> Tensor:
     return as_channels_first(filter_HWIO.permute(3, 0, 1, 2)).permute(2, 3, 1, 0)
 
 
-def conv2d(node: Node, x: Tensor, filter_HWIO: Tensor) -> Tensor:
-    """Cross-correlation of images with a filter [H, W, in, out]."""
+def conv2d(node: Node, x: Tensor, filter_HWIO: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Cross-correlation of images with a filter [H, W, in, out]; only ``torch_fold`` writes nodes with a bias [out]."""
     if any(factor != 1 for factor in node.attribute("dilations", tuple, ())):
         raise ValueError(f"found dilations {node.attributes['dilations']}, expected none")
     strides = _window(node, "strides")
     x, padding = _pad(node, x, filter_HWIO.shape[:2], strides)
     weight = as_channels_first(filter_HWIO.permute(3, 0, 1, 2))
-    return F.conv2d(x, weight, stride=strides, padding=padding).permute(0, 2, 3, 1)
+    return F.conv2d(x, weight, bias, strides, padding).permute(0, 2, 3, 1)
 
 
 def max_pool(node: Node, x: Tensor) -> Tensor:

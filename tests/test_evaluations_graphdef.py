@@ -17,6 +17,7 @@ from frozen_graphs import FrozenGraph, write_inception_like_graph  # noqa: E402
 
 from evaluations import graphdef  # noqa: E402
 from evaluations.graphdef import read_graph  # noqa: E402
+from evaluations.torch_fold import fold_batch_norms  # noqa: E402
 from evaluations.torch_graph import TorchGraph  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 
@@ -161,7 +162,8 @@ SMALL_GRAPH = _small_graph()
 
 
 def _read_and_run(path: Path) -> torch.Tensor:
-    return TorchGraph(read_graph(path), ["y:0"], ["x:0"], source=str(path)).run({"x:0": torch.ones(2, 4, 4, 3)})[0]
+    nodes = fold_batch_norms(read_graph(path))
+    return TorchGraph(nodes, ["y:0"], ["x:0"], source=str(path)).run({"x:0": torch.ones(2, 4, 4, 3)})[0]
 
 
 def test_undamaged_small_graph(tmp_path):

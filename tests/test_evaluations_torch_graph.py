@@ -17,6 +17,7 @@ from frozen_graphs import FrozenGraph, write_inception_like_graph  # noqa: E402
 
 from evaluations import torch_graph  # noqa: E402
 from evaluations.graphdef import Node, read_graph  # noqa: E402
+from evaluations.torch_fold import fold_batch_norms  # noqa: E402
 from evaluations.torch_graph import TorchGraph  # noqa: E402
 from evaluations.torch_ops import OPS  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
@@ -96,6 +97,32 @@ def test_batch_norm(graph, compare, scaled):
     kinds = {"variance_epsilon": 0.01, "scale_after_normalization": scaled, **FLOAT}
     graph.node("norm", "BatchNormWithGlobalNormalization", graph.placeholder("x"), *inputs, **kinds)
     compare(["norm"], x=_images(2, 5, 4, 6), rtol=1e-5)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_folded_batch_norm(graph, tmp_path, scaled):
+    """A convolution with its batch norm in one differs by rounding; where it cannot be made all stays as it is."""
+    images, weights = _images(2, 6, 5, 3), _images(3, 3, 3, 4, seed=1)
+    statistics = [_images(4), abs(_images(4, seed=2)) + 0.1, _images(4, seed=3), _images(4, seed=4)]
+    graph.placeholder("x")
+    graph.constant("weights", weights)
+    graph.node("conv", "Conv2D", "x", "weights", strides=[1, 2, 1, 1], padding=b"SAME", **FLOAT)
+    parts = [graph.constant(f"part{i}", value) for i, value in enumerate(statistics)]
+    kinds = {"variance_epsilon": 0.01, "scale_after_normalization": scaled, **FLOAT}
+    graph.node("norm", "BatchNormWithGlobalNormalization", "conv", *parts, **kinds)
+    graph.node("y", "Relu", "norm", "^conv", **FLOAT)
+    graph.node("shifted", "BatchNormWithGlobalNormalization", "y", *parts, **kinds)  # of no convolution
+    nodes = read_graph(graph.write(tmp_path / "g.pb"))
+    folded = fold_batch_norms(nodes)
+    assert [folded[name].op for name in ("norm", "shifted")] == ["Conv2D", nodes["shifted"].op]
+    expected = graph.run(["y:0", "shifted:0"], {"x:0": images})
+    for one, other in zip(
+        TorchGraph(folded, ["y", "shifted"], ["x"]).run({"x": torch.tensor(images)}), expected, strict=True
+    ):
+        np.testing.assert_allclose(one.numpy(), other, rtol=1e-5, atol=1e-6 * abs(other).max())
+    for name in ("weights", "part2"):  # a shape that does not fit is the graph's fault, and told when it runs
+        damaged = fold_batch_norms({**nodes, name: _constant(name, np.ones(3, np.float32))})
+        assert damaged["norm"].op == nodes["norm"].op
 
 
 def test_joining(graph, compare):
