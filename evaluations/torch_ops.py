@@ -76,15 +76,12 @@ def resize_bilinear(node: Node, x: Tensor, size: list[int]) -> Tensor:
     if node.attribute("half_pixel_centers", bool, False):
         raise ValueError("found half_pixel_centers, expected pixels without a centre")
     aligned = node.attribute("align_corners", bool, False)
-    for dim, length in zip((2, 1), reversed(_sizes(size)), strict=True):  # TensorFlow interpolates rows first
-        x = _interpolate(x.float(), dim, length, aligned)
-    return x
-
-
-def _sizes(size: list[int]) -> list[int]:
     if len(size) != 2 or not all(0 < side <= MAX_SIDE for side in size):
         raise ValueError(f"found size {str(size):.60}, expected height and width of 1 to {MAX_SIDE} pixels")
-    return size
+    height, width = size
+    if height < x.shape[1]:  # either order will do: columns are the slower part, so do them on fewer rows
+        return _interpolate(_interpolate(x.float(), 1, height, aligned), 2, width, aligned)
+    return _interpolate(_interpolate(x.float(), 2, width, aligned), 1, height, aligned)
 
 
 def _interpolate(x: Tensor, dim: int, length: int, aligned: bool) -> Tensor:
