@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from evaluations.convert import npz_to_folder
 from guided_diffusion import checkpoint
 from guided_diffusion.configs import ClassifierConfig, DiffusionConfig, ModelConfig, SuperResConfig
 from guided_diffusion.flags import Given, Parser
@@ -85,6 +86,8 @@ def test_documented_command_runs(where, command, run, tmp_path):
         pytest.fail(f"{where}: no such program: {words[program]}")
     if name == "evaluator":
         arguments = evaluator_arguments(words[program + 1 :], tmp_path)
+    elif name in ("make_reference", "convert"):
+        arguments = image_file_arguments(name, words[program + 1 :], tmp_path)
     elif name == "train_model":
         arguments = ["--steps", "2", "--work", str(tmp_path), "--model_dir", str(tmp_path / "model")]
     elif name in NETWORKS:
@@ -160,8 +163,26 @@ def evaluator_arguments(words: list[str], folder: Path) -> list[str]:
     small = ClassifierConfig(image_size=8, classifier_width=32, classifier_num_head_channels=32, num_classes=3)
     checkpoint.write_config(folder, dataclasses.asdict(small))
     positional = [str(write_images(folder / f"{name}.npz", side=8)) for name in ("reference", "samples")]
-    rest = read_flags(words) | {"features": str(features)}
-    return [*positional, *(word for flag, value in rest.items() for word in (f"--{flag}", value))]
+    rest = {flag: value for flag, value in read_flags(words).items() if flag != "inception"}
+    rest |= {"features": str(features)}
+    if "paired" in rest:
+        rest["paired"] = str(write_images(folder / "other.npz", side=8))
+    rest |= {flag: str(folder / flag) for flag in ("cache", "json") if flag in rest}
+    switches = [f"--{flag}" for flag, value in rest.items() if value == "True"]
+    return [*positional, *switches, *(w for f, value in rest.items() if value != "True" for w in (f"--{f}", value))]
+
+
+def image_file_arguments(name: str, words: list[str], folder: Path) -> list[str]:
+    """Of the programs that turn folders into files, or files into folders."""
+    if name == "make_reference":
+        network = evaluator_arguments([], folder)[2:]
+        images = make_images(folder / "images", classes=3, size=16)
+        return [str(images), str(folder / "reference.npz"), "--image_size", "8", *network]
+    source = write_images(folder / "samples.npz", side=8)
+    if words[0].endswith(".npz"):
+        return [str(source), str(folder / "pictures")]
+    npz_to_folder(source, folder / "pictures")
+    return [str(folder / "pictures"), str(folder / "again.npz")]
 
 
 @pytest.mark.parametrize("count", [552_814_086, 553_838_086])
