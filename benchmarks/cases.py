@@ -85,9 +85,11 @@ def classifier_arguments(setting: Setting) -> dict:
 class Pair:
     """Both sides' networks with the same random weights, and one batch of inputs on the device."""
 
-    def __init__(self, setting: Setting, peer: SimpleNamespace, device: torch.device, half: bool):
+    def __init__(
+        self, setting: Setting, peer: SimpleNamespace, device: torch.device, half: bool, compile: bool = False
+    ):
         torch.manual_seed(0)
-        self.setting, self.peer, self.device, self.half = setting, peer, device, half
+        self.setting, self.peer, self.device, self.half, self.compile = setting, peer, device, half, compile
         self.dtype = torch.float16 if half else None
         self.models = self._both(script_util.create_model, peer.script_util.create_model, setting.model)
         self.classifiers = self._both(unet.EncoderUNetModel, peer.unet.EncoderUNetModel, classifier_arguments(setting))
@@ -106,10 +108,13 @@ class Pair:
         return ours, theirs
 
     def sampling(self) -> dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]]:
-        """Parts of a guided DDIM step: name -> (ours, theirs), each returning what it computed."""
+        """Parts of a guided DDIM step and the whole: name -> (ours, theirs), each returning what it computed.
+
+        The guidance is the classifier forward and backward and the arithmetic around it.
+        """
         (model, peer_model), (classifier, peer_classifier) = self.models, self.classifiers
         peer_model.eval(), peer_classifier.eval()
-        model, classifier = Frozen(model, self.dtype), Frozen(classifier, self.dtype)
+        model, classifier = (Frozen(network, self.dtype, self.compile) for network in (model, classifier))
         guidance = ClassifierGuidance(classifier, ConstantRule(1.0))
 
         def peer_guidance(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -140,12 +145,24 @@ class Pair:
 
             return call
 
+        def forward(network: nn.Module) -> Callable[[], Tensor]:
+            """With the graph for the gradient, which is what a backward pass would start from."""
+            return lambda: network(self.x_t.detach().requires_grad_(True), self.t * 40).detach()
+
+        def free_model(x: Tensor, *_: Tensor) -> Tensor:
+            return torch.cat([x, x], dim=1)
+
+        def free_guidance(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            return x
+
         return {
             "UNet": (unet_call(model), unet_call(peer_model)),
+            "classifier forward": (forward(classifier), forward(peer_classifier)),
             "guidance": (
                 lambda: guidance(self.x_t, self.t * 40, y=self.y),
                 lambda: peer_guidance(self.x_t, self.t * 40, self.y),
             ),
+            "sampler without networks": tuple(step(process, free_model, free_guidance) for process in processes),
             "guided step": (step(processes[0], model, guidance), step(processes[1], peer_model, peer_guidance)),
         }
 
@@ -153,7 +170,7 @@ class Pair:
         """One optimizer step of the classifier on noised images; returns the loss."""
         ours, theirs = self.classifiers
         ours.train(), theirs.train()
-        network = LowPrecision(ours, self.dtype)
+        network = LowPrecision(ours.to(memory_format=torch.channels_last), self.dtype)  # as ClassifierTrainLoop does
         stepper = OptimizerStepper(list(ours.parameters()), self.dtype, self.device, initial_lg_loss_scale=16.0)
         opt = torch.optim.AdamW(stepper.params, lr=1e-6)
         trainer = self.peer.fp16_util.MixedPrecisionTrainer(

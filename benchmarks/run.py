@@ -39,11 +39,11 @@ def main() -> None:
     device = torch.device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
-    report = {"what": args.what, "half": args.half, **machine(device)}
+    report = {"what": args.what, "half": args.half, "compile": args.compile, **machine(device)}
     report |= trace_report(args, device) if args.what == "trace" else peer_report(args, device)
     text = json.dumps(report, indent=2)
     name = f"{re.sub(r'[^a-z0-9]+', '-', report['device'].lower()).strip('-')}-{args.what}"
-    path = RESULTS / f"{name}{'-half' * args.half}-{datetime.date.today()}.json"
+    path = RESULTS / f"{name}{'-half' * args.half}{'-compiled' * args.compile}-{datetime.date.today()}.json"
     with write_bytes_atomically(path) as file:
         file.write(text.encode() + b"\n")
     print(text)
@@ -57,7 +57,7 @@ def peer_report(args: argparse.Namespace, device: torch.device) -> dict[str, obj
     top = ceilings(device, torch.float16 if args.half else torch.float32)
     rows = []
     for config in args.config:
-        pair = Pair(SETTINGS[config], peer, device, args.half)
+        pair = Pair(SETTINGS[config], peer, device, args.half, args.compile)
         for part, (ours, theirs) in getattr(pair, args.what)().items():
             rows.append({"config": config, "part": part, **measure(ours, theirs, device, args.rounds, top)})
             print(line(rows[-1]), file=sys.stderr, flush=True)
@@ -80,6 +80,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--config", action="append", choices=sorted(SETTINGS), help="default: 32x32 and 64x64")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--half", action="store_true", help="float16: ours under autocast, the peer's use_fp16")
+    parser.add_argument("--compile", action="store_true", help="sampling: ours compiled, the peer as it is")
     parser.add_argument("--rounds", type=int, default=10, help="pairs of timed runs (default 10)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 (default): torch's choice")
     args = parser.parse_args()
@@ -135,7 +136,7 @@ def machine(device: torch.device) -> dict[str, str | int]:
     """What the numbers were taken on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     return {
-        "device": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "device": name, "device_type": device.type, "threads": torch.get_num_threads(), "torch": torch.__version__,
         "python": platform.python_version(), "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "date": str(datetime.date.today()),
     }  # fmt: skip

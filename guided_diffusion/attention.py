@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .nn import checkpoint, conv_nd, normalization, zero_module
+from .nn import checkpoint, conv_nd, normalization, pointwise, zero_module
 
 
 def count_flops_attn(model: nn.Module, _x, y) -> None:
@@ -33,12 +33,15 @@ class _HeadwiseAttention(nn.Module):
 
     def forward(self, qkv: Tensor) -> Tensor:
         q, k, v = (part.transpose(-1, -2) for part in self._unpack(qkv))
-        # The fused kernels want each token's channels side by side in memory (as they are in channels_last).
-        # Training on a CPU stays with the unfused one, whose rounding is upstream's: Adam turns the rounding of
+        # Training on a CPU stays with the unfused form, whose rounding is upstream's: Adam turns the rounding of
         # gradients that should vanish (the keys' biases, say) into full steps, and runs could no longer be compared.
-        if not self.training or qkv.device.type != "cpu":
+        if self.training and qkv.device.type == "cpu":
+            root_scale = q.shape[-1] ** -0.25
+            weights_BHLL = torch.softmax((q * root_scale) @ (k * root_scale).transpose(-1, -2), dim=-1)
+            heads_BHLC = weights_BHLL @ v
+        else:  # the fused kernels want each token's channels side by side in memory, as they are in channels_last
             q, k, v = (part if part.stride(-1) == 1 else part.contiguous() for part in (q, k, v))
-        heads_BHLC = F.scaled_dot_product_attention(q, k, v)
+            heads_BHLC = F.scaled_dot_product_attention(q, k, v)
         return heads_BHLC.transpose(-1, -2).flatten(1, 2)
 
 
@@ -88,16 +91,12 @@ class AttentionBlock(nn.Module):
         return checkpoint(self._forward, (x,), self.parameters(), self.use_checkpoint and torch.is_grad_enabled())
 
     def _forward(self, x: Tensor) -> Tensor:
-        # An image one pixel high: unlike [B, C, L] it can be channels_last, so that nothing is copied in between.
-        tokens_BC1L = x.flatten(2).unsqueeze(2)
-        qkv_BCL = _project(self.qkv, self.norm(tokens_BC1L)).squeeze(2)
-        update_BC1L = _project(self.proj_out, self.attention(qkv_BCL).unsqueeze(2))
-        return (tokens_BC1L + update_BC1L).view_as(x)
-
-
-def _project(layer: nn.Conv1d, tokens_BC1L: Tensor) -> Tensor:
-    """A 1-wide convolution over tokens, in their memory format."""
-    return F.conv2d(tokens_BC1L, layer.weight.unsqueeze(2), layer.bias)
+        # Always an image: unlike [B, C, L] it can be channels_last, so that nothing is copied in between.
+        image = x if x.dim() == 4 else x.flatten(2).unsqueeze(2)
+        qkv_BCL = pointwise(self.norm(image), self.qkv.weight.unsqueeze(-1), self.qkv.bias).flatten(2)
+        update = self.attention(qkv_BCL).unflatten(2, image.shape[2:])
+        update = pointwise(update, self.proj_out.weight.unsqueeze(-1), self.proj_out.bias)
+        return (image + update).view_as(x)
 
 
 class AttentionPool2d(nn.Module):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .nn import SiLU, avg_pool_nd, checkpoint, conv_nd, linear, normalization, zero_module
+from .nn import SiLU, avg_pool_nd, checkpoint, conv_nd, linear, normalization, pointwise, zero_module
 
 
 class TimestepBlock(nn.Module):
@@ -134,7 +134,13 @@ class ResBlock(TimestepBlock):
             h = norm_out(h + emb_out)
         for layer in rest_out:
             h = layer(h)
-        return self.skip_connection(self.x_upd(x)) + h
+        return self._skip(self.x_upd(x)) + h
+
+    def _skip(self, x: Tensor) -> Tensor:
+        skip = self.skip_connection
+        if isinstance(skip, nn.Conv2d) and skip.kernel_size == (1, 1):
+            return pointwise(x, skip.weight, skip.bias)
+        return skip(x)
 
 
 def _expect_channels(x: Tensor, channels: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from guided_diffusion import dist_util, frozen, run_setup
 from guided_diffusion.configs import SamplingConfig
 from guided_diffusion.frozen import Frozen
+from guided_diffusion.nn import pointwise
 from tests.test_guidance import small_classifier, small_unet
 
 X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -40,6 +41,22 @@ def test_the_layout_changes_nothing_but_the_layout():
     weights = [p for p in network.parameters() if p.dim() == 4]
     assert weights and all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
     torch.testing.assert_close(gradient(Frozen(small_classifier())), gradient(small_classifier()), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(3, 8, 5, 7), (1, 8, 1, 1), (2, 8, 1, 9), (2, 1, 4, 4)])
+def test_pointwise_is_a_convolution(layout, shape):
+    """Values, gradient and layout."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator).to(memory_format=layout)
+    weight = torch.randn(6, shape[1], 1, 1, generator=generator)
+    results = []
+    for function in (pointwise, nn.functional.conv2d):
+        x_in = x.clone().requires_grad_(True)
+        out = function(x_in, weight, torch.arange(6.0))
+        assert out.is_contiguous(memory_format=layout) or 1 in shape
+        results += [out, *torch.autograd.grad(out.square().sum(), x_in)]
+    torch.testing.assert_close(results[:2], results[2:], rtol=1e-5, atol=1e-5)
 
 
 class Compiler:
