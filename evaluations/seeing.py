@@ -13,6 +13,8 @@ from evaluations.engine import FeatureEngine
 from evaluations.image_sets import ImageBatches, ImageSet
 from guided_diffusion.errors import InputError
 
+_LARGEST = 1e15  # squares of sums of which still fit into float32
+
 log = logging.getLogger(__name__)
 
 
@@ -38,8 +40,11 @@ def see(
         named = any(str(error).startswith(part.path) for part in images.parts)
         raise error if named else InputError(f"{shown}: {error}") from error
     for kind, array in (("pooled", found.pool), ("spatial", found.spatial), ("class", found.probabilities)):
-        if not np.isfinite(array).all():
-            raise InputError(f"{images.parts[0].path}: {engine.name} yields {kind} outputs that are nan or infinite")
+        if not (np.abs(array) < _LARGEST).all():
+            raise InputError(
+                f"{images.parts[0].path}: {engine.name} yields {kind} outputs that are nan or infinite, "
+                f"or beyond {_LARGEST}"
+            )
     seen = Seen(found, np.array(batches.hashes, dtype=np.uint64))
     if cache:
         cache.store(seen, **key)

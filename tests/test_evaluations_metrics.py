@@ -182,6 +182,30 @@ def test_precision_and_recall_are_the_definition(offset):
     assert pr.precision_recall(reference, samples) == _definition(reference, samples)
 
 
+HARD = {
+    "outlier": lambda x: np.concatenate([x, 1e4 + x[:1]]),
+    "copies": lambda x: x.repeat(5, axis=0),
+    "all equal": lambda x: np.ones_like(x),
+    "far from the origin": lambda x: x + 1e5,
+    "large": lambda x: x * 1e16,
+    "a few values": lambda x: np.round(x),
+    "tiny": lambda x: x * 1e-24,
+}
+
+
+@pytest.mark.parametrize("kind", HARD)
+@pytest.mark.parametrize("block", [64, 2048])
+def test_single_precision_changes_no_answer(kind, block):
+    """Where its error bound leaves much open, or all: against float64 throughout."""
+    random = np.random.RandomState(12)
+    reference, samples = (HARD[kind](random.randn(n, 20).astype(np.float32)) for n in (150, 120))
+    radii = [pr.manifold_radii(x) for x in (reference, samples)]
+    expected = pr.covered(reference, radii[0], samples, radii[1])
+    found = pr.inside_manifolds(reference, samples, block=block)
+    np.testing.assert_array_equal(found[0], expected[1][:, 0])
+    np.testing.assert_array_equal(found[1], expected[0][:, 0])
+
+
 def test_block_sizes_change_nothing():
     random = np.random.RandomState(8)
     reference, samples = random.randn(101, 17).astype(np.float32), random.randn(83, 17).astype(np.float32)
@@ -201,6 +225,8 @@ def test_too_few_images_or_unfit_features():
         pr.manifold_radii(np.zeros((3, 2)))
     with pytest.raises(ValueError, match="finite"):
         pr.manifold_radii(np.full((5, 2), np.nan))
+    with pytest.raises(ValueError, match="squared norm is below"):
+        pr.precision_recall(np.full((5, 2), 1e25), np.zeros((5, 2)))
 
 
 @pytest.mark.parametrize("decades", [2, 6, 12], ids=lambda decades: f"condition 1e{decades}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from evaluations.metrics.precision_recall import BLOCK, manifold_radii, squared_distances
+from evaluations.metrics.manifolds import BLOCK, manifold_radii, squared_distances
 
 NEIGHBOURS = 5
 
@@ -16,7 +16,7 @@ def density_coverage(
     any sample, bool [N]. Their means are density (about 1 for equal distributions) and coverage (0..1).
 
     A ball reaches to the k-th nearest other reference image and does not hold its edge. Distances as in
-    ``precision_recall``. Raises ``ValueError`` if there are not more than ``neighbours`` reference features.
+    ``manifolds``. Raises ``ValueError`` if there are not more than ``neighbours`` reference features.
     """
     radii = manifold_radii(reference_ND, (neighbours,), block, block)
     holding = np.zeros(len(samples_MD))

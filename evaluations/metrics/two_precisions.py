@@ -1,0 +1,170 @@
+"""Who lies in whose manifold, the answers of float64 at the speed of float32.
+
+Distances come from a float32 product with a bound on its error. What the bound leaves open is few and is settled
+in float64, as ``manifolds`` defines it; where it leaves much open, whole blocks are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from evaluations.metrics.manifolds import BLOCK, squared_distances
+
+_SPARE = 4  # neighbours kept beyond those wanted, so that the last one kept is clearly farther
+_OPEN = 1 / 512  # share of a block's pairs above which all are settled at once
+_TINY = np.finfo(np.float32).tiny  # below it rounding is no longer relative
+_PAIRS = 2048  # pairs settled at once
+
+
+@dataclass(frozen=True)
+class _Single:
+    """Features shifted to a common centre, float32 [N, D], and their squared norms, float32 [N]."""
+
+    features: np.ndarray
+    norms: np.ndarray
+
+    @classmethod
+    def of(cls, features_ND: np.ndarray, centre_D: np.ndarray) -> _Single:
+        shifted = (features_ND - centre_D).astype(np.float32)
+        norms = np.empty(len(shifted), dtype=np.float32)
+        for begin in range(0, len(shifted), BLOCK):
+            block = shifted[begin : begin + BLOCK].astype(np.float64)
+            norms[begin : begin + BLOCK] = np.einsum("nd,nd->n", block, block)
+        return cls(shifted, norms)
+
+
+def inside_each_other(
+    reference_ND: np.ndarray, samples_MD: np.ndarray, neighbours: int, block: int = BLOCK
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which samples lie in the reference manifold, bool [M], and which reference images in the samples', bool [N].
+
+    Both sets pass ``check_features`` and have more than ``neighbours`` features.
+    """
+    centre = reference_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
+    singles = [_Single.of(x, centre) for x in (reference_ND, samples_MD)]
+    pairs = zip((reference_ND, samples_MD), singles, strict=True)
+    radii = [_radii(x, single, neighbours, block) for x, single in pairs]
+    reference_inside, samples_inside = _covered(reference_ND, samples_MD, *singles, *radii, block)
+    return samples_inside, reference_inside
+
+
+def _error(dims: int) -> float:
+    """Bound on a distance's error over the sum of both squared norms.
+
+    Summing D products rounds D times by 2^-24 of their absolute sum, which half the norms bound; centring and the
+    last additions add a few more. Twice that.
+    """
+    return (dims + 16) * 2.0**-23
+
+
+def _radii(features_ND: np.ndarray, single: _Single, neighbours: int, block: int) -> np.ndarray:
+    """Squared radii, float32 [N], as of ``manifold_radii``."""
+    count, dims = features_ND.shape
+    kept = min(count, neighbours + 1 + _SPARE)
+    nearest = np.full((count, kept), np.inf, dtype=np.float32)
+    indices = np.zeros((count, kept), dtype=np.int64)
+    for begin in range(0, count, block):
+        rows = slice(begin, min(begin + block, count))
+        for start in range(begin, count, block):
+            columns = slice(start, min(start + block, count))
+            found = single.features[rows] @ single.features[columns].T
+            found *= -2
+            found += single.norms[rows, None]
+            found += single.norms[columns]
+            _keep_nearest(nearest[rows], indices[rows], found, start)
+            if start > begin:
+                _keep_nearest(nearest[columns], indices[columns], np.ascontiguousarray(found.T), begin)
+    rows = np.repeat(np.arange(count), kept)
+    exact = _distances_of_pairs(features_ND, features_ND, rows, indices.ravel()).reshape(count, kept)
+    radii = np.sort(exact, axis=1)[:, neighbours]
+    if kept < count:  # those not kept are at least this far
+        others = nearest.max(axis=1) - _error(dims) * (single.norms + single.norms.max()) - _TINY
+        (unsure,) = np.nonzero(radii >= others)
+        for begin in range(0, len(unsure), block):
+            chosen = unsure[begin : begin + block]
+            radii[chosen] = _exact_radii(features_ND, chosen, neighbours)
+    return radii
+
+
+def _exact_radii(features_ND: np.ndarray, chosen: np.ndarray, neighbours: int) -> np.ndarray:
+    nearest = np.empty((len(chosen), 0), dtype=np.float32)
+    for start in range(0, len(features_ND), BLOCK):
+        found = squared_distances(features_ND[chosen], features_ND[start : start + BLOCK])
+        nearest = np.sort(np.concatenate([nearest, found], axis=1), axis=1)[:, : neighbours + 1]
+    return nearest[:, neighbours]
+
+
+def _keep_nearest(nearest_RK: np.ndarray, indices_RK: np.ndarray, found_RC: np.ndarray, start: int) -> None:
+    """Replace, in place, each row's K smallest distances and whose they are by the K smallest of old and new."""
+    kept = nearest_RK.shape[1]
+    # Most new distances are beyond all that is kept: ordering is for those rows that gain something.
+    (rows,) = np.nonzero(found_RC.min(axis=1) < nearest_RK.max(axis=1))
+    found = found_RC[rows]
+    order = np.argpartition(found, min(kept, found.shape[1]) - 1, axis=1)[:, :kept]
+    values = np.concatenate([nearest_RK[rows], np.take_along_axis(found, order, axis=1)], axis=1)
+    whose = np.concatenate([indices_RK[rows], order + start], axis=1)
+    order = np.argpartition(values, kept - 1, axis=1)[:, :kept]
+    nearest_RK[rows] = np.take_along_axis(values, order, axis=1)
+    indices_RK[rows] = np.take_along_axis(whose, order, axis=1)
+
+
+def _covered(
+    first_ND: np.ndarray,
+    second_MD: np.ndarray,
+    first: _Single,
+    second: _Single,
+    first_radii: np.ndarray,
+    second_radii: np.ndarray,
+    block: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """As ``manifolds.covered`` of one radius a feature: bool [N] and [M]."""
+    first_inside, second_inside = np.zeros(len(first_ND), dtype=bool), np.zeros(len(second_MD), dtype=bool)
+    error = np.float32(_error(first_ND.shape[1]))
+    open_pairs = []
+    for begin in range(0, len(first_ND), block):
+        rows = slice(begin, begin + block)
+        for start in range(0, len(second_MD), block):
+            columns = slice(start, start + block)
+            norms = first.norms[rows, None] + second.norms[columns]
+            distances = norms - 2 * (first.features[rows] @ second.features[columns].T)
+            norms *= error
+            norms += _TINY
+            reach = first_radii[rows, None], second_radii[None, columns]
+            distances += norms  # the largest they can be
+            second_inside[columns] |= (distances <= reach[0]).any(axis=0)
+            first_inside[rows] |= (distances <= reach[1]).any(axis=1)
+            norms *= 2
+            distances -= norms  # the smallest
+            unsettled = (distances <= reach[0]) & ~second_inside[columns]
+            unsettled |= (distances <= reach[1]) & ~first_inside[rows, None]
+            pairs = np.argwhere(unsettled)
+            if len(pairs) > _OPEN * unsettled.size:
+                distances = squared_distances(first_ND[rows], second_MD[columns])
+                second_inside[columns] |= (distances <= reach[0]).any(axis=0)
+                first_inside[rows] |= (distances <= reach[1]).any(axis=1)
+            else:
+                open_pairs.append(pairs + [begin, start])
+    i, j = np.concatenate(open_pairs or [np.empty((0, 2), dtype=np.int64)]).T
+    still = ~(first_inside[i] & second_inside[j])
+    i, j = i[still], j[still]
+    distances = _distances_of_pairs(first_ND, second_MD, i, j)
+    second_inside[j[distances <= first_radii[i]]] = True
+    first_inside[i[distances <= second_radii[j]]] = True
+    return first_inside, second_inside
+
+
+def _distances_of_pairs(first_ND: np.ndarray, second_MD: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """Squared distances of first[i] and second[j], float32 [P], with the zeros of ``squared_distances``."""
+    found = np.empty(len(i), dtype=np.float32)
+    zero = first_ND.shape[1] * np.finfo(np.float64).eps
+    for begin in range(0, len(i), _PAIRS):
+        part = slice(begin, begin + _PAIRS)
+        u, v = first_ND[i[part]].astype(np.float64), second_MD[j[part]].astype(np.float64)
+        norms = np.einsum("pd,pd->p", u, u) + np.einsum("pd,pd->p", v, v)
+        u -= v
+        distances = np.einsum("pd,pd->p", u, u)
+        distances[distances <= norms * zero] = 0
+        found[part] = distances
+    return found
