@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -44,6 +45,17 @@ def test_streaming_holds_one_batch_only(tmp_path):
         reader.read_batch(2)
         assert reader._file.tell() < 2000
         assert reader.remaining() == 998
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_memory_does_not_grow_with_the_file(tmp_path, save):
+    save(tmp_path / "a.npz", np.zeros((1000, 128, 128, 3), np.uint8))  # 49 MB
+    tracemalloc.start()
+    with npz.open_images(tmp_path / "a.npz") as reader:
+        assert sum(len(batch) for batch in reader.read_batches(16)) == 1000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6e6
 
 
 def test_small_arrays(tmp_path):
