@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-BLOCK = 2048
+BLOCK = 2000  # not a power of two: rows that lie so far apart share cache lines
 _LARGEST_NORM = 1e37  # distances are at most four times as large
 
 Distances = Callable[[np.ndarray, np.ndarray], np.ndarray]  # features [R, D], [C, D] -> squared, float32 [R, C]
