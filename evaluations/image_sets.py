@@ -122,7 +122,7 @@ class _NpzPart:
 
 
 class _FilesPart:
-    """Image files in a folder (sorted by name) or an archive (in its order). Grey only if all of them are."""
+    """Image files in a folder (sorted) or an archive (in its order). Grey only if all of them are."""
 
     stored = None
 
@@ -207,7 +207,12 @@ def file_digest(path: str | os.PathLike) -> str:
 
 
 def _folder_files(folder: Path) -> Iterator[tuple[str, BinaryIO]]:
-    for path in sorted(path for path in folder.rglob("*") if _is_image(path.name) and path.is_file()):
+    """Sorted by name; by INDEX where all are called LABEL_INDEX, so that samples keep the order they had."""
+    paths = sorted(path for path in folder.rglob("*") if _is_image(path.name) and path.is_file())
+    numbered = [_LABELLED.match(path.stem) for path in paths]
+    if all(numbered):
+        paths = [paths[i] for i in sorted(range(len(paths)), key=lambda i: int(numbered[i][2]))]
+    for path in paths:
         with open(path, "rb") as file:
             yield str(path.relative_to(folder)), file
 

@@ -103,7 +103,9 @@ def test_figures_do_not_depend_on_the_kind_of_input(place, engine):
 
 def test_labels_from_names(place):
     _write_folder(place / "folder", SAMPLES, np.arange(20) % 3)
-    assert open_image_set("folder").labels().tolist() == sorted(np.arange(20) % 3)
+    images = open_image_set("folder")
+    assert images.labels().tolist() == (np.arange(20) % 3).tolist()
+    np.testing.assert_array_equal(np.concatenate(list(images.batches(64))), SAMPLES)  # in the order of the index
     np.savez("l.npz", SAMPLES, np.arange(20) % 3)
     assert open_image_set(["l.npz", "folder"]).labels().shape == (40,)
     assert open_image_set(["l.npz", "s.npz"]).labels() is None
