@@ -45,6 +45,10 @@ def test_points_by_sampler_and_evaluations(tmp_path):
         ("UniPC", "constant", "25", "u-25", "2", "4.5", "0.5"),
         ("DDIM", "constant", "5", "d-5", "1", "60", "0"),
         ("DDIM", "constant", "10", "d-10", "1", "30", "0"),
+    ]
+    # One point is no curve, unless there is nothing else.
+    alone = read(figure("samplers", table, "--runs", "[ef]*", "--out", tmp_path / "f.png")[1])
+    assert [tuple(line[name] for name in columns) for line in alone] == [
         ("UniPC", "entropy", "5", "e-5", "1", "7", "0"),
         ("DPM-Solver++(2M)", "", "5", "free", "1", "90", "0"),
     ]

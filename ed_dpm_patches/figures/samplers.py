@@ -1,7 +1,8 @@
 """A metric over the number of evaluations: a curve a sampler, from the runs.csv of `ed-dpm report`.
 
 Every sampler evaluates the network, and where guided the classifier, once a step. Constant and entropy-driven
-guidance and none have a panel each. Points are means over seeds, bars half the range.
+guidance and none have a panel each. Points are means over seeds, bars half the range. Settings that were run with one
+number of steps only make no curve, and are left out where others do.
 """
 
 from __future__ import annotations
@@ -90,9 +91,11 @@ def collect(rows: Sequence[dict[str, str]], path: Path, metric: str) -> Curves:
         if row[metric]:
             curve, steps = _place(row, path)
             lines.setdefault(curve, defaultdict(list))[steps].append(row)
+    longest = max(map(len, lines.values()), default=0)
     return {
         curve: [one_point(steps, points[steps], curve.sampler, path, metric) for steps in sorted(points)]
         for curve, points in lines.items()
+        if len(points) > 1 or longest == 1
     }
 
 
