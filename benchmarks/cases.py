@@ -18,6 +18,7 @@ from guided_diffusion import script_util, unet
 from guided_diffusion.amp import LowPrecision, OptimizerStepper
 from guided_diffusion.builders import CHANNEL_MULT
 from guided_diffusion.frozen import Frozen
+from guided_diffusion.nn import to_fast_layout
 
 CLASSES = 1000
 SHARED = {"use_scale_shift_norm": True, "resblock_updown": True}
@@ -170,7 +171,7 @@ class Pair:
         """One optimizer step of the classifier on noised images; returns the loss."""
         ours, theirs = self.classifiers
         ours.train(), theirs.train()
-        network = LowPrecision(ours.to(memory_format=torch.channels_last), self.dtype)  # as ClassifierTrainLoop does
+        network = LowPrecision(to_fast_layout(ours), self.dtype)  # as ClassifierTrainLoop does
         stepper = OptimizerStepper(list(ours.parameters()), self.dtype, self.device, initial_lg_loss_scale=16.0)
         opt = torch.optim.AdamW(stepper.params, lr=1e-6)
         trainer = self.peer.fp16_util.MixedPrecisionTrainer(

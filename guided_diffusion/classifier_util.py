@@ -13,6 +13,7 @@ from torch.optim import AdamW
 from . import dist_util, logger
 from .amp import LowPrecision, OptimizerStepper
 from .configs import ClassifierTrainConfig
+from .nn import to_fast_layout
 from .progress import progress_bar
 from .resample import create_named_schedule_sampler
 from .train_util import (
@@ -56,8 +57,7 @@ class ClassifierTrainLoop:
         loss_terms: LossTerms = cross_entropy_terms,
         dtype: torch.dtype | None = None,
     ):
-        # The layout that convolutions are fastest in, on CPUs and GPUs; checkpoints do not depend on it.
-        model = model.to(memory_format=torch.channels_last)
+        model = to_fast_layout(model)  # checkpoints do not depend on it
         self.model, self.diffusion, self.config, self.loss_terms = model, diffusion, config, loss_terms
         self.data, self.val_data = data, val_data
         self.device = dist_util.dev()

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from . import logger
 from .amp import LowPrecision
+from .nn import to_fast_layout
 
 
 class Frozen(nn.Module):
     """A network for evaluation: `Frozen(network)(x, t, ...)` is network(x, t, ...) up to rounding.
 
     The network itself is changed: evaluation mode, no gradients for its parameters (the gradient for x stays),
-    weights in channels_last, which the convolutions pass on from layer to layer. Callers see contiguous
-    tensors: torch.randn_like draws other numbers, for the same seed, on any other layout.
+    weights in the fastest layout (`nn.to_fast_layout`). Callers see contiguous tensors: torch.randn_like draws other
+    numbers, for the same seed, on any other layout.
 
     :param dtype: of autocast, see `amp.LowPrecision`; None: float32.
     :param compile: compile for the shape of the first input. Inputs of other shapes (the last, smaller batch) do
@@ -26,7 +27,7 @@ class Frozen(nn.Module):
 
     def __init__(self, network: nn.Module, dtype: torch.dtype | None = None, compile: bool = False):
         super().__init__()
-        network.requires_grad_(False).to(memory_format=torch.channels_last)
+        to_fast_layout(network.requires_grad_(False))
         self.network = LowPrecision(network, dtype)
         self.eval()
         self._compile = compile

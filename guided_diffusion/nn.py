@@ -27,6 +27,17 @@ class GroupNorm32(nn.GroupNorm):
         return super().forward(x.float()).to(x.dtype)
 
 
+def to_fast_layout(network: nn.Module) -> nn.Module:
+    """The network with its weights in the layout that its convolutions are fastest in: channels_last, if wide enough.
+
+    Convolutions pass the layout on. Below 64 channels the contiguous one is up to a quarter faster on a CPU.
+    """
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    if convolutions and convolutions[0].out_channels >= 64:
+        network.to(memory_format=torch.channels_last)
+    return network
+
+
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A 1x1 convolution [B, C, H, W] -> [B, C', H, W] with weight [C', C, 1, 1], fast for small batches too.
 

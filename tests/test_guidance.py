@@ -39,9 +39,9 @@ def small_classifier(seed: int = 0) -> EncoderUNetModel:
     return model.eval().requires_grad_(False)
 
 
-def small_unet() -> UNetModel:
+def small_unet(width: int = 32) -> UNetModel:
     torch.manual_seed(1)
-    model = UNetModel(8, 1, 32, 2, 1, (2,), channel_mult=(1, 2), num_heads=2, use_scale_shift_norm=True)
+    model = UNetModel(8, 1, width, 2, 1, (2,), channel_mult=(1, 2), num_heads=2, use_scale_shift_norm=True)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
