@@ -12,14 +12,15 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from guided_diffusion.errors import InputError
 
 from . import style
-from .sweep import METRICS, Point, one_point, read_table, ticks
+from .runs_table import METRICS, Point, add_arguments, mark_rehearsal, one_point, read_rows, ticks
+
+__all__ = ["add_arguments", "draw"]
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,23 +44,13 @@ class Curve:
 Curves = dict[Curve, list[Point]]  # Point.value: evaluations
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The figure's own options."""
-    parser.add_argument("table", type=Path, metavar="RUNS.csv", help="as `ed-dpm report` writes it")
-    parser.add_argument("--metric", choices=METRICS, default="fid", help="on the y axis (fid)")
-    parser.add_argument("--runs", default="*", metavar="PATTERN", help="only runs of this name, as in 'unipc-*'")
-
-
 def draw(args: argparse.Namespace) -> list[Path]:
     """Write the figure and its points; returns their paths."""
     data = style.beside(args.out)
-    if data.resolve() == args.table.resolve():
-        raise InputError(f"--out: found {args.out}, whose data would replace {args.table}; expected another name")
-    rows = [row for row in read_table(args.table, args.metric) if fnmatchcase(row["run"], args.runs)]
+    rows = read_rows(args)
     curves = collect(rows, args.table, args.metric)
     if not curves:
         raise InputError(f"{args.table}: found no run {args.runs} with a value of {args.metric}, expected some")
-    rehearsal = any(row["rehearsal"] not in ("", "False") for row in rows)
     panels = list(dict.fromkeys(curve.guidance for curve in curves))
     width = min(style.WIDTH, 0.6 + 3.3 * len(panels))
     lines = {label: index for index, label in enumerate(dict.fromkeys(_label(curve, curves) for curve in curves))}
@@ -75,8 +66,7 @@ def draw(args: argparse.Namespace) -> list[Path]:
         entries = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in all_axes]
         legend = {label: handle for panel in entries for handle, label in panel}
         figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=2)
-        if rehearsal:
-            figure.suptitle("REHEARSAL", fontsize=14, fontweight="bold", color="#c2410c")
+        mark_rehearsal(figure, rows)
     style.write_csv(data, [row for curve, points in curves.items() for row in _csv_rows(curve, points, args.metric)])
     return [args.out, data]
 

@@ -35,6 +35,7 @@ from .plan import check_files, plan, without_missing
 from .published import PUBLISHED
 from .rehearsal import SAMPLES, rehearsal
 from .report import write_report
+from .results import read_json
 from .runner import Runner
 
 
@@ -172,27 +173,18 @@ def _run(args: argparse.Namespace) -> None:
 def _claim(out: Path, recipes: Path, rehearsing: bool) -> None:
     """Note what a folder is for; InputError where it is for something else."""
     path, mine = ROOT / out / "book.json", {"recipes": str(_short(recipes)), "rehearsal": rehearsing}
-    found = _claimed(path)
-    if found not in (None, mine):
+    found = read_json(path) if path.exists() else mine
+    if found != mine:
         raise InputError(f"{path}: found {found}, expected {mine}; use another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_bytes_atomically(path) as file:
         file.write(json.dumps(mine).encode() + b"\n")
 
 
-def _claimed(path: Path) -> dict | None:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected JSON as `run` writes it, found otherwise ({error})") from error
-
-
 def _report(args: argparse.Namespace) -> None:
-    found = _claimed(args.out / "book.json")
-    if found is None:
+    if not (args.out / "book.json").exists():
         raise InputError(f"--out {args.out}: no book.json in it, expected a folder that `ed-dpm run` has made")
+    found = read_json(args.out / "book.json")
     book = load(ROOT / found["recipes"])
     if found["rehearsal"]:
         book = rehearsal(book)

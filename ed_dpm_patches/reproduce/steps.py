@@ -23,6 +23,7 @@ from guided_diffusion.download import hash_file
 from guided_diffusion.errors import InputError
 
 from .book import ROOT
+from .results import read_json
 
 # Flags that say how fast and not what.
 _INDIFFERENT = ("--batch_size", "--log_interval", "--inception")
@@ -186,12 +187,7 @@ def device_name() -> str:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected a JSON record, found otherwise ({error}); remove it") from error
+    return read_json(path) if path.exists() else None
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
