@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 import time
@@ -18,11 +17,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for runs without installation
 
-from demo.plan import FULL, QUICK, Plan, Settings  # noqa: E402
+from demo.plan import FULL, QUICK, Plan  # noqa: E402
 from ed_dpm_patches.reproduce.runner import Runner  # noqa: E402
-from guided_diffusion.checkpoint import write_bytes_atomically  # noqa: E402
+from ed_dpm_patches.reproduce.steps import claim, short  # noqa: E402
 from guided_diffusion.dist_util import run_main  # noqa: E402
-from guided_diffusion.errors import InputError  # noqa: E402
 
 # One thread a process: two processes share two cores, and more threads would fight for them.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
@@ -37,7 +35,7 @@ def main() -> None:
     plan = Plan(short(args.out), settings)
     os.chdir(ROOT)
 
-    claim(plan.out, settings)
+    claim(plan.out / "settings.json", dataclasses.asdict(settings))
     started, runner = time.perf_counter(), Runner(plan.out, ENVIRONMENT, show=False)
     print(f"logs: {runner.logs}", flush=True)
     runner.run(plan.writing() + plan.training())
@@ -51,21 +49,6 @@ def main() -> None:
     table = write_report(plan, commands=[runner.line(step.command) for step in steps])
     elapsed = time.perf_counter() - started
     print(f"\n{table}\n\ntotal time: {elapsed:.0f} s\nreport: {(plan.out / 'report.html').absolute()}")
-
-
-def short(path: Path) -> Path:
-    """The path relative to the repository where it lies inside it, as one would type it; else absolute."""
-    path = path.absolute()
-    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-
-
-def claim(out: Path, settings: Settings) -> None:
-    """Note the settings in `out`; InputError if another run's files are there."""
-    path, mine = out / "settings.json", json.loads(json.dumps(dataclasses.asdict(settings)))
-    if path.exists() and json.loads(path.read_text()) != mine:
-        raise InputError(f"{path}: found the settings of another run, expected {mine}; remove {out} or use --out")
-    with write_bytes_atomically(path) as file:
-        file.write(json.dumps(mine, indent=2).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from evaluations.engine import Activations
 from guided_diffusion.checkpoint import load_weights, read_config
-from guided_diffusion.errors import InputError
+from guided_diffusion.errors import InputError, first_line
 from guided_diffusion.script_util import create_classifier
 
 SPATIAL_CHANNELS = 7
@@ -145,5 +145,5 @@ def _build(config: dict[str, Any], checkpoint: str | os.PathLike) -> nn.Module:
         raise
     except Exception as error:  # the values are anybody's, so the builder may fail in any way
         path = Path(checkpoint).parent / "config.json"
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InputError(f"{path}: no classifier can be built from it: {reason}") from error

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without
 
 from evaluations.metrics.npz import open_images, read_labels  # noqa: E402
 from guided_diffusion.checkpoint import write_bytes_atomically  # noqa: E402
-from guided_diffusion.errors import InputError  # noqa: E402
+from guided_diffusion.errors import InputError, first_line  # noqa: E402
 
 _LABEL_HEIGHT = 12  # pixels, of PIL's built-in font
 
@@ -131,7 +131,7 @@ def _read(path: Path) -> np.ndarray:
             pixels = np.asarray(image)
             mode = image.mode
     except Exception as error:  # PIL raises nearly everything on damaged files
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InputError(f"{path}: cannot be read as an image: {reason}") from error
     if mode not in ("L", "RGB"):
         raise InputError(f"{path}: found an image of mode {mode}, expected 8 bits of grey or RGB")

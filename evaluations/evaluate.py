@@ -12,7 +12,7 @@ import numpy as np
 from evaluations import checks
 from evaluations.cache import ActivationCache, Seen
 from evaluations.engine import FeatureEngine
-from evaluations.image_sets import ImageSet, file_digest, open_image_set
+from evaluations.image_sets import ImageSet, open_image_set
 from evaluations.metrics import half_precision
 from evaluations.metrics import precision_recall as pr
 from evaluations.metrics.density_coverage import NEIGHBOURS as DENSITY_NEIGHBOURS
@@ -31,6 +31,7 @@ from evaluations.metrics.resampling import (
 from evaluations.metrics.statistics import Gaussian, fit_gaussian
 from evaluations.metrics_record import Metrics
 from evaluations.seeing import see
+from guided_diffusion.download import hash_file
 from guided_diffusion.errors import InputError
 
 __all__ = ["Metrics", "evaluate"]
@@ -78,7 +79,7 @@ def evaluate(
     labels = [_labels(images, required=i == 1 and not engine.uses_stored_statistics) for i, images in enumerate(sets)]
     digests = [images.digest() for images in sets]
     weights = getattr(engine, "weights_path", None)
-    network = None if weights is None else file_digest(weights)
+    network = None if weights is None else hash_file(weights)
     store = None if cache is None else ActivationCache(cache)
     if store and not network:
         log.warning("warning: --cache: %s does not say where its weights are; nothing is cached", engine.name)

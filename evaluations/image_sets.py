@@ -17,7 +17,8 @@ from PIL import Image
 
 from evaluations.metrics.npz import list_arrays, open_images, read_labels, read_stored_statistics
 from evaluations.metrics.statistics import Gaussian
-from guided_diffusion.errors import InputError
+from guided_diffusion.download import hash_file
+from guided_diffusion.errors import InputError, first_line
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp"})
 _MODES = frozenset({"1", "L", "P", "RGB"})  # what becomes 8 bits of grey or RGB without a choice to make
@@ -118,7 +119,7 @@ class _NpzPart:
                 yield from reader.read_batches(batch_size)
 
     def digest(self) -> str:
-        return file_digest(self.path)
+        return hash_file(self.path)
 
 
 class _FilesPart:
@@ -157,7 +158,7 @@ class _FilesPart:
                 try:
                     pixels = np.asarray(image.convert("L" if self.shape[3] == 1 else "RGB"), dtype=np.uint8)
                 except Exception as error:  # PIL raises nearly everything on damaged files
-                    raise InputError(f"{self.path}: {name}: cannot be read as an image: {_line(error)}") from error
+                    raise InputError(f"{self.path}: {name}: cannot be read as an image: {first_line(error)}") from error
             batch.append(pixels.reshape(self.shape[1:]))
             if len(batch) == batch_size:
                 yield np.stack(batch)
@@ -167,7 +168,7 @@ class _FilesPart:
 
     def digest(self) -> str:
         if Path(self.path).is_file():
-            return file_digest(self.path)
+            return hash_file(self.path)
         whole = hashlib.sha256()
         for name, file in self._files():
             whole.update(name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
@@ -180,7 +181,7 @@ class _FilesPart:
         try:
             yield from (_zip_files if zipfile.is_zipfile(self.path) else _tar_files)(self.path)
         except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError) as error:
-            raise InputError(f"{self.path}: damaged or truncated archive ({_line(error)})") from error
+            raise InputError(f"{self.path}: damaged or truncated archive ({first_line(error)})") from error
 
 
 def _open_part(path: str) -> _NpzPart | _FilesPart:
@@ -198,12 +199,6 @@ def list_names(path: str) -> list[str]:
     """Names of the files in a zip archive."""
     with zipfile.ZipFile(path) as archive:
         return archive.namelist()
-
-
-def file_digest(path: str | os.PathLike) -> str:
-    """sha256 (hex) of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _folder_files(folder: Path) -> Iterator[tuple[str, BinaryIO]]:
@@ -248,7 +243,7 @@ def _decode(path: str, name: str, file: BinaryIO) -> Image.Image:
     try:
         image = Image.open(file)
     except Exception as error:  # PIL raises nearly everything on damaged files
-        raise InputError(f"{path}: {name}: cannot be read as an image: {_line(error)}") from error
+        raise InputError(f"{path}: {name}: cannot be read as an image: {first_line(error)}") from error
     if image.mode not in _MODES:
         raise InputError(f"{path}: {name}: found an image of mode {image.mode}, expected 8 bits of grey or RGB")
     return image
@@ -256,7 +251,3 @@ def _decode(path: str, name: str, file: BinaryIO) -> Image.Image:
 
 def _size(shape: Sequence[Any]) -> str:
     return f"{shape[1]}x{shape[2]} pixels" + (f", {shape[3]} channels" if len(shape) > 3 else "")
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from evaluations.engine import Activations
 from guided_diffusion.download import fetch
-from guided_diffusion.errors import InputError
+from guided_diffusion.errors import InputError, first_line
 
 INCEPTION_V3_URL = (
     "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/classify_image_graph_def.pb"
@@ -180,5 +180,5 @@ def _import_frozen(tf: ModuleType, path: Path, images: Any) -> tuple[Any, Any, A
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:  # protobuf and TensorFlow have no common exception for a damaged graph
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InputError(f"{path}: not the frozen Inception graph: {reason}") from error

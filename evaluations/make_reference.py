@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without
 
 from evaluations.engine import FeatureEngine  # noqa: E402
 from evaluations.evaluator import add_network_flags, check_writable, create_engine  # noqa: E402
-from evaluations.image_sets import file_digest  # noqa: E402
 from evaluations.metrics.statistics import fit_gaussian  # noqa: E402
 from guided_diffusion.checkpoint import write_bytes_atomically  # noqa: E402
+from guided_diffusion.download import hash_file  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 from guided_diffusion.image_datasets import (  # noqa: E402
     ImageDataset,
@@ -111,7 +111,7 @@ def make_reference(pictures: Pictures, engine: FeatureEngine, num_images: int, s
         for _ in batches:
             pass
     settings |= {
-        "network_sha256": file_digest(engine.weights_path) if getattr(engine, "weights_path", None) else None,
+        "network_sha256": hash_file(engine.weights_path) if getattr(engine, "weights_path", None) else None,
         "images_sha256": batches.digest.hexdigest(),
     }
     labels = pictures.labels()[kept]

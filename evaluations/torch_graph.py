@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evaluations.graphdef import Node
 from evaluations.torch_ops import HOST_INPUTS, OPS, lay_out_filter
-from guided_diffusion.errors import InputError
+from guided_diffusion.errors import InputError, first_line
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class TorchGraph:
             except torch.OutOfMemoryError:
                 raise  # that is not the graph's fault
             except Exception as error:  # a damaged graph makes torch fail in any way
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                reason = first_line(error)
                 raise self._error(f"node {step.node.name} ({step.node.op}): {reason}") from error
             del arguments
             for name in step.unneeded:

@@ -18,7 +18,7 @@ from typing import BinaryIO
 import requests
 from tqdm.auto import tqdm
 
-from guided_diffusion.errors import InputError
+from guided_diffusion.errors import InputError, first_line
 
 ATTEMPTS = 5
 PAUSE_SECONDS = 1.0  # before the second attempt; twice as long before each further one
@@ -86,7 +86,7 @@ def fetch(
     return path
 
 
-def hash_file(path: Path, algorithm: str = "sha256") -> str:
+def hash_file(path: str | os.PathLike, algorithm: str = "sha256") -> str:
     """Hexadecimal digest of a file; against damage and mix-ups, so MD5 is allowed everywhere."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
@@ -225,5 +225,5 @@ def _mismatch(path: Path, size: int | None, sha256: str | None, md5: str | None 
 
 def _brief(error: BaseException) -> str:
     """The first line of an error, shortened."""
-    text = (str(error).splitlines() or [type(error).__name__])[0]
+    text = first_line(error)
     return text if len(text) <= 160 else text[:157] + "..."

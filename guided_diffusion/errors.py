@@ -13,3 +13,8 @@ class InputError(Exception):
 
 class InputValueError(InputError, ValueError):
     """An ``InputError`` in a place where callers of the public interface already catch ``ValueError``."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the lines that follow; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from . import logger
 from .amp import LowPrecision
+from .errors import first_line
 from .nn import to_fast_layout
 
 
@@ -56,7 +57,7 @@ def _compiled(network: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Calla
     try:
         first = _seconds(compiled, x, args, kwargs)
     except Exception as error:  # any: a missing compiler, an unsupported machine, torch's own errors
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         logger.warn(f"--compile: {name} stays as it is, compiling failed ({reason})")
         return None
     saved = _seconds(network, x, args, kwargs) - _seconds(compiled, x, args, kwargs)

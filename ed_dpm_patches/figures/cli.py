@@ -27,8 +27,11 @@ FIGURES = {
 }
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Add `figure`; its parsed arguments have `draw`, which takes them and returns the paths of what it wrote."""
+def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """Add `figure` and return its parser.
+
+    Parsed arguments have `draw`, which takes them and returns the paths of what it wrote.
+    """
     as_written = argparse.RawDescriptionHelpFormatter
     figure = commands.add_parser(
         "figure", help="a figure of the paper", description=__doc__, formatter_class=as_written
@@ -44,6 +47,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
             "--out", type=_png, default=_png(f"{name}.png"), metavar="FILE.png", help=f"the figure ({name}.png)"
         )
         parser.set_defaults(draw=module.draw)
+    return figure
 
 
 def _png(text: str) -> Path:

@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -24,7 +23,6 @@ from typing import NoReturn
 
 from ed_dpm_patches.figures import cli as figures
 from guided_diffusion import dist_util
-from guided_diffusion.checkpoint import write_bytes_atomically
 from guided_diffusion.errors import InputError
 
 from . import downloads
@@ -37,6 +35,7 @@ from .rehearsal import SAMPLES, rehearsal
 from .report import write_report
 from .results import read_json
 from .runner import Runner
+from .steps import claim, short
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,10 +52,7 @@ def run() -> NoReturn:
 def main() -> None:
     """Parse the command line and do it. InputError for an unknown name, an impossible option, a failed step."""
     args = _parser().parse_args()
-    if args.command == "figure":
-        _print(map(str, args.draw(args)))
-    else:
-        args.act(args)
+    args.act(args)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,7 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("report", help="tables of what has been run: Markdown, HTML, CSV")
     command.add_argument("--out", type=Path, default=Path("runs/paper"), metavar="DIR", help="of `run` (runs/paper)")
     command.set_defaults(act=_report)
-    figures.add_parser(commands)
+    command = figures.add_parser(commands)
+    command.set_defaults(act=lambda args: _print(map(str, args.draw(args))))
     command = commands.add_parser("download", help="fetch published files: resumable, checked, remembered")
     command.add_argument("names", nargs="+", metavar="NAME|all|list", help="file names, as `download list` prints")
     command.add_argument("--out", type=Path, default=Path("models"), metavar="DIR", help="for the files (models)")
@@ -124,10 +121,10 @@ def _commands(args: argparse.Namespace) -> tuple[Commands, list[Row]]:
     small = book.data == "digits"
     by_hand = [file.name for file in PUBLISHED.values() if file.url is None]
     options = Options(
-        out=_short(args.out or Path("runs/rehearsal" if args.rehearse else "runs/paper")),
+        out=short(args.out or Path("runs/rehearsal" if args.rehearse else "runs/paper")),
         processes=args.nproc or (1 if small else Options.processes),
-        models=_short(args.models),
-        images=_short(args.data_dir),
+        models=short(args.models),
+        images=short(args.data_dir),
         given=dict.fromkeys(by_hand, args.classifier_path.absolute()) if args.classifier_path else {},
         num_samples=args.num_samples or (SAMPLES if args.rehearse else None),
         seeds=args.seeds,
@@ -135,12 +132,6 @@ def _commands(args: argparse.Namespace) -> tuple[Commands, list[Row]]:
         trace=args.trace,
     )
     return Commands(book, options), rows
-
-
-def _short(path: Path) -> Path:
-    """As one would type it in the repository's root, where the commands run."""
-    path = path.absolute()
-    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 def _show(args: argparse.Namespace) -> None:
@@ -157,7 +148,7 @@ def _run(args: argparse.Namespace) -> None:
         _print(lines)
     check_files(commands, rows)
     steps = plan(commands, rows)
-    _claim(out, args.recipes, args.rehearse)
+    claim(ROOT / out / "book.json", {"recipes": str(short(args.recipes)), "rehearsal": args.rehearse})
     small = book.data == "digits"
     at_once = args.at_once or (max(1, (os.cpu_count() or 1) // commands.options.processes) if small else 1)
     runner = Runner(out, {"OMP_NUM_THREADS": "1"} if small else {})
@@ -168,17 +159,6 @@ def _run(args: argparse.Namespace) -> None:
         print(f"{len(steps)} steps: {made} run, {len(steps) - made} were done", flush=True)
     finally:  # what there is, whatever failed
         _print(f"report: {path}" for path in write_report(book, ROOT / out, args.rehearse))
-
-
-def _claim(out: Path, recipes: Path, rehearsing: bool) -> None:
-    """Note what a folder is for; InputError where it is for something else."""
-    path, mine = ROOT / out / "book.json", {"recipes": str(_short(recipes)), "rehearsal": rehearsing}
-    found = read_json(path) if path.exists() else mine
-    if found != mine:
-        raise InputError(f"{path}: found {found}, expected {mine}; use another --out")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with write_bytes_atomically(path) as file:
-        file.write(json.dumps(mine).encode() + b"\n")
 
 
 def _report(args: argparse.Namespace) -> None:

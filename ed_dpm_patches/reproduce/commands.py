@@ -8,7 +8,7 @@ from pathlib import Path
 
 from guided_diffusion.errors import InputError
 
-from .book import ROOT, Book, Flags, Network, Row, Run
+from .book import DIGITS_REFERENCE, ROOT, Book, Flags, Network, Row, Run
 from .published import INCEPTION, PUBLISHED
 
 _BYTES = 4  # a parameter, float32
@@ -69,7 +69,7 @@ class Commands:
 
     def reference(self, name: str) -> Path:
         """The evaluator's reference batch."""
-        return self.data / "heldout.npz" if self.book.data == "digits" else self.published(name)
+        return self.data / DIGITS_REFERENCE if self.book.data == "digits" else self.published(name)
 
     def batch(self, row: Row) -> Path:
         """The samples that somebody else publishes for a row; the digits have real images in their place."""

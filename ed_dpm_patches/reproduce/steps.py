@@ -75,30 +75,26 @@ class Records:
         InputError where it is precious, and what is there was made by another command, from other files, or
         has changed since.
         """
-        path = self._folder / f"{step.name}.json"
-        finished = _read(path)
+        finished = _read(self._folder / f"{step.name}.json")
         earlier = finished or _read(self._started(step))
-        there = all((ROOT / output).is_file() for output in step.outputs)
         if earlier is None:
             return False
+        complete = finished is not None and all((ROOT / output).is_file() for output in step.outputs)
         changed = _difference(earlier, step) or self._altered(earlier["inputs"], step.inputs)
-        if changed is None and finished and there:
+        if changed is None and complete:
             kept = {file: entry["sha256"] for file, entry in finished["outputs"].items()}
             changed = self._altered(kept, step.outputs)
-        elif changed is None:
-            return False
         if changed and step.precious:
             raise InputError(
                 f"{(ROOT / step.outputs[0]).parent}: {step.name} was made differently: {changed}; "
                 "use another --out, or remove that folder"
             )
-        return changed is None
+        return complete and changed is None
 
     def start(self, step: Step) -> bool:
         """Note that a step begins, so that it is not continued with other files; whether it had begun before."""
         begun = self._started(step).exists()
-        note = {"command": list(step.command), "work": step.work, "inputs": self._all(step.inputs)}
-        _write(self._started(step), note)
+        _write(self._started(step), {"work": step.work, "inputs": self._all(step.inputs)})
         return begun
 
     def finish(self, step: Step, seconds: float | None) -> None:
@@ -184,6 +180,21 @@ def device_name() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"CPU {platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def short(path: Path) -> Path:
+    """As one would type it in the repository's root, where the commands run: relative inside it, else absolute."""
+    path = path.absolute()
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+def claim(path: Path, purpose: dict[str, Any]) -> None:
+    """Note in a file what its folder is for; InputError where it is for something else."""
+    purpose = json.loads(json.dumps(purpose))  # as it will be read: tuples are lists
+    found = _read(path)
+    if found not in (None, purpose):
+        raise InputError(f"{path}: found {found}, expected {purpose}; use another --out, or remove that folder")
+    _write(path, purpose)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
