@@ -12,9 +12,11 @@ import logging
 import multiprocessing
 import os
 import re
+import secrets
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -26,13 +28,16 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from guided_diffusion import checkpoint, launch
-from guided_diffusion.errors import InputError
+from guided_diffusion.errors import InputError, first_line
+from guided_diffusion.heartbeat import Heartbeat
 
 # Kept because users import them; the number of GPUs on a machine is asked of CUDA instead.
 GPUS_PER_NODE = 8
 SETUP_RETRY_COUNT = 3
 
 TIMEOUT = timedelta(minutes=30)  # how long a rank waits for its peers in any one collective
+
+_heart: Heartbeat | None = None  # there in programs that `run_main` runs: it knows when a rank is done
 
 
 def setup_dist() -> None:
@@ -57,6 +62,10 @@ def setup_dist() -> None:
         _share_cores(machines.count(machines[here.rank]))
     dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.world_size, timeout=TIMEOUT)
     barrier()  # a rank that fails at once must not leave its peers in the middle of connecting
+    if _heart is not None and here.world_size > 1:
+        # A name of its own, because torchrun's store keeps the keys of earlier attempts.
+        name = broadcast_object(f"heartbeat/{secrets.token_hex(8)}")
+        _heart.start(dist.PrefixStore(name, store.clone()), here.rank, here.world_size)
 
 
 def dev() -> torch.device:
@@ -116,8 +125,11 @@ def run_main(main: Callable[[], None]) -> NoReturn:
 
     ``InputError``: its line on stderr, exit status 2. Ctrl-C: 130. ``SystemExit``: its own status. Any other
     exception: the traceback, 1. After a failure among several ranks the process leaves without the
-    interpreter's clean-up, which could block in MPI; the launcher then ends the other ranks.
+    interpreter's clean-up, which could block in MPI; the launcher then ends the other ranks. Those that it does
+    not reach (frozen, or on other machines) end by themselves: see ``heartbeat``.
     """
+    global _heart
+    _heart = Heartbeat(_leave_hard)
     try:
         if launch.detect().kind == "mpi" and launch.detect().world_size > 1:
             # Now rather than in setup_dist: mpiexec does not miss a rank that dies before it joined MPI,
@@ -130,6 +142,7 @@ def run_main(main: Callable[[], None]) -> NoReturn:
         if status == 0:
             _leave()
         elif _has_peers():
+            _heart.tell(status, f"{type(error).__name__}: {first_line(error)}")
             _leave_hard(status)
         sys.exit(status)
     sys.exit(0)
@@ -145,7 +158,8 @@ def _report(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return 130
     if _has_peers() and _is_said_elsewhere(error):
-        time.sleep(1)  # meanwhile the rank that says it leaves, and the launcher ends this one
+        # Meanwhile the rank that says it leaves, and the launcher or the heartbeat ends this one.
+        time.sleep(5 if _lost_a_peer(error) and _heart.beating else 1)
     if not isinstance(error, InputError):
         sys.stderr.write("".join(traceback.format_exception(error)))  # one write: ranks do not interleave
         return 1
@@ -158,7 +172,11 @@ def _is_said_elsewhere(error: BaseException) -> bool:
     """Whether another rank probably reports this failure, or the one that it follows from."""
     if isinstance(error, InputError):
         return get_rank() > 0  # bad input mostly meets all ranks: let rank 0 say it
-    return isinstance(error, RuntimeError) and "onnection" in str(error)  # a peer has gone
+    return _lost_a_peer(error)
+
+
+def _lost_a_peer(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and "onnection" in str(error)
 
 
 def _has_peers() -> bool:
@@ -170,15 +188,24 @@ def _has_peers() -> bool:
 
 def _leave() -> None:
     """Part from the peers after success: everyone has arrived before anyone goes."""
+    if _heart is not None:
+        _heart.expect_leavers()
     if dist.is_initialized():
         barrier()
+        if _heart is not None:
+            _heart.stop()
         dist.destroy_process_group()
     _finalize_mpi()
 
 
 def _leave_hard(status: int) -> NoReturn:
     """End now. What is buffered gets out; nothing that could wait for a peer is run."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises when a data worker dies
+    # From the heartbeat the main thread may hold a lock that flushing needs, or be inside MPI.
+    last_resort = threading.Timer(5, os._exit, (status,))
+    last_resort.daemon = True
+    last_resort.start()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises when a data worker dies
     for child in multiprocessing.active_children():  # data workers would hold on to our output pipes
         child.kill()
     logging.shutdown()
