@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from guided_diffusion.nonfinite import peak
+
 from .probabilities import Softmax
 from .report import ScaleReport
 
@@ -34,6 +36,8 @@ class ClassifierGuidance:
     :param observer: called with a dict of per-sample tensors [B] after every evaluation: t, y,
         entropy_ratio (H / log K), p_y, scale (s), grad_norm (L2 of the gradient of log p_y), guidance_norm, and
         with guidance itself, shaped like x and not copied.
+    :param see: called with "classifier logits" and "guidance gradient" and, for each, numbers [B] that are not
+        finite where a sample's values are not: `nonfinite.Watch.see`.
 
     `report` sums up what the scale did. Samples whose guidance is not finite (a classifier that returned
     inf or nan) go unguided in that step and are counted.
@@ -47,11 +51,12 @@ class ClassifierGuidance:
         cap: float | None = None,
         interval: tuple[float, float] | None = None,
         observer: Callable[[dict[str, Tensor]], None] | None = None,
+        see: Callable[[str, Tensor], None] | None = None,
     ):
         if cap is not None and not cap > 0:
             raise ValueError(f"cap: found {cap}, expected a positive number or None")
         self.classifier, self.rule, self.cap, self.observer = classifier, rule, cap, observer
-        self.interval = interval
+        self.interval, self.see = interval, see
         self.report = ScaleReport()
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None, **_: object) -> Tensor:
@@ -67,7 +72,8 @@ class ClassifierGuidance:
         with torch.enable_grad():
             x_in = x.detach().requires_grad_(True)
             logits_BK = self.classifier(x_in, t)
-        valid_B = logits_BK.detach().isfinite().all(dim=1)
+        largest_logit_B = peak(logits_BK)
+        valid_B = largest_logit_B.isfinite()
         steady_BK = torch.where(valid_B[:, None], logits_BK.detach(), 0.0)
 
         v_BK = self.rule(steady_BK, y, t).double()
@@ -81,7 +87,11 @@ class ClassifierGuidance:
         unit_BK = torch.nn.functional.normalize(v_BK, p=1.0, dim=1, eps=1e-300) * BACKWARD_NORM
         (gradient,) = torch.autograd.grad(logits_BK, x_in, unit_BK.to(logits_BK.dtype))
         gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-        valid_B &= gradient.flatten(1).isfinite().all(dim=1)
+        steepest_B = peak(gradient)
+        if self.see is not None:
+            self.see("classifier logits", largest_logit_B)
+            self.see("guidance gradient", steepest_B)
+        valid_B &= steepest_B.isfinite()
         gradient = torch.where(_per_sample(valid_B, gradient), gradient, 0.0)
 
         # |onehot - p| sums to 2 (1 - p_y), which turns any rule's v into its scale.
@@ -97,9 +107,9 @@ class ClassifierGuidance:
             factor_B = late_factor(grad_norm_B)
             size_B, scale_B = size_B * factor_B, scale_B * factor_B
 
-        peak_B = gradient.flatten(1).abs().amax(dim=1)
         # The floor keeps the factor itself within float32 where the gradient vanishes.
-        size_B = torch.minimum(size_B, LARGEST_GUIDANCE / peak_B.double().clamp(min=1e-25))
+        steepest_B = torch.where(valid_B, steepest_B, 0.0).double().clamp(min=1e-25)
+        size_B = torch.minimum(size_B, LARGEST_GUIDANCE / steepest_B)
         guidance = (gradient * _per_sample(size_B.to(gradient.dtype), gradient)).to(x.dtype).contiguous()
 
         self.report.update(scale_B, capped=capped_B, nonfinite=~valid_B, active=active_B)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from guided_diffusion.errors import InputError
+from guided_diffusion.nonfinite import check_weights
 
 CONFIG_NAME = "config.json"
 _SHOWN = 3  # keys of each kind named in an error line
@@ -69,10 +70,10 @@ def read_state_dict(path: str | os.PathLike, map_location: str | torch.device = 
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
-    """Copy a checkpoint's weights into ``model``; names and shapes must match exactly.
+    """Copy a checkpoint's weights into ``model``; names and shapes must match exactly, and all must be finite.
 
     Raises ``InputError`` in one line with the first few missing, unexpected and misshapen keys (found and
-    expected shape) and how many there are; the model is then unchanged.
+    expected shape) and how many there are, or the first tensor with inf or nan; the model is then unchanged.
     """
     found = read_state_dict(path)
     expected = model.state_dict()
@@ -91,6 +92,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
             f"{path}: does not fit the model built from the flags ({len(found)} keys in the file, "
             f"{len(expected)} in the model): {'; '.join(problems)}"
         )
+    check_weights(found, path)
     model.load_state_dict(found)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
+from . import nonfinite
 from .flags import flag
 from .solvers import SAMPLERS
 
@@ -111,6 +112,9 @@ class SamplingConfig:
     save_images: bool = flag(False, "also write a PNG grid of the first images beside the npz")
     compile: bool = flag(
         None, "compile the networks, one to three minutes each (not given: on CUDA in long runs)", type=bool
+    )
+    nonfinite: str = flag(
+        "stop", "at a sample with inf or nan: stop, or skip it and list it in nonfinite.json", choices=nonfinite.MODES
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ import torch
 from torch import Tensor
 
 from . import dist_util, logger
-from .errors import InputError
+from .checkpoint import write_bytes_atomically
+from .nonfinite import Watch, as_records
 from .parts import PartStore, assemble, check_manifest
-from .progress import progress_bar
+from .progress import Progress
 from .sample_noise import LabelPlan, PerSampleNoise
 
 # Flags that do not change what a sample is (but for rounding): a run may be continued with others.
-CHANGEABLE_FLAGS = ("log_dir", "num_samples", "save_images", "compile")
+CHANGEABLE_FLAGS = ("log_dir", "num_samples", "save_images", "compile", "nonfinite")
+
+NONFINITE = "nonfinite"  # array of a part, and name of the file, that says which samples are not finite
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Batch:
     indices: range  # numbers of the samples in the run
     labels: Tensor | None  # int64 [B]
     noise: PerSampleNoise
+    watched: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]  # the model, looked at: see `nonfinite.Watch`
 
     def loop_arguments(self, shape: Sequence[int]) -> dict[str, Any]:
         """Shape, starting noise (drawn here), step noise and device, as the sampling loops take them."""
@@ -47,6 +52,8 @@ class SampleRun:
     :param shape: (C, H, W) of a sample.
     :param labels: None: the samples have no labels, and the npz no arr_1.
     :param flags: everything that determines the samples; a directory holds samples of one set of flags.
+    :param watch: looks for inf and nan; samples that it lets pass are written as far as they are numbers, and
+        listed in `nonfinite.json`.
     """
 
     num_samples: int
@@ -58,6 +65,7 @@ class SampleRun:
     labels: LabelPlan | None = None
     save_images: bool = False
     extras_path: Path | None = None  # where the arrays of `extras` go
+    watch: Watch = field(default_factory=Watch)
 
     def generate(
         self,
@@ -69,7 +77,7 @@ class SampleRun:
         :param draw: batch -> images [B, C, H, W], nominally in [-1, 1].
         :param extras: called after each batch for more arrays to keep, samples on the first axis (all of the
             batch, some or none); they end in `extras_path`.
-        :raises InputError: the directory holds another run's samples; a sample came out not finite.
+        :raises InputError: the directory holds another run's samples; a sample is not finite (but see `watch`).
         """
         channels, height, width = self.shape
         output = self.directory / f"samples_{self.num_samples}x{height}x{width}x{channels}.npz"
@@ -88,42 +96,44 @@ class SampleRun:
         to_make = sum(map(self._count, missing))
         if len(missing) < len(firsts):
             logger.log(f"resuming: {self.num_samples - to_make} of {self.num_samples} images are there")
-        started = time.perf_counter()
-        with progress_bar(self.num_samples, "img", initial=self.num_samples - to_make) as bar:
+        made = self.num_samples - to_make
+        with Progress(self.num_samples, "images", initial=made, directory=self.directory) as progress:
             for first in missing[rank::world_size]:
                 count = self._count(first)
-                store.write(first, self._make_part(range(first, first + count), draw, extras))
+                store.write(first, self._make_part(range(first, first + count), draw, extras, progress.alive))
                 # Rank 0 shows the whole run: the others advance at about its pace.
-                bar.update(min(count * world_size, self.num_samples - bar.n))
-        dist_util.barrier()
+                progress.update(min(count * world_size, self.num_samples - progress.n))
+            dist_util.barrier()
         if rank == 0:
-            elapsed = time.perf_counter() - started
-            logger.log(f"made {to_make} images in {elapsed:.1f} s: {to_make / elapsed:.2f} images/s")
             self._finish(store, firsts, output)
         dist_util.barrier()
         logger.log(f"samples: {output}")
+        progress.finish(samples=str(output))
         return output
 
     def _count(self, first: int) -> int:
         return min(self.batch_size, self.num_samples - first)
 
-    def _make_part(self, indices: range, draw, extras) -> dict[str, np.ndarray]:
+    def _make_part(self, indices: range, draw, extras, alive: Callable[[], None]) -> dict[str, np.ndarray]:
         noise = PerSampleNoise(self.seed, indices, dist_util.dev())
         labels = None if self.labels is None else self.labels.labels(indices, noise)
-        images = draw(Batch(indices, labels, noise))
-        finite = images.flatten(1).isfinite().all(dim=1)
-        if not finite.all():
-            bad = indices[int((~finite).nonzero()[0])]
-            raise InputError(f"sample {bad}: holds inf or nan, expected finite pixels (overflow in the model?)")
+        images = draw(Batch(indices, labels, noise, partial(self.watch.wrap, alive=alive)))
+        found = self.watch.take(images, indices)
+        if found:
+            logger.warn(f"not finite: {'; '.join(map(str, found))}")
+            images = images.nan_to_num(nan=-1.0)
         part = {"arr_0": to_uint8(images).cpu().numpy()}
+        if found:
+            part[NONFINITE] = np.array([json.dumps(record) for record in as_records(found)])
         if labels is not None:
             part["arr_1"] = labels.cpu().numpy()
         return part | (extras() if extras is not None else {})
 
     def _finish(self, store: PartStore, firsts: list[int], output: Path) -> None:
+        self._list_nonfinite(store, firsts)
         names = store.names(firsts[0])
         main = [name for name in names if name.startswith("arr_")]
-        others = [name for name in names if name not in main]
+        others = [name for name in names if name not in (*main, NONFINITE)]
         if others:
             assemble(store, firsts, others, self.extras_path)
             logger.log(f"trace: {self.extras_path}")
@@ -135,6 +145,17 @@ class SampleRun:
             logger.log(f"grid: {grid_path}")
         store.remove()
 
+    def _list_nonfinite(self, store: PartStore, firsts: list[int]) -> None:
+        """Write `nonfinite.json` where parts have samples that are not finite."""
+        with_some = [first for first in firsts if NONFINITE in store.names(first)]
+        found = [json.loads(text) for first in with_some for text in store.read(first, NONFINITE)]
+        if not found:
+            return
+        path = self.directory / f"{NONFINITE}.json"
+        with write_bytes_atomically(path) as file:
+            file.write(json.dumps(found, indent=2).encode() + b"\n")
+        logger.warn(f"{len(found)} of {self.num_samples} samples are not finite and better left out: {path}")
+
 
 def to_uint8(images: Tensor) -> Tensor:
     """[B, C, H, W] in [-1, 1] -> uint8 [B, H, W, C], truncating as upstream does."""
@@ -144,8 +165,6 @@ def to_uint8(images: Tensor) -> Tensor:
 def save_grid(images: np.ndarray, path: Path, columns: int = 8) -> None:
     """Write uint8 images [N, H, W, C] as one PNG, row by row."""
     from PIL import Image
-
-    from .checkpoint import write_bytes_atomically
 
     count, height, width, channels = images.shape
     rows = -(-count // columns)

@@ -29,6 +29,7 @@ from guided_diffusion.configs import (
 from guided_diffusion.errors import InputError
 from guided_diffusion.flags import Given, Parser, architecture_from, flag
 from guided_diffusion.generate import Batch, SampleRun
+from guided_diffusion.nonfinite import Watch, timesteps_of
 from guided_diffusion.sample_noise import LabelPlan
 from guided_diffusion.script_util import build_classifier, build_diffusion, build_model
 from guided_diffusion.solvers import sampling_loop
@@ -114,21 +115,24 @@ def main() -> None:
         return model(x, t, y=y) if model_config.class_cond else model(x, t)
 
     trace = Trace(diffusion, guide.trace_samples, guide.trace_maps) if guide.trace else None
+    watch = Watch(timesteps_of(diffusion), sampling.nonfinite)
     guidance = ClassifierGuidance(
         classifier,
         rule,
         cap=guide.eds_cap,
         interval=parse_interval(guide.guidance_interval) if guide.guidance_interval else None,
         observer=trace.observe if trace is not None else None,
+        see=watch.see,
     )
     # Without a scale the classifier has no say. A trace then watches it, but not as cond_fn: even a guidance of
     # 0 would send DDIM through other roundings.
-    cond_fn, watch = (guidance, None) if guide.classifier_scale > 0 else (None, guidance)
+    cond_fn, onlooker = (guidance, None) if guide.classifier_scale > 0 else (None, guidance)
     shape = (model_config.in_channels, model_config.image_size, model_config.image_size)
 
     def draw(batch: Batch):
+        watched = batch.watched(model_fn)
         return loop(
-            trace.wrap(model_fn, first=batch.indices[0], watch=watch) if trace is not None else model_fn,
+            trace.wrap(watched, first=batch.indices[0], watch=onlooker) if trace is not None else watched,
             **batch.loop_arguments(shape),
             clip_denoised=sampling.clip_denoised,
             cond_fn=cond_fn,
@@ -149,6 +153,7 @@ def main() -> None:
         labels=LabelPlan(label_config.classes, label_config.balanced, classifier_config.num_classes),
         save_images=sampling.save_images,
         extras_path=trace_path,
+        watch=watch,
     ).generate(draw, extras=trace.take if trace is not None else None)
     summary = guidance.report.summary()
     if summary["evaluations"]:  # none when all samples were there already, or when the scale is 0

@@ -15,6 +15,7 @@ from guided_diffusion.configs import DiffusionConfig, LabelConfig, ModelConfig, 
 from guided_diffusion.errors import InputError
 from guided_diffusion.flags import Parser
 from guided_diffusion.generate import Batch, SampleRun
+from guided_diffusion.nonfinite import Watch, timesteps_of
 from guided_diffusion.sample_noise import LabelPlan
 from guided_diffusion.script_util import build_diffusion, build_model
 from guided_diffusion.solvers import sampling_loop
@@ -36,7 +37,7 @@ def main() -> None:
 
     def draw(batch: Batch):
         return loop(
-            model,
+            batch.watched(model),
             **batch.loop_arguments(shape),
             clip_denoised=sampling.clip_denoised,
             model_kwargs={"y": batch.labels} if config.class_cond else {},
@@ -55,6 +56,7 @@ def main() -> None:
         if config.class_cond
         else None,
         save_images=sampling.save_images,
+        watch=Watch(timesteps_of(diffusion), sampling.nonfinite),
     ).generate(draw)
 
 

@@ -24,6 +24,7 @@ from guided_diffusion.configs import DiffusionConfig, RunConfig, SamplingConfig,
 from guided_diffusion.errors import InputError
 from guided_diffusion.flags import Parser, flag
 from guided_diffusion.generate import Batch, SampleRun
+from guided_diffusion.nonfinite import Watch, timesteps_of
 from guided_diffusion.script_util import build_diffusion, build_super_res_model
 from guided_diffusion.solvers import sampling_loop
 
@@ -51,7 +52,7 @@ def main() -> None:
 
     def draw(batch: Batch):
         return loop(
-            model,
+            batch.watched(model),
             **batch.loop_arguments(shape),
             clip_denoised=sampling.clip_denoised,
             model_kwargs=base.condition(batch.indices),
@@ -67,6 +68,7 @@ def main() -> None:
         | dataclasses.asdict(config)
         | dataclasses.asdict(diffusion_config),
         save_images=sampling.save_images,
+        watch=Watch(timesteps_of(diffusion), sampling.nonfinite),
     ).generate(draw)
 
 

@@ -216,7 +216,7 @@ class TestSampleRun:
             "arr_0": (np.uint8, (7, 4, 5, 3)),
             "arr_1": (np.int64, (7,)),
         }
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["run.json", "samples_7x4x5x3.npz"]
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["run.json", "samples_7x4x5x3.npz", "status.json"]
         noise = PerSampleNoise(0, range(7), CPU)
         assert np.array_equal(arrays["arr_1"], noise.choose(10))
         assert np.array_equal(arrays["arr_0"], to_uint8(noise.normal((3, 4, 5)) / 2))
@@ -266,9 +266,9 @@ class TestSampleRun:
                 images[batch.indices.index(4), 0, 0, 0] = value
             return images
 
-        with pytest.raises(InputError, match="sample 4: .*inf or nan"):
+        with pytest.raises(InputError, match=f"sample 4: found {value} in the finished image"):
             self.plan(tmp_path).generate(draw)
-        assert not list(tmp_path.glob("samples*"))
+        assert not list(tmp_path.glob("samples*")) and not (tmp_path / "nonfinite.json").exists()
         assert len(list((tmp_path / "parts").iterdir())) == 1, "the first batch is kept"
 
     def test_extras_go_to_their_own_file(self, tmp_path):

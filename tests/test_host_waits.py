@@ -15,6 +15,7 @@ from ed_dpm_patches import ClassifierGuidance, ConstantRule, EntropyRule, Gradie
 from ed_dpm_patches.trace import Trace
 from guided_diffusion import samplers, unet
 from guided_diffusion.frozen import Frozen
+from guided_diffusion.nonfinite import Watch, timesteps_of
 from guided_diffusion.script_util import create_gaussian_diffusion
 from tests.test_guidance import small_classifier, small_unet
 
@@ -41,12 +42,14 @@ def test_a_guided_step(monkeypatch, step, rule, traced):
     diffusion = create_gaussian_diffusion(learn_sigma=True, timestep_respacing="ddim5")
     model, classifier = (Frozen(network.to("meta")) for network in (small_unet(), small_classifier()))
     trace = Trace(diffusion, samples=2)
-    guidance = ClassifierGuidance(classifier, rule, cap=100.0, observer=trace.observe if traced else None)
+    watch = Watch(timesteps_of(diffusion))
+    observer = trace.observe if traced else None
+    guidance = ClassifierGuidance(classifier, rule, cap=100.0, observer=observer, see=watch.see)
 
     def unlabelled(x, t, y):
         return model(x, t)
 
-    wrapped = trace.wrap(unlabelled) if traced else unlabelled
+    wrapped = trace.wrap(watch.wrap(unlabelled)) if traced else watch.wrap(unlabelled)
     x, y = torch.empty(2, 1, 8, 8, device="meta"), torch.zeros(2, dtype=torch.long, device="meta")
 
     def call(index: int):
