@@ -37,7 +37,7 @@ def warn_of_shared(name: str, hashes: np.ndarray, reference: str, reference_hash
 
 def warn_of_features(name: str, features_ND: np.ndarray) -> list[str]:
     """One line if no feature ever changes."""
-    constant = bool((features_ND == features_ND[0]).all())
+    constant = bool((features_ND.max(axis=0) == features_ND.min(axis=0)).all())
     return [f"{name}: the pooled features of all images are equal"] if constant else []
 
 

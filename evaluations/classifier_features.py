@@ -12,9 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from evaluations.engine import Activations
+from evaluations.engine import Activations, Spread, run_batches
 from guided_diffusion.checkpoint import load_weights, read_config
 from guided_diffusion.errors import InputError, first_line
 from guided_diffusion.script_util import create_classifier
@@ -50,6 +49,8 @@ class ClassifierEngine:
     """
 
     uses_stored_statistics = False
+    resize = "none"
+    spread: Spread = staticmethod(map)
 
     def __init__(self, checkpoint: str | os.PathLike, batch_size: int = 64):
         config = _read_architecture(checkpoint)
@@ -71,19 +72,20 @@ class ClassifierEngine:
                 f"{self.image_size} as in the config.json of the --features classifier"
             )
 
-    @torch.inference_mode()
     def compute_activations(self, batches: Iterable[np.ndarray]) -> Activations:
         """Run uint8 images [B, H, W, 1 or 3] through the classifier.
 
         Grey images are repeated for a classifier of 3 channels. Raises ``InputError`` for coloured images
         and a classifier of 1 channel.
         """
-        parts: list[tuple[np.ndarray, ...]] = []
-        for batch in tqdm(batches, desc="classifier", unit="batch"):
-            x_BCHW = torch.from_numpy(match_channels(np.asarray(batch), self.channels)).to(self.device)
-            x_BCHW = x_BCHW.permute(0, 3, 1, 2).float() / 127.5 - 1
-            parts.append(tuple(out.float().cpu().numpy() for out in self._run(x_BCHW)))
-        return Activations(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        return Activations(*run_batches(self, batches, "classifier"))
+
+    @torch.inference_mode()
+    def run_batch(self, images_BHWC: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Pooled features, spatial features and probabilities of one batch."""
+        x_BCHW = torch.from_numpy(match_channels(np.asarray(images_BHWC), self.channels)).to(self.device)
+        x_BCHW = x_BCHW.permute(0, 3, 1, 2).float() / 127.5 - 1
+        return tuple(out.float().cpu().numpy() for out in self._run(x_BCHW))
 
     def _run(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pooled features [B, D], spatial features [B, S] and probabilities [B, K]."""

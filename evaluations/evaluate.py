@@ -118,12 +118,15 @@ def evaluate(
         intervals=_intervals(ref, own, per_image, accuracy, bootstrap, seed) if bootstrap else None,
         paired=_paired(*judged, paired_rounds, seed) if paired is not None else None,
         paired_with=judged[2].images.name if paired is not None else None,
+        paired_rounds=paired_rounds if paired is not None else 0,
         bootstrap=bootstrap,
         seed=seed,
         half_precision=exact_upstream,
+        resize=getattr(engine, "resize", None),
         network_sha256=network,
         reference_sha256=digests[0],
         samples_sha256=digests[1],
+        paired_sha256=digests[2] if paired is not None else None,
         warnings=warnings,
     )
 

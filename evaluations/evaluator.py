@@ -3,23 +3,23 @@
     python evaluations/evaluator.py REFERENCE.npz SAMPLES.npz [--json FILE] [--inception PATH]
                                     [--engine auto|tensorflow|torch] [--features CHECKPOINT] [--batch_size N] ...
 
-The values go to stdout, everything else to stderr. Upstream's classes can be imported from here.
+The values go to stdout, everything else to stderr. Started by mpiexec or torchrun it shares the network's work among
+the ranks. Upstream's classes can be imported from here.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without installation
 
 from evaluations.engine import FeatureEngine  # noqa: E402
 from evaluations.evaluate import Metrics, evaluate  # noqa: E402
+from evaluations.formats import format_markdown, format_metrics, write_json  # noqa: E402
 from evaluations.image_sets import open_image_set, split_paths  # noqa: E402
 from evaluations.inception import (  # noqa: E402
     INCEPTION_V3_PATH,
@@ -27,6 +27,7 @@ from evaluations.inception import (  # noqa: E402
     InceptionEngine,
     import_tensorflow,
 )
+from evaluations.ranks import Dealer  # noqa: E402
 from evaluations.upstream_api import (  # noqa: E402
     Evaluator,
     FIDStatistics,
@@ -34,6 +35,7 @@ from evaluations.upstream_api import (  # noqa: E402
     ManifoldEstimator,
     open_npz_array,
 )
+from guided_diffusion import dist_util  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 
 __all__ = [
@@ -49,42 +51,38 @@ __all__ = [
     "open_npz_array",
 ]
 
-_TITLES = {
-    "inception_score": "Inception Score",
-    "fid": "FID",
-    "sfid": "sFID",
-    "precision": "Precision",
-    "recall": "Recall",
-    "accuracy": "Accuracy",
-    "kid": "KID",
-    "kid_deviation": "KID deviation",
-    "density": "Density",
-    "coverage": "Coverage",
-}
-
 log = logging.getLogger("evaluator")
 
 
 def main() -> None:
     """Parse the command line, evaluate, print; ``InputError`` for anything wrong with the input."""
     args = _create_parser().parse_args()
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    level = logging.INFO if dist_util.get_rank() == 0 else logging.ERROR
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(message)s")
     if args.batch_size < 1:
         raise InputError(f"--batch_size: found {args.batch_size}, expected at least 1")
     if args.bootstrap is not None and args.bootstrap < 2:
         raise InputError(f"--bootstrap: found {args.bootstrap}, expected at least 2")
     if args.paired_rounds < 1:
         raise InputError(f"--paired_rounds: found {args.paired_rounds}, expected at least 1")
-    if args.json is not None:
-        check_writable("--json", args.json)
+    if dist_util.get_rank() == 0:  # others need not reach the files
+        if args.json is not None:
+            check_writable("--json", args.json)
+        for paths in filter(None, (args.ref_batch, args.sample_batch, args.paired)):
+            open_image_set(split_paths(paths))  # complains before a network is fetched or built
+    if dist_util.get_world_size() > 1:
+        _evaluate_on_ranks(args)
+    else:
+        _evaluate(args, create_engine(args))
+
+
+def _evaluate(args: argparse.Namespace, engine: FeatureEngine) -> None:
     reference, samples = split_paths(args.ref_batch), split_paths(args.sample_batch)
     paired = None if args.paired is None else split_paths(args.paired)
-    for paths in filter(None, (reference, samples, paired)):
-        open_image_set(paths)  # complains before a network is fetched or built
     metrics = evaluate(
         reference,
         samples,
-        create_engine(args),
+        engine,
         extra=args.extra,
         bootstrap=args.bootstrap or 0,
         paired=paired,
@@ -93,25 +91,26 @@ def main() -> None:
         seed=args.seed,
         cache=args.cache,
     )
-    for line in format_metrics(metrics):
+    for line in (format_markdown if args.markdown else format_metrics)(metrics):
         print(line)
     if args.json is not None:
-        _write_json(metrics, args.json)
+        log.info("wrote %s", write_json(metrics, args.json))
 
 
-def format_metrics(metrics: Metrics) -> list[str]:
-    """The lines for stdout: upstream's five (less what a reference without images cannot give), then the accuracy
-    if there is one, then what flags asked for."""
-    lines = []
-    for name, title in _TITLES.items():
-        value = getattr(metrics, name)
-        if value is not None:
-            lines.append(f"{title}: {value}")
-    for name, (low, high) in (metrics.intervals or {}).items():
-        lines.append(f"{_TITLES[name]} 95% interval: {low} {high}")
-    for name, found in (metrics.paired or {}).items():
-        lines.append(f"{_TITLES[name]} paired difference: {found['difference']} p: {found['p']}")
-    return lines
+def _evaluate_on_ranks(args: argparse.Namespace) -> None:
+    """Rank 0 evaluates, with the other ranks at its service."""
+    dist_util.setup_dist()
+    if dist_util.get_rank() == 0:
+        engine = create_engine(args)
+        dist_util.barrier()  # what it had to download, the others find
+        dealer = Dealer()
+        engine.spread = dealer.spread
+        _evaluate(args, engine)
+        dealer.release()
+    else:
+        dist_util.barrier()
+        engine = create_engine(args)
+        Dealer().serve(engine.run_batch)
 
 
 def _create_parser() -> argparse.ArgumentParser:
@@ -121,6 +120,7 @@ def _create_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("sample_batch", help="the images to judge: npz, folder, zip or tar; several: a,b,c")
     parser.add_argument("--json", metavar="FILE", help="also write the results there")
+    parser.add_argument("--markdown", action="store_true", help="print a table with one row instead of lines")
     add_network_flags(parser)
     parser.add_argument("--extra", action="store_true", help="also KID, density and coverage")
     parser.add_argument("--bootstrap", type=int, metavar="ROUNDS", help="95%% intervals by resampling the samples")
@@ -186,15 +186,5 @@ def check_writable(flag: str, path: str) -> None:
         raise InputError(f"{flag} {path}: expected a file that can be written")
 
 
-def _write_json(metrics: Metrics, path: str) -> None:
-    from guided_diffusion.checkpoint import write_bytes_atomically
-
-    with write_bytes_atomically(path) as file:
-        file.write((json.dumps(asdict(metrics), indent=2) + "\n").encode())
-    log.info("wrote %s", Path(path).absolute())
-
-
 if __name__ == "__main__":
-    from guided_diffusion.dist_util import run_main
-
-    run_main(main)
+    dist_util.run_main(main)

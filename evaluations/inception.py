@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -13,9 +13,9 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
-from evaluations.engine import Activations
+from evaluations.engine import Activations, Spread, run_batches
+from evaluations.graphdef import Node, read_graph
 from guided_diffusion.download import fetch
 from guided_diffusion.errors import InputError, first_line
 
@@ -92,6 +92,7 @@ class InceptionEngine:
 
     name = "inception"
     uses_stored_statistics = True
+    spread: Spread = staticmethod(map)
 
     def __init__(
         self,
@@ -109,6 +110,7 @@ class InceptionEngine:
             self._images = tf.placeholder(tf.float32, [None, None, None, 3])
             self._features = tf.placeholder(tf.float32, [None, POOL_DIMS])
             pool, spatial, product = _import_frozen(tf, path, self._images)
+            self.resize = describe_resize(read_graph(path))
             self._pool = tf.reshape(pool, [-1, POOL_DIMS])
             channels = spatial[..., :SPATIAL_CHANNELS]
             self._spatial = tf.reshape(channels, [tf.shape(channels)[0], -1])
@@ -124,15 +126,15 @@ class InceptionEngine:
 
     def compute_features(self, batches: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Pooled and spatial features only."""
-        pools, spatials = [], []
-        for batch in tqdm(batches, desc="inception", unit="batch"):
-            images = np.asarray(batch, dtype=np.float32)
-            if images.shape[-1] == 1:
-                images = images.repeat(3, axis=-1)
-            pool, spatial = self.session.run([self._pool, self._spatial], {self._images: images})
-            pools.append(pool)
-            spatials.append(spatial)
-        return np.concatenate(pools), np.concatenate(spatials)
+        pool, spatial = run_batches(self, batches, "inception")
+        return pool, spatial
+
+    def run_batch(self, images_BHWC: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Pooled [B, 2048] and spatial [B, 17 * 17 * 7] features."""
+        images = np.asarray(images_BHWC, dtype=np.float32)
+        if images.shape[-1] == 1:
+            images = images.repeat(3, axis=-1)
+        return tuple(self.session.run([self._pool, self._spatial], {self._images: images}))
 
     def compute_probabilities(self, pool_ND: np.ndarray) -> np.ndarray:
         """Class probabilities [N, K] from pooled features [N, 2048]."""
@@ -143,6 +145,19 @@ class InceptionEngine:
                 for begin in range(0, len(pool_ND), step)
             ]
         )
+
+
+def describe_resize(nodes: Mapping[str, Node]) -> str:
+    """How the graph brings images to its own size, in words, read from its nodes."""
+    found = []
+    for node in nodes.values():
+        if node.op.startswith("Resize"):
+            size = nodes.get(node.inputs[1]) if len(node.inputs) > 1 else None
+            pixels = size.attributes.get("value") if size else None
+            shape = "x".join(map(str, pixels.tolist())) if isinstance(pixels, np.ndarray) else "an unknown size"
+            flags = [f"{flag}={bool(node.attributes.get(flag))}" for flag in ("align_corners", "half_pixel_centers")]
+            found.append(f"{node.op} to {shape} by the network's graph, {', '.join(flags)}")
+    return "; ".join(found) or "none"
 
 
 def find_graph(graph_path: str | os.PathLike | None) -> Path:

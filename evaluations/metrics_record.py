@@ -16,7 +16,8 @@ class Metrics:
 
     Only where asked for: ``kid`` with its deviation over subsets, ``density``, ``coverage``; ``intervals``
     (metric to its 95 % interval); ``paired`` (metric to difference and p). Hashes are sha256, hex;
-    ``warnings`` are the lines that went to stderr.
+    ``warnings`` are the lines that went to stderr. ``quantisation`` and ``resize`` say what was done to the images
+    on their way into the network.
     """
 
     inception_score: float
@@ -38,10 +39,14 @@ class Metrics:
     intervals: dict[str, tuple[float, float]] | None = None
     paired: dict[str, dict[str, float]] | None = None
     paired_with: str | None = None
+    paired_rounds: int = 0
     bootstrap: int = 0
     seed: int = 0
     half_precision: bool = False
+    quantisation: str = "none: uint8, 0..255, as stored"
+    resize: str | None = None
     network_sha256: str | None = None
     reference_sha256: str | None = None
     samples_sha256: str | None = None
+    paired_sha256: str | None = None
     warnings: list[str] = field(default_factory=list)

@@ -40,7 +40,7 @@ def see(
         named = any(str(error).startswith(part.path) for part in images.parts)
         raise error if named else InputError(f"{shown}: {error}") from error
     for kind, array in (("pooled", found.pool), ("spatial", found.spatial), ("class", found.probabilities)):
-        if not (np.abs(array) < _LARGEST).all():
+        if not (array.min() > -_LARGEST and array.max() < _LARGEST):  # nan is neither
             raise InputError(
                 f"{images.parts[0].path}: {engine.name} yields {kind} outputs that are nan or infinite, "
                 f"or beyond {_LARGEST}"

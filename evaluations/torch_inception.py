@@ -7,9 +7,8 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
-from evaluations.engine import Activations
+from evaluations.engine import Activations, Spread, run_batches
 from evaluations.graphdef import read_graph
 from evaluations.inception import (
     IMAGE_INPUT,
@@ -18,6 +17,7 @@ from evaluations.inception import (
     POOL_OUTPUT,
     SPATIAL_CHANNELS,
     SPATIAL_OUTPUT,
+    describe_resize,
     find_graph,
 )
 from evaluations.torch_fold import fold_batch_norms
@@ -36,6 +36,7 @@ class TorchInceptionEngine:
 
     name = "inception (torch)"
     uses_stored_statistics = True
+    spread: Spread = staticmethod(map)
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class TorchInceptionEngine:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._path = self.weights_path = find_graph(graph_path)
         nodes = fold_batch_norms(read_graph(self._path))
+        self.resize = describe_resize(nodes)
         wanted = (IMAGE_INPUT, POOL_OUTPUT, SPATIAL_OUTPUT, LOGITS_PRODUCT)
         if missing := [name for name in wanted if name.partition(":")[0] not in nodes]:
             raise self._error(f"it has no node {', '.join(missing)}")
@@ -67,20 +69,22 @@ class TorchInceptionEngine:
         pool, spatial = self.compute_features(batches)
         return Activations(pool, spatial, self.compute_probabilities(pool))
 
-    @torch.inference_mode()
     def compute_features(self, batches: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Pooled [N, 2048] and spatial [N, 17 * 17 * 7] features only, float32."""
-        pools, spatials = [], []
-        for batch in tqdm(batches, desc="inception", unit="batch"):
-            images = torch.tensor(np.asarray(batch)).to(self.device).float()
-            images = images.expand(-1, -1, -1, 3)
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                pool, spatial = self._graph.run({IMAGE_INPUT: images})
-            if pool.shape[1:].numel() != POOL_DIMS or spatial.ndim != 4:
-                raise self._error(f"its outputs have the shapes {list(pool.shape)} and {list(spatial.shape)}")
-            pools.append(pool.reshape(-1, POOL_DIMS).cpu().numpy())
-            spatials.append(spatial[..., :SPATIAL_CHANNELS].flatten(1).cpu().numpy())
-        return np.concatenate(pools), np.concatenate(spatials)
+        pool, spatial = run_batches(self, batches, "inception")
+        return pool, spatial
+
+    @torch.inference_mode()
+    def run_batch(self, images_BHWC: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Pooled [B, 2048] and spatial [B, 17 * 17 * 7] features."""
+        images = torch.tensor(np.asarray(images_BHWC)).to(self.device).float()
+        images = images.expand(-1, -1, -1, 3)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            pool, spatial = self._graph.run({IMAGE_INPUT: images})
+        if pool.shape[1:].numel() != POOL_DIMS or spatial.ndim != 4:
+            raise self._error(f"its outputs have the shapes {list(pool.shape)} and {list(spatial.shape)}")
+        features = pool.reshape(-1, POOL_DIMS), spatial[..., :SPATIAL_CHANNELS].flatten(1)
+        return tuple(rows.cpu().numpy() for rows in features)
 
     @torch.inference_mode()
     def compute_probabilities(self, pool_ND: np.ndarray) -> np.ndarray:

@@ -59,10 +59,12 @@ def test_paired_test_sees_what_shared_noise_shows():
 
 
 def test_paired_test_of_equal_sets():
-    features = np.random.default_rng(4).normal(size=(40, 5))
-    figure = frechet_figure(np.concatenate([features, features]), fit_gaussian(features + 1))
-    result = paired_differences({"fid": figure}, 40, rounds=9, seed=0)["fid"]
-    assert abs(result["difference"]) < 1e-9 and result["p"] > 0.05
+    """Also with fewer images than dimensions, where rounding shows in the distance."""
+    for dims in (5, 300):
+        features = np.random.default_rng(4).normal(size=(40, dims)).astype(np.float32)
+        figure = frechet_figure(np.concatenate([features, features]), fit_gaussian(features + 1))
+        result = paired_differences({"fid": figure}, 40, rounds=9, seed=0)["fid"]
+        assert abs(result["difference"]) < 1e-6 and result["p"] == 1
 
 
 def test_kernel_distance_is_the_definition():

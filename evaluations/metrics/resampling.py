@@ -10,6 +10,8 @@ from scipy import linalg
 from evaluations.metrics.frechet import factor_of
 from evaluations.metrics.statistics import Gaussian
 
+_ROUNDING = 1e-7  # of a Fréchet distance between few images; equal sets must not differ by it
+
 Figure = Callable[[np.ndarray], float]  # of how often each image counts, int64 [N]
 
 
@@ -46,19 +48,23 @@ def paired_differences(
     swaps, and the set as it is, whose ``difference`` (first minus second) is at least as large in size.
     """
     random = np.random.default_rng(seed)
-    first = np.zeros(count, dtype=bool)
-    found = {name: _difference(figure, first) for name, figure in figures.items()}
+    unswapped = np.zeros(count, dtype=bool)
+    found, tolerance = {}, {}
+    for name, figure in figures.items():
+        first, second = _of_both(figure, unswapped)
+        found[name], tolerance[name] = first - second, _ROUNDING * (abs(first) + abs(second))
     beyond = dict.fromkeys(figures, 1)
     for _ in range(rounds):
         swapped = random.random(count) < 0.5
         for name, figure in figures.items():
-            beyond[name] += abs(_difference(figure, swapped)) >= abs(found[name]) * (1 - 1e-12)
+            first, second = _of_both(figure, swapped)
+            beyond[name] += abs(first - second) >= abs(found[name]) - tolerance[name]
     return {name: {"difference": found[name], "p": beyond[name] / (rounds + 1)} for name in figures}
 
 
-def _difference(figure: Figure, swapped_N: np.ndarray) -> float:
+def _of_both(figure: Figure, swapped_N: np.ndarray) -> tuple[float, float]:
     second = np.concatenate([swapped_N, ~swapped_N]).astype(np.int64)
-    return figure(1 - second) - figure(second)
+    return figure(1 - second), figure(second)
 
 
 def mean_figure(values_N: np.ndarray) -> Figure:

@@ -20,19 +20,24 @@ _PAIRS = 2048  # pairs settled at once
 
 @dataclass(frozen=True)
 class _Single:
-    """Features shifted to a common centre, float32 [N, D], and their squared norms, float32 [N]."""
+    """Features [N, D] shifted to a common ``centre`` [D], and their squared norms then, all float32."""
 
     features: np.ndarray
+    centre: np.ndarray
     norms: np.ndarray
 
     @classmethod
     def of(cls, features_ND: np.ndarray, centre_D: np.ndarray) -> _Single:
-        shifted = (features_ND - centre_D).astype(np.float32)
-        norms = np.empty(len(shifted), dtype=np.float32)
-        for begin in range(0, len(shifted), BLOCK):
-            block = shifted[begin : begin + BLOCK].astype(np.float64)
-            norms[begin : begin + BLOCK] = np.einsum("nd,nd->n", block, block)
-        return cls(shifted, norms)
+        single = cls(features_ND, centre_D, np.empty(len(features_ND), dtype=np.float32))
+        for begin in range(0, len(features_ND), BLOCK):
+            part = slice(begin, begin + BLOCK)
+            block = single.rows(part).astype(np.float64)
+            single.norms[part] = np.einsum("nd,nd->n", block, block)
+        return single
+
+    def rows(self, part: slice) -> np.ndarray:
+        """Shifted when asked for: a copy of all of them would be as large as the features."""
+        return (self.features[part] - self.centre).astype(np.float32, copy=False)
 
 
 def inside_each_other(
@@ -67,9 +72,10 @@ def _radii(features_ND: np.ndarray, single: _Single, neighbours: int, block: int
     indices = np.zeros((count, kept), dtype=np.int64)
     for begin in range(0, count, block):
         rows = slice(begin, min(begin + block, count))
+        shifted = single.rows(rows)
         for start in range(begin, count, block):
             columns = slice(start, min(start + block, count))
-            found = single.features[rows] @ single.features[columns].T
+            found = shifted @ (shifted if start == begin else single.rows(columns)).T
             found *= -2
             found += single.norms[rows, None]
             found += single.norms[columns]
@@ -125,10 +131,11 @@ def _covered(
     open_pairs = []
     for begin in range(0, len(first_ND), block):
         rows = slice(begin, begin + block)
+        shifted = first.rows(rows)
         for start in range(0, len(second_MD), block):
             columns = slice(start, start + block)
             norms = first.norms[rows, None] + second.norms[columns]
-            distances = norms - 2 * (first.features[rows] @ second.features[columns].T)
+            distances = norms - 2 * (shifted @ second.rows(columns).T)
             norms *= error
             norms += _TINY
             reach = first_radii[rows, None], second_radii[None, columns]

@@ -1,0 +1,60 @@
+"""What an evaluation found: as lines, as a row of a Markdown table, as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from evaluations.metrics_record import Metrics
+from guided_diffusion.checkpoint import write_bytes_atomically
+
+_TITLES = {
+    "inception_score": "Inception Score",
+    "fid": "FID",
+    "sfid": "sFID",
+    "precision": "Precision",
+    "recall": "Recall",
+    "accuracy": "Accuracy",
+    "kid": "KID",
+    "kid_deviation": "KID deviation",
+    "density": "Density",
+    "coverage": "Coverage",
+}
+
+
+def format_metrics(metrics: Metrics) -> list[str]:
+    """The lines for stdout: upstream's five (less what a reference without images cannot give), then the accuracy
+    if there is one, then what flags asked for."""
+    lines = [f"{title}: {getattr(metrics, name)}" for name, title in _found(metrics).items()]
+    for name, (low, high) in (metrics.intervals or {}).items():
+        lines.append(f"{_TITLES[name]} 95% interval: {low} {high}")
+    for name, found in (metrics.paired or {}).items():
+        lines.append(f"{_TITLES[name]} paired difference: {found['difference']} p: {found['p']}")
+    return lines
+
+
+def format_markdown(metrics: Metrics) -> list[str]:
+    """Head, rule and row of a table; intervals in brackets behind their figures, p behind paired differences."""
+    cells = {"Samples": ", ".join(Path(name).stem for name in metrics.samples.split(",")), "N": str(metrics.n_samples)}
+    for name, title in _found(metrics).items():
+        cells[title] = f"{getattr(metrics, name):.4g}"
+        if interval := (metrics.intervals or {}).get(name):
+            cells[title] += f" [{interval[0]:.4g}, {interval[1]:.4g}]"
+    for name, found in (metrics.paired or {}).items():
+        cells[f"{_TITLES[name]} difference"] = f"{found['difference']:+.3g} (p = {found['p']:.2g})"
+    rows = cells.keys(), ["---"] * len(cells), (cell.replace("|", "\\|") for cell in cells.values())
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def write_json(metrics: Metrics, path: str | os.PathLike) -> Path:
+    """All of it, atomically; returns the absolute path."""
+    with write_bytes_atomically(path) as file:
+        file.write((json.dumps(asdict(metrics), indent=2) + "\n").encode())
+    return Path(path).absolute()
+
+
+def _found(metrics: Metrics) -> dict[str, str]:
+    """Names and titles of the metrics that there are."""
+    return {name: title for name, title in _TITLES.items() if getattr(metrics, name) is not None}
