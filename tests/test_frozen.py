@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from guided_diffusion import dist_util, frozen, run_setup
+from guided_diffusion import compiling, dist_util, run_setup
+from guided_diffusion.amp import LowPrecision
 from guided_diffusion.configs import SamplingConfig
 from guided_diffusion.frozen import Frozen
-from guided_diffusion.nn import pointwise
+from guided_diffusion.nn import pointwise, to_fast_layout
 from tests.test_guidance import small_classifier, small_unet
 
 X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -27,7 +28,7 @@ def gradient(network, x: Tensor = X) -> Tensor:
 def messages(monkeypatch) -> list[str]:
     found = []
     for level in ("log", "warn"):
-        monkeypatch.setattr(frozen.logger, level, found.append)
+        monkeypatch.setattr(compiling.logger, level, found.append)
     return found
 
 
@@ -68,12 +69,40 @@ class Compiler:
     def __init__(self, fails: bool = False):
         self.fails, self.shapes = fails, []
 
-    def __call__(self, network: nn.Module, *, dynamic: bool):
+    def __call__(self, network: nn.Module, *, dynamic: bool, mode: str | None):
         def run(x: Tensor, *args) -> Tensor:
             if self.fails:
                 raise RuntimeError("no working compiler\nand a long explanation")
             self.shapes.append(tuple(x.shape))
             return network(x, *args)
+
+        return run
+
+
+class MisCompiler(Compiler):
+    """Right for the first input alone, as a graph would be that was recorded with its values."""
+
+    def __call__(self, network: nn.Module, **_):
+        first = []
+
+        def run(x: Tensor, *args) -> Tensor:
+            first.append(x)
+            return network(first[0], *args)
+
+        return run
+
+
+class GraphCompiler(Compiler):
+    """Returns the same memory at every call, as replayed CUDA graphs do."""
+
+    def __call__(self, network: nn.Module, *, dynamic: bool, mode: str | None):
+        assert mode == "reduce-overhead"
+        memory = []
+
+        def run(x: Tensor, *args) -> Tensor:
+            out = network(x, *args)
+            memory.append(out)
+            return memory[0].copy_(out)
 
         return run
 
@@ -94,6 +123,42 @@ def test_without_a_compiler_one_warning(monkeypatch, messages):
     for _ in range(3):
         torch.testing.assert_close(gradient(network), gradient(small_classifier()), rtol=1e-5, atol=1e-6)
     assert messages == ["--compile: EncoderUNetModel stays as it is, compiling failed (no working compiler)"]
+
+
+def test_other_numbers_are_noticed(monkeypatch, messages):
+    monkeypatch.setattr(torch, "compile", MisCompiler())
+    network, plain = Frozen(small_unet(), compile=True), small_unet()
+    for x in (X, 2 * X):
+        torch.testing.assert_close(network(x, T), plain(x, T), rtol=1e-5, atol=1e-5)
+    assert len(messages) == 1
+    assert messages[0].startswith("--compile: UNetModel stays as it is, compiled it differs by ")
+
+
+def test_memory_of_graphs_is_copied_out(monkeypatch, messages):
+    monkeypatch.setattr(torch, "compile", GraphCompiler())
+    monkeypatch.setattr(compiling, "_replays_graphs", lambda x: True)
+    network, plain = Frozen(small_unet(), compile=True), small_unet()
+    inputs = (X, 2 * X, 3 * X)
+    with torch.no_grad():
+        found = [network(x, T) for x in inputs]
+    for x, out in zip(inputs, found, strict=True):
+        torch.testing.assert_close(out, plain(x, T), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_casting_once_is_casting_at_every_call(dtype):
+    """Bitwise; the normalisations keep their float32 weights."""
+    for network, twin in ((small_unet(64), small_unet(64)), (small_classifier(), small_classifier())):
+        autocast = LowPrecision(to_fast_layout(twin).requires_grad_(False).eval(), dtype)
+        frozen = Frozen(network, dtype)
+        assert {p.dtype for p in frozen.parameters()} == {dtype, torch.float32}
+        assert torch.equal(frozen(X, T), autocast(X, T))
+        assert torch.equal(_summed_gradient(frozen), _summed_gradient(autocast))
+
+
+def _summed_gradient(network: nn.Module) -> Tensor:
+    x = X.clone().requires_grad_(True)
+    return torch.autograd.grad(network(x, T).square().sum(), x)[0]
 
 
 class Tiny(nn.Module):
