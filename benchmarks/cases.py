@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ed_dpm_patches import ClassifierGuidance, ConstantRule, ect_terms
 from guided_diffusion import script_util, unet
 from guided_diffusion.amp import LowPrecision, OptimizerStepper
+from guided_diffusion.attention import fuse_attention
 from guided_diffusion.builders import CHANNEL_MULT
 from guided_diffusion.frozen import Frozen
 from guided_diffusion.nn import to_fast_layout
@@ -171,7 +172,7 @@ class Pair:
         """One optimizer step of the classifier on noised images; returns the loss."""
         ours, theirs = self.classifiers
         ours.train(), theirs.train()
-        network = LowPrecision(to_fast_layout(ours), self.dtype)  # as ClassifierTrainLoop does
+        network = LowPrecision(to_fast_layout(fuse_attention(ours)), self.dtype)  # as ClassifierTrainLoop does
         stepper = OptimizerStepper(list(ours.parameters()), self.dtype, self.device, initial_lg_loss_scale=16.0)
         opt = torch.optim.AdamW(stepper.params, lr=1e-6)
         trainer = self.peer.fp16_util.MixedPrecisionTrainer(

@@ -33,15 +33,11 @@ class Settings:
     num_samples: int = 400  # a run
     respacing: str = "ddim25"
     seeds: tuple[int, ...] = (0, 1)
-    processes: int = 2  # of a sampling run
-    sampling_at_once: int = 1  # sampling runs
 
 
 FULL = Settings()
 # For tests: everything happens, on too little to mean anything.
-QUICK = Settings(
-    iterations=20, feature_iterations=40, num_samples=40, respacing="ddim5", seeds=(0,), processes=1, sampling_at_once=2
-)
+QUICK = Settings(iterations=20, feature_iterations=40, num_samples=40, respacing="ddim5", seeds=(0,))
 
 
 @dataclass(frozen=True)
@@ -131,7 +127,7 @@ class Plan:
             f"--num_samples {self.settings.num_samples} --batch_size {self.settings.num_samples // 2}",
             f"--log_dir {quoted(samples.parent)}{trace}",
         ]
-        command = f"mpiexec -n {self.settings.processes} python scripts/classifier_sample.py {' '.join(flags)}"
+        command = f"python scripts/classifier_sample.py {' '.join(flags)}"
         return make_step(f"sample-{configuration.name}-seed{seed}", command, [MODEL, classifier], samples)
 
     def evaluation(self) -> list[Step]:

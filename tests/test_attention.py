@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from guided_diffusion.attention import AttentionPool2d, QKVAttention, QKVAttentionLegacy
+from guided_diffusion.attention import AttentionPool2d, QKVAttention, QKVAttentionLegacy, fuse_attention
 from tests.test_guidance import small_classifier
 
 
@@ -50,3 +50,16 @@ def test_a_network_says_the_same_in_training_and_evaluation():
         results.append((logits, torch.autograd.grad(logits.square().sum(), x_in)[0]))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_fused_training_has_the_same_gradients():
+    """Of all parameters; the unfused kernel is upstream's, bit by bit (tests/parity)."""
+    x, t = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 10, 500, 999])
+    gradients = []
+    for prepare in (lambda network: network, fuse_attention):
+        classifier = prepare(small_classifier().requires_grad_(True)).train()
+        loss = torch.nn.functional.cross_entropy(classifier(x, t), torch.arange(4))
+        gradients.append(torch.autograd.grad(loss, list(classifier.parameters())))
+    assert any(not torch.equal(one, other) for one, other in zip(*gradients, strict=True))  # another kernel indeed
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
