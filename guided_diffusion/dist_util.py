@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from guided_diffusion import checkpoint, launch
+from guided_diffusion import checkpoint, launch, run_log
 from guided_diffusion.errors import InputError, first_line
 from guided_diffusion.heartbeat import Heartbeat
 
@@ -142,7 +142,7 @@ def run_main(main: Callable[[], None]) -> NoReturn:
         if status == 0:
             _leave()
         elif _has_peers():
-            _heart.tell(status, f"{type(error).__name__}: {first_line(error)}")
+            _heart.tell(status, _first_line_of(error))
             _leave_hard(status)
         sys.exit(status)
     sys.exit(0)
@@ -156,16 +156,20 @@ def _report(error: BaseException) -> int:
         sys.stderr.write(f"{error.code}\n")
         return 1
     if isinstance(error, KeyboardInterrupt):
+        run_log.keep_failure("interrupted", state="stopped")
         return 130
+    line = " ".join(str(error).split("\n")) if isinstance(error, InputError) else _first_line_of(error)
+    details = "" if isinstance(error, InputError) else "".join(traceback.format_exception(error))
+    run_log.keep_failure(line, details, consequence=_lost_a_peer(error))
     if _has_peers() and _is_said_elsewhere(error):
         # Meanwhile the rank that says it leaves, and the launcher or the heartbeat ends this one.
         time.sleep(5 if _lost_a_peer(error) and _heart.beating else 1)
-    if not isinstance(error, InputError):
-        sys.stderr.write("".join(traceback.format_exception(error)))  # one write: ranks do not interleave
-        return 1
-    line = " ".join(str(error).split("\n"))
-    sys.stderr.write(f"error: {line}\n")
-    return 2
+    sys.stderr.write(details or f"error: {line}\n")  # one write: ranks do not interleave
+    return 1 if details else 2
+
+
+def _first_line_of(error: BaseException) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _is_said_elsewhere(error: BaseException) -> bool:

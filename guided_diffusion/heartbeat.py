@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from guided_diffusion import launch
+from guided_diffusion import launch, run_log
 
 # Seconds of silence after which a rank counts as lost. Long, because a rank that compiles or reads gigabytes may
 # hold Python's lock for that time; short enough for all to have ended within a minute.
@@ -165,6 +165,9 @@ class Heartbeat:
             return
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(f"error: {line}\n")
+        note = threading.Thread(target=run_log.keep_failure, args=(line,), kwargs={"consequence": True}, daemon=True)
+        note.start()
+        note.join(timeout=2)  # a disk that hangs must not hold up the end
         self._end(status)
 
 

@@ -55,7 +55,7 @@ class Progress:
         self._bar.close()
         if self._status is not None:
             short = kind is None and self._total is not None and self.n < self._total
-            self._status.write(done=self.n, **({"state": status.STOPPED} if short else {}))
+            self._status.leave(self.n, **({"state": status.STOPPED} if short else {}))
 
     def update(self, n: int = 1) -> None:
         """So much more is done."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import checkpoint, dist_util, logger
+from . import checkpoint, dist_util, logger, run_log
 from .amp import amp_dtype
 from .configs import DiffusionConfig, ModelConfig, RunConfig, SamplingConfig, SuperResConfig
 from .errors import InputError
@@ -31,6 +31,7 @@ def begin(run: RunConfig) -> Path:
     """Join the process group, open the log and seed the global generators; returns the run's directory."""
     dist_util.setup_dist()
     logger.configure(dir=run.log_dir or None)
+    run_log.keep_warnings()
     # Different ranks see different data and noise; NumPy accepts 32 bits.
     seed = (run.seed * 10007 + dist_util.get_rank()) % 2**32
     random.seed(seed)

@@ -45,7 +45,7 @@ class Status:
             "longest_silence": 0.0,
             "last_error": None,
         }
-        self.alive(done)
+        self.write(done=done)
 
     def alive(self, done: int) -> None:
         """A sign of life, written if the last one written is old enough. Cheap, for every step."""
@@ -56,6 +56,8 @@ class Status:
 
     def write(self, *, done: int, **fields: Any) -> None:
         """Write now, with other fields if need be. What cannot be written (a full disk) is not worth the run."""
+        # Another process of the run may have failed, of which this one has not heard yet.
+        error = _read_or_nothing(self._path).get("last_error") if self._fields["updated"] else None
         self._last_written = time.monotonic()
         seconds, total = self._last_written - self._began, self._fields["total"]
         rate = (done - self._initial) / seconds if done > self._initial else None
@@ -65,9 +67,16 @@ class Status:
             "eta": round((total - done) / rate, 1) if rate and total is not None else None,
             "updated": _now(),
             "longest_silence": round(self._longest, 3),
+            "last_error": error,
             **fields,
         }
         _replace(self._path, self._fields)
+
+    def leave(self, done: int, **fields: Any) -> None:
+        """Write for the last time, but for what another process has noted meanwhile about the run's end."""
+        noted = _read_or_nothing(self._path)
+        ended = {"state": noted["state"]} if noted.get("state") in (FAILED, STOPPED) else {}
+        self.write(done=done, **fields, **ended)
 
 
 def note_failure(directory: str | os.PathLike, line: str, state: str = FAILED, consequence: bool = False) -> None:
@@ -78,12 +87,13 @@ def note_failure(directory: str | os.PathLike, line: str, state: str = FAILED, c
     :param consequence: of another process's failure; that one's line stays.
     """
     path = Path(directory) / NAME
-    with contextlib.suppress(InputError):
-        found = read(path) if path.exists() else {}
-        if consequence and found.get("state") == FAILED:
-            return
-        kept = found.get("state") if found.get("state") == FINISHED else state
-        _replace(path, found | {"state": kept, "updated": _now(), "last_error": line})
+    found = _read_or_nothing(path)
+    if consequence and found.get("state") != FINISHED and found.get("last_error"):
+        line = found["last_error"]
+        state = found["state"] if found["state"] == STOPPED else state
+    elif found.get("state") == FINISHED:
+        state = FINISHED
+    _replace(path, found | {"state": state, "updated": _now(), "last_error": line})
 
 
 def read(path: str | os.PathLike) -> dict[str, Any]:
@@ -95,6 +105,13 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(found, dict) or not isinstance(found.get("state"), str):
         raise InputError(f"{path}: expected a run's status, found JSON without a state")
     return found
+
+
+def _read_or_nothing(path: Path) -> dict[str, Any]:
+    try:
+        return read(path)
+    except InputError:  # none yet, or damaged
+        return {}
 
 
 def find(directory: str | os.PathLike) -> dict[Path, dict[str, Any]]:

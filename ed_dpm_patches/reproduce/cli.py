@@ -7,6 +7,7 @@
     ed-dpm report --out runs/paper
     ed-dpm figure sweep runs/paper/runs.csv
     ed-dpm download 256x256_diffusion_uncond.pt
+    ed-dpm status runs
 
 `python -m ed_dpm_patches.reproduce` is the same program. Interrupted? The same command goes on where it stopped.
 """
@@ -14,6 +15,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ed_dpm_patches.figures import cli as figures
-from guided_diffusion import dist_util
+from guided_diffusion import dist_util, status
 from guided_diffusion.errors import InputError
 
 from . import downloads
@@ -82,6 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("names", nargs="+", metavar="NAME|all|list", help="file names, as `download list` prints")
     command.add_argument("--out", type=Path, default=Path("models"), metavar="DIR", help="for the files (models)")
     command.set_defaults(act=_download)
+    command = commands.add_parser("status", help="how far runs are, of sampling or of training")
+    command.add_argument("directory", type=Path, metavar="DIR", help="of a run, or with runs anywhere below it")
+    command.add_argument("--json", action="store_true", help="everything that their status.json say, as one object")
+    command.set_defaults(act=_status)
     return parser
 
 
@@ -177,6 +183,17 @@ def _download(args: argparse.Namespace) -> None:
         return
     for file in downloads.chosen(args.names):
         print(downloads.download(file, args.out), flush=True)
+
+
+def _status(args: argparse.Namespace) -> None:
+    found = status.find(args.directory)
+    if args.json:
+        entries = {
+            str(directory.absolute()): entry | {"silent": status.is_silent(entry)} for directory, entry in found.items()
+        }
+        _print([json.dumps(entries, indent=2)])
+    else:
+        _print(status.table(found, args.directory))
 
 
 def _print(lines: Iterable[str]) -> None:
