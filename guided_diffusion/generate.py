@@ -15,13 +15,18 @@ from torch import Tensor
 
 from . import dist_util, logger
 from .checkpoint import write_bytes_atomically
+from .download import hash_file
+from .manifest import check_manifest, read_manifest, versions, write_manifest
 from .nonfinite import Watch, as_records
-from .parts import PartStore, assemble, check_manifest
+from .parts import PartStore, Piece, assemble, earlier_results, missing_batches, without_overlap
 from .progress import Progress
 from .sample_noise import LabelPlan, PerSampleNoise
 
 # Flags that do not change what a sample is (but for rounding): a run may be continued with others.
-CHANGEABLE_FLAGS = ("log_dir", "num_samples", "save_images", "compile", "nonfinite")
+CHANGEABLE_FLAGS = ("log_dir", "num_samples", "batch_size", "save_images", "compile", "nonfinite")
+
+# Flags that name files which determine the samples.
+INPUT_FLAGS = ("model_path", "classifier_path", "base_samples")
 
 NONFINITE = "nonfinite"  # array of a part, and name of the file, that says which samples are not finite
 
@@ -79,40 +84,61 @@ class SampleRun:
             batch, some or none); they end in `extras_path`.
         :raises InputError: the directory holds another run's samples; a sample is not finite (but see `watch`).
         """
-        channels, height, width = self.shape
-        output = self.directory / f"samples_{self.num_samples}x{height}x{width}x{channels}.npz"
         rank, world_size = dist_util.get_rank(), dist_util.get_world_size()
-        check_manifest(self.directory, self.flags, CHANGEABLE_FLAGS, write=rank == 0)
-        dist_util.barrier()
-        if output.exists():
+        output = self.directory / f"samples_{self.num_samples}x{self._size}.npz"
+        sha256 = dist_util.broadcast_object(self._hash_inputs() if rank == 0 else None)
+        check_manifest(self.directory, self.flags, CHANGEABLE_FLAGS, rank == 0, sha256, versions())
+        store = PartStore(self.directory)
+        # One rank looks, so that all deal out the same list.
+        complete, pieces = dist_util.broadcast_object((output.exists(), self._finished(store)) if rank == 0 else None)
+        if complete:
             logger.log(f"already complete: {output}")
+            if rank == 0:
+                store.remove(below=self.num_samples)
             return output
 
-        store = PartStore(self.directory)
-        firsts = list(range(0, self.num_samples, self.batch_size))
-        # One rank looks, so that all deal out the same list.
-        unfinished = [first for first in firsts if not store.has(first, self._count(first))] if rank == 0 else None
-        missing = dist_util.broadcast_object(unfinished)
-        to_make = sum(map(self._count, missing))
-        if len(missing) < len(firsts):
+        missing = missing_batches(pieces, self.num_samples, self.batch_size)
+        to_make = sum(map(len, missing))
+        if to_make < self.num_samples:
             logger.log(f"resuming: {self.num_samples - to_make} of {self.num_samples} images are there")
         made = self.num_samples - to_make
         with Progress(self.num_samples, "images", initial=made, directory=self.directory) as progress:
-            for first in missing[rank::world_size]:
-                count = self._count(first)
-                store.write(first, self._make_part(range(first, first + count), draw, extras, progress.alive))
+            for indices in missing[rank::world_size]:
+                store.write(indices.start, self._make_part(indices, draw, extras, progress.alive))
                 # Rank 0 shows the whole run: the others advance at about its pace.
-                progress.update(min(count * world_size, self.num_samples - progress.n))
+                progress.update(min(len(indices) * world_size, self.num_samples - progress.n))
             dist_util.barrier()
         if rank == 0:
-            self._finish(store, firsts, output)
+            self._finish(self._finished(store), output)
+            store.remove(below=self.num_samples)
         dist_util.barrier()
         logger.log(f"samples: {output}")
         progress.finish(samples=str(output))
         return output
 
-    def _count(self, first: int) -> int:
-        return min(self.batch_size, self.num_samples - first)
+    @property
+    def _size(self) -> str:
+        channels, height, width = self.shape
+        return f"{height}x{width}x{channels}"
+
+    def _hash_inputs(self) -> dict[str, str]:
+        named = {name: self.flags.get(name) for name in INPUT_FLAGS}
+        return {name: hash_file(path) for name, path in named.items() if path and Path(path).is_file()}
+
+    def _finished(self, store: PartStore) -> list[Piece]:
+        """What is there already: parts, and the result of a run with another number of samples."""
+        for leftover in self.directory.glob(".samples_*.tmp"):  # of a run killed while it assembled
+            leftover.unlink(missing_ok=True)
+        names = ["arr_0"] + ["arr_1"] * (self.labels is not None)
+        results = []
+        if self.extras_path is None or self._owns_extras():
+            results = earlier_results(self.directory, self._size, names, self.extras_path)
+        return without_overlap([*results, *store.pieces()], self.num_samples)
+
+    def _owns_extras(self) -> bool:
+        """Whether the file of extras is as this run left it."""
+        digest = read_manifest(self.directory).get("extras_sha256")
+        return digest is not None and self.extras_path.is_file() and hash_file(self.extras_path) == digest
 
     def _make_part(self, indices: range, draw, extras, alive: Callable[[], None]) -> dict[str, np.ndarray]:
         noise = PerSampleNoise(self.seed, indices, dist_util.dev())
@@ -129,29 +155,34 @@ class SampleRun:
             part["arr_1"] = labels.cpu().numpy()
         return part | (extras() if extras is not None else {})
 
-    def _finish(self, store: PartStore, firsts: list[int], output: Path) -> None:
-        self._list_nonfinite(store, firsts)
-        names = store.names(firsts[0])
-        main = [name for name in names if name.startswith("arr_")]
-        others = [name for name in names if name not in (*main, NONFINITE)]
+    def _finish(self, pieces: list[Piece], output: Path) -> None:
+        self._list_nonfinite(pieces)
+        main = ["arr_0"] + ["arr_1"] * (self.labels is not None)
+        others = [name for name in pieces[-1].names() if name not in (*main, NONFINITE)]
         if others:
-            assemble(store, firsts, others, self.extras_path)
+            assemble(pieces, others, self.extras_path)
             logger.log(f"trace: {self.extras_path}")
-        assemble(store, firsts, main, output)
+        assemble(pieces, main, output)
+        if others:  # only now: an earlier result goes with the earlier file
+            extras = {"extras_sha256": hash_file(self.extras_path)}
+            write_manifest(self.directory, read_manifest(self.directory) | extras)
         if self.save_images:
             grid_path = output.with_suffix(".png")
-            first_images = [store.read(first, "arr_0") for first in firsts[: -(-64 // self.batch_size)]]
-            save_grid(np.concatenate(first_images)[:64], grid_path)
+            first = without_overlap(pieces, min(64, self.num_samples))
+            save_grid(np.concatenate([piece.read("arr_0") for piece in first]), grid_path)
             logger.log(f"grid: {grid_path}")
-        store.remove()
 
-    def _list_nonfinite(self, store: PartStore, firsts: list[int]) -> None:
-        """Write `nonfinite.json` where parts have samples that are not finite."""
-        with_some = [first for first in firsts if NONFINITE in store.names(first)]
-        found = [json.loads(text) for first in with_some for text in store.read(first, NONFINITE)]
+    def _list_nonfinite(self, pieces: list[Piece]) -> None:
+        """Write `nonfinite.json` where samples are not finite."""
+        path = self.directory / f"{NONFINITE}.json"
+        found = json.loads(path.read_text()) if path.exists() else []  # of an earlier result
+        for piece in pieces:
+            if NONFINITE in piece.names():
+                with np.load(piece.path, allow_pickle=False) as part:
+                    found += [json.loads(text) for text in part[NONFINITE]]
+        found = [record for i, record in enumerate(found) if record not in found[:i]]
         if not found:
             return
-        path = self.directory / f"{NONFINITE}.json"
         with write_bytes_atomically(path) as file:
             file.write(json.dumps(found, indent=2).encode() + b"\n")
         logger.warn(f"{len(found)} of {self.num_samples} samples are not finite and better left out: {path}")

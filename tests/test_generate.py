@@ -1,9 +1,7 @@
-"""Sampling runs: part files, the npz they become, labels and noise of each sample, the whole run."""
+"""Sampling runs: labels and noise of each sample, the whole run."""
 
 from __future__ import annotations
 
-import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,6 @@ from PIL import Image
 from guided_diffusion import logger
 from guided_diffusion.errors import InputError
 from guided_diffusion.generate import Batch, SampleRun, save_grid, to_uint8
-from guided_diffusion.parts import PartStore, assemble, check_manifest
 from guided_diffusion.sample_noise import LabelPlan, PerSampleNoise
 from tests.helpers import read_npz, tree
 
@@ -118,87 +115,6 @@ class TestQuantisation:
         assert found.flatten().tolist() == [0, 0, 0, 127, 254, 255, 255]
 
 
-class TestParts:
-    def test_write_read_has(self, tmp_path):
-        store = PartStore(tmp_path)
-        assert not store.has(0, 2)
-        store.write(0, {"arr_0": np.arange(6).reshape(2, 3), "arr_1": np.arange(2)})
-        assert store.has(0, 2) and not store.has(0, 3) and not store.has(2, 2)
-        assert store.names(0) == ["arr_0", "arr_1"]
-        assert np.array_equal(store.read(0, "arr_1"), [0, 1])
-
-    @pytest.mark.parametrize("damage", ["truncate", "empty", "garbage", "no arr_0"])
-    def test_a_damaged_part_counts_as_missing(self, tmp_path, damage):
-        store = PartStore(tmp_path)
-        store.write(0, {"arr_0": np.zeros((2, 3))})
-        (path,) = (tmp_path / "parts").iterdir()
-        whole = path.read_bytes()
-        replacement = {"truncate": whole[: len(whole) // 2], "empty": b"", "garbage": b"x" * 500}
-        if damage == "no arr_0":
-            np.savez(path, other=np.zeros((2, 3)))
-        else:
-            path.write_bytes(replacement[damage])
-        assert not store.has(0, 2)
-
-    def test_remove_takes_only_its_own(self, tmp_path):
-        store = PartStore(tmp_path)
-        store.write(0, {"arr_0": np.zeros(1)})
-        (tmp_path / "samples.npz").write_bytes(b"keep")
-        store.remove()
-        assert [path.name for path in tmp_path.iterdir()] == ["samples.npz"]
-
-    @settings(max_examples=20, deadline=None)
-    @given(
-        st.lists(st.integers(1, 4), min_size=1, max_size=5),
-        st.sampled_from([np.uint8, np.int64, np.float32]),
-        st.lists(st.integers(1, 3), max_size=3),
-    )
-    def test_streaming_equals_savez(self, tmp_path_factory, counts, dtype, shape):
-        folder = tmp_path_factory.mktemp("parts")
-        store = PartStore(folder)
-        generator = np.random.default_rng(0)
-        whole = (generator.random((sum(counts), *shape)) * 200).astype(dtype)
-        labels = np.arange(sum(counts))
-        firsts = np.cumsum([0, *counts[:-1]]).tolist()
-        for first, count in zip(firsts, counts, strict=True):
-            rows = slice(first, first + count)
-            store.write(first, {"arr_0": np.asfortranarray(whole[rows]), "arr_1": labels[rows]})
-        assemble(store, firsts, ["arr_0", "arr_1"], folder / "streamed.npz")
-        np.savez(folder / "saved.npz", whole, labels)
-        streamed, saved = read_npz(folder / "streamed.npz"), read_npz(folder / "saved.npz")
-        assert list(streamed) == list(saved)
-        for name in saved:
-            assert streamed[name].dtype == saved[name].dtype and np.array_equal(streamed[name], saved[name])
-        with zipfile.ZipFile(folder / "streamed.npz") as a, zipfile.ZipFile(folder / "saved.npz") as b:
-            assert [a.read(name) for name in a.namelist()] == [b.read(name) for name in b.namelist()]
-
-
-class TestManifest:
-    def test_first_run_records_then_the_same_may_go_on(self, tmp_path):
-        check_manifest(tmp_path, {"seed": 1, "cap": None, "scale": 0.1}, (), write=True)
-        assert json.loads((tmp_path / "run.json").read_text()) == {"seed": 1, "cap": None, "scale": 0.1}
-        check_manifest(tmp_path, {"seed": 1, "cap": None, "scale": 0.1}, (), write=False)
-
-    def test_every_other_flag_is_named(self, tmp_path):
-        check_manifest(tmp_path, {"seed": 1, "eds": True, "num": 3}, ("num",), write=True)
-        with pytest.raises(InputError) as error:
-            check_manifest(tmp_path, {"seed": 2, "eds": False, "num": 4}, ("num",), write=True)
-        line = str(error.value)
-        assert "--seed 2 (the run there has 1)" in line and "--eds False (the run there has True)" in line
-        assert "--num" not in line and str(tmp_path) in line and "--log_dir" in line
-        assert json.loads((tmp_path / "run.json").read_text())["seed"] == 1
-
-    def test_not_json(self, tmp_path):
-        (tmp_path / "run.json").write_text("{")
-        with pytest.raises(InputError, match=r"run\.json: not JSON"):
-            check_manifest(tmp_path, {}, (), write=True)
-
-    def test_no_object(self, tmp_path):
-        (tmp_path / "run.json").write_text("[1]")
-        with pytest.raises(InputError, match=r"run\.json"):
-            check_manifest(tmp_path, {"seed": 1}, (), write=True)
-
-
 class TestSampleRun:
     def plan(self, directory: Path, **changes) -> SampleRun:
         options = {"num_samples": 7, "batch_size": 3, "shape": (3, 4, 5), "seed": 0, "flags": {"seed": 0}}
@@ -241,10 +157,81 @@ class TestSampleRun:
         assert seen == [range(0, 3), range(3, 6), range(3, 6), range(6, 7)], "the first batch is not made again"
         assert np.array_equal(read_npz(path)["arr_0"], expected["arr_0"])
 
-    def test_more_samples_of_the_same_run(self, tmp_path):
+    @pytest.mark.parametrize("second, batch_size, made", [(10, 3, [(7, 9), (9, 10)]), (11, 4, [(7, 8), (8, 11)])])
+    def test_raising_the_number_makes_only_the_new_ones(self, tmp_path, second, batch_size, made):
         few = read_npz(self.plan(tmp_path).generate(self.draw))["arr_0"]
-        many = read_npz(self.plan(tmp_path, num_samples=10).generate(self.draw))["arr_0"]
-        assert np.array_equal(many[:7], few) and len(many) == 10
+        seen = []
+
+        def draw(batch):
+            seen.append((batch.indices.start, batch.indices.stop))
+            return self.draw(batch)
+
+        changes = {"num_samples": second, "batch_size": batch_size}
+        many = read_npz(self.plan(tmp_path, **changes).generate(draw))["arr_0"]
+        assert seen == made and np.array_equal(many[:7], few)
+        fresh = read_npz(self.plan(tmp_path / "fresh", **changes).generate(self.draw))["arr_0"]
+        assert np.array_equal(many, fresh)
+
+    def test_fewer_are_the_first_of_many(self, tmp_path):
+        many = read_npz(self.plan(tmp_path).generate(self.draw))["arr_0"]
+        few = read_npz(self.plan(tmp_path, num_samples=4).generate(None))["arr_0"]
+        assert np.array_equal(few, many[:4])
+
+    def test_another_batch_size_keeps_what_is_there(self, tmp_path):
+        expected = read_npz(self.plan(tmp_path / "whole").generate(self.draw))
+        seen = []
+
+        def dies_in_second_batch(batch):
+            seen.append((batch.indices.start, batch.indices.stop))
+            if len(seen) == 2:
+                raise KeyboardInterrupt
+            return self.draw(batch)
+
+        with pytest.raises(KeyboardInterrupt):
+            self.plan(tmp_path / "cut").generate(dies_in_second_batch)
+        path = self.plan(tmp_path / "cut", batch_size=4).generate(dies_in_second_batch)
+        assert seen == [(0, 3), (3, 6), (3, 4), (4, 7)]
+        assert np.array_equal(read_npz(path)["arr_0"], expected["arr_0"])
+
+    @pytest.mark.parametrize("kept", [True, False])
+    def test_raising_the_number_keeps_the_extras(self, tmp_path, kept):
+        """An extras file that another run has written over is not taken for this run's."""
+
+        def sample(folder, count):
+            batches, path = [], tmp_path / f"{folder}.npz"
+
+            def draw(batch):
+                batches.append(batch.indices)
+                return self.draw(batch)
+
+            self.plan(tmp_path / folder, num_samples=count, extras_path=path).generate(
+                draw, extras=lambda: {"number": np.array(batches[-1]), "first": np.array(batches[-1])[:1]}
+            )
+            return read_npz(path), batches
+
+        sample("run", 7)
+        if not kept:
+            np.savez(tmp_path / "run.npz", number=np.zeros(7, int), first=np.zeros(3, int))
+        extras, batches = sample("run", 9)
+        assert extras["number"].tolist() == list(range(9))
+        assert extras["first"].tolist() == ([0, 3, 6, 7] if kept else [0, 3, 6])
+        assert batches == ([range(7, 9)] if kept else [range(0, 3), range(3, 6), range(6, 9)])
+
+    def test_a_changed_checkpoint_is_named(self, tmp_path):
+        weights = tmp_path / "model.pt"
+        weights.write_bytes(b"one")
+        flags = {"flags": {"model_path": str(weights)}}
+        self.plan(tmp_path / "run", **flags).generate(self.draw)
+        weights.write_bytes(b"two")
+        with pytest.raises(InputError, match=r"--model_path .*model\.pt has other contents .*sha256"):
+            self.plan(tmp_path / "run", num_samples=9, **flags).generate(self.draw)
+
+    def test_what_kills_left_behind_is_removed(self, tmp_path):
+        (tmp_path / "parts").mkdir()
+        for name in ("parts/.part-000000003.npz.12ab.tmp", ".samples_7x4x5x3.npz.12ab.tmp"):
+            (tmp_path / name).write_bytes(b"half")
+        self.plan(tmp_path).generate(self.draw)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["run.json", "samples_7x4x5x3.npz", "status.json"]
 
     def test_a_finished_file_is_never_touched(self, tmp_path):
         self.plan(tmp_path).generate(self.draw)
