@@ -7,7 +7,7 @@ PYTEST_ARGS ?= -n 2
 # PATH first, so that the environment's mpiexec and python are the ones the scripts call.
 RUN := PATH="$(abspath $(BIN)):$$PATH"
 
-.PHONY: demo test parity lint clean
+.PHONY: demo test parity evaluator-matrix lint clean
 .DEFAULT_GOAL := demo
 
 $(BIN)/.demo-ready: setup.py constraints.txt
@@ -17,6 +17,7 @@ $(BIN)/.demo-ready: setup.py constraints.txt
 
 $(BIN)/.test-ready: $(BIN)/.demo-ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[mpi,demo,inception,tensorboard,test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torch-fidelity  # its metrics only; its networks want torchvision
 	touch $@
 
 demo: $(BIN)/.demo-ready  ## train, sample and evaluate on embedded digits; report in runs/demo/report.html
@@ -27,6 +28,9 @@ test: $(BIN)/.test-ready  ## the whole test suite
 
 parity: $(BIN)/.test-ready  ## the table of comparisons with the genuine upstream
 	$(RUN) python -m tests.parity
+
+evaluator-matrix: $(BIN)/.test-ready  ## the evaluator's tests under several versions of NumPy and SciPy
+	$(RUN) python -m tests.evaluator_matrix
 
 lint: $(BIN)/.test-ready
 	$(RUN) ruff check .

@@ -1,149 +1,190 @@
-"""The evaluator's metrics from activations, beside upstream's evaluator on the same numbers.
+"""Our evaluator beside upstream's and torch-fidelity's: figures, differences and times, as Markdown.
 
-    python -m benchmarks.evaluation --upstream PATH/evaluator.py [--count 10000] [--json FILE]
+    python -m benchmarks.run evaluation [--upstream CHECKOUT] [--inception GRAPH] [--reference A --samples B]
 
-Each side is a process of its own, one after the other, for its time and peak memory: statistics and Fréchet
-distances of pooled [N, 2048] and spatial [N, 2023] features, precision and recall on the pooled ones.
-Upstream's file is not part of this repository; without it only our side runs. It needs TensorFlow, whose
-threads are held to ours. Compared are seconds of processor time, which other work on the machine stretches less
-than those on the wall; both are reported.
+The first table goes from images to figures, all on the same images and the same graph file; torch-fidelity's metrics
+are those of our torch engine's features. The second goes from made-up features, 10,000 against 10,000, to figures.
+Each evaluator is a process of its own, one after the other.
+
+Upstream's evaluator is in no package: CHECKOUT (default: the environment variable GUIDED_DIFFUSION_PEER) is a
+checkout of openai/guided-diffusion. Without it, or without torch-fidelity, their columns are missing. Without GRAPH
+a small random one stands in for Inception's.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import datetime
 import json
 import multiprocessing
 import os
 import platform
-import resource
-import time
-from collections.abc import Callable
+import re
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy
 
-POOL, SPATIAL = 2048, 2023
+from benchmarks import evaluators
+from benchmarks.fidelity import FidelityUnavailable, load_fidelity
+from guided_diffusion.checkpoint import write_bytes_atomically
+
+RESULTS = Path(__file__).with_name("results")
+OURS, TORCH, UPSTREAM, FIDELITY = "ours, TensorFlow", "ours, torch", "upstream", "torch-fidelity"
+TITLES = dict(
+    zip(evaluators.FIGURES, ("Inception Score", "FID", "sFID", "Precision", "Recall", "KID, all images"), strict=True)
+)
+_THREADS = (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS",
+)  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Time the evaluator's metrics.")
-    parser.add_argument("--upstream", metavar="FILE", help="upstream's evaluator.py")
-    parser.add_argument("--count", type=int, default=10_000, help="images of reference and of samples")
-    parser.add_argument("--threads", type=int, default=1, help="of BLAS and of TensorFlow")
-    parser.add_argument("--json", metavar="FILE", help="write the result there")
-    args = parser.parse_args()
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = str(args.threads)
-    result: dict[str, Any] = {"what": "evaluation", "count": args.count, "threads": args.threads, "cpu": _cpu()}
-    result |= {"load": os.getloadavg(), "numpy": np.__version__, "scipy": scipy.__version__}
-    result["ours"] = _in_process(ours, args.count)
-    if args.upstream:
-        result["upstream"] = _in_process(upstream, args.count, args.upstream, args.threads)
-        for kind in ("cpu_seconds", "seconds"):
-            result[f"ratio_of_{kind}"] = result["upstream"][kind]["all"] / result["ours"][kind]["all"]
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.json:
-        Path(args.json).write_text(text + "\n")
+def main(argv: Sequence[str] | None = None) -> None:
+    args = _parse(argv)
+    os.environ |= dict.fromkeys(_THREADS, str(args.threads))
+    result: dict[str, Any] = {"what": "evaluation", "threads": args.threads, "cpu": _cpu(), "load": os.getloadavg()}
+    result |= {"numpy": np.__version__, "scipy": scipy.__version__, "date": str(datetime.date.today())}
+    upstream = Path(args.upstream, "evaluations", "evaluator.py") if args.upstream else None
+    if upstream is None:
+        print("No column of upstream's: neither --upstream nor GUIDED_DIFFUSION_PEER says where it is.\n")
+    elif not upstream.is_file():
+        raise SystemExit(f"--upstream {args.upstream}: found no evaluations/evaluator.py there")
+    with tempfile.TemporaryDirectory() as scratch:
+        result["images"] = compare_images(args, upstream, Path(scratch))
+    print("\n".join(images_table(result["images"])), end="\n\n", flush=True)
+    result["features"] = compare_features(args.count, upstream)
+    print("\n".join(features_table(result["features"])))
+    path = args.json or RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', _cpu().lower())}-evaluation-{result['date']}.json"
+    with write_bytes_atomically(path) as file:
+        file.write((json.dumps(result, indent=2) + "\n").encode())
 
 
-def ours(count: int) -> dict[str, Any]:
-    """Our figures, seconds and what a bootstrap round of FID costs."""
-    from evaluations.metrics.frechet import frechet_distance
-    from evaluations.metrics.precision_recall import precision_recall
-    from evaluations.metrics.resampling import frechet_figure
-    from evaluations.metrics.statistics import fit_gaussian
+def compare_images(args: argparse.Namespace, upstream: Path | None, scratch: Path) -> dict[str, Any]:
+    """What each evaluator makes of the same images, by its name; and what they are."""
+    graph, paths = args.inception, [args.reference, args.samples]
+    if not graph:
+        from tests.frozen_graphs import write_inception_like_graph
 
-    clock = _Clock()
-    figures = {}
-    for name, dims in (("fid", POOL), ("sfid", SPATIAL)):
-        reference, samples = make_features(count, dims)
-        gaussians = clock("statistics", lambda pair=(reference, samples): [fit_gaussian(x) for x in pair])
-        figures[name] = clock(name, lambda pair=gaussians: frechet_distance(*pair))
-    del gaussians
-    reference, samples = make_features(count, POOL)
-    figures["precision"], figures["recall"] = clock(
-        "precision and recall", lambda: precision_recall(reference, samples)
-    )
-    result = clock.result(figures)
-    gaussian = fit_gaussian(reference)
-    figure, start = frechet_figure(samples, gaussian), time.process_time()
-    figure(np.bincount(np.random.default_rng(0).integers(count, size=count), minlength=count))
-    return result | {"bootstrap_round_cpu_seconds": time.process_time() - start}
-
-
-def upstream(count: int, path: str, threads: int) -> dict[str, Any]:
-    """Upstream's figures and seconds."""
-    import tensorflow.compat.v1 as tf
-
-    spec = importlib.util.spec_from_file_location("upstream_evaluator", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    clock = _Clock()
-    figures = {}
-    for name, dims in (("fid", POOL), ("sfid", SPATIAL)):
-        pair = make_features(count, dims)
-        compute = module.Evaluator.compute_statistics
-        first, second = clock("statistics", lambda pair=pair, c=compute: [c(None, x) for x in pair])
-        figures[name] = float(clock(name, lambda a=first, b=second: b.frechet_distance(a)))
-    reference, samples = make_features(count, POOL)
-    config = tf.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=threads)
-    with tf.Session(config=config) as session:
-        estimator = module.ManifoldEstimator(session)
-        estimator.warmup()
-
-        def precision_recall() -> Any:
-            radii = [estimator.manifold_radii(x) for x in (reference, samples)]
-            return estimator.evaluate_pr(reference, radii[0], samples, radii[1])
-
-        found = clock("precision and recall", precision_recall)
-    figures["precision"], figures["recall"] = (float(share[0]) for share in found)
-    return clock.result(figures)
+        # Upstream's inception score is nan where a probability underflows.
+        graph = _in_process(write_inception_like_graph, scratch / "graph.pb", 0, 1)
+    if not args.reference:
+        paths = [str(scratch / f"{kind}.npz") for kind in ("reference", "samples")]
+        for seed, path in enumerate(paths):
+            np.savez(path, evaluators.make_images(seed, args.images, 64))
+    files = [os.path.abspath(path) for path in (*paths, graph)]
+    found = {}
+    for name, engine in ((OURS, "tensorflow"), (TORCH, "torch")):
+        found[name] = _in_process(evaluators.ours_from_images, engine, *files, str(scratch / "kept.npz"))
+    if upstream:
+        found[UPSTREAM] = _in_process(evaluators.upstream_from_images, str(upstream.resolve()), *files, str(scratch))
+    try:
+        version = load_fidelity().version
+        found[FIDELITY] = _in_process(evaluators.fidelity_from_features, str(scratch / "kept.npz"))
+    except FidelityUnavailable as reason:
+        version = None
+        print(f"No column of torch-fidelity's: {reason}.\n")
+    about = {
+        "graph": args.inception or "random, of Inception's node names and operations",
+        "images": ",".join(paths) if args.reference else f"{args.images} and {args.images} made-up ones of 64x64",
+    }
+    return {**about, "torch_fidelity": version, "evaluators": found}
 
 
-def make_features(count: int, dims: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reference and samples, float32 [count, dims], not negative and correlated, as after a ReLU."""
-    random = np.random.default_rng(dims)
-    mixing = 0.3 * random.standard_normal((dims, dims), dtype=np.float32) / np.float32(np.sqrt(dims))
-    found = []
-    for shift in (-0.1, -0.09):
-        features = random.standard_normal((count, dims), dtype=np.float32) @ mixing
-        features += np.float32(shift)
-        found.append(np.maximum(features, 0, out=features))
-    return found[0], found[1]
+def compare_features(count: int, upstream: Path | None) -> dict[str, Any]:
+    """What ours and upstream make of the same features."""
+    found = {"ours": _in_process(evaluators.ours_from_features, count)}
+    if upstream:
+        found[UPSTREAM] = _in_process(evaluators.upstream_from_features, str(upstream.resolve()), count)
+    return {"count": count, "evaluators": found}
 
 
-class _Clock:
-    def __init__(self) -> None:
-        self._found: dict[str, dict[str, float]] = {"seconds": {}, "cpu_seconds": {}}
+def images_table(compared: dict[str, Any]) -> list[str]:
+    """Figures, relative differences to upstream and to torch-fidelity, seconds and memory."""
+    found = compared["evaluators"]
+    figures = {name: side["figures"] for name, side in found.items()}
+    pairs = [(OURS, UPSTREAM), (TORCH, UPSTREAM), (TORCH, OURS), (TORCH, FIDELITY)]
+    pairs = [pair for pair in pairs if set(pair) <= set(found)]
+    short = {OURS: "TensorFlow", TORCH: "torch"}
+    rows = [["", *found, *(f"{short[a]} - {short.get(b, b)}" for a, b in pairs)]]
+    for key, title in TITLES.items():
+        values = [_number(figures[name].get(key)) for name in found]
+        rows.append([title, *values, *(_difference(figures[a].get(key), figures[b].get(key)) for a, b in pairs)])
+    for part in ("network", "metrics"):
+        seconds = [side["cpu_seconds"].get(part) for side in found.values()]
+        rows.append([f"processor seconds, {part}", *(_number(value, ".1f") for value in seconds), *[""] * len(pairs)])
+    peaks = [f"{side['peak_bytes'] / 1e9:.2f}" for side in found.values()]
+    rows.append(["peak memory, GB", *peaks, *[""] * len(pairs)])
+    caption = f"Images: {compared['images']}. Graph: {compared['graph']}. Differences are relative."
+    return [caption, "", *_markdown(rows)]
 
-    def __call__(self, name: str, work: Callable[[], Any]) -> Any:
-        start = time.perf_counter(), time.process_time()
-        found = work()
-        spent = time.perf_counter() - start[0], time.process_time() - start[1]
-        for seconds, more in zip(self._found.values(), spent, strict=True):
-            seconds[name] = seconds.get(name, 0.0) + more
-        return found
 
-    def result(self, figures: dict[str, float]) -> dict[str, Any]:
-        spent = {kind: {**seconds, "all": sum(seconds.values())} for kind, seconds in self._found.items()}
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return {"figures": figures, **spent, "peak_bytes": peak}
+def features_table(compared: dict[str, Any]) -> list[str]:
+    """Seconds by part and memory of ours, upstream's where there is one, and the ratio."""
+    ours, other = (compared["evaluators"].get(name) for name in ("ours", UPSTREAM))
+    sides = [side for side in (ours, other) if side]
+    rows = [["processor seconds", "ours", *(["upstream", "ratio"] if other else [])]]
+    for part in ours["cpu_seconds"]:
+        values = [side["cpu_seconds"][part] for side in sides]
+        rows.append([part, *(f"{value:.1f}" for value in values), *_ratio(values)])
+    values = [side["peak_bytes"] / 1e9 for side in sides]
+    rows.append(["peak memory, GB", *(f"{value:.2f}" for value in values), *_ratio(values)])
+    count = compared["count"]
+    caption = f"From made-up features [{count}, {evaluators.POOL}] and [{count}, {evaluators.SPATIAL}], twice each. "
+    caption += f"A round of FID's bootstrap: {ours['bootstrap_round_cpu_seconds']:.1f} s."
+    return [caption, "", *_markdown(rows)]
 
 
-def _in_process(work: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
+def _ratio(values: Sequence[float]) -> list[str]:
+    return [f"{values[1] / values[0]:.1f}"] if len(values) == 2 else []
+
+
+def _difference(one: float | None, other: float | None) -> str:
+    return "" if one is None or other is None else f"{abs(one - other) / max(abs(other), 1e-12):.1e}"
+
+
+def _number(value: float | None, how: str = ".7g") -> str:
+    return "" if value is None else format(value, how)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    head, *rest = (f"| {' | '.join(row)} |" for row in rows)
+    return [head, f"|{'---|' * len(rows[0])}", *rest]
+
+
+def _in_process(work: Callable[..., Any], *args: Any) -> Any:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(work, args)
+        found = pool.apply(work, args)
+        pool.close()
+        pool.join()
+    return found
 
 
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.run evaluation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    checkout = os.environ.get("GUIDED_DIFFUSION_PEER")
+    parser.add_argument("--upstream", metavar="CHECKOUT", default=checkout, help="of openai/guided-diffusion")
+    parser.add_argument("--inception", metavar="GRAPH", help="classify_image_graph_def.pb")
+    parser.add_argument("--reference", help="npz file of images; default: made-up ones")
+    parser.add_argument("--samples", help="npz file of images, with --reference")
+    parser.add_argument("--images", type=int, default=3000, help="how many made-up ones in each set")
+    parser.add_argument("--count", type=int, default=10_000, help="features in each set of the second table")
+    parser.add_argument("--threads", type=int, default=1, help="of each evaluator")
+    parser.add_argument("--json", metavar="FILE", help="default: in benchmarks/results")
+    args = parser.parse_args(argv)
+    if bool(args.reference) != bool(args.samples):
+        parser.error("--reference and --samples go together")
+    return args
 
 
 if __name__ == "__main__":

@@ -7,6 +7,10 @@ And a trace's cost, our sampling with it beside our sampling without (no peer ne
 
     python -m benchmarks.run trace --rounds 50
 
+Our evaluator beside others, with flags of its own (see ``evaluation.py``):
+
+    python -m benchmarks.run evaluation --upstream CHECKOUT
+
 Prints a table on stderr, the JSON on stdout, and writes it to benchmarks/results/<device>-<what>-<date>.json.
 """
 
@@ -24,7 +28,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import tracing
+from benchmarks import evaluation, tracing
 from benchmarks.cases import SETTINGS, Pair
 from benchmarks.measure import ceilings, paired
 from guided_diffusion.checkpoint import write_bytes_atomically
@@ -35,6 +39,8 @@ HEADER = ("config", "part", "ours ms", "peer ms", "ratio", "10-90 %", "GFLOP", "
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["evaluation"]:
+        return evaluation.main(sys.argv[2:])
     args = parse_arguments()
     device = torch.device(args.device)
     if args.threads:

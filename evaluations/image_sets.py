@@ -19,6 +19,7 @@ from evaluations.metrics.npz import list_arrays, open_images, read_labels, read_
 from evaluations.metrics.statistics import Gaussian
 from guided_diffusion.download import hash_file
 from guided_diffusion.errors import InputError, first_line
+from guided_diffusion.safe_images import open_image
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp"})
 _MODES = frozenset({"1", "L", "P", "RGB"})  # what becomes 8 bits of grey or RGB without a choice to make
@@ -241,7 +242,7 @@ def _check_size(path: str, name: str, size: int) -> None:
 
 def _decode(path: str, name: str, file: BinaryIO) -> Image.Image:
     try:
-        image = Image.open(file)
+        image = open_image(file)
     except Exception as error:  # PIL raises nearly everything on damaged files
         raise InputError(f"{path}: {name}: cannot be read as an image: {first_line(error)}") from error
     if image.mode not in _MODES:

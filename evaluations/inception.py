@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluations.engine import Activations, Spread, run_batches
+from evaluations.engine import Activations, RowStack, Spread, run_batches
 from evaluations.graphdef import Node, read_graph
 from guided_diffusion.download import fetch
 from guided_diffusion.errors import InputError, first_line
@@ -138,13 +138,10 @@ class InceptionEngine:
 
     def compute_probabilities(self, pool_ND: np.ndarray) -> np.ndarray:
         """Class probabilities [N, K] from pooled features [N, 2048]."""
-        step = self.softmax_batch_size
-        return np.concatenate(
-            [
-                self.session.run(self._probabilities, {self._features: pool_ND[begin : begin + step]})
-                for begin in range(0, len(pool_ND), step)
-            ]
-        )
+        stack, step = RowStack(len(pool_ND)), self.softmax_batch_size
+        for begin in range(0, len(pool_ND), step):
+            stack.append(self.session.run(self._probabilities, {self._features: pool_ND[begin : begin + step]}))
+        return stack.rows()
 
 
 def describe_resize(nodes: Mapping[str, Node]) -> str:

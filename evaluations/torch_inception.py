@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from evaluations.engine import Activations, Spread, run_batches
+from evaluations.engine import Activations, RowStack, Spread, run_batches
 from evaluations.graphdef import read_graph
 from evaluations.inception import (
     IMAGE_INPUT,
@@ -89,8 +89,11 @@ class TorchInceptionEngine:
     @torch.inference_mode()
     def compute_probabilities(self, pool_ND: np.ndarray) -> np.ndarray:
         """Class probabilities [N, K] from pooled features [N, 2048]."""
-        parts = torch.from_numpy(np.array(pool_ND, dtype=np.float32)).split(self.softmax_batch_size)
-        return np.concatenate([(part.to(self.device) @ self._weights).softmax(-1).cpu().numpy() for part in parts])
+        stack = RowStack(len(pool_ND))
+        for begin in range(0, len(pool_ND), self.softmax_batch_size):
+            features = torch.from_numpy(np.array(pool_ND[begin : begin + self.softmax_batch_size], dtype=np.float32))
+            stack.append((features.to(self.device) @ self._weights).softmax(-1).cpu().numpy())
+        return stack.rows()
 
     def _error(self, reason: str) -> InputError:
         return InputError(f"{self._path}: not the frozen Inception graph: {reason}")

@@ -61,8 +61,11 @@ class FrozenGraph:
                 return session.run(fetched, {f"g/{name}": value for name, value in feeds.items()})
 
 
-def write_inception_like_graph(path: Path, seed: int = 0) -> Path:
-    """A small random network under Inception's node names that holds all the operations of the published file."""
+def write_inception_like_graph(path: Path, seed: int = 0, certainty: float = 8) -> Path:
+    """A small random network under Inception's node names that holds all the operations of the published file.
+
+    With a ``certainty`` of 8 some class probabilities underflow to zero.
+    """
     random = np.random.RandomState(seed)
     graph = FrozenGraph()
     kinds = {"T": np.float32}
@@ -115,7 +118,7 @@ def write_inception_like_graph(path: Path, seed: int = 0) -> Path:
     graph.node("twice", "Add", "flat", "flat", **kinds)
     graph.node("pool_3", "Reshape", "twice", graph.constant("shape", [-1, 1, 1, 2048], np.int32), **kinds)
     graph.node("pool_3/_reshape", "Reshape", "pool_3", graph.constant("one", [1, 2048], np.int32), **kinds)
-    graph.constant("softmax/weights", random.randn(2048, 1008) / 4)
+    graph.constant("softmax/weights", certainty * random.randn(2048, 1008) / 32)
     graph.node("softmax/logits/MatMul", "MatMul", "pool_3/_reshape", "softmax/weights", **kinds)
     graph.node("softmax", "Softmax", "softmax/logits/MatMul", **kinds)
     return graph.write(path)
