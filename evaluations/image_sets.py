@@ -181,7 +181,9 @@ class _FilesPart:
             return
         try:
             yield from (_zip_files if zipfile.is_zipfile(self.path) else _tar_files)(self.path)
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError) as error:
+        except InputError:
+            raise
+        except Exception as error:  # zipfile, tarfile and what they unpack with raise nearly everything
             raise InputError(f"{self.path}: damaged or truncated archive ({first_line(error)})") from error
 
 
@@ -189,17 +191,27 @@ def _open_part(path: str) -> _NpzPart | _FilesPart:
     if Path(path).is_dir():
         return _FilesPart(path)
     if Path(path).is_file() and not path.endswith(".npz"):
-        if tarfile.is_tarfile(path):
+        if _is_tar(path):
             return _FilesPart(path)
         if zipfile.is_zipfile(path) and not any(name.endswith(".npy") for name in list_names(path)):
             return _FilesPart(path)
     return _NpzPart(path)
 
 
+def _is_tar(path: str) -> bool:
+    try:
+        return tarfile.is_tarfile(path)
+    except Exception:  # it begins like a packed one and is damaged: reading it will say how
+        return True
+
+
 def list_names(path: str) -> list[str]:
-    """Names of the files in a zip archive."""
-    with zipfile.ZipFile(path) as archive:
-        return archive.namelist()
+    """Names of the files in a zip archive. InputError when it is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except Exception as error:  # it only begins or ends like an archive
+        raise InputError(f"{path}: damaged or truncated archive ({first_line(error)})") from error
 
 
 def _folder_files(folder: Path) -> Iterator[tuple[str, BinaryIO]]:

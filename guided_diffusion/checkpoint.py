@@ -66,6 +66,9 @@ def read_state_dict(path: str | os.PathLike, map_location: str | torch.device = 
             raise InputError(
                 f"{path}: expected a state dict (names to tensors), found {_describe(value)} under {key!r}"
             )
+        if value.layout is not torch.strided or value.is_meta or value.is_quantized or value.is_complex():
+            found = "no data" if value.is_meta else f"{value.dtype}, {value.layout}"
+            raise InputError(f"{path}: {key}: expected a plain tensor of real numbers, found {found}")
     return dict(state)
 
 

@@ -16,7 +16,7 @@ from .errors import InputError
 
 BLOCK = 1 << 20  # bytes copied at a time
 
-_DAMAGED = (ValueError, OSError, KeyError, EOFError, AttributeError, zipfile.BadZipFile)
+_DAMAGED = (Exception,)  # zipfile, zlib and NumPy raise nearly everything on damaged files
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from guided_diffusion import dist_util, run_setup
 from guided_diffusion.configs import DiffusionConfig, RunConfig, SamplingConfig, SuperResConfig
-from guided_diffusion.errors import InputError
+from guided_diffusion.errors import InputError, first_line
 from guided_diffusion.flags import Parser, flag
 from guided_diffusion.generate import Batch, SampleRun
 from guided_diffusion.nonfinite import Watch, timesteps_of
@@ -84,8 +83,9 @@ class BaseImages:
             with np.load(path, allow_pickle=False) as arrays:
                 self.images = arrays["arr_0"]
                 self.labels = arrays["arr_1"] if config.class_cond else None
-        except (ValueError, KeyError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-            raise InputError(f"--base_samples {path}: not a readable npz with the arrays needed ({error})") from None
+        except Exception as error:  # the decoders raise nearly everything, MemoryError where a file claims too much
+            reason = first_line(error)
+            raise InputError(f"--base_samples {path}: not a readable npz with the arrays needed ({reason})") from None
         expected = height, width, channels = config.small_size, config.small_size, config.in_channels
         found = f"{self.images.dtype} {list(self.images.shape)}"
         well_shaped = self.images.ndim == 4 and self.images.shape[1:] == expected and len(self.images) > 0
