@@ -10,21 +10,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from . import dist_util, logger
+from . import dist_util, logger, stop_signals
 from .amp import LowPrecision, OptimizerStepper
+from .attention import fuse_attention
 from .configs import ClassifierTrainConfig
 from .nn import to_fast_layout
 from .progress import progress_bar
+from .random_streams import Purpose
 from .resample import create_named_schedule_sampler
+from .stop_signals import StopSignals
 from .train_util import (
     distribute,
-    load_for_resuming,
+    get_blob_logdir,
+    learned,
     load_optimizer,
     log_loss_dict,
-    save_in_logdir,
+    restore,
     set_lr,
     without_sync,
 )
+from .training_run import TrainingRun
 
 LossTerms = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
@@ -41,9 +46,11 @@ class ClassifierTrainLoop:
     :param diffusion: adds the noise; timesteps are those of the process as given (no respacing).
     :param loss_terms: (logits, y) -> dict of [B] values; "loss" is minimised, all are logged.
     :param dtype: of autocast; None: float32.
+    :param run: where to go on and how to keep checkpoints, instead of the config's resume_checkpoint; with its seed
+        every step's draws depend on seed, rank and step alone. None: as upstream does.
 
     Writes model%06d.pt and opt%06d.pt every save_interval steps and at the end (the number is that of the
-    last step trained).
+    last step trained). SIGUSR1 asks for that after the step at hand; SIGTERM and SIGINT too, and end the program then.
     """
 
     def __init__(
@@ -56,45 +63,50 @@ class ClassifierTrainLoop:
         config: ClassifierTrainConfig,
         loss_terms: LossTerms = cross_entropy_terms,
         dtype: torch.dtype | None = None,
+        run: TrainingRun | None = None,
     ):
-        model = to_fast_layout(model)  # checkpoints do not depend on it
+        model = to_fast_layout(fuse_attention(model))  # checkpoints do not depend on it
         self.model, self.diffusion, self.config, self.loss_terms = model, diffusion, config, loss_terms
         self.data, self.val_data = data, val_data
         self.device = dist_util.dev()
         self.schedule_sampler = create_named_schedule_sampler(config.schedule_sampler, diffusion)
-        self.resume_step = load_for_resuming(model, config.resume_checkpoint) if config.resume_checkpoint else 0
+        self.run = run or TrainingRun.from_checkpoint(config.resume_checkpoint)
+        self.run.load_weights(model)
         dist_util.sync_params(model.parameters())
         params = list(model.parameters())
         self.stepper = OptimizerStepper(params, dtype, self.device, initial_lg_loss_scale=16.0)
         self.opt = AdamW(params, lr=config.lr, weight_decay=config.weight_decay)
-        if config.resume_checkpoint:
-            load_optimizer(self.opt, config.resume_checkpoint, self.resume_step, required=True)
+        if self.run.model_path:
+            load_optimizer(self.opt, self.run.model_path, self.run.number, required=True)
+        restore(self.run, self.stepper, self.schedule_sampler)
         self.network = distribute(LowPrecision(model, dtype))
 
     def run_loop(self) -> None:
         """Train until `iterations`, logging, validating and saving on the way."""
-        config = self.config
+        config, run = self.config, self.run
         global_batch = config.batch_size * dist_util.get_world_size()
-        step = self.resume_step
-        with progress_bar(config.iterations, "step", initial=step) as bar:
-            for step in range(self.resume_step, config.iterations):
+        with progress_bar(config.iterations, "step", initial=run.first_step) as bar, StopSignals() as signals:
+            for step in range(run.first_step, config.iterations):
                 logger.logkv("step", step)
                 logger.logkv("samples", (step + 1) * global_batch)
                 if config.anneal_lr:
                     set_lr(self.opt, config.lr * (1 - step / config.iterations))
-                self._train_step()
-                done = step - self.resume_step
+                self._train_step(step)
+                done = step - run.began
                 if self.val_data is not None and done % config.eval_interval == 0:
-                    self._validate()
+                    self._validate(step)
                 if done % config.log_interval == 0:
                     logger.dumpkvs()
-                if done and step % config.save_interval == 0:
-                    self._save(step)
+                asked = signals.asked()
+                last = step == config.iterations - 1
+                if asked or last or (done and step % config.save_interval == 0):
+                    path = self._save(step)
+                    if not last:
+                        stop_signals.leave(asked, path)
                 bar.update()
-        self._save(step)
 
-    def _train_step(self) -> None:
-        images, y, t = self._noised_batch(self.data)
+    def _train_step(self, step: int) -> None:
+        images, y, t = self._noised_batch(self.data, step, Purpose.STEP)
         micro = self.config.microbatch if self.config.microbatch > 0 else len(images)
         starts = range(0, len(images), micro)
         self.stepper.zero_grad()
@@ -106,15 +118,16 @@ class ClassifierTrainLoop:
         self.stepper.optimize(self.opt)
 
     @torch.no_grad()
-    def _validate(self) -> None:
+    def _validate(self, step: int) -> None:
         self.model.eval()
-        images, y, t = self._noised_batch(self.val_data)
+        images, y, t = self._noised_batch(self.val_data, step, Purpose.VALIDATION_STEP)
         self._logged_loss(images, y, t, "val")
         self.model.train()
 
-    def _noised_batch(self, data: Iterator) -> tuple[Tensor, Tensor, Tensor]:
-        """x_t, labels and timesteps on the device; clean images with t = 0 unless `noised`."""
+    def _noised_batch(self, data: Iterator, step: int, purpose: Purpose) -> tuple[Tensor, Tensor, Tensor]:
+        """x_t, labels and timesteps on the device; clean images with t = 0 unless `noised`. Seeds the step."""
         images, extra = next(data)
+        self.run.seed_step(step, purpose)
         images, y = images.to(self.device), extra["y"].to(self.device)
         if not self.config.noised:
             return images, y, torch.zeros(len(images), dtype=torch.long, device=self.device)
@@ -131,11 +144,9 @@ class ClassifierTrainLoop:
         log_loss_dict(self.diffusion, t, {f"{prefix}_{name}": values for name, values in logged.items()})
         return terms["loss"]
 
-    def _save(self, step: int) -> None:
-        if dist_util.get_rank() == 0:
-            save_in_logdir(f"model{step:06d}.pt", self.model.state_dict())
-            save_in_logdir(f"opt{step:06d}.pt", self.opt.state_dict())
-        dist_util.barrier()
+    def _save(self, step: int) -> str:
+        objects = {f"model{step:06d}.pt": self.model.state_dict(), f"opt{step:06d}.pt": self.opt.state_dict()}
+        return self.run.save(get_blob_logdir(), step, step + 1, objects, learned(self.stepper, self.schedule_sampler))
 
 
 def top_k_hits(logits: Tensor, y: Tensor, k: int) -> Tensor:

@@ -160,8 +160,9 @@ class TrainConfig:
     microbatch: int = flag(-1, "images at a time in memory; -1: the whole batch", minimum=-1)
     ema_rate: str = flag("0.9999", "decay of the averaged weights, 0 to 1; several as 0.99,0.9999", type=decay_rates)
     log_interval: int = flag(10, "steps between lines of the log", minimum=1)
-    save_interval: int = flag(10000, "steps between checkpoints", minimum=1)
-    resume_checkpoint: str = flag("", "model%06d.pt to go on from")
+    save_interval: int = flag(10000, "steps between checkpoints, from which the same command goes on", minimum=1)
+    keep: int = flag(0, "keep so many of the newest checkpoints; 0: all", minimum=0)
+    resume_checkpoint: str = flag("", "model%06d.pt of another run to begin with")
     fp16_scale_growth: float = flag(1e-3, "growth of log2(loss scale) a step in float16", minimum=0.0)
     iterations: int = flag(0, "stop after so many steps in all; 0: as --lr_anneal_steps says", minimum=0)
 
@@ -181,8 +182,9 @@ class ClassifierTrainConfig:
     schedule_sampler: str = flag(
         "uniform", "which timesteps to train on", choices=("uniform", "loss-second-moment")
     )
-    resume_checkpoint: str = flag("", "model%06d.pt to go on from, with opt%06d.pt beside it")
+    resume_checkpoint: str = flag("", "model%06d.pt of another run to begin with, with opt%06d.pt beside it")
     log_interval: int = flag(10, "steps between lines of the log", minimum=1)
     eval_interval: int = flag(5, "steps between validation batches", minimum=1)
-    save_interval: int = flag(10000, "steps between checkpoints", minimum=1)
+    save_interval: int = flag(10000, "steps between checkpoints, from which the same command goes on", minimum=1)
+    keep: int = flag(0, "keep so many of the newest checkpoints; 0: all", minimum=0)
     random_crop: bool = flag(True, "crop training images at random scale and place")

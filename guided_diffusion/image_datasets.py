@@ -6,6 +6,7 @@ labels of the whole tree. Pixels are cropped to a square, perhaps flipped, and s
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -55,6 +56,39 @@ def load_data(
     missing, empty or too small for a batch on every rank, if a label is not in ``class_names``, or, while
     iterating, if an image cannot be read; for an empty ``data_dir`` the error is a ``ValueError`` too.
     """
+    dataset = open_dataset(
+        data_dir=data_dir,
+        batch_size=batch_size,
+        image_size=image_size,
+        class_cond=class_cond,
+        random_crop=random_crop,
+        random_flip=random_flip,
+        channels=channels,
+        class_names=class_names,
+        shard=dist_util.get_rank(),
+        num_shards=dist_util.get_world_size(),
+    )
+    return _batches_for_ever(dataset, batch_size, shuffle=not deterministic)
+
+
+def open_dataset(
+    *,
+    data_dir: str,
+    batch_size: int,
+    image_size: int,
+    class_cond: bool = False,
+    random_crop: bool = False,
+    random_flip: bool = True,
+    channels: int = 3,
+    class_names: Sequence[str] | None = None,
+    shard: int = 0,
+    num_shards: int = 1,
+) -> ImageDataset:
+    """The images under ``data_dir`` as a dataset, checked as ``load_data`` does, which explains the arguments.
+
+    shard, num_shards: only every num_shards-th file from the shard-th. batch_size: of each process; what the
+    number of images must suffice for.
+    """
     if batch_size < 1:
         raise InputValueError(f"batch_size: expected at least 1, found {batch_size}")
     paths = _list_images(data_dir)
@@ -66,17 +100,22 @@ def load_data(
             f"data_dir {data_dir}: {len(paths)} images{shared} leave {smallest_share} to a process; "
             f"expected at least one batch of {batch_size}"
         )
-    dataset = ImageDataset(
+    return ImageDataset(
         image_size,
         paths,
         classes=_number_labels(paths, class_names) if class_cond else None,
-        shard=dist_util.get_rank(),
-        num_shards=world_size,
+        shard=shard,
+        num_shards=num_shards,
         random_crop=random_crop,
         random_flip=random_flip,
         channels=channels,
     )
-    return _batches_for_ever(dataset, batch_size, shuffle=not deterministic)
+
+
+def fingerprint(dataset: ImageDataset, data_dir: str) -> str:
+    """What stands for a folder's images in a run's flags: how many, and a digest of their names in it."""
+    names = "\n".join(path.removeprefix(data_dir).lstrip("/") for path in dataset.local_images)
+    return f"{len(dataset)} with names of SHA-256 {hashlib.sha256(names.encode()).hexdigest()[:12]}"
 
 
 def list_class_names(data_dir: str) -> list[str]:
@@ -242,7 +281,7 @@ def _batches_for_ever(dataset: ImageDataset, batch_size: int, shuffle: bool) -> 
         num_workers=1,
         drop_last=True,
         persistent_workers=True,
-        collate_fn=_collate,
+        collate_fn=collate_or_error,
     )
     while True:
         for batch in loader:
@@ -290,5 +329,6 @@ class _WorkerDataset(Dataset):
             return error
 
 
-def _collate(items: list[Any]) -> Any:
+def collate_or_error(items: list[Any]) -> Any:
+    """A batch of items, or the first ``InputError`` among them."""
     return next((item for item in items if isinstance(item, InputError)), None) or default_collate(items)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,13 @@ class ScheduleSampler(ABC):
         drawn = np.random.choice(len(probabilities), size=(batch_size,), p=probabilities)
         importance = 1 / (len(probabilities) * probabilities[drawn])
         return torch.from_numpy(drawn).long().to(device), torch.from_numpy(importance).float().to(device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has learned, as JSON values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - nothing to take over by default
+        """Go on from a `state_dict`."""
 
 
 class UniformSampler(ScheduleSampler):
@@ -90,3 +98,9 @@ class LossSecondMomentResampler(LossAwareSampler):
     def update_with_all_losses(self, ts: list[int], losses: list[float]) -> None:
         for t, loss in zip(ts, losses, strict=True):
             self._recent[t].append(loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"recent": [list(losses) for losses in self._recent]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._recent = [deque(losses, maxlen=self.history_per_term) for losses in state["recent"]]

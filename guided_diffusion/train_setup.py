@@ -1,19 +1,31 @@
-"""From flags to a running training of a diffusion model: what image_train and super_res_train share."""
+"""From flags to a running training: what the three training scripts share."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import nn
 
 from . import dist_util, logger, run_setup
-from .configs import DataConfig, DiffusionConfig, ModelConfig, RunConfig, SuperResConfig, TrainConfig
+from .configs import (
+    ClassifierTrainConfig,
+    DataConfig,
+    DiffusionConfig,
+    ModelConfig,
+    RunConfig,
+    SuperResConfig,
+    TrainConfig,
+)
+from .data_order import ResumableBatches
 from .flags import Given
-from .image_datasets import load_data
+from .image_datasets import ImageDataset, fingerprint, open_dataset
+from .random_streams import Purpose
 from .resample import create_named_schedule_sampler
 from .script_util import build_diffusion
-from .train_util import TrainLoop
+from .train_util import TrainLoop, find_resume_checkpoint
+from .training_run import CHANGEABLE, TrainingRun, open_run
 
 
 def train_diffusion_model(
@@ -30,36 +42,73 @@ def train_diffusion_model(
     :param build: build(config, diffusion_config) -> network.
     :param adapt: turns the iterator of (images, conditioning) into the one to train on.
     """
-    run, data_config = given.make(RunConfig), given.make(DataConfig)
-    diffusion_config, train = given.make(DiffusionConfig), dataclasses.asdict(given.make(TrainConfig))
-    run_setup.begin(run)
+    run_config, data_config, train = given.make(RunConfig), given.make(DataConfig), given.make(TrainConfig)
+    diffusion_config = given.make(DiffusionConfig)
+    run_setup.begin(run_config)
     class_names = None
     if config.class_cond:
         num_classes, class_names = run_setup.count_classes(given, data_config.data_dir)
         config = dataclasses.replace(config, num_classes=num_classes)
-    diffusion = build_diffusion(diffusion_config)
-    data = load_data(
+    dataset = open_dataset(
         data_dir=data_config.data_dir,
-        batch_size=train["batch_size"],
+        batch_size=train.batch_size,
         image_size=image_size,
         class_cond=config.class_cond,
         random_flip=data_config.random_flip,
         channels=config.in_channels,
         class_names=class_names,
     )
-    loop = TrainLoop(
-        model=build(dataclasses.replace(config, use_fp16=False), diffusion_config).to(dist_util.dev()),
-        diffusion=diffusion,
-        data=adapt(data),
-        schedule_sampler=create_named_schedule_sampler(train.pop("schedule_sampler"), diffusion),
-        use_fp16=config.use_fp16,
-        amp_name=run.amp_dtype,
-        **train,
-    )
-    run_setup.save_config(
-        given.resolve(DataConfig, TrainConfig, DiffusionConfig, RunConfig)
-        | dataclasses.asdict(config)
-        | {"class_names": class_names}
-    )
-    loop.run_loop()
+    flags = given.resolve(DataConfig, TrainConfig, DiffusionConfig, RunConfig) | dataclasses.asdict(config)
+    flags |= {"class_names": class_names}
+    run = find_run(flags, CHANGEABLE | {"iterations"}, train, dataset)
+    steps = min((n for n in (train.lr_anneal_steps, train.iterations) if n), default=None)
+    # A run's last checkpoint bears the count of steps, unless there was one on the way after the last step.
+    saves_at_end = steps is not None and (steps - 1 - run.began) % train.save_interval != 0
+    if run.has_done(steps) and (run.first_step > steps or run.number == steps or not saves_at_end):
+        logger.log(f"already complete: {run.model_path}")
+        return
+    diffusion = build_diffusion(diffusion_config)
+    settings = dataclasses.asdict(train)
+    del settings["keep"]
+    with batches(dataset, train.batch_size, run) as data:
+        loop = TrainLoop(
+            model=build(dataclasses.replace(config, use_fp16=False), diffusion_config).to(dist_util.dev()),
+            diffusion=diffusion,
+            data=adapt(data),
+            use_fp16=config.use_fp16,
+            amp_name=run_config.amp_dtype,
+            run=run,
+            **settings | {"schedule_sampler": create_named_schedule_sampler(train.schedule_sampler, diffusion)},
+        )
+        run_setup.save_config(run.flags)
+        loop.run_loop()
     logger.log(f"checkpoints: {logger.get_dir()}")
+
+
+def find_run(
+    flags: dict[str, Any],
+    changeable: frozenset[str],
+    train: TrainConfig | ClassifierTrainConfig,
+    dataset: ImageDataset,
+) -> TrainingRun:
+    """The run that the flags describe, as far as it has come in the log's directory. See `open_run`.
+
+    :param flags: all of them; changeable: the names of those that may differ from before.
+    """
+    facts = {"processes": dist_util.get_world_size(), "images": fingerprint(dataset, flags["data_dir"])}
+    resume = find_resume_checkpoint() or train.resume_checkpoint
+    return open_run(logger.get_dir(), flags | facts, changeable, flags["seed"], train.keep, resume)
+
+
+def batches(dataset: ImageDataset, batch_size: int, run: TrainingRun) -> ResumableBatches:
+    """This rank's batches from the run's next step on; to be used in a with-block."""
+    rank, world_size = dist_util.get_rank(), dist_util.get_world_size()
+    return ResumableBatches(dataset, batch_size, run.seed, run.first_step, rank, world_size)
+
+
+def validation_batches(dataset: ImageDataset, batch_size: int, run: TrainingRun, interval: int) -> ResumableBatches:
+    """This rank's validation batches, of which every interval-th step uses one."""
+    made = -(-(run.first_step - run.began) // interval)
+    rank, world_size = dist_util.get_rank(), dist_util.get_world_size()
+    purposes = (Purpose.VALIDATION_ORDER, Purpose.VALIDATION_AUGMENTATION)
+    return ResumableBatches(dataset, batch_size, run.seed, made, rank, world_size, *purposes)

@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
+from typing import Any
 
 import blobfile
 import torch
@@ -14,13 +15,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from . import checkpoint, dist_util, logger
+from . import dist_util, logger, stop_signals
 from .amp import LowPrecision, OptimizerStepper, amp_dtype
 from .errors import InputError
 from .fp16_util import INITIAL_LOG_LOSS_SCALE, master_params_to_state_dict, state_dict_to_master_params
 from .nn import update_ema
 from .progress import progress_bar
-from .resample import LossAwareSampler, UniformSampler
+from .resample import LossAwareSampler, ScheduleSampler, UniformSampler
+from .stop_signals import StopSignals
+from .training_run import TrainingRun, parse_resume_step_from_filename
 
 __all__ = [
     "INITIAL_LOG_LOSS_SCALE",
@@ -38,7 +41,8 @@ class TrainLoop:
 
     Writes model%06d.pt, ema_{rate}_%06d.pt and opt%06d.pt into the logger's directory every `save_interval`
     steps, and at the end. As upstream's, the number on the way is that of the step just trained, so
-    model000000.pt has seen one step, and at the end the count of steps.
+    model000000.pt has seen one step, and at the end the count of steps. SIGUSR1 asks for a checkpoint after the
+    step at hand; SIGTERM and SIGINT too, and end the program then.
 
     :param data: endless iterator of (images [B, C, H, W] in [-1, 1], dict of conditioning tensors).
     :param batch_size: per process; `microbatch`: how many of them at a time (-1: all). The gradients of
@@ -48,6 +52,8 @@ class TrainLoop:
     :param use_fp16: mixed precision in `amp_name` ("fp16" or "bf16").
     :param lr_anneal_steps: learning rate falls linearly to 0 over so many steps, then training ends; 0: keep.
     :param iterations: end after so many steps in all (0: no such limit).
+    :param run: where to go on and how to keep checkpoints, instead of `resume_checkpoint`; with its seed every
+        step's draws depend on seed, rank and step alone. None: as upstream does.
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class TrainLoop:
         lr_anneal_steps: int = 0,
         amp_name: str = "fp16",
         iterations: int = 0,
+        run: TrainingRun | None = None,
     ):
         self.model, self.diffusion, self.data = model, diffusion, data
         self.batch_size = batch_size
@@ -80,11 +87,10 @@ class TrainLoop:
         self.schedule_sampler = schedule_sampler or UniformSampler(diffusion)
         self.last_step = min((n for n in (lr_anneal_steps, iterations) if n), default=None)
         self.global_batch = batch_size * dist_util.get_world_size()
-        self.step, self.resume_step = 0, 0
-
-        self.resume_checkpoint = find_resume_checkpoint() or resume_checkpoint
-        if self.resume_checkpoint:
-            self.resume_step = load_for_resuming(model, self.resume_checkpoint)
+        self.run = run or TrainingRun.from_checkpoint(find_resume_checkpoint() or resume_checkpoint)
+        self.resume_step = self.run.began
+        self.step = self.run.first_step - self.run.began
+        self.run.load_weights(model)
         dist_util.sync_params(model.parameters())
 
         dtype = amp_dtype(use_fp16, amp_name)
@@ -94,12 +100,14 @@ class TrainLoop:
         self.stepper = OptimizerStepper(self.params, dtype, dist_util.dev(), fp16_scale_growth)
         self.opt = AdamW(self.params, lr=lr, weight_decay=weight_decay)
         self.ema_params = [self._initial_average(rate) for rate in self.ema_rate]
-        if self.resume_step:
-            load_optimizer(self.opt, self.resume_checkpoint, self.resume_step, required=False)
+        if self.run.loads_optimizer:
+            load_optimizer(self.opt, self.run.model_path, self.run.number, required=self.run.state is not None)
+        restore(self.run, self.stepper, self.schedule_sampler)
         self.ddp_model = distribute(LowPrecision(model, dtype))
 
     def _initial_average(self, rate: float) -> list[Tensor]:
-        path = find_ema_checkpoint(self.resume_checkpoint, self.resume_step, rate) if self.resume_step else None
+        run = self.run
+        path = find_ema_checkpoint(run.model_path, run.number, rate) if run.loads_optimizer else None
         if path is None:
             return [p.detach().clone() for p in self.params]
         logger.log(f"loading average from {path}")
@@ -112,20 +120,25 @@ class TrainLoop:
         """Train until the last step, or for ever where there is none, saving on the way and at the end."""
         if self.last_step is None:
             logger.log("no --lr_anneal_steps and no --iterations: training goes on until it is stopped")
-        with progress_bar(self.last_step, "step", initial=self.resume_step) as bar:
+        done = self.step + self.resume_step
+        with progress_bar(self.last_step, "step", initial=done) as bar, StopSignals() as signals:
             while self.last_step is None or self.step + self.resume_step < self.last_step:
                 batch, cond = next(self.data)
+                self.run.seed_step(self.step + self.resume_step)
                 self.run_step(batch, cond)
                 if self.step % self.log_interval == 0:
                     logger.dumpkvs()
-                if self.step % self.save_interval == 0:
-                    self.save()
+                asked = signals.asked()
+                if asked or self.step % self.save_interval == 0:
+                    path = self.save()
+                    if self.step + self.resume_step + 1 != self.last_step:
+                        stop_signals.leave(asked, path)
                     if os.environ.get("DIFFUSION_TRAINING_TEST") and self.step > 0:
                         return
                 self.step += 1
                 bar.update()
-        if (self.step - 1) % self.save_interval != 0:
-            self.save()
+            if (self.step - 1) % self.save_interval != 0:
+                self.save(at_end=True)
 
     def run_step(self, batch: Tensor, cond: dict[str, Tensor]) -> None:
         """One optimizer step on a batch of this process."""
@@ -162,24 +175,20 @@ class TrainLoop:
         logger.logkv("step", self.step + self.resume_step)
         logger.logkv("samples", (self.step + self.resume_step + 1) * self.global_batch)
 
-    def save(self) -> None:
-        """Write weights, averages and optimizer state, each atomically, from rank 0; all ranks wait."""
+    def save(self, at_end: bool = False) -> str:
+        """Write weights, averages and optimizer state, each atomically, from rank 0; all ranks wait.
+
+        :param at_end: all steps up to `step` are done, but not `step` itself.
+        :return: the path of the weights.
+        """
         step = self.step + self.resume_step
-        files = {f"model{step:06d}.pt": self.params}
-        files |= {f"ema_{rate}_{step:06d}.pt": p for rate, p in zip(self.ema_rate, self.ema_params, strict=True)}
-        if dist_util.get_rank() == 0:
-            for name, params in files.items():
-                save_in_logdir(name, master_params_to_state_dict(self.model, None, params, use_fp16=False))
-            save_in_logdir(f"opt{step:06d}.pt", self.opt.state_dict())
-        dist_util.barrier()
-
-
-def load_for_resuming(model: nn.Module, path: str) -> int:
-    """Load weights on every rank; returns the step in the file's name (0 where there is none)."""
-    step = parse_resume_step_from_filename(path)
-    logger.log(f"resuming from {path} at step {step}")
-    checkpoint.load_weights(model, path)
-    return step
+        objects = {f"model{step:06d}.pt": master_params_to_state_dict(self.model, None, self.params, use_fp16=False)}
+        for rate, average in zip(self.ema_rate, self.ema_params, strict=True):
+            weights = master_params_to_state_dict(self.model, None, average, use_fp16=False)
+            objects[f"ema_{rate}_{step:06d}.pt"] = weights
+        objects[f"opt{step:06d}.pt"] = self.opt.state_dict()
+        state = learned(self.stepper, self.schedule_sampler)
+        return self.run.save(get_blob_logdir(), step, step if at_end else step + 1, objects, state)
 
 
 def load_optimizer(opt: torch.optim.Optimizer, model_path: str, step: int, required: bool) -> None:
@@ -218,20 +227,17 @@ def set_lr(opt: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def save_in_logdir(name: str, obj: object) -> None:
-    """Write a checkpoint file into the logger's directory and say where."""
-    path = blobfile.join(get_blob_logdir(), name)
-    checkpoint.save(obj, path)
-    logger.log(f"saved {path}")
+def learned(stepper: OptimizerStepper, schedule_sampler) -> dict[str, Any]:
+    """What a loop has learned beside weights and optimizer state, as JSON values."""
+    sampler = schedule_sampler.state_dict() if isinstance(schedule_sampler, ScheduleSampler) else {}
+    return {"scaler": stepper.scaler.state_dict(), "schedule_sampler": sampler}
 
 
-def parse_resume_step_from_filename(filename: str) -> int:
-    """The step in path/to/modelNNNNNN.pt: what stands between the last "model" and the next dot; else 0."""
-    _, found, rest = filename.rpartition("model")
-    try:
-        return int(rest.split(".")[0]) if found else 0
-    except ValueError:
-        return 0
+def restore(run: TrainingRun, stepper: OptimizerStepper, schedule_sampler) -> None:
+    """Take over what was `learned` before the run was interrupted."""
+    if run.state is not None:
+        stepper.scaler.load_state_dict(run.state["scaler"])
+        schedule_sampler.load_state_dict(run.state["schedule_sampler"])
 
 
 def get_blob_logdir() -> str:

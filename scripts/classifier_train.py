@@ -3,12 +3,13 @@
     mpiexec -n 8 python scripts/classifier_train.py --ect --data_dir train/ --val_data_dir val/ \\
         --image_size 256 --batch_size 32 --anneal_lr --classifier_use_fp16
 
-Continue with --resume_checkpoint <log_dir>/modelNNNNNN.pt and otherwise the same flags.
+The same command with the same --log_dir goes on from the newest checkpoint there.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,8 +26,10 @@ from guided_diffusion.configs import (
 )
 from guided_diffusion.errors import InputError
 from guided_diffusion.flags import Given, Parser, flag
-from guided_diffusion.image_datasets import load_data
+from guided_diffusion.image_datasets import open_dataset
 from guided_diffusion.script_util import build_classifier, build_diffusion
+from guided_diffusion.train_setup import batches, find_run, validation_batches
+from guided_diffusion.training_run import CHANGEABLE
 
 
 @dataclass(frozen=True)
@@ -56,21 +59,34 @@ def main() -> None:
     config = dataclasses.replace(given.make(ClassifierConfig), num_classes=num_classes)
     weight = ect_weight(given)
     logger.log(f"{num_classes} classes; " + (f"ECT with weight {weight}" if weight else "plain cross entropy"))
-    loop = ClassifierTrainLoop(
-        model=build_classifier(dataclasses.replace(config, classifier_use_fp16=False)).to(dist_util.dev()),
-        diffusion=build_diffusion(diffusion_config),
-        data=load(data_config.data_dir, data_config, train, config, class_names, train.random_crop),
-        val_data=load(train.val_data_dir, data_config, train, config, class_names, False),
-        config=train,
-        loss_terms=partial(ect_terms, weight=weight),
-        dtype=amp_dtype(config.classifier_use_fp16, run.amp_dtype),
-    )
-    run_setup.save_config(
-        given.resolve(DataConfig, ClassifierTrainConfig, EctConfig, DiffusionConfig, RunConfig)
-        | dataclasses.asdict(config)
-        | {"class_names": class_names, "ect": weight > 0}
-    )
-    loop.run_loop()
+    dataset = load(data_config.data_dir, data_config, train, config, class_names, train.random_crop)
+    val_dataset = load(train.val_data_dir, data_config, train, config, class_names, False)
+    flags = given.resolve(DataConfig, ClassifierTrainConfig, EctConfig, DiffusionConfig, RunConfig)
+    flags |= dataclasses.asdict(config) | {"class_names": class_names, "ect": weight > 0}
+    # Where the rate falls until the last iteration, every step depends on when that is.
+    changeable = CHANGEABLE if train.anneal_lr else CHANGEABLE | {"iterations"}
+    training_run = find_run(flags, changeable, train, dataset)
+    if training_run.has_done(train.iterations):
+        logger.log(f"already complete: {training_run.model_path}")
+        return
+    with ExitStack() as workers:
+        data = workers.enter_context(batches(dataset, train.batch_size, training_run))
+        val_data = None
+        if val_dataset is not None:
+            val_batches = validation_batches(val_dataset, train.batch_size, training_run, train.eval_interval)
+            val_data = workers.enter_context(val_batches)
+        loop = ClassifierTrainLoop(
+            model=build_classifier(dataclasses.replace(config, classifier_use_fp16=False)).to(dist_util.dev()),
+            diffusion=build_diffusion(diffusion_config),
+            data=data,
+            val_data=val_data,
+            config=train,
+            loss_terms=partial(ect_terms, weight=weight),
+            dtype=amp_dtype(config.classifier_use_fp16, run.amp_dtype),
+            run=training_run,
+        )
+        run_setup.save_config(training_run.flags)
+        loop.run_loop()
     logger.log(f"checkpoints: {logger.get_dir()}")
 
 
@@ -82,10 +98,10 @@ def ect_weight(given: Given) -> float:
 
 
 def load(data_dir, data_config, train, config, class_names, random_crop):
-    """Endless batches from a folder; None for no folder."""
+    """The images of a folder; None for no folder."""
     if not data_dir:
         return None
-    return load_data(
+    return open_dataset(
         data_dir=data_dir,
         batch_size=train.batch_size,
         image_size=config.image_size,

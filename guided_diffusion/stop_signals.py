@@ -1,0 +1,66 @@
+"""Signals that ask a training to save: SIGUSR1 and go on, SIGTERM and SIGINT and stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import torch
+import torch.distributed as dist
+
+from . import dist_util, logger
+
+# In order of weight, where ranks got different ones.
+_KNOWN = (None, signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
+_TOGETHER = 1.0  # seconds; launchers and timeout(1) send one request twice, to a process and to its group
+
+
+class StopSignals:
+    """Catches the signals inside a with-block and lets all ranks agree on them between two steps.
+
+    A second SIGTERM or SIGINT, more than a second after the first, ends the process at once.
+    """
+
+    def __enter__(self) -> StopSignals:
+        self._stop: signal.Signals | None = None
+        self._stop_time = 0.0
+        self._save = False
+        # A group of its own: whatever the main one is made of, a few bytes on the CPU must not wait for a GPU.
+        several = dist.is_initialized() and dist.get_world_size() > 1
+        self._group = dist.new_group(backend="gloo", timeout=dist_util.TIMEOUT) if several else None
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python lets nobody catch signals
+            self._before = {number: signal.signal(number, self._catch) for number in _KNOWN[1:]}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _catch(self, number: int, _frame: object) -> None:
+        if number == signal.SIGUSR1:
+            self._save = True
+        elif self._stop is None:
+            self._stop, self._stop_time = signal.Signals(number), time.monotonic()
+        elif time.monotonic() - self._stop_time > _TOGETHER:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    def asked(self) -> signal.Signals | None:
+        """What any rank has been asked for since the last call, the same on all of them. A collective."""
+        save, self._save = self._save, False
+        mine = self._stop or (signal.SIGUSR1 if save else None)
+        if self._group is None:
+            return mine
+        weight = torch.tensor(_KNOWN.index(mine), dtype=torch.int32)
+        dist.all_reduce(weight, dist.ReduceOp.MAX, group=self._group)
+        return _KNOWN[int(weight)]
+
+
+def leave(number: signal.Signals | None, saved: str) -> None:
+    """End the program with 128 + signal (by KeyboardInterrupt or SystemExit), where the signal asks for that."""
+    if number in (signal.SIGINT, signal.SIGTERM):
+        logger.log(f"stopped by {number.name}; saved {saved}; the same command goes on from there")
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)

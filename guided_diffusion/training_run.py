@@ -1,0 +1,157 @@
+"""A training run: its seed, its checkpoints, and where it goes on when the same command is given again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import blobfile
+from torch import nn
+
+from . import checkpoint, dist_util, logger
+from .checkpoint_folder import Checkpoint, CheckpointFolder
+from .errors import InputError
+from .manifest import versions
+from .random_streams import Purpose, seed_globals
+
+# Flags that make no difference to the numbers. Of data_dir the images' names and number count, see `fingerprint`.
+CHANGEABLE = frozenset(
+    ("log_dir", "data_dir", "val_data_dir", "log_interval", "eval_interval", "save_interval", "keep")
+    + ("resume_checkpoint",)
+)
+_FACTS = ("class_names", "images", "processes")  # that a run depends on and that are no flags
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """Where a run stands when its program starts, and how it is kept.
+
+    :param model_path: weights to load first, the optimizer's and the averages' files beside them; "": none.
+    :param number: in that file's name.
+    :param began: the step that the run began with: 0, or that of the file given by --resume_checkpoint.
+    :param first_step: the step to train next; steps count from 0.
+    :param state: what `save` was given when the run was interrupted; None where it begins.
+    :param seed: of all draws; None: from the global generators as they are.
+    :param folder: for checkpoints that the run can go on from; None: upstream's files alone.
+    :param flags: what `folder`'s other checkpoints must have been made with. keep: so many checkpoints; 0: all.
+    """
+
+    model_path: str = ""
+    number: int = 0
+    began: int = 0
+    first_step: int = 0
+    state: dict[str, Any] | None = None
+    seed: int | None = None
+    folder: CheckpointFolder | None = None
+    flags: dict[str, Any] = field(default_factory=dict)
+    keep: int = 0
+
+    @classmethod
+    def from_checkpoint(cls, path: str) -> TrainingRun:
+        """As upstream resumes: from a model%06d.pt, at the step in its name; from the start where path is ""."""
+        step = parse_resume_step_from_filename(path)
+        return cls(path, step, step, step)
+
+    @property
+    def loads_optimizer(self) -> bool:
+        """Whether the optimizer's state and the averages are to be read too; upstream does not for step 0."""
+        return self.state is not None or self.number > 0
+
+    def has_done(self, steps: int | None) -> bool:
+        """Whether an earlier call has trained so many steps already."""
+        return self.state is not None and steps is not None and self.first_step >= steps
+
+    def load_weights(self, model: nn.Module) -> None:
+        """Load the weights to go on from, where there are any; on every rank."""
+        if self.model_path:
+            logger.log(f"going on from {self.model_path} with step {self.first_step}")
+            checkpoint.load_weights(model, self.model_path)
+
+    def seed_step(self, step: int, purpose: Purpose = Purpose.STEP) -> None:
+        """Seed the global generators for a step of this rank."""
+        if self.seed is not None:
+            seed_globals(self.seed, purpose, dist_util.get_rank(), step)
+
+    def save(self, directory: str, number: int, steps_done: int, objects: Mapping[str, Any], state: dict) -> str:
+        """Write a checkpoint from rank 0, then drop old ones; all ranks wait. Returns the path of its weights.
+
+        :param number: for the names of its files; steps_done: counted from step 0.
+        :param objects: what goes into the files, by their names.
+        :param state: JSON values that the loop needs for going on, given back as `state`.
+        """
+        if dist_util.get_rank() == 0 and self.folder is None:
+            for name, content in objects.items():
+                path = blobfile.join(directory, name)
+                checkpoint.save(content, path)
+                logger.log(f"saved {path}")
+        elif dist_util.get_rank() == 0:
+            entry = {"steps_done": steps_done, "began": self.began, "seed": self.seed, "loop": state}
+            entry |= {"flags": self.flags, "versions": versions()}
+            self.folder.save(number, objects, entry)
+            self.folder.prune(self.keep)
+        dist_util.barrier()
+        return blobfile.join(directory, f"model{number:06d}.pt")
+
+
+def parse_resume_step_from_filename(filename: str) -> int:
+    """The step in path/to/modelNNNNNN.pt: what stands between the last "model" and the next dot; else 0."""
+    _, found, rest = filename.rpartition("model")
+    try:
+        return int(rest.split(".")[0]) if found else 0
+    except ValueError:
+        return 0
+
+
+def open_run(
+    directory: str | Path,
+    flags: Mapping[str, Any],
+    changeable: frozenset[str],
+    seed: int,
+    keep: int,
+    resume_checkpoint: str,
+) -> TrainingRun:
+    """The run in a folder: from its newest intact checkpoint on, else from `resume_checkpoint`, else from the start.
+
+    A collective. InputError on all ranks when the folder holds the checkpoints of a run with other flags; the line
+    names each difference, but for those that are `changeable`. A flag that one of the two lacks differs.
+    """
+    folder = CheckpointFolder(Path(directory))
+    found: Checkpoint | InputError | None = None
+    if dist_util.get_rank() == 0:
+        try:
+            _check_flags(folder, flags, changeable)
+            found = folder.newest_intact()
+        except InputError as error:
+            found = error
+    found = dist_util.broadcast_object(found)
+    if isinstance(found, InputError):
+        raise found
+    kept = {"seed": seed, "folder": folder, "flags": dict(flags), "keep": keep}
+    given = TrainingRun.from_checkpoint(resume_checkpoint)
+    if found is None or given.number > found.number:
+        return TrainingRun(given.model_path, given.number, given.began, given.first_step, **kept)
+    steps_done, began = found.state["steps_done"], found.state["began"]
+    return TrainingRun(found.model, found.number, began, steps_done, found.state["loop"], **kept)
+
+
+def _check_flags(folder: CheckpointFolder, flags: Mapping[str, Any], changeable: frozenset[str]) -> None:
+    """InputError when the folder's checkpoints are of another run."""
+    state = folder.newest_state()
+    models = sorted(folder.directory.glob("model*.pt"))
+    if state is None and not models:
+        return
+    # Without a state: what was written beside the checkpoints of a run that was ended before its first was whole.
+    found = state["flags"] if state else checkpoint.read_config(models[0]) or {}
+    clashes = [
+        f"{name if name in _FACTS else f'--{name}'} {flags.get(name)} (the run there has {found.get(name)})"
+        for name in sorted({*flags, *found} - changeable)
+        if flags.get(name) != found.get(name)
+    ]
+    if not found:
+        clashes = ["it has no config.json"]
+    if clashes:
+        raise InputError(
+            f"{folder.directory}: holds checkpoints of another run: {', '.join(clashes)}; use another --log_dir"
+        )
