@@ -106,7 +106,7 @@ def ours_from_features(count: int) -> dict[str, Any]:
     result = clock.result(figures)
     gaussian = fit_gaussian(reference)
     figure, start = frechet_figure(samples, gaussian), time.process_time()
-    figure(np.bincount(np.random.default_rng(0).integers(count, size=count), minlength=count))
+    figure(np.bincount(np.random.default_rng(0).integers(count, size=count), minlength=count)[None])
     return result | {"bootstrap_round_cpu_seconds": time.process_time() - start}
 
 

@@ -19,13 +19,15 @@ from evaluations.metrics.density_coverage import NEIGHBOURS as DENSITY_NEIGHBOUR
 from evaluations.metrics.density_coverage import density_coverage
 from evaluations.metrics.frechet import frechet_distance
 from evaluations.metrics.inception_score import inception_score
-from evaluations.metrics.kernel_distance import kernel_distance
+from evaluations.metrics.kernel_distance import kernel_distance, kernel_figure
+from evaluations.metrics.recall_of_parts import recall_figure
 from evaluations.metrics.resampling import (
     Figure,
     bootstrap_intervals,
     frechet_figure,
     mean_figure,
     paired_differences,
+    row_by_row,
     rows_of,
 )
 from evaluations.metrics.statistics import Gaussian, fit_gaussian
@@ -87,7 +89,10 @@ def evaluate(
     judged = []
     for i, images in enumerate(sets):
         seen = see(images, engine, digests[i], network, store if i == 0 else None) if images.count else None
-        judged.append(_Judged(images, labels[i], seen, *_statistics(images, seen, engine)))
+        statistics = _statistics(images, seen, engine)
+        if seen and not (bootstrap or paired is not None):
+            seen = seen.without_spatial()
+        judged.append(_Judged(images, labels[i], seen, *statistics))
     warnings = _warnings(judged)
     for line in warnings:
         log.warning("warning: %s", line)
@@ -115,8 +120,8 @@ def evaluate(
         engine=engine.name,
         reference=ref.images.name,
         samples=own.images.name,
-        intervals=_intervals(ref, own, per_image, accuracy, bootstrap, seed) if bootstrap else None,
-        paired=_paired(*judged, paired_rounds, seed) if paired is not None else None,
+        intervals=_intervals(ref, own, per_image, accuracy, bootstrap, seed, extra) if bootstrap else None,
+        paired=_paired(*judged, paired_rounds, seed, extra) if paired is not None else None,
         paired_with=judged[2].images.name if paired is not None else None,
         paired_rounds=paired_rounds if paired is not None else 0,
         bootstrap=bootstrap,
@@ -260,11 +265,12 @@ def _intervals(
     accuracy: _Accuracy | None,
     rounds: int,
     seed: int,
+    extra: bool,
 ) -> dict[str, tuple[float, float]]:
     log.info("resampling %d times for intervals", rounds)
-    figures = _figures(ref, own.seen)
+    figures = _figures(ref, own.seen, extra)
     if own.images.stored:  # their distances are not those of these images
-        figures = {"inception_score": figures["inception_score"]}
+        figures = {name: figure for name, figure in figures.items() if name not in ("fid", "sfid")}
     figures |= {name: mean_figure(v) for name, (whose, v) in per_image.items() if whose == "samples"}
     if accuracy:
         figures["accuracy"] = mean_figure(accuracy.right)
@@ -273,24 +279,34 @@ def _intervals(
     return found | (bootstrap_intervals(others, ref.images.count, rounds, seed) if others else {})
 
 
-def _paired(ref: _Judged, own: _Judged, other: _Judged, rounds: int, seed: int) -> dict[str, dict[str, float]]:
+def _paired(
+    ref: _Judged, own: _Judged, other: _Judged, rounds: int, seed: int, extra: bool
+) -> dict[str, dict[str, float]]:
     log.info("swapping pairs %d times", rounds)
     both = [own.seen.activations, other.seen.activations]
     stacked = {
         name: np.concatenate([getattr(one, name) for one in both]) for name in ("pool", "spatial", "probabilities")
     }
-    figures = _figures(ref, Seen(type(both[0])(**stacked), np.empty(0)))
+    figures = _figures(ref, Seen(type(both[0])(**stacked), np.empty(0)), extra)
     if ref.seen:
-        inside = [pr.inside_manifolds(ref.seen.activations.pool, one.pool)[0] for one in both]
+        reference = ref.seen.activations.pool
+        inside = [pr.inside_manifolds(reference, one.pool)[0] for one in both]
         figures["precision"] = mean_figure(np.concatenate(inside))
+        if recall := recall_figure(reference, stacked["pool"], pr.NEIGHBOURS):
+            figures["recall"] = recall
+        else:
+            log.warning("warning: no paired test of recall: too many images have the same features")
     return paired_differences(figures, own.images.count, rounds, seed)
 
 
-def _figures(ref: _Judged, seen: Seen) -> dict[str, Figure]:
+def _figures(ref: _Judged, seen: Seen, extra: bool) -> dict[str, Figure]:
     """The metrics of samples that may count several times, against a fixed reference."""
     found = seen.activations
-    return {
-        "inception_score": lambda counts: inception_score(found.probabilities[rows_of(counts)]),
+    figures = {
+        "inception_score": row_by_row(lambda counts: inception_score(found.probabilities[rows_of(counts)])),
         "fid": frechet_figure(found.pool, ref.pool),
         "sfid": frechet_figure(found.spatial, ref.spatial),
     }
+    if extra and ref.seen:
+        figures["kid"] = kernel_figure(found.pool, ref.seen.activations.pool)
+    return figures

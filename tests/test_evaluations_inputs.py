@@ -261,12 +261,28 @@ def test_everything_asked_for(place, engine, monkeypatch, capsys):
     assert titles[:5] == ["Inception Score", "FID", "sFID", "Precision", "Recall"]
     assert titles[5:10] == ["Accuracy", "KID", "KID deviation", "Density", "Coverage"]
     written = json.loads(Path("out.json").read_text())
-    assert set(written["intervals"]) == {*FIVE, "accuracy", "density", "coverage"}
+    assert set(written["intervals"]) == {*FIVE, "accuracy", "kid", "density", "coverage"}
     assert all(low <= high for low, high in written["intervals"].values())
-    assert set(written["paired"]) == {"inception_score", "fid", "sfid", "precision"}
+    assert set(written["paired"]) == {*FIVE, "kid"} and written["paired_rounds"] == 9
     assert all(0 < found["p"] <= 1 for found in written["paired"].values())
     assert set(written["class_accuracy"]) == set("01234") and written["half_precision"] is True
-    assert all(len(written[f"{name}_sha256"]) == 64 for name in ("network", "reference", "samples"))
+    assert all(len(written[f"{name}_sha256"]) == 64 for name in ("network", "reference", "samples", "paired"))
+    assert written["resize"] == "none" and "uint8" in written["quantisation"]
+
+
+def test_markdown_row(place, engine, monkeypatch, capsys):
+    np.savez("a|b.npz", SAMPLES, np.arange(20) % 5)
+    flags = ["--markdown", "--bootstrap", "5", "--paired", "s.npz", "--paired_rounds", "1", "--json", "out.json"]
+    argv = ["evaluator.py", "ref.npz", "a|b.npz", "--features", str(engine.weights_path), *flags]
+    monkeypatch.setattr(sys, "argv", argv)
+    evaluator.main()
+    head, rule, row = capsys.readouterr().out.splitlines()
+    assert head.count("|") == rule.count("|") == row.count("|") - 1 and "| a\\|b | 20 | " in row
+    cells = dict(zip(head.split(" | ")[2:], row.split(" | ")[2:], strict=True))
+    written = json.loads(Path("out.json").read_text())
+    low, high = written["intervals"]["fid"]
+    assert cells["FID"] == f"{written['fid']:.4g} [{low:.4g}, {high:.4g}]"
+    assert cells["Recall difference |"] == "+0 (p = 1) |"
 
 
 def test_paired_sets_are_of_one_size(place, engine):

@@ -5,9 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from evaluations.metrics import kernel_distance as kernels
+from evaluations.metrics import recall_of_parts
 from evaluations.metrics.density_coverage import density_coverage
 from evaluations.metrics.frechet import frechet_distance
-from evaluations.metrics.kernel_distance import kernel_distance, squared_discrepancy
+from evaluations.metrics.kernel_distance import kernel_distance, kernel_figure, squared_discrepancy
+from evaluations.metrics.precision_recall import precision_recall
+from evaluations.metrics.recall_of_parts import recall_figure
 from evaluations.metrics.resampling import (
     bootstrap_intervals,
     frechet_figure,
@@ -26,7 +30,7 @@ def test_frechet_figure_is_the_distance_of_the_rows(n_reference, n_samples):
     figure = frechet_figure(samples, reference)
     for counts in (np.ones(n_samples, int), random.integers(0, 3, n_samples)):
         expected = frechet_distance(fit_gaussian(samples[rows_of(counts)].astype(np.float64)), reference)
-        assert figure(counts) == pytest.approx(expected, rel=1e-6)
+        assert figure(counts[None])[0] == pytest.approx(expected, rel=1e-6)
 
 
 def test_intervals_of_a_mean_are_the_textbooks():
@@ -41,7 +45,7 @@ def test_intervals_are_seeded_and_hold_the_figure():
     reference = fit_gaussian(random.normal(size=(100, 6)))
     figures = {"fid": frechet_figure(random.normal(size=(50, 6)), reference)}
     low, high = bootstrap_intervals(figures, 50, rounds=50, seed=3)["fid"]
-    assert low < figures["fid"](np.ones(50, int)) < high
+    assert low < figures["fid"](np.ones((1, 50), int))[0] < high
     assert bootstrap_intervals(figures, 50, rounds=50, seed=3)["fid"] == (low, high)
     assert bootstrap_intervals(figures, 50, rounds=50, seed=4)["fid"] != (low, high)
 
@@ -101,3 +105,36 @@ def test_density_and_coverage_are_the_definition(block):
     per_sample, covered = density_coverage(reference, samples, block=block)
     np.testing.assert_allclose(per_sample, inside.sum(axis=0) / 5)
     np.testing.assert_array_equal(covered, inside.any(axis=1))
+
+
+def test_kernel_figure_is_the_discrepancy_of_the_rows(monkeypatch):
+    monkeypatch.setattr(kernels, "_BLOCK", 13)
+    random = np.random.default_rng(8)
+    reference, samples = random.normal(size=(30, 4)), random.normal(0.3, size=(40, 4)).astype(np.float32)
+    counts = random.integers(0, 3, (5, 40))
+    expected = [squared_discrepancy(samples[rows_of(row)], reference) for row in counts]
+    np.testing.assert_allclose(kernel_figure(samples, reference)(counts), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kept", [4, 6, 24])
+@pytest.mark.parametrize("kind", ["spread out", "copies", "pairs"])
+def test_recall_figure_is_the_recall_of_the_part(monkeypatch, kept, kind):
+    """Also where the nearest that were kept do not hold enough that count."""
+    monkeypatch.setattr(recall_of_parts, "_KEPT", kept)
+    random = np.random.default_rng(9)
+    reference, samples = random.normal(size=(60, 3)), random.normal(0.8, size=(80, 3)).astype(np.float32)
+    if kind == "copies":
+        samples = samples.repeat(5, axis=0)[:80]
+    if kind == "pairs":
+        samples[40:] = samples[:40] + 1e-3
+    counts = np.zeros((6, 80), dtype=np.int64)
+    for row in counts:
+        row[random.choice(80, 40, replace=False)] = 1
+    expected = [precision_recall(reference, samples[row > 0])[1] for row in counts]
+    assert recall_figure(reference, samples, block=17)(counts).tolist() == expected
+    assert min(expected) > 0 and max(expected) < 1
+
+
+def test_recall_figure_gives_up_rather_than_fill_the_memory(monkeypatch):
+    monkeypatch.setattr(recall_of_parts, "_MOST", 99)
+    assert recall_figure(np.ones((10, 2)), np.ones((10, 2))) is None

@@ -94,6 +94,8 @@ def test_programs_agree(place, monkeypatch):
         found[engine] = json.loads(Path(f"{engine}.json").read_text())
     ours, theirs = found["torch"], found["tensorflow"]
     assert (ours["engine"], theirs["engine"]) == ("inception (torch)", "inception")
+    resize = "ResizeBilinear to 75x73 by the network's graph, align_corners=False, half_pixel_centers=False"
+    assert ours["resize"] == theirs["resize"] == resize
     assert ours["fid"] == pytest.approx(theirs["fid"], rel=1e-4)
     assert ours["sfid"] == pytest.approx(theirs["sfid"], rel=1e-4)
     assert ours["inception_score"] == pytest.approx(theirs["inception_score"], rel=1e-4)

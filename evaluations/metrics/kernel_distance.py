@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 SUBSETS = 100
 SUBSET_SIZE = 1000
+_BLOCK = 2000
 
 
 def kernel_distance(
@@ -41,6 +44,52 @@ def squared_discrepancy(first_ND: np.ndarray, second_MD: np.ndarray) -> float:
     within = [_kernel(x, x) for x in (first, second)]
     means = [(k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in within]
     return float(means[0] + means[1] - 2 * _kernel(first, second).mean())
+
+
+def kernel_figure(features_ND: np.ndarray, reference_MD: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """``squared_discrepancy`` to the reference of features that count several times or not at all.
+
+    Returned is a function of counts, int [R, N], to float64 [R]. All kernels are computed anew at each call, in
+    blocks: hand it many counts at once.
+    """
+    ones = np.ones((1, len(reference_MD)))
+    within_reference = _unbiased_mean(ones, reference_MD)[0]
+    across_N = np.zeros(len(features_ND))
+    for rows in _blocks(features_ND):
+        for columns in _blocks(reference_MD):
+            across_N[rows] += _kernel(_wide(features_ND[rows]), _wide(reference_MD[columns])).sum(axis=1)
+    across_N /= len(reference_MD)
+
+    def figure(counts_RN: np.ndarray) -> np.ndarray:
+        counts = counts_RN.astype(np.float64)
+        across = counts @ across_N / counts.sum(axis=1)
+        return _unbiased_mean(counts, features_ND) + within_reference - 2 * across
+
+    return figure
+
+
+def _unbiased_mean(counts_RN: np.ndarray, features_ND: np.ndarray) -> np.ndarray:
+    """Mean kernel of all pairs of different draws, float64 [R]; an image drawn twice makes a pair with its copy."""
+    found = np.zeros(len(counts_RN))
+    for rows in _blocks(features_ND):
+        for columns in _blocks(features_ND):
+            if columns.start < rows.start:
+                continue  # the mirror image of a block already seen
+            kernel = _kernel(_wide(features_ND[rows]), _wide(features_ND[columns]))
+            pairs = ((counts_RN[:, rows] @ kernel) * counts_RN[:, columns]).sum(axis=1)
+            found += pairs if rows == columns else 2 * pairs
+            if rows == columns:
+                found -= counts_RN[:, rows] @ np.diagonal(kernel)
+    total = counts_RN.sum(axis=1)
+    return found / (total * (total - 1))
+
+
+def _blocks(features_ND: np.ndarray) -> list[slice]:
+    return [slice(begin, begin + _BLOCK) for begin in range(0, len(features_ND), _BLOCK)]
+
+
+def _wide(features_ND: np.ndarray) -> np.ndarray:
+    return features_ND.astype(np.float64)
 
 
 def _kernel(first_ND: np.ndarray, second_MD: np.ndarray) -> np.ndarray:

@@ -12,7 +12,9 @@ from evaluations.metrics.statistics import Gaussian
 
 _ROUNDING = 1e-7  # of a Fréchet distance between few images; equal sets must not differ by it
 
-Figure = Callable[[np.ndarray], float]  # of how often each image counts, int64 [N]
+_AT_ONCE = 64  # rounds whose counts are handed over together
+
+Figure = Callable[[np.ndarray], np.ndarray]  # of how often each image counts, int64 [R, N], R times: float64 [R]
 
 
 def bootstrap_intervals(
@@ -26,14 +28,14 @@ def bootstrap_intervals(
     """
     random = np.random.default_rng(seed)
     draws = {name: np.empty(rounds) for name in figures}
-    for i in range(rounds):
-        counts = np.bincount(random.integers(count, size=count), minlength=count)
+    for some in _rounds(rounds):
+        counts_RN = np.stack([np.bincount(random.integers(count, size=count), minlength=count) for _ in some])
         for name, figure in figures.items():
-            draws[name][i] = figure(counts)
-    ones = np.ones(count, dtype=np.int64)
+            draws[name][some] = figure(counts_RN)
+    ones = np.ones((1, count), dtype=np.int64)
     tails = [(1 - level) / 2, (1 + level) / 2]
     return {
-        name: tuple(float(figures[name](ones) + q) for q in np.quantile(drawn - drawn.mean(), tails))
+        name: tuple(float(figures[name](ones)[0] + q) for q in np.quantile(drawn - drawn.mean(), tails))
         for name, drawn in draws.items()
     }
 
@@ -48,28 +50,38 @@ def paired_differences(
     swaps, and the set as it is, whose ``difference`` (first minus second) is at least as large in size.
     """
     random = np.random.default_rng(seed)
-    unswapped = np.zeros(count, dtype=bool)
+    unswapped = np.zeros((1, count), dtype=bool)
     found, tolerance = {}, {}
     for name, figure in figures.items():
-        first, second = _of_both(figure, unswapped)
+        first, second = (float(values[0]) for values in _of_both(figure, unswapped))
         found[name], tolerance[name] = first - second, _ROUNDING * (abs(first) + abs(second))
     beyond = dict.fromkeys(figures, 1)
-    for _ in range(rounds):
-        swapped = random.random(count) < 0.5
+    for some in _rounds(rounds):
+        swapped = np.stack([random.random(count) < 0.5 for _ in some])
         for name, figure in figures.items():
             first, second = _of_both(figure, swapped)
-            beyond[name] += abs(first - second) >= abs(found[name]) - tolerance[name]
+            beyond[name] += int((abs(first - second) >= abs(found[name]) - tolerance[name]).sum())
     return {name: {"difference": found[name], "p": beyond[name] / (rounds + 1)} for name in figures}
 
 
-def _of_both(figure: Figure, swapped_N: np.ndarray) -> tuple[float, float]:
-    second = np.concatenate([swapped_N, ~swapped_N]).astype(np.int64)
-    return figure(1 - second), figure(second)
+def _of_both(figure: Figure, swapped_RN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    second = np.concatenate([swapped_RN, ~swapped_RN], axis=1).astype(np.int64)
+    first, second = np.split(figure(np.concatenate([1 - second, second])), 2)
+    return first, second
+
+
+def _rounds(count: int) -> list[range]:
+    return [range(begin, min(begin + _AT_ONCE, count)) for begin in range(0, count, _AT_ONCE)]
+
+
+def row_by_row(figure: Callable[[np.ndarray], float]) -> Figure:
+    """A figure from a function of one row of counts, int64 [N]."""
+    return lambda counts_RN: np.array([figure(counts_N) for counts_N in counts_RN])
 
 
 def mean_figure(values_N: np.ndarray) -> Figure:
     """The mean of one value an image."""
-    return lambda counts: float(counts @ values_N / counts.sum())
+    return lambda counts_RN: counts_RN @ values_N / counts_RN.sum(axis=1)
 
 
 def frechet_figure(features_ND: np.ndarray, reference: Gaussian) -> Figure:
@@ -98,7 +110,7 @@ def frechet_figure(features_ND: np.ndarray, reference: Gaussian) -> Figure:
         apart = ((offset_D + mean_D) ** 2).sum()
         return float(apart + trace + reference_trace - 2 * np.sqrt(np.maximum(values, 0)).sum())
 
-    return figure
+    return row_by_row(figure)
 
 
 def rows_of(counts: np.ndarray) -> np.ndarray:

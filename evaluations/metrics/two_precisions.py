@@ -79,9 +79,9 @@ def _radii(features_ND: np.ndarray, single: _Single, neighbours: int, block: int
             found *= -2
             found += single.norms[rows, None]
             found += single.norms[columns]
-            _keep_nearest(nearest[rows], indices[rows], found, start)
+            keep_nearest(nearest[rows], indices[rows], found, start)
             if start > begin:
-                _keep_nearest(nearest[columns], indices[columns], np.ascontiguousarray(found.T), begin)
+                keep_nearest(nearest[columns], indices[columns], np.ascontiguousarray(found.T), begin)
     rows = np.repeat(np.arange(count), kept)
     exact = _distances_of_pairs(features_ND, features_ND, rows, indices.ravel()).reshape(count, kept)
     radii = np.sort(exact, axis=1)[:, neighbours]
@@ -102,7 +102,7 @@ def _exact_radii(features_ND: np.ndarray, chosen: np.ndarray, neighbours: int) -
     return nearest[:, neighbours]
 
 
-def _keep_nearest(nearest_RK: np.ndarray, indices_RK: np.ndarray, found_RC: np.ndarray, start: int) -> None:
+def keep_nearest(nearest_RK: np.ndarray, indices_RK: np.ndarray, found_RC: np.ndarray, start: int) -> None:
     """Replace, in place, each row's K smallest distances and whose they are by the K smallest of old and new."""
     kept = nearest_RK.shape[1]
     # Most new distances are beyond all that is kept: ordering is for those rows that gain something.
