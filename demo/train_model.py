@@ -21,14 +21,13 @@ from demo.digits import write_parts  # noqa: E402
 from guided_diffusion import checkpoint  # noqa: E402
 from guided_diffusion.configs import DiffusionConfig, ModelConfig  # noqa: E402
 from guided_diffusion.flags import Given  # noqa: E402
-from guided_diffusion.train_util import parse_resume_step_from_filename  # noqa: E402
 
 # The published recipe (learned variance, linear schedule, MSE + variational bound) at the digits' size.
 FLAGS = (
     "--image_size 8 --in_channels 1 --random_flip False --num_channels 32 --num_res_blocks 1 "
     "--num_head_channels 32 --attention_resolutions 4 --dropout 0.1 --learn_sigma True --diffusion_steps 1000 "
     "--noise_schedule linear --batch_size 64 --lr 1e-3 --ema_rate 0.999 "
-    "--log_interval 100 --save_interval 500"
+    "--log_interval 100 --save_interval 500 --keep 2"
 )
 
 
@@ -40,22 +39,14 @@ def main() -> None:
     args = parser.parse_args()
     write_parts(args.work / "data")
     log_dir = args.work.absolute() / "training"
-    if newest_step(log_dir) < args.steps - 1:
-        train(args.work.absolute() / "data" / "train", log_dir, args.steps)
+    train(args.work.absolute() / "data" / "train", log_dir, args.steps)
     ship(sorted(log_dir.glob("ema_*.pt"))[-1], args.model_dir / "uncond.safetensors")
 
 
-def newest_step(log_dir: Path) -> int:
-    """The step of the newest checkpoint, -1 where there is none."""
-    return max((parse_resume_step_from_filename(path.name) for path in log_dir.glob("model*.pt")), default=-1)
-
-
 def train(data_dir: Path, log_dir: Path, steps: int) -> None:
-    """Run scripts/image_train.py from its newest checkpoint on, or from the start."""
+    """Run scripts/image_train.py, which goes on from its newest checkpoint where there is one."""
     command = [sys.executable, "scripts/image_train.py", "--data_dir", str(data_dir), "--log_dir", str(log_dir)]
     command += shlex.split(FLAGS) + ["--lr_anneal_steps", str(steps)]
-    if saved := sorted(log_dir.glob("model*.pt")):
-        command += ["--resume_checkpoint", str(saved[-1])]
     print(shlex.join(command), flush=True)
     subprocess.run(command, cwd=ROOT, env={"OMP_NUM_THREADS": "1", **os.environ}, check=True)
 

@@ -15,7 +15,7 @@ from .amp import LowPrecision, OptimizerStepper
 from .attention import fuse_attention
 from .configs import ClassifierTrainConfig
 from .nn import to_fast_layout
-from .progress import progress_bar
+from .progress import Progress
 from .random_streams import Purpose
 from .resample import create_named_schedule_sampler
 from .stop_signals import StopSignals
@@ -85,7 +85,8 @@ class ClassifierTrainLoop:
         """Train until `iterations`, logging, validating and saving on the way."""
         config, run = self.config, self.run
         global_batch = config.batch_size * dist_util.get_world_size()
-        with progress_bar(config.iterations, "step", initial=run.first_step) as bar, StopSignals() as signals:
+        progress = Progress(config.iterations, "steps", run.first_step, directory=logger.get_dir())
+        with progress, StopSignals() as signals:
             for step in range(run.first_step, config.iterations):
                 logger.logkv("step", step)
                 logger.logkv("samples", (step + 1) * global_batch)
@@ -103,7 +104,8 @@ class ClassifierTrainLoop:
                     path = self._save(step)
                     if not last:
                         stop_signals.leave(asked, path)
-                bar.update()
+                progress.update()
+        progress.finish()
 
     def _train_step(self, step: int) -> None:
         images, y, t = self._noised_batch(self.data, step, Purpose.STEP)

@@ -95,7 +95,9 @@ def find_run(
 
     :param flags: all of them; changeable: the names of those that may differ from before.
     """
-    facts = {"processes": dist_util.get_world_size(), "images": fingerprint(dataset, flags["data_dir"])}
+    processes = dist_util.get_world_size()
+    facts = {"processes": processes, "global_batch": processes * train.batch_size}
+    facts["images"] = fingerprint(dataset, flags["data_dir"])
     resume = find_resume_checkpoint() or train.resume_checkpoint
     return open_run(logger.get_dir(), flags | facts, changeable, flags["seed"], train.keep, resume)
 

@@ -20,7 +20,7 @@ from .amp import LowPrecision, OptimizerStepper, amp_dtype
 from .errors import InputError
 from .fp16_util import INITIAL_LOG_LOSS_SCALE, master_params_to_state_dict, state_dict_to_master_params
 from .nn import update_ema
-from .progress import progress_bar
+from .progress import Progress
 from .resample import LossAwareSampler, ScheduleSampler, UniformSampler
 from .stop_signals import StopSignals
 from .training_run import TrainingRun, parse_resume_step_from_filename
@@ -121,7 +121,8 @@ class TrainLoop:
         if self.last_step is None:
             logger.log("no --lr_anneal_steps and no --iterations: training goes on until it is stopped")
         done = self.step + self.resume_step
-        with progress_bar(self.last_step, "step", initial=done) as bar, StopSignals() as signals:
+        progress = Progress(self.last_step, "steps", done, directory=logger.get_dir())
+        with progress, StopSignals() as signals:
             while self.last_step is None or self.step + self.resume_step < self.last_step:
                 batch, cond = next(self.data)
                 self.run.seed_step(self.step + self.resume_step)
@@ -136,9 +137,10 @@ class TrainLoop:
                     if os.environ.get("DIFFUSION_TRAINING_TEST") and self.step > 0:
                         return
                 self.step += 1
-                bar.update()
+                progress.update()
             if (self.step - 1) % self.save_interval != 0:
                 self.save(at_end=True)
+        progress.finish()
 
     def run_step(self, batch: Tensor, cond: dict[str, Tensor]) -> None:
         """One optimizer step on a batch of this process."""

@@ -16,12 +16,13 @@ from .errors import InputError
 from .manifest import versions
 from .random_streams import Purpose, seed_globals
 
-# Flags that make no difference to the numbers. Of data_dir the images' names and number count, see `fingerprint`.
+# Flags that make no difference to the numbers. In place of data_dir and batch_size stand facts, see below.
 CHANGEABLE = frozenset(
-    ("log_dir", "data_dir", "val_data_dir", "log_interval", "eval_interval", "save_interval", "keep")
-    + ("resume_checkpoint",)
+    ("log_dir", "log_interval", "eval_interval", "save_interval", "keep", "resume_checkpoint", "val_data_dir")
+    + ("data_dir", "batch_size", "processes")
 )
-_FACTS = ("class_names", "images", "processes")  # that a run depends on and that are no flags
+# What a run depends on and what is no flag, as an error names it.
+_FACTS = {"class_names": "classes", "images": "images", "global_batch": "--batch_size times processes"}
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,9 @@ def open_run(
     if found is None or given.number > found.number:
         return TrainingRun(given.model_path, given.number, given.began, given.first_step, **kept)
     steps_done, began = found.state["steps_done"], found.state["began"]
+    if found.state["flags"]["processes"] != flags["processes"]:
+        before = found.state["flags"]["processes"]
+        logger.warn(f"going on with {flags['processes']} processes, {before} before: the draws will be others")
     return TrainingRun(found.model, found.number, began, steps_done, found.state["loop"], **kept)
 
 
@@ -145,7 +149,7 @@ def _check_flags(folder: CheckpointFolder, flags: Mapping[str, Any], changeable:
     # Without a state: what was written beside the checkpoints of a run that was ended before its first was whole.
     found = state["flags"] if state else checkpoint.read_config(models[0]) or {}
     clashes = [
-        f"{name if name in _FACTS else f'--{name}'} {flags.get(name)} (the run there has {found.get(name)})"
+        f"{_FACTS.get(name, f'--{name}')} {flags.get(name)} (the run there has {found.get(name)})"
         for name in sorted({*flags, *found} - changeable)
         if flags.get(name) != found.get(name)
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ed_dpm_patches.reproduce.runner import Runner, resumed
+from ed_dpm_patches.reproduce.runner import Runner
 from ed_dpm_patches.reproduce.steps import Records, Step
 from guided_diffusion.errors import InputError
 from tests.helpers import ROOT, clean_environment
@@ -174,16 +174,6 @@ def test_a_damaged_record_is_named(kitchen):
     (kitchen.folder / "steps" / "a.json").write_text("{")
     with pytest.raises(InputError, match="a.json: cannot be read: .*expected JSON"):
         kitchen.run([kitchen.step("a")])
-
-
-def test_training_goes_on_from_its_newest_whole_checkpoint(tmp_path):
-    step = Step("train", ("python", "scripts/classifier_train.py", "--x", "1"), (), (tmp_path / "model000299.pt",))
-    assert resumed(step) == step.command
-    for name in ("model000100.pt", "opt000100.pt", "model000200.pt", "opt000200.pt", "model000250.pt"):
-        (tmp_path / name).touch()
-    assert resumed(step) == (*step.command, "--resume_checkpoint", str(tmp_path / "model000200.pt"))
-    sampling = Step("s", ("python", "scripts/classifier_sample.py"), (), (tmp_path / "samples.npz",))
-    assert resumed(sampling) == sampling.command
 
 
 @pytest.mark.parametrize("blow", [signal.SIGTERM, signal.SIGINT])

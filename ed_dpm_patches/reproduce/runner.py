@@ -100,16 +100,15 @@ class Runner:
         if done and not (depends_on_made and not step.precious):
             return False
         begun = self.records.start(step)
-        command = resumed(step)
-        self._print(f"{label}\n{self.line(command)}")
+        self._print(f"{label}\n{self.line(step.command)}")
         started = time.perf_counter()
-        self._call(step, command)
+        self._call(step)
         now = time.perf_counter()
         self.records.finish(step, None if begun else now - started)
         self._print(f"{label}: {now - started:.1f} s; {now - self._began:.0f} s in all")
         return True
 
-    def _call(self, step: Step, command: Sequence[str]) -> None:
+    def _call(self, step: Step) -> None:
         """Run the command with its output in the log. InputError with the log's end where it fails."""
         self.logs.mkdir(parents=True, exist_ok=True)
         log = self.logs / f"{step.name}.log"
@@ -118,7 +117,7 @@ class Runner:
                 if self._stopping:
                     raise InputError("interrupted")
                 process = subprocess.Popen(
-                    command, cwd=ROOT, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                    step.command, cwd=ROOT, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
                 )
                 self._processes.add(process)
             for piece in iter(lambda: process.stdout.read1(1 << 16), b""):
@@ -155,16 +154,6 @@ class Runner:
     def _print(self, text: str) -> None:
         with self._lock:
             print(text, flush=True)
-
-
-def resumed(step: Step) -> tuple[str, ...]:
-    """The command of a step, of a training from its newest checkpoint on."""
-    if not any(word.endswith("_train.py") for word in step.command):
-        return step.command
-    for checkpoint in sorted((ROOT / step.outputs[0]).parent.glob("model*.pt"), reverse=True):
-        if checkpoint.with_name(checkpoint.name.replace("model", "opt")).is_file():
-            return (*step.command, "--resume_checkpoint", str(checkpoint))
-    return step.command
 
 
 def last_line(log: Path) -> str:
