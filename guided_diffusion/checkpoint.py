@@ -109,7 +109,12 @@ def save(obj: Any, path: str | os.PathLike) -> None:
             file.write(data)
     else:
         with write_bytes_atomically(path) as file:
-            torch.save(obj, file)
+            try:
+                torch.save(obj, file)
+            except RuntimeError as error:  # torch's word for a full disk is "unexpected pos"
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
 
 
 def write_config(directory: str | os.PathLike, config: Mapping[str, Any]) -> None:

@@ -60,6 +60,7 @@ class Heartbeat:
         self._others_may_leave = False
         self._words: str | None = None  # what this rank has to say about a failure
         self._failure = _FINE  # what some rank had to say
+        self._closed = False  # the connection to the store is
 
     @property
     def beating(self) -> bool:
@@ -108,6 +109,8 @@ class Heartbeat:
             thread.join(timeout=2)
 
     def _say(self, status: int, line: str) -> None:
+        if self._closed:
+            return
         self._words = json.dumps({"rank": self._own.rank, "status": status, "line": line})
         self._wake.set()
         self._told.wait(timeout=1)
@@ -115,9 +118,9 @@ class Heartbeat:
     def _talk(self) -> None:
         count = 0
         names = [f"beat/{place.rank}" for place in self._watched]
-        while not self._stopped.is_set():
+        while not (self._stopped.is_set() or self._closed):
             count += 1
-            with contextlib.suppress(RuntimeError):  # no answer is silence, which is for `_watch` to judge
+            try:
                 if self._words is not None and not self._told.is_set():
                     self._store.compare_set("failure", _FINE, self._words)
                     self._told.set()
@@ -126,6 +129,10 @@ class Heartbeat:
                     if beat != self._beats[place]:
                         self._beats[place], self._silence[place] = beat, 0.0
                 self._failure = self._store.get("failure").decode()
+            except dist.DistNetworkError:
+                self._closed = True  # a store does not connect again
+            except RuntimeError:
+                pass  # no answer in time is silence, which is for `_watch` to judge
             self._wake.wait(_PERIOD)
             self._wake.clear()
 
@@ -142,9 +149,16 @@ class Heartbeat:
             for place in self._watched:
                 if self._silence[place] > self._patience:
                     self._give_up(place, f"{place} has not been heard of for {self._patience} s")
-            for place in self._neighbours:
-                if not self._others_may_leave and _is_gone(place.pid):
-                    self._give_up(place, f"{place} is gone: it was killed or crashed")
+            if not self._others_may_leave:
+                self._look_for_leavers()
+
+    def _look_for_leavers(self) -> None:
+        for place in self._neighbours:
+            if _is_gone(place.pid):
+                self._give_up(place, f"{place} is gone: it was killed or crashed")
+        if self._closed and not self._stopped.wait(_GRACE):
+            # Under torchrun its agent on rank 0's machine holds the store.
+            self._give_up(self._watched[0], "the connection to rank 0's machine is closed: it ended or crashed")
 
     def _follow(self, failure: dict) -> None:
         """End because some rank said that it, or a third one, failed."""
@@ -155,7 +169,7 @@ class Heartbeat:
     def _give_up(self, lost: Place, line: str) -> None:
         """End because a rank is lost."""
         self._say(1, line)
-        if lost in self._neighbours:  # frozen, it would outlive the launcher's SIGTERM
+        if lost in self._neighbours and not self._closed:  # frozen, it would outlive the launcher's SIGTERM
             with contextlib.suppress(OSError):
                 os.kill(lost.pid, signal.SIGKILL)
         self._leave(1, line)

@@ -79,8 +79,8 @@ class PartStore:
         self.directory = directory / "parts"
 
     def write(self, first: int, arrays: dict[str, np.ndarray]) -> None:
-        """Store one batch, sample `first` and those after it."""
-        with write_bytes_atomically(self._path(first)) as file:
+        """Store one batch, sample `first` and those after it. InputError when the disk is full."""
+        with _naming(self._path(first)), write_bytes_atomically(self._path(first)) as file:
             np.savez(file, **{name: np.ascontiguousarray(array) for name, array in arrays.items()})
 
     def pieces(self) -> list[Piece]:
@@ -150,9 +150,13 @@ def assemble(pieces: Sequence[Piece], names: Sequence[str], path: Path) -> None:
     """Join the pieces' arrays along the first axis into one npz, in constant memory.
 
     A piece may have any number of rows of an array, also none; the other axes agree. InputError naming the
-    file when a piece is damaged.
+    file when a piece is damaged or the disk full.
     """
-    with write_bytes_atomically(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with (
+        _naming(path),
+        write_bytes_atomically(path) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
+    ):
         for name in names:
             total = sum(len(piece.rows(name)) for piece in pieces)
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -167,6 +171,15 @@ def assemble(pieces: Sequence[Piece], names: Sequence[str], path: Path) -> None:
                             f"{piece.path}: damaged ({error}): delete it, and the same command makes its "
                             f"{len(piece.indices)} samples again"
                         ) from error
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Failures of writing as InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}; what is finished is kept") from error
 
 
 @contextmanager
