@@ -28,7 +28,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from guided_diffusion import checkpoint, launch, run_log
-from guided_diffusion.errors import InputError, first_line
+from guided_diffusion.errors import InputError, Stopped, first_line
 from guided_diffusion.heartbeat import Heartbeat
 
 # Kept because users import them; the number of GPUs on a machine is asked of CUDA instead.
@@ -123,10 +123,10 @@ def sync_params(params: Iterable[torch.Tensor]) -> None:
 def run_main(main: Callable[[], None]) -> NoReturn:
     """Run a program's ``main`` and end the process so that no peer is left hanging.
 
-    ``InputError``: its line on stderr, exit status 2. Ctrl-C: 130. ``SystemExit``: its own status. Any other
-    exception: the traceback, 1. After a failure among several ranks the process leaves without the
-    interpreter's clean-up, which could block in MPI; the launcher then ends the other ranks. Those that it does
-    not reach (frozen, or on other machines) end by themselves: see ``heartbeat``.
+    ``InputError``: its line on stderr, exit status 2. Ctrl-C: 130. ``SystemExit``: its own status; ``Stopped``: the
+    same, and all ranks part as after success. Any other exception: the traceback, 1. After a failure among several
+    ranks the process leaves without the interpreter's clean-up, which could block in MPI; the launcher then ends the
+    other ranks. Those that it does not reach (frozen, or on other machines) end by themselves: see ``heartbeat``.
     """
     global _heart
     _heart = Heartbeat(_leave_hard)
@@ -139,7 +139,7 @@ def run_main(main: Callable[[], None]) -> NoReturn:
         _leave()
     except BaseException as error:  # noqa: BLE001 - whatever it is, the peers must not be left waiting
         status = _report(error)
-        if status == 0:
+        if status == 0 or isinstance(error, Stopped):
             _leave()
         elif _has_peers():
             _heart.tell(status, _first_line_of(error))
@@ -150,6 +150,8 @@ def run_main(main: Callable[[], None]) -> NoReturn:
 
 def _report(error: BaseException) -> int:
     """Tell the user about an exception; returns the exit status it stands for."""
+    if isinstance(error, Stopped):
+        run_log.keep_failure(error.line, state="stopped")
     if isinstance(error, SystemExit):
         if error.code is None or isinstance(error.code, int):
             return error.code or 0

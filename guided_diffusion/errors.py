@@ -15,6 +15,17 @@ class InputValueError(InputError, ValueError):
     """An ``InputError`` in a place where callers of the public interface already catch ``ValueError``."""
 
 
+class Stopped(SystemExit):
+    """All ranks have agreed to end here, with this exit status, and nothing is lost by it.
+
+    :param status: of the process. line: what stopped it, in one line.
+    """
+
+    def __init__(self, status: int, line: str):
+        super().__init__(status)
+        self.line = line
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, without the lines that follow; its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

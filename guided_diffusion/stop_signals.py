@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from . import dist_util, logger
+from .errors import Stopped
 
 # In order of weight, where ranks got different ones.
 _KNOWN = (None, signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
@@ -60,7 +61,8 @@ class StopSignals:
 
 
 def leave(number: signal.Signals | None, saved: str) -> None:
-    """End the program with 128 + signal (by KeyboardInterrupt or SystemExit), where the signal asks for that."""
+    """Raise ``Stopped`` with 128 + signal, on all ranks, where the signal asks for that."""
     if number in (signal.SIGINT, signal.SIGTERM):
-        logger.log(f"stopped by {number.name}; saved {saved}; the same command goes on from there")
-        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        line = f"stopped by {number.name}; saved {saved}; the same command goes on from there"
+        logger.log(line)
+        raise Stopped(128 + number, line)
