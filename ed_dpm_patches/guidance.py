@@ -85,7 +85,9 @@ class ClassifierGuidance:
             norm_B = torch.where(capped_B, limit, norm_B)
         # Unit cotangents through the network; their size comes back in float64 afterwards.
         unit_BK = torch.nn.functional.normalize(v_BK, p=1.0, dim=1, eps=1e-300) * BACKWARD_NORM
-        (gradient,) = torch.autograd.grad(logits_BK, x_in, unit_BK.to(logits_BK.dtype))
+        with torch.enable_grad():  # a scalar: for anything else autograd loads a symbolic algebra, half a second
+            pulled = (logits_BK * unit_BK.to(logits_BK.dtype)).sum()
+        (gradient,) = torch.autograd.grad(pulled, x_in)
         gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
         steepest_B = peak(gradient)
         if self.see is not None:

@@ -19,6 +19,7 @@ from .configs import DiffusionConfig, ModelConfig, RunConfig, SamplingConfig, Su
 from .errors import InputError
 from .flags import Given, architecture_from
 from .frozen import Frozen
+from .host_memory import keep_freed_memory
 from .image_datasets import list_class_names
 
 Config = TypeVar("Config", ModelConfig, SuperResConfig)
@@ -29,6 +30,7 @@ _LONG_RUN = 5000
 
 def begin(run: RunConfig) -> Path:
     """Join the process group, open the log and seed the global generators; returns the run's directory."""
+    keep_freed_memory()
     dist_util.setup_dist()
     logger.configure(dir=run.log_dir or None)
     run_log.keep_warnings()

@@ -1,0 +1,26 @@
+"""What the C library does with freed memory."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST = 2**30
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, for its next tensors; glibc only, nothing happens elsewhere.
+
+    By default buffers of many megabytes go back to the system, and every page of the next ones is faulted in anew: a
+    tenth of the time of a network on a CPU. MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ in the environment win.
+    """
+    if "MALLOC_TRIM_THRESHOLD_" in os.environ or "MALLOC_MMAP_THRESHOLD_" in os.environ:
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_TRIM_THRESHOLD, _LARGEST)
+    mallopt(_M_MMAP_THRESHOLD, _LARGEST)
