@@ -38,6 +38,8 @@ def test_statistics_are_numpys(monkeypatch):
     few = fit_gaussian(features[:4])
     np.testing.assert_allclose(few.sigma, np.cov(features[:4], rowvar=False), rtol=1e-12, atol=1e-12)
     monkeypatch.setattr(statistics, "_ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(statistics, "_BLOCK", 2)
+    assert (fit_gaussian(features).sigma == fit_gaussian(features).sigma.T).all()
     np.testing.assert_allclose(fit_gaussian(features).sigma, gaussian.sigma, rtol=1e-12, atol=1e-12)
 
 

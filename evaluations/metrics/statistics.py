@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import blas
 
-_ROWS_AT_ONCE = 4096
+_ROWS_AT_ONCE = 2048
+_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,22 @@ def fit_gaussian(features_ND: np.ndarray) -> Gaussian:
     if count < dims:
         factor_DN = (features_ND.astype(np.float64) - centre_D).T / np.sqrt(count - 1)
         return Gaussian(mu_D, factor_DN @ factor_DN.T, factor_DN)
-    scatter_DD = np.zeros((dims, dims))
+    scatter_DD = np.zeros((dims, dims), order="F")
+    centred = np.empty((min(count, _ROWS_AT_ONCE), dims))
     for begin in range(0, count, _ROWS_AT_ONCE):
-        block = features_ND[begin : begin + _ROWS_AT_ONCE].astype(np.float64) - centre_D
-        scatter_DD += block.T @ block
-    return Gaussian(mu_D, scatter_DD / (count - 1))
+        rows = features_ND[begin : begin + _ROWS_AT_ONCE]
+        block = np.subtract(rows, centre_D, out=centred[: len(rows)])
+        scatter_DD = blas.dsyrk(1.0, block.T, beta=1.0, c=scatter_DD, lower=1, overwrite_c=1)
+    scatter_DD /= count - 1
+    _mirror(scatter_DD)
+    return Gaussian(mu_D, scatter_DD)
+
+
+def _mirror(lower_DD: np.ndarray) -> None:
+    """Copy the lower half of a matrix to its upper one, block by block, which keeps to the cache."""
+    blocks = [slice(begin, begin + _BLOCK) for begin in range(0, len(lower_DD), _BLOCK)]
+    for i, rows in enumerate(blocks):
+        for columns in blocks[:i]:
+            lower_DD[columns, rows] = lower_DD[rows, columns].T
+        square = lower_DD[rows, rows]
+        square[:] = np.tril(square) + np.tril(square, -1).T

@@ -15,24 +15,28 @@ from evaluations.metrics.manifolds import BLOCK, squared_distances
 _SPARE = 4  # neighbours kept beyond those wanted, so that the last one kept is clearly farther
 _OPEN = 1 / 512  # share of a block's pairs above which all are settled at once
 _TINY = np.finfo(np.float32).tiny  # below it rounding is no longer relative
-_PAIRS = 2048  # pairs settled at once
+_PAIRS = 512  # pairs settled at once
 
 
 @dataclass(frozen=True)
 class _Single:
-    """Features [N, D] shifted to a common ``centre`` [D], and their squared norms then, all float32."""
+    """Features [N, D], and squared norms [N]: in float32 after a shift to a common ``centre`` [D], and in float64
+    as they are."""
 
     features: np.ndarray
     centre: np.ndarray
     norms: np.ndarray
+    wide_norms: np.ndarray
 
     @classmethod
     def of(cls, features_ND: np.ndarray, centre_D: np.ndarray) -> _Single:
-        single = cls(features_ND, centre_D, np.empty(len(features_ND), dtype=np.float32))
-        for begin in range(0, len(features_ND), BLOCK):
-            part = slice(begin, begin + BLOCK)
-            block = single.rows(part).astype(np.float64)
-            single.norms[part] = np.einsum("nd,nd->n", block, block)
+        count = len(features_ND)
+        single = cls(features_ND, centre_D, np.empty(count, dtype=np.float32), np.empty(count))
+        for begin in range(0, count, _PAIRS):
+            part = slice(begin, begin + _PAIRS)
+            for norms, rows in ((single.norms, single.rows(part)), (single.wide_norms, features_ND[part])):
+                wide = rows.astype(np.float64)
+                norms[part] = np.einsum("nd,nd->n", wide, wide)
         return single
 
     def rows(self, part: slice) -> np.ndarray:
@@ -49,9 +53,8 @@ def inside_each_other(
     """
     centre = reference_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
     singles = [_Single.of(x, centre) for x in (reference_ND, samples_MD)]
-    pairs = zip((reference_ND, samples_MD), singles, strict=True)
-    radii = [_radii(x, single, neighbours, block) for x, single in pairs]
-    reference_inside, samples_inside = _covered(reference_ND, samples_MD, *singles, *radii, block)
+    radii = [_radii(single, neighbours, block) for single in singles]
+    reference_inside, samples_inside = _covered(*singles, *radii, block)
     return samples_inside, reference_inside
 
 
@@ -64,9 +67,9 @@ def _error(dims: int) -> float:
     return (dims + 16) * 2.0**-23
 
 
-def _radii(features_ND: np.ndarray, single: _Single, neighbours: int, block: int) -> np.ndarray:
+def _radii(single: _Single, neighbours: int, block: int) -> np.ndarray:
     """Squared radii, float32 [N], as of ``manifold_radii``."""
-    count, dims = features_ND.shape
+    count, dims = single.features.shape
     kept = min(count, neighbours + 1 + _SPARE)
     nearest = np.full((count, kept), np.inf, dtype=np.float32)
     indices = np.zeros((count, kept), dtype=np.int64)
@@ -83,14 +86,14 @@ def _radii(features_ND: np.ndarray, single: _Single, neighbours: int, block: int
             if start > begin:
                 keep_nearest(nearest[columns], indices[columns], np.ascontiguousarray(found.T), begin)
     rows = np.repeat(np.arange(count), kept)
-    exact = _distances_of_pairs(features_ND, features_ND, rows, indices.ravel()).reshape(count, kept)
+    exact = _distances_of_pairs(single, single, rows, indices.ravel()).reshape(count, kept)
     radii = np.sort(exact, axis=1)[:, neighbours]
     if kept < count:  # those not kept are at least this far
         others = nearest.max(axis=1) - _error(dims) * (single.norms + single.norms.max()) - _TINY
         (unsure,) = np.nonzero(radii >= others)
         for begin in range(0, len(unsure), block):
             chosen = unsure[begin : begin + block]
-            radii[chosen] = _exact_radii(features_ND, chosen, neighbours)
+            radii[chosen] = _exact_radii(single.features, chosen, neighbours)
     return radii
 
 
@@ -117,22 +120,16 @@ def keep_nearest(nearest_RK: np.ndarray, indices_RK: np.ndarray, found_RC: np.nd
 
 
 def _covered(
-    first_ND: np.ndarray,
-    second_MD: np.ndarray,
-    first: _Single,
-    second: _Single,
-    first_radii: np.ndarray,
-    second_radii: np.ndarray,
-    block: int,
+    first: _Single, second: _Single, first_radii: np.ndarray, second_radii: np.ndarray, block: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """As ``manifolds.covered`` of one radius a feature: bool [N] and [M]."""
-    first_inside, second_inside = np.zeros(len(first_ND), dtype=bool), np.zeros(len(second_MD), dtype=bool)
-    error = np.float32(_error(first_ND.shape[1]))
+    first_inside, second_inside = (np.zeros(len(one.features), dtype=bool) for one in (first, second))
+    error = np.float32(_error(first.features.shape[1]))
     open_pairs = []
-    for begin in range(0, len(first_ND), block):
+    for begin in range(0, len(first_inside), block):
         rows = slice(begin, begin + block)
         shifted = first.rows(rows)
-        for start in range(0, len(second_MD), block):
+        for start in range(0, len(second_inside), block):
             columns = slice(start, start + block)
             norms = first.norms[rows, None] + second.norms[columns]
             distances = norms - 2 * (shifted @ second.rows(columns).T)
@@ -148,7 +145,7 @@ def _covered(
             unsettled |= (distances <= reach[1]) & ~first_inside[rows, None]
             pairs = np.argwhere(unsettled)
             if len(pairs) > _OPEN * unsettled.size:
-                distances = squared_distances(first_ND[rows], second_MD[columns])
+                distances = squared_distances(first.features[rows], second.features[columns])
                 second_inside[columns] |= (distances <= reach[0]).any(axis=0)
                 first_inside[rows] |= (distances <= reach[1]).any(axis=1)
             else:
@@ -156,22 +153,20 @@ def _covered(
     i, j = np.concatenate(open_pairs or [np.empty((0, 2), dtype=np.int64)]).T
     still = ~(first_inside[i] & second_inside[j])
     i, j = i[still], j[still]
-    distances = _distances_of_pairs(first_ND, second_MD, i, j)
+    distances = _distances_of_pairs(first, second, i, j)
     second_inside[j[distances <= first_radii[i]]] = True
     first_inside[i[distances <= second_radii[j]]] = True
     return first_inside, second_inside
 
 
-def _distances_of_pairs(first_ND: np.ndarray, second_MD: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+def _distances_of_pairs(first: _Single, second: _Single, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     """Squared distances of first[i] and second[j], float32 [P], with the zeros of ``squared_distances``."""
     found = np.empty(len(i), dtype=np.float32)
-    zero = first_ND.shape[1] * np.finfo(np.float64).eps
+    zero = first.features.shape[1] * np.finfo(np.float64).eps
     for begin in range(0, len(i), _PAIRS):
         part = slice(begin, begin + _PAIRS)
-        u, v = first_ND[i[part]].astype(np.float64), second_MD[j[part]].astype(np.float64)
-        norms = np.einsum("pd,pd->p", u, u) + np.einsum("pd,pd->p", v, v)
-        u -= v
-        distances = np.einsum("pd,pd->p", u, u)
-        distances[distances <= norms * zero] = 0
+        apart = np.subtract(first.features[i[part]], second.features[j[part]], dtype=np.float64)
+        distances = np.einsum("pd,pd->p", apart, apart)
+        distances[distances <= (first.wide_norms[i[part]] + second.wide_norms[j[part]]) * zero] = 0
         found[part] = distances
     return found
