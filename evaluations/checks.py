@@ -19,6 +19,14 @@ def warn_of_counts(name: str, count: int, dims: int) -> list[str]:
     return found
 
 
+def warn_of_shapes(name: str, shape: tuple[int, ...], reference: str, reference_shape: tuple[int, ...]) -> list[str]:
+    """One line if images [N, H, W, C] are not of the reference's size and channels."""
+    if shape[1:] == reference_shape[1:]:
+        return []
+    own, other = ("x".join(map(str, size[1:])) for size in (shape, reference_shape))
+    return [f"{name}: images of {own}, those of {reference} are of {other}; the network brings both to its own size"]
+
+
 def warn_of_images(name: str, hashes: np.ndarray) -> list[str]:
     """One line if images occur more than once."""
     distinct = len(np.unique(hashes))

@@ -231,6 +231,7 @@ def _warnings(judged: Sequence[_Judged]) -> list[str]:
     for one in judged[1:]:
         found += checks.warn_of_labels(one.images.name, one.labels, ref.labels)
         if ref.seen:
+            found += checks.warn_of_shapes(one.images.name, one.images.shape, ref.images.name, ref.images.shape)
             hashes = one.seen.image_hashes, ref.seen.image_hashes
             found += checks.warn_of_shared(one.images.name, hashes[0], ref.images.name, hashes[1])
     return found

@@ -97,6 +97,8 @@ def make_reference(pictures: Pictures, engine: FeatureEngine, num_images: int, s
         "kept_images": len(kept),
         "image_size": pictures.size,
         "resize": "centre crop; box-filtered halvings, then bicubic",
+        "resize_by_network": getattr(engine, "resize", None),
+        "quantisation": "uint8, 0..255, rounded to the nearest",
         "class_names": pictures.class_names,
         "seed": seed,
         "engine": engine.name,

@@ -35,6 +35,7 @@ def test_a_reference_is_what_the_evaluator_wants(tmp_path):
     np.testing.assert_array_equal(np.array([0, 1, 0, 2] * 5)[places], arrays["arr_1"])
     settings = json.loads(str(np.load(tmp_path / "ref.npz", allow_pickle=False)["settings"]))
     assert (settings["found_images"], settings["kept_images"], settings["class_names"]) == (20, 12, ["7", "8", "9"])
+    assert "rounded" in settings["quantisation"] and "bicubic" in settings["resize"]
     metrics = evaluator.evaluate(tmp_path / "ref.npz", tmp_path / "all.npz", _Stored())
     assert metrics.fid == pytest.approx(0, abs=1e-6) and metrics.sfid == pytest.approx(0, abs=1e-6)
 

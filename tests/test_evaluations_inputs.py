@@ -240,6 +240,13 @@ def test_warnings(place, engine):
     assert "frequent" not in "\n".join(evaluator.evaluate("ref.npz", "s.npz", engine).warnings)
 
 
+def test_a_warning_of_images_of_another_shape(place, engine):
+    np.savez("grey.npz", SAMPLES[..., :1])
+    mixed, equal = (evaluator.evaluate("ref.npz", name, engine).warnings for name in ("grey.npz", "s.npz"))
+    assert any("grey.npz: images of 16x16x1, those of" in line and "are of 16x16x3;" in line for line in mixed)
+    assert not any("16x16" in line for line in equal)
+
+
 def test_identical_images_give_numbers_and_warnings(place, engine):
     np.savez("same.npz", np.repeat(SAMPLES[:1], 6, axis=0))
     for names in (("same.npz", "s.npz"), ("ref.npz", "same.npz"), ("same.npz", "same.npz")):
