@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -30,6 +31,7 @@ PATIENCE_VARIABLE = "ED_DPM_PATIENCE"
 PATIENCE = 45
 _PERIOD = 1.0  # seconds between two beats, and between two looks at the others'
 _GRACE = 3.0  # in which the rank that failed speaks first, and the launcher may end this one
+_AGENT_GRACE = 10  # seconds
 _FINE = "-"
 
 
@@ -172,6 +174,8 @@ class Heartbeat:
         if lost in self._neighbours and not self._closed:  # frozen, it would outlive the launcher's SIGTERM
             with contextlib.suppress(OSError):
                 os.kill(lost.pid, signal.SIGKILL)
+        if lost.rank == 0 and lost not in self._neighbours:
+            _end_stuck_agent()
         self._leave(1, line)
 
     def _leave(self, status: int, line: str) -> None:
@@ -183,6 +187,22 @@ class Heartbeat:
         note.start()
         note.join(timeout=2)  # a disk that hangs must not hold up the end
         self._end(status)
+
+
+def _end_stuck_agent() -> None:
+    """Have torchrun's agent, if one started us, killed should it outlive us.
+
+    Cut off from the store, it waits for an answer until the kernel gives the connection up, a quarter of an hour
+    later. It is left alone while it may still restart its workers.
+    """
+    restarts, parent = os.environ.get("TORCHELASTIC_RESTART_COUNT"), os.getppid()
+    if restarts is None or restarts != os.environ.get("TORCHELASTIC_MAX_RESTARTS"):
+        return
+    with contextlib.suppress(OSError):
+        if b"torch" in Path(f"/proc/{parent}/cmdline").read_bytes():
+            nowhere = subprocess.DEVNULL
+            command = f"sleep {_AGENT_GRACE}; kill -9 {parent}"
+            subprocess.Popen(["sh", "-c", command], stdout=nowhere, stderr=nowhere, start_new_session=True)
 
 
 def _machine() -> str:
