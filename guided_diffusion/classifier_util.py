@@ -15,6 +15,7 @@ from .amp import LowPrecision, OptimizerStepper
 from .attention import fuse_attention
 from .configs import ClassifierTrainConfig
 from .nn import to_fast_layout
+from .nonfinite import check_loss
 from .progress import Progress
 from .random_streams import Purpose
 from .resample import create_named_schedule_sampler
@@ -116,6 +117,8 @@ class ClassifierTrainLoop:
             part = slice(start, start + micro)
             with nullcontext() if start == starts[-1] else without_sync(self.network):
                 loss_B = self._logged_loss(images[part], y[part], t[part], "train")
+                if not self.stepper.scaler.is_enabled():
+                    check_loss(loss_B, t[part], step)
                 self.stepper.backward(loss_B.mean() * len(loss_B) / len(images))
         self.stepper.optimize(self.opt)
 

@@ -230,6 +230,7 @@ def _leave_hard(status: int) -> NoReturn:
 def _open_store(here: launch.Launch) -> dist.Store:
     """The key-value store through which the ranks find each other."""
     if here.kind == "torchrun":
+        launch.whole_number("MASTER_PORT", default=0)
         try:
             return next(rendezvous("env://", here.rank, here.world_size, timeout=TIMEOUT))[0]
         except ValueError as error:  # MASTER_ADDR or MASTER_PORT missing or malformed

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, Sequen
 
 from guided_diffusion import dist_util
 from guided_diffusion.errors import InputError, InputValueError
+from guided_diffusion.safe_images import open_image
 
 SUFFIXES = frozenset({"jpg", "jpeg", "png", "gif"})
 _MODES = {1: "L", 3: "RGB"}
@@ -208,7 +209,7 @@ def _window(pixels: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
 def _read_image(path: str, mode: str) -> Image.Image:
     """The first frame, converted to ``mode``. Raises ``InputError`` naming the file if it is no image."""
     try:
-        with blobfile.BlobFile(path, "rb") as file, Image.open(file) as image:
+        with blobfile.BlobFile(path, "rb") as file, open_image(file) as image:
             if image.mode.startswith("I"):  # 16 bits a pixel: PIL's conversion would clip nearly all to white
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             return image.convert(mode)

@@ -85,9 +85,6 @@ class Progress:
             self._status.write(done=self.n, state=status.FINISHED, summary=summary)
 
 
-progress_bar = Progress  # as the training loops call it
-
-
 def peak_memory() -> dict[str, int]:
     """The most memory, in bytes, that this process has had: of the machine, and of its GPU where there is one."""
     unit = 1 if sys.platform == "darwin" else 1024

@@ -20,6 +20,7 @@ from .amp import LowPrecision, OptimizerStepper, amp_dtype
 from .errors import InputError
 from .fp16_util import INITIAL_LOG_LOSS_SCALE, master_params_to_state_dict, state_dict_to_master_params
 from .nn import update_ema
+from .nonfinite import check_loss
 from .progress import Progress
 from .resample import LossAwareSampler, ScheduleSampler, UniformSampler
 from .stop_signals import StopSignals
@@ -165,6 +166,8 @@ class TrainLoop:
                 losses = self.diffusion.training_losses(self.ddp_model, images, t, model_kwargs=model_kwargs)
                 if isinstance(self.schedule_sampler, LossAwareSampler):
                     self.schedule_sampler.update_with_local_losses(t, losses["loss"].detach())
+                if not self.stepper.scaler.is_enabled():
+                    check_loss(losses["loss"], t, self.step + self.resume_step)
                 log_loss_dict(self.diffusion, t, {name: values * weights for name, values in losses.items()})
                 self.stepper.backward((losses["loss"] * weights).mean())
 

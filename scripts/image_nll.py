@@ -20,7 +20,7 @@ from guided_diffusion.checkpoint import write_bytes_atomically
 from guided_diffusion.configs import DataConfig, DiffusionConfig, ModelConfig, RunConfig
 from guided_diffusion.flags import Parser, flag
 from guided_diffusion.image_datasets import load_data
-from guided_diffusion.progress import progress_bar
+from guided_diffusion.progress import Progress
 from guided_diffusion.script_util import build_diffusion, build_model
 
 TERMS = ("vb", "mse", "xstart_mse")
@@ -62,7 +62,7 @@ def evaluate(model, diffusion, data: Iterator, nll: NllConfig, directory: Path) 
     per_round = nll.batch_size * world_size
     sums = {name: np.zeros(diffusion.num_timesteps) for name in TERMS}
     total_bpd, rounds = 0.0, 0
-    with progress_bar(nll.num_samples, "img") as bar:
+    with Progress(nll.num_samples, "images", directory=directory) as progress:
         while rounds * per_round < nll.num_samples:
             images, condition = next(data)
             condition = {name: value.to(dist_util.dev()) for name, value in condition.items()}
@@ -74,7 +74,7 @@ def evaluate(model, diffusion, data: Iterator, nll: NllConfig, directory: Path) 
                 sums[name] += means[name].double().cpu().numpy()
             total_bpd += means["total_bpd"].item()
             rounds += 1
-            bar.update(min(per_round, nll.num_samples - bar.n))
+            progress.update(min(per_round, nll.num_samples - progress.n))
             logger.log(f"done {rounds * per_round} samples: bpd={total_bpd / rounds:.6g}")
     if dist_util.get_rank() == 0:
         for name, values in sums.items():
@@ -83,6 +83,7 @@ def evaluate(model, diffusion, data: Iterator, nll: NllConfig, directory: Path) 
                 np.savez(file, (values / rounds).astype(np.float32))
             logger.log(f"saved {path}")
     dist_util.barrier()
+    progress.finish()
     return total_bpd / rounds
 
 

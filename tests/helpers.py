@@ -115,12 +115,16 @@ class Runner:
         launcher: str = "fork",
         fails: bool = False,
         timeout: float = TIMEOUT,
+        environment: dict[str, str] | None = None,
     ) -> Run:
-        """Run a script of ours by name, or any program by path; `fails`: expect that it does."""
+        """Run a script of ours by name, or any program by path; `fails`: expect that it does.
+
+        :param environment: more variables, for "fork".
+        """
         program = SCRIPTS / f"{script}.py" if isinstance(script, str) else script
         argv = as_arguments(flags or {})
         if launcher == "fork":
-            run = self.server.run(program, argv, self.cwd, timeout, [clean_environment()])
+            run = self.server.run(program, argv, self.cwd, timeout, [clean_environment(**environment or {})])
         elif launcher == "fork2":
             run = self.server.run(program, argv, self.cwd, timeout, two_ranks())
         else:

@@ -1,0 +1,296 @@
+"""The table of malformed inputs: what is done, and what the one line about it must say.
+
+A row is a program, a name, the flags that differ from the program's good command in `BASE`, and fragments of the line,
+which names the flag or file, what was found and what was expected. `{name}` in a flag is a file or folder that
+`bad_files.py` makes. test_bad_input.py runs the rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tests.helpers import CLASSIFIER, DIFFUSION, MODEL, UNET
+
+DRAW = {"num_samples": 4, "batch_size": 2, "timestep_respacing": "4", "log_dir": "out"}
+TRAIN = {"data_dir": "{images}", "iterations": 2, "batch_size": 2, "log_dir": "out", **DIFFUSION}
+BASE = {
+    "classifier_sample": {"model_path": "{model}", "classifier_path": "{classifier}", **DRAW},
+    "image_sample": {"model_path": "{model}", **DRAW},
+    "super_res_sample": {"model_path": "{super_res}", "base_samples": "{base_samples}", **DRAW},
+    "classifier_train": TRAIN | CLASSIFIER,
+    "image_train": TRAIN | MODEL,
+    "super_res_train": TRAIN | UNET | {"large_size": 8, "small_size": 4},
+    "image_nll": {"model_path": "{model}", "data_dir": "{images}", "num_samples": 2, "log_dir": "out"},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A script's base command with some flags replaced, and what its one line must say.
+
+    :param environment: variables that are set; midway: it fails in the midst of training, when there are files, and
+        on several ranks perhaps on one alone.
+    """
+
+    name: str
+    script: str
+    flags: dict
+    says: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+    midway: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.script}: {self.name}"
+
+
+def cases(script: str, *rows: tuple, **more) -> list[Case]:
+    return [Case(name, script, flags, tuple(says), **more) for name, flags, *says in rows]
+
+
+CHECKPOINTS = cases(
+    "classifier_sample",
+    ("no model", {"model_path": ""}, "--model_path", "missing"),
+    ("no classifier", {"classifier_path": ""}, "--classifier_path", "missing"),
+    ("missing checkpoint", {"model_path": "{nowhere}/model.pt"}, "nowhere/model.pt: no such file"),
+    ("missing classifier", {"classifier_path": "{nowhere}/model.pt"}, "nowhere/model.pt: no such file"),
+    ("folder", {"model_path": "{images}"}, "--model_path", "images: no such file"),
+    ("truncated checkpoint", {"model_path": "{truncated}"}, "truncated"),
+    ("truncated safetensors", {"model_path": "{truncated_safetensors}"}, "model.safetensors", "truncated"),
+    ("text file", {"model_path": "{text}"}, "model.pt", "not a checkpoint"),
+    ("list of tensors", {"model_path": "{list}"}, "expected a state dict"),
+    ("wrong key", {"model_path": "{wrong_key}"}, "1 missing: out.2.bias", "1 unexpected: out.2.bios"),
+    ("wrong shape", {"classifier_path": "{wrong_shape}"}, "of the wrong shape", "found", "expected"),
+    ("malicious pickle", {"model_path": "{malicious}"}, "refused"),
+    ("other architecture", {"model_path": "{bare}", **MODEL, "num_channels": 64}, "does not fit"),
+    ("config.json is no JSON", {"model_path": "{no_json}"}, "config.json", "expected JSON"),
+    ("config.json is a list", {"model_path": "{json_list}"}, "config.json", "JSON object"),
+    ("config.json with a text for a number", {"model_path": "{odd_json}"}, "config.json", "image_size", "'8'"),
+    ("contradiction", {"num_channels": 64, "num_heads": 2}, "--num_channels 64", "--num_heads 2", "config.json"),
+    ("image sizes differ", {"classifier_path": "{classifier16}"}, "--image_size", "8", "16"),
+    ("empty file", {"model_path": "{empty_file}"}, "model.pt", "not a checkpoint", "0 bytes"),
+    ("code in the old format", {"model_path": "{malicious_legacy}"}, "refused"),
+    ("code in a bare pickle", {"model_path": "{malicious_pickle}"}, "refused: it wants to run or build"),
+    ("code in a tar archive", {"model_path": "{malicious_tar}"}, "model.pt"),
+    ("weights with nan", {"model_path": "{nan}"}, "model.pt: out.2.bias: found inf or nan in 1 of"),
+    ("classifier with inf", {"classifier_path": "{inf_classifier}"}, "found inf or nan in 1 of", "expected none"),
+    ("tensor without data", {"model_path": "{meta}"}, "out.2.bias: expected a plain tensor", "no data"),
+    ("sparse tensor", {"model_path": "{sparse}"}, "out.2.weight: expected a plain tensor", "sparse"),
+    ("complex numbers", {"model_path": "{complex}"}, "out.2.bias: expected a plain tensor", "complex64"),
+    ("channels differ", {"classifier_path": "{grey_classifier}"}, "--in_channels", "3", "1"),
+    ("classes differ", {"model_path": "{five_classes}"}, "--num_classes", "5", "4"),
+)
+
+FLAGS = cases(
+    "classifier_sample",
+    ("class that is not there", {"classes": "99"}, "--classes", "found 99", "0 to 3"),
+    ("class that is no number", {"classes": "dog"}, "--classes", "'dog'"),
+    ("no samples", {"num_samples": 0}, "--num_samples", "found 0", "at least 1"),
+    ("no batch", {"batch_size": 0}, "--batch_size", "found 0"),
+    ("unknown respacing", {"timestep_respacing": "often"}, "timestep_respacing", "'often'"),
+    ("no such stride", {"timestep_respacing": "ddim60"}, "timestep_respacing", "ddim60"),
+    ("ddim without number", {"timestep_respacing": "ddim"}, "timestep_respacing", "ddim"),
+    ("more steps than there are", {"timestep_respacing": "21"}, "timestep_respacing", "21", "20"),
+    ("no steps", {"timestep_respacing": "0"}, "--timestep_respacing", "at least one"),
+    ("negative steps", {"timestep_respacing": "-3"}, "timestep_respacing", "-3"),
+    ("unknown schedule", {"noise_schedule": "quadratic"}, "--noise_schedule", "'quadratic'", "linear, cosine"),
+    ("unknown pool", {"classifier_pool": "max"}, "--classifier_pool", "'max'", "attention"),
+    ("negative scale", {"classifier_scale": -1}, "--classifier_scale", "at least 0"),
+    ("infinite scale", {"classifier_scale": "inf"}, "--classifier_scale", "inf"),
+    ("scale nan", {"classifier_scale": "nan"}, "--classifier_scale", "nan"),
+    ("cap 0", {"eds_cap": 0}, "--eds_cap", "found 0"),
+    ("cap nan", {"eds_cap": "nan"}, "--eds_cap", "found nan"),
+    ("no boolean", {"eds": "maybe"}, "--eds", "'maybe'", "boolean"),
+    ("2 is no boolean", {"use_ddim": 2}, "--use_ddim", "'2'", "boolean"),
+    ("unknown flag", {"class_scale": 2}, "--class_scale"),
+    ("negative seed", {"seed": -1}, "--seed", "found -1"),
+    ("log_dir is a file", {"log_dir": "{text}"}, "log directory", "model.pt"),
+    ("log_dir below a file", {"log_dir": "{text}/sub"}, "log directory", "model.pt"),
+    ("trace below a file", {"trace": "{text}/trace.npz"}, "--trace", "model.pt"),
+    ("trace is a folder", {"trace": "{images}"}, "--trace", "images"),
+    ("another run's folder", {"log_dir": "{other_run}"}, "holds samples of another run", "--seed 0", "has 7"),
+    ("run.json is no JSON", {"log_dir": "{broken_run}"}, "run.json: not JSON"),
+    ("run.json is a list", {"log_dir": "{list_run}"}, "run.json", "no JSON object"),
+    ("unknown rule for nan", {"nonfinite": "ignore"}, "--nonfinite", "'ignore'", "stop, skip"),
+    ("fractional samples", {"num_samples": 2.5}, "--num_samples", "'2.5'", "whole number"),
+    ("unknown sampler", {"sampler": "euler"}, "--sampler", "'euler'", "dpmpp2m"),
+    ("two samplers", {"sampler": "unipc", "use_ddim": True}, "--sampler", "unipc", "--use_ddim"),
+    ("two rules", {"guidance": "range", "eds": True}, "--guidance", "range", "--eds"),
+    ("interval backwards", {"guidance_interval": "700,3"}, "--guidance_interval", "'700,3'", "LO,HI"),
+) + cases(
+    "image_sample",
+    ("no model", {"model_path": ""}, "--model_path", "missing"),
+    ("classes of a model without", {"classes": "1"}, "--classes"),
+    ("word for a number", {"num_samples": "many"}, "--num_samples", "'many'", "whole number"),
+)  # fmt: skip
+
+BASE_SAMPLES = cases(
+    "super_res_sample",
+    ("none", {"base_samples": ""}, "--base_samples", "npz"),
+    ("missing", {"base_samples": "{nowhere}/base.npz"}, "--base_samples", "nowhere/base.npz"),
+    ("no arr_0", {"base_samples": "{no_arr_0}"}, "--base_samples", "arr_0"),
+    ("object array", {"base_samples": "{objects}"}, "--base_samples", "objects.npz"),
+    ("truncated", {"base_samples": "{truncated_npz}"}, "--base_samples", "truncated.npz"),
+    ("npy", {"base_samples": "{npy}"}, "--base_samples", "base.npy"),
+    ("text", {"base_samples": "{text}"}, "--base_samples", "model.pt"),
+    ("other size", {"base_samples": "{large}"}, "--base_samples", "[2, 8, 8, 3]", "[N, 4, 4, 3]"),
+    ("float", {"base_samples": "{floats}"}, "--base_samples", "float64", "uint8"),
+    ("no images", {"base_samples": "{none}"}, "--base_samples", "[0, 4, 4, 3]"),
+    ("no labels", {"base_samples": "{base_samples}", "model_path": "{super_res_classes}"}, "--base_samples", "arr_1"),
+    ("unknown label", {"base_samples": "{label_9}", "model_path": "{super_res_classes}"}, "label", "9", "0 to 3"),
+    ("claims a terabyte", {"base_samples": "{claims}"}, "--base_samples", "claims.npz"),
+    ("damaged header", {"base_samples": "{odd_header}"}, "--base_samples", "odd_header.npz"),
+    ("folder", {"base_samples": "{images}"}, "--base_samples", "images"),
+    ("few labels", {"base_samples": "{one_label}", "model_path": "{super_res_classes}"}, "--base_samples", "arr_1"),
+)
+
+TRAINING = (
+    cases(
+        "classifier_train",
+        ("no data", {"data_dir": ""}, "data_dir", "empty string"),
+        ("missing folder", {"data_dir": "{nowhere}"}, "data_dir", "nowhere"),
+        ("folder without images", {"data_dir": "{empty}"}, "data_dir", "empty", "found none"),
+        ("file for a folder", {"data_dir": "{text}"}, "data_dir", "model.pt"),
+        ("fewer images than a batch", {"batch_size": 100}, "data_dir", "24 images", "batch of 100"),
+        ("too few classes", {"num_classes": 3}, "--num_classes", "found 3", "4 classes"),
+        ("another class to validate", {"val_data_dir": "{five}"}, "c4", "classes"),
+        ("negative weight", {"ect_weight": -0.1}, "--ect_weight", "found -0.1", "at least 0"),
+        ("rate nan", {"lr": "nan"}, "--lr", "found nan"),
+        ("respacing", {"timestep_respacing": "10"}, "--timestep_respacing"),
+        ("heads do not divide", {"classifier_num_head_channels": 24}, "--classifier_num_head_channels"),
+        ("width of 48", {"classifier_width": 48}, "--classifier_width"),
+        ("image_size without levels", {"image_size": 9}, "--image_size", "found 9"),
+        ("image_size not divisible", {"image_size": 9, "classifier_channel_mult": "1,2"}, "--image_size", "of 2"),
+        ("attention at letters", {"classifier_attention_resolutions": "a"}, "--classifier_attention_resolutions"),
+        ("multiples of letters", {"classifier_channel_mult": "a"}, "--classifier_channel_mult", "'a'"),
+        ("2 channels", {"in_channels": 2}, "--in_channels", "found 2", "1, 3"),
+        ("no checkpoint to resume", {"resume_checkpoint": "{nowhere}/model000002.pt"}, "model000002.pt: no such file"),
+        ("no optimizer to resume", {"resume_checkpoint": "{classifier}"}, "opt000000.pt"),
+    )
+    + cases(
+        "image_train",
+        ("no data", {"data_dir": ""}, "data_dir", "empty string"),
+        ("unknown sampler", {"schedule_sampler": "best"}, "--schedule_sampler", "'best'", "uniform"),
+        ("average in letters", {"ema_rate": "slow"}, "--ema_rate", "'slow'"),
+        ("average above 1", {"ema_rate": "0.9,1.5"}, "--ema_rate", "1.5"),
+        ("no dropout of 2", {"dropout": 2}, "--dropout", "found 2"),
+        ("never save", {"save_interval": 0}, "--save_interval", "found 0"),
+        ("too few steps for linear", {"diffusion_steps": 9, "noise_schedule": "linear"}, "diffusion_steps", "9"),
+        ("heads do not divide", {"num_heads": 5}, "--num_heads"),
+        ("head channels do not divide", {"num_head_channels": 24}, "--num_head_channels"),
+        ("heads of no channels", {"num_head_channels": 0}, "--num_head_channels"),
+        ("image_size not divisible", {"image_size": 9, "channel_mult": "1,2"}, "--image_size", "multiple of 2"),
+        ("microbatch 0", {"microbatch": -2}, "--microbatch", "found -2"),
+        ("wrong checkpoint to resume", {"resume_checkpoint": "{classifier}"}, "does not fit"),
+    )
+    + cases(
+        "super_res_train",
+        ("missing folder", {"data_dir": "{nowhere}"}, "data_dir", "nowhere"),
+        ("small above large", {"small_size": 16}, "--small_size", "16"),
+    )
+    + cases(
+        "image_nll",
+        ("no model", {"model_path": ""}, "--model_path", "missing"),
+        ("no data", {"data_dir": ""}, "data_dir", "empty string"),
+    )
+)
+
+_HUGE = {"model_path": "{huge}", "num_samples": 3, "clip_denoised": False}
+MIDWAY = (
+    cases("image_sample", ("weights that overflow", _HUGE, "found", "at step 2", "(t = "), midway=True)
+    +     cases(
+        "classifier_train",
+        ("corrupt image", {"data_dir": "{corrupt}", "batch_size": 7}, "c1_", "cannot be read as an image"),
+        ("diverging", {"lr": 1e30, "iterations": 5, "weight_decay": 1}, "training diverged at step", "--lr"),
+        ("decompression bomb", {"data_dir": "{bomb}"}, "cannot be read as an image", "bomb", "ED_DPM_MAX_PIXELS"),
+        ("a strip of pixels", {"data_dir": "{strip}"}, "found 9000x1 pixels", "no side 1000 times the other"),
+        ("text in a PNG's name", {"data_dir": "{text_png}"}, "png: cannot be read as an image"),
+        ("a program in a PNG's name", {"data_dir": "{postscript}"}, "png: cannot be read as an image"),
+        ("empty PNG", {"data_dir": "{empty_png}"}, "png: cannot be read as an image"),
+        midway=True,
+    )
+    + cases(
+        "image_train",
+        ("corrupt image", {"data_dir": "{corrupt}", "batch_size": 7}, "c1_", "cannot be read as an image"),
+        midway=True,
+    )
+    + cases(
+        "image_nll",
+        ("corrupt image", {"data_dir": "{corrupt}", "num_samples": 20}, "c1_", "cannot be read as an image"),
+        midway=True,
+    )
+)
+
+_PIXELS = {"ED_DPM_MAX_PIXELS": "many"}
+ENVIRONMENT = [
+    Case(f"{name}={value}", "image_sample", {}, says, {name: value, **others})
+    for name, value, says, others in (
+        ("WORLD_SIZE", "two", ("WORLD_SIZE", "expected a whole number, found 'two'"), {"RANK": "0"}),
+        ("WORLD_SIZE", "0", ("WORLD_SIZE", "expected at least 1, found 0"), {"RANK": "0"}),
+        ("RANK", "3", ("RANK", "expected less than WORLD_SIZE = 2, found 3"), {"WORLD_SIZE": "2"}),
+        ("MASTER_PORT", "http", ("MASTER_PORT",), {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}),
+        ("OPENAI_LOG_FORMAT", "stdout,xml", ("'xml'", "log"), {}),
+        ("OPENAI_LOGDIR", "{text}/sub", ("log directory", "model.pt"), {}),
+    )
+] + [Case("ED_DPM_MAX_PIXELS=many", "classifier_train", {}, ("ED_DPM_MAX_PIXELS", "'many'"), _PIXELS, midway=True)]
+
+SCRIPTS = CHECKPOINTS + FLAGS + BASE_SAMPLES + TRAINING + MIDWAY + ENVIRONMENT
+
+# name, what the evaluator is given, what the line says
+IMAGE_SETS = [
+    ("nothing there", "{nowhere}", "nowhere: no such file"),
+    ("folder without images", "{empty}", "empty: found no images"),
+    ("corrupt image", "{corrupt}", "c1_0.png: cannot be read as an image"),
+    ("decompression bomb", "{bomb}", "c0_0.png: cannot be read as an image: Image size (400000000 pixels)"),
+    ("a strip of pixels", "{strip}", "found 9000x1 pixels"),
+    ("bomb in a zip archive", "{bomb_zip}", "c0_0.png: cannot be read as an image: Image size (400000000 pixels)"),
+    ("a program in a PNG's name", "{postscript}", "c0_0.png: cannot be read as an image"),
+    ("images of two sizes", "{two_sizes}", "found images of 8x8 pixels"),
+    ("float images", "{floats}", "floats.npz: expected images in arr_0 as uint8"),
+    ("object array", "{objects}", "objects.npz: array arr_0 holds pickled objects, which are refused"),
+    ("claims a terabyte", "{claims}", "claims.npz: array arr_0 claims"),
+    ("truncated npz", "{truncated_npz}", "truncated.npz: not an npz file, or truncated"),
+    ("damaged header", "{odd_header}", "odd_header.npz: array arr_0: damaged or of an unknown format"),
+    ("no arr_0", "{no_arr_0}", "no_arr_0.npz: missing array arr_0; found images"),
+    ("a damaged archive", "{half_zip}", "half.zip: damaged or truncated archive"),
+]
+
+# name, arguments of ed-dpm, what the line says
+COMMANDS = [
+    ("no command", "", "required: command"),
+    ("unknown command", "sample", "invalid choice: 'sample'"),
+    ("unknown row", "show table9", "table9: no such row or table"),
+    ("no processes", "show table1 --nproc 0", "--nproc: found '0', expected a whole number from 1 on"),
+    ("seeds in letters", "show table1 --seeds a", "--seeds: found 'a'"),
+    ("a folder that is no book", "list --recipes {empty}", "no book.toml in it"),
+    ("a report of nothing", "report --out {empty}", "no book.json in it"),
+    ("status of nothing", "status {empty}", "no status.json in it or below"),
+    ("status of no folder", "status {nowhere}", "nowhere: no such folder"),
+    ("unknown download", "download nothing.pt", "nothing.pt: no such published file"),
+    ("figure of no file", "figure vanishing A={nowhere}/a.npz", "no file"),
+    ("figure of a text", "figure vanishing A={text}", "model.pt: not a readable npz file"),
+    ("figure without labels", "figure vanishing {claims}", "expected LABEL=FILE"),
+    ("figure of what is no trace", "figure vanishing A={base_samples}", "base_samples.npz"),
+]
+
+# a recipe's file, what is replaced in it, by what, what the line says
+RECIPES = [
+    ("runs/cadm-g-ddpm250.toml", "num_samples = 50000", 'num_samples = "all"', "flags.num_samples: found 'all'"),
+    ("runs/cadm-g-ddpm250.toml", 'model = "cadm-256"', 'model = "dit"', "model: found 'dit', expected one of"),
+    ("runs/cadm-g-ddpm250.toml", 'model = "cadm-256"', "", "model: missing, expected text"),
+    ("runs/cadm-g-ddpm250.toml", 'model = "cadm-256"', 'model = "cadm-64"', "classifier: found 'classifier-256'"),
+    ("runs/cadm-g-ddpm250.toml", "reference", "refrence", "reference: missing"),
+    ("runs/cadm-g-ddpm250.toml", "[flags]", "[flags", "line"),
+    ("runs/cadm-g-ddpm250.toml", "[flags]", "seeds = 3\n[flags]", "seeds: no such key"),
+    ("runs/cadm-g-ddpm250.toml", "num_samples =", "classes = [1]\nnum_samples =", "flags.classes: found [1]"),
+    ("runs/uadm-5k-range.toml", "values = [5.0", 'values = ["5"', "sweep.values: found '5', expected numbers"),
+    ("tables/table4.toml", "fid = 20.17", 'fid = "20"', "rows[0].paper.fid: found '20', expected a number"),
+    ("tables/table4.toml", "fid = 20.17", "fld = 20.17", "rows[0].paper.fld: no such key"),
+    ("tables/table4.toml", 'run = "uadm-5k-constant"', 'run = "other"', "rows[0].run: found 'other'"),
+    ("tables/table4.toml", 'key = "range"', 'key = "constant"', "rows[1].key: found 'constant'"),
+    ("tables/table1.toml", 'reference = "VIRTUAL_imagenet256_labeled.npz"', "", "rows[4].reference: missing"),
+    ("networks/cadm-256.toml", "256x256_diffusion.pt", "mine.pt", "checkpoint: found 'mine.pt'"),
+    ("networks/cadm-256.toml", "image_size = 256", "", "flags.image_size: found None"),
+    ("networks/classifier-64-ect.toml", "batch_size = 256", "batch_size = 2.5", "training.batch_size: found 2.5"),
+]
+
+
