@@ -150,7 +150,7 @@ class TestOutput:
     def test_folder(self, plain_run):
         folder, _ = plain_run
         found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-        names = {"samples_7x8x8x3.npz", "samples_7x8x8x3.png", "run.json", "log.txt"}
+        names = {"samples_7x8x8x3.npz", "samples_7x8x8x3.png", "run.json", "log.txt", "status.json"}
         assert found - {"out/progress.csv"} == {"trace.npz"} | {f"out/{name}" for name in names}
 
     def test_arrays(self, plain_run):
