@@ -7,7 +7,7 @@ PYTEST_ARGS ?= -n 2
 # PATH first, so that the environment's mpiexec and python are the ones the scripts call.
 RUN := PATH="$(abspath $(BIN)):$$PATH"
 
-.PHONY: demo test parity evaluator-matrix lint clean
+.PHONY: demo test parity fuzz evaluator-matrix lint clean
 .DEFAULT_GOAL := demo
 
 $(BIN)/.demo-ready: setup.py constraints.txt
@@ -28,6 +28,9 @@ test: $(BIN)/.test-ready  ## the whole test suite
 
 parity: $(BIN)/.test-ready  ## the table of comparisons with the genuine upstream
 	$(RUN) python -m tests.parity
+
+fuzz: $(BIN)/.test-ready  ## damaged files of every kind, 3,000 of each
+	$(RUN) ED_DPM_FUZZ=$(or $(N),3000) python -m pytest tests/test_fuzz_readers.py --timeout=0
 
 evaluator-matrix: $(BIN)/.test-ready  ## the evaluator's tests under several versions of NumPy and SciPy
 	$(RUN) python -m tests.evaluator_matrix

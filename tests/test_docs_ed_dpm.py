@@ -16,6 +16,7 @@ import pytest
 
 from ed_dpm_patches.reproduce import cli
 from ed_dpm_patches.reproduce.plan import plan
+from guided_diffusion.status import Status
 from tests.helpers import ROOT
 from tests.test_docs import documented_commands
 from tests.test_figures import make_table, make_trace, sweep_rows
@@ -25,7 +26,7 @@ COMMANDS = sorted({command for _, command in documented_commands() if command.st
 
 def test_every_command_is_documented():
     documented = {command.split()[1] for command in COMMANDS}
-    assert documented == {"list", "show", "run", "report", "figure", "download"}
+    assert documented == {"list", "show", "run", "report", "figure", "download", "status"}
     figures = {command.split()[2] for command in COMMANDS if command.split()[1] == "figure"}
     assert figures == set(cli.figures.FIGURES)
 
@@ -48,11 +49,16 @@ def test_documented_command(command, tmp_path, monkeypatch, capsys):
         book = {"recipes": "ed_dpm_patches/recipes", "rehearsal": False}
         args.out.mkdir(parents=True)
         (args.out / "book.json").write_text(json.dumps(book))
+    if words[0] == "status":
+        args.directory.mkdir()
+        Status(args.directory, total=10, unit="images")
     monkeypatch.setattr(sys, "argv", ["ed-dpm", *words])
     cli.main()
     printed = capsys.readouterr().out.splitlines()
     if words[0] in ("report", "figure"):
         assert printed and all(Path(line).is_file() for line in printed)
+    elif words[0] == "status":
+        assert "running" in " ".join(printed)
     else:
         assert len(printed) > 10
 
