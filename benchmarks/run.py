@@ -7,6 +7,10 @@ And a trace's cost, our sampling with it beside our sampling without (no peer ne
 
     python -m benchmarks.run trace --rounds 50
 
+And what it costs that a sampling run can be interrupted at any time:
+
+    python -m benchmarks.run robustness --rounds 20
+
 Our evaluator beside others, with flags of its own (see ``evaluation.py``):
 
     python -m benchmarks.run evaluation --upstream CHECKOUT
@@ -24,11 +28,12 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import evaluation, tracing
+from benchmarks import evaluation, robustness, tracing
 from benchmarks.cases import SETTINGS, Pair
 from benchmarks.measure import ceilings, paired
 from guided_diffusion.checkpoint import write_bytes_atomically
@@ -46,7 +51,8 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     report = {"what": args.what, "half": args.half, "compile": args.compile, **machine(device)}
-    report |= trace_report(args, device) if args.what == "trace" else peer_report(args, device)
+    own = {"trace": tracing, "robustness": robustness}.get(args.what)
+    report |= own_report(own, args, device) if own else peer_report(args, device)
     text = json.dumps(report, indent=2)
     name = f"{re.sub(r'[^a-z0-9]+', '-', report['device'].lower()).strip('-')}-{args.what}"
     path = RESULTS / f"{name}{'-half' * args.half}{'-compiled' * args.compile}-{datetime.date.today()}.json"
@@ -70,19 +76,19 @@ def peer_report(args: argparse.Namespace, device: torch.device) -> dict[str, obj
     return {"ceilings_gflops": top, "peer": peer.source, "rows": rows}
 
 
-def trace_report(args: argparse.Namespace, device: torch.device) -> dict[str, object]:
-    """With a trace beside without: a row for each config."""
-    print(" | ".join(tracing.HEADER), file=sys.stderr)
+def own_report(module: ModuleType, args: argparse.Namespace, device: torch.device) -> dict[str, object]:
+    """Ours with something beside ours without it: a row for each config."""
+    print(" | ".join(module.HEADER), file=sys.stderr)
     rows = []
     for config in args.config:
-        rows.append({"config": config, **tracing.measure(SETTINGS[config], device, args.half, args.rounds)})
-        print(tracing.line(rows[-1]), file=sys.stderr, flush=True)
+        rows.append({"config": config, **module.measure(SETTINGS[config], device, args.half, args.rounds)})
+        print(module.line(rows[-1]), file=sys.stderr, flush=True)
     return {"rows": rows}
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("sampling", "training", "trace"))
+    parser.add_argument("what", choices=("sampling", "training", "trace", "robustness"))
     parser.add_argument("--config", action="append", choices=sorted(SETTINGS), help="default: 32x32 and 64x64")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--half", action="store_true", help="float16: ours under autocast, the peer's use_fp16")

@@ -1,0 +1,133 @@
+"""What it costs that a sampling run cannot be lost: the programs' run beside a bare loop of the same networks.
+
+The run has a generator for every sample, part files that reach the disk, a manifest with hashes, the search for inf
+and nan at every step, status.json and a heartbeat of two ranks; the bare loop draws its noise at once and writes one
+npz at the end. One batch is a hundredth or less of what it is in practice (250 steps of a large network), so what a batch
+costs beside its steps weighs more here.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from benchmarks.cases import Setting
+from benchmarks.measure import synchronise
+from benchmarks.tracing import networks
+from guided_diffusion import logger, script_util
+from guided_diffusion.checkpoint import save
+from guided_diffusion.generate import SampleRun, to_uint8
+from guided_diffusion.heartbeat import Heartbeat
+from guided_diffusion.nonfinite import Watch, timesteps_of
+from guided_diffusion.sample_noise import LabelPlan
+
+STEPS, BATCHES = 4, 2
+HEADER = ("config", "part", "bare s", "run s", "wall ratio", "10-90 %", "CPU ratio", "10-90 %")
+
+
+def measure(setting: Setting, device: torch.device, half: bool, rounds: int) -> dict[str, float | str]:
+    """Seconds of both, interleaved, on the wall and of this process's CPUs, and the ratio of the run to the bare loop.
+
+    The ratio of CPU seconds tells more on a machine that does other work too; it has no waiting for the disk in it.
+    """
+    model, _ = networks(setting, device, half)
+    folder = Path(tempfile.mkdtemp(prefix="robustness-"))
+    save({"weights": torch.zeros(1 << 20)}, folder / "model.pt")  # to be hashed
+    with logger.scoped_configure(dir=str(folder), format_strs=[]), _heartbeat():
+        run, bare = _sides(setting, device, model, folder)
+        run(), bare()
+        times = {"run": [], "bare": []}
+        for i in range(rounds):
+            for name in ("run", "bare") if i % 2 else ("bare", "run"):
+                times[name].append(_clocks(run if name == "run" else bare, device))
+    shutil.rmtree(folder)
+    wall, cpu = (
+        [own[clock] / peer[clock] for own, peer in zip(times["run"], times["bare"], strict=True)] for clock in (0, 1)
+    )
+    return {
+        "part": f"{BATCHES} batches of {setting.batch_size}, {STEPS} steps", "rounds": rounds,
+        "bare_seconds": statistics.median(t for t, _ in times["bare"]),
+        "run_seconds": statistics.median(t for t, _ in times["run"]),
+        **_spread("wall_ratio", wall), **_spread("cpu_ratio", cpu),
+    }  # fmt: skip
+
+
+def _sides(setting: Setting, device: torch.device, model: Callable, folder: Path) -> tuple[Callable, Callable]:
+    diffusion = script_util.create_gaussian_diffusion(learn_sigma=True, timestep_respacing=str(STEPS))
+    shape, count, classes = (3, setting.side, setting.side), BATCHES * setting.batch_size, 10
+
+    def loop(model: Callable, y: torch.Tensor, **arguments) -> torch.Tensor:
+        return diffusion.p_sample_loop(model, model_kwargs={"y": y}, **arguments)
+
+    def run() -> None:
+        directory = Path(tempfile.mkdtemp(dir=folder))
+        plan = SampleRun(
+            num_samples=count, batch_size=setting.batch_size, shape=shape, seed=0, directory=directory,
+            flags={"model_path": str(folder / "model.pt")}, labels=LabelPlan("", False, classes),
+            watch=Watch(timesteps_of(diffusion)),
+        )  # fmt: skip
+        plan.generate(lambda batch: loop(batch.watched(model), batch.labels, **batch.loop_arguments(shape)))
+
+    def bare() -> None:
+        images, labels = [], []
+        for _ in range(BATCHES):
+            y = torch.randint(classes, (setting.batch_size,), device=device)
+            drawn = loop(model, y, shape=(setting.batch_size, *shape), device=device)
+            images.append(to_uint8(drawn).cpu().numpy())
+            labels.append(y.cpu().numpy())
+        np.savez(folder / "bare.npz", np.concatenate(images), np.concatenate(labels))
+
+    return run, bare
+
+
+@contextmanager
+def _heartbeat() -> Iterator[None]:
+    """Two ranks' heartbeats in this process: twice the work of one."""
+    server = dist.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+    hearts = [Heartbeat(print) for _ in range(2)]
+    starts = [threading.Thread(target=heart.start, args=(server.clone(), i, 2)) for i, heart in enumerate(hearts)]
+    for start in starts:
+        start.start()
+    for start in starts:
+        start.join()
+    try:
+        yield
+    finally:
+        for heart in hearts:
+            heart.expect_leavers()
+            heart.stop()
+
+
+def _clocks(work: Callable, device: torch.device) -> tuple[float, float]:
+    """Seconds on the wall, and of this process on all CPUs."""
+    synchronise(device)
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    synchronise(device)
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def _spread(name: str, values: list[float]) -> dict[str, float]:
+    deciles = statistics.quantiles(values, n=10, method="inclusive")
+    return {name: statistics.median(values), f"{name}_p10": deciles[0], f"{name}_p90": deciles[-1]}
+
+
+def line(row: dict) -> str:
+    """One row of the table."""
+    return " | ".join(
+        (
+            row["config"], row["part"], f"{row['bare_seconds']:.2f}", f"{row['run_seconds']:.2f}",
+            f"{row['wall_ratio']:.4f}", f"{row['wall_ratio_p10']:.3f}-{row['wall_ratio_p90']:.3f}",
+            f"{row['cpu_ratio']:.4f}", f"{row['cpu_ratio_p10']:.3f}-{row['cpu_ratio_p90']:.3f}",
+        )
+    )  # fmt: skip
