@@ -2,7 +2,7 @@
 
 The run has a generator for every sample, part files that reach the disk, a manifest with hashes, the search for inf
 and nan at every step, status.json and a heartbeat of two ranks; the bare loop draws its noise at once and writes one
-npz at the end. One batch is a hundredth or less of what it is in practice (250 steps of a large network), so what a batch
+npz at the end. A batch here is a hundredth or less of one in practice (250 steps of a large network), so what a batch
 costs beside its steps weighs more here.
 """
 
