@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from . import dist_util, logger, run_setup
+from . import dist_util, logger, run_setup, train_util
 from .configs import (
     ClassifierTrainConfig,
     DataConfig,
@@ -24,7 +24,7 @@ from .image_datasets import ImageDataset, fingerprint, open_dataset
 from .random_streams import Purpose
 from .resample import create_named_schedule_sampler
 from .script_util import build_diffusion
-from .train_util import TrainLoop, find_resume_checkpoint
+from .train_util import TrainLoop
 from .training_run import CHANGEABLE, TrainingRun, open_run
 
 
@@ -98,7 +98,7 @@ def find_run(
     processes = dist_util.get_world_size()
     facts = {"processes": processes, "global_batch": processes * train.batch_size}
     facts["images"] = fingerprint(dataset, flags["data_dir"])
-    resume = find_resume_checkpoint() or train.resume_checkpoint
+    resume = train_util.find_resume_checkpoint() or train.resume_checkpoint
     return open_run(logger.get_dir(), flags | facts, changeable, flags["seed"], train.keep, resume)
 
 

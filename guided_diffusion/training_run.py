@@ -116,7 +116,7 @@ def open_run(
     """The run in a folder: from its newest intact checkpoint on, else from `resume_checkpoint`, else from the start.
 
     A collective. InputError on all ranks when the folder holds the checkpoints of a run with other flags; the line
-    names each difference, but for those that are `changeable`. A flag that one of the two lacks differs.
+    names each difference, but for those that are `changeable` and those that one of the two does not know.
     """
     folder = CheckpointFolder(Path(directory))
     found: Checkpoint | InputError | None = None
@@ -133,10 +133,11 @@ def open_run(
     given = TrainingRun.from_checkpoint(resume_checkpoint)
     if found is None or given.number > found.number:
         return TrainingRun(given.model_path, given.number, given.began, given.first_step, **kept)
-    steps_done, began = found.state["steps_done"], found.state["began"]
-    if found.state["flags"]["processes"] != flags["processes"]:
-        before = found.state["flags"]["processes"]
+    steps_done, began, before = found.state["steps_done"], found.state["began"], found.state["flags"]["processes"]
+    if before != flags["processes"]:
         logger.warn(f"going on with {flags['processes']} processes, {before} before: the draws will be others")
+    if found.state["versions"] != versions():
+        logger.warn(f"going on with {versions()}, before {found.state['versions']}: roundings may differ")
     return TrainingRun(found.model, found.number, began, steps_done, found.state["loop"], **kept)
 
 
@@ -151,7 +152,7 @@ def _check_flags(folder: CheckpointFolder, flags: Mapping[str, Any], changeable:
     clashes = [
         f"{_FACTS.get(name, f'--{name}')} {flags.get(name)} (the run there has {found.get(name)})"
         for name in sorted({*flags, *found} - changeable)
-        if flags.get(name) != found.get(name)
+        if flags.get(name) != found.get(name) and (name in _FACTS or (name in flags and name in found))
     ]
     if not found:
         clashes = ["it has no config.json"]

@@ -26,6 +26,7 @@ import guided_diffusion.classifier_util  # noqa: F401
 import guided_diffusion.generate  # noqa: F401
 import guided_diffusion.run_setup  # noqa: F401
 import guided_diffusion.script_util  # noqa: F401
+import guided_diffusion.train_setup  # noqa: F401
 
 
 def main() -> None:
