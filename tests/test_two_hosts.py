@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ import pytest
 
 from guided_diffusion.heartbeat import PATIENCE_VARIABLE
 from tests.faults.jobs import SAMPLES, STEPS, Job, make_jobs
-from tests.helpers import TIMEOUT, clean_environment, executable, kill_tree
+from tests.helpers import TIMEOUT, clean_environment, descendants, executable, kill_tree
 
 pytestmark = pytest.mark.slow
 
@@ -47,18 +49,21 @@ class Host:
     def start(self, command: list[str], output: Path) -> subprocess.Popen:
         """Run a command on the host, both its outputs into a file."""
         environment = clean_environment(GLOO_SOCKET_IFNAME=LINK, **{PATIENCE_VARIABLE: str(PATIENCE)})
-        # Names of its own; and "$0" "$@", so that nothing needs quoting.
-        names = output.with_suffix(".hosts")
-        names.write_text(f"127.0.0.1 localhost\n{self.address} {self.name}\n")
-        setup = f'mount --bind {names} /etc/hosts && hostname {self.name} && exec "$0" "$@"'
-        own = ["unshare", "--uts", "--mount", "sh", "-c", setup, *command]
         with output.open("w") as file:
             process = subprocess.Popen(
-                ["ip", "netns", "exec", self.name, *own],
+                [*self.prefix(output.parent), *command],
                 stdout=file, stderr=file, env=environment, start_new_session=True,
             )  # fmt: skip
         self.processes.append(process)
         return process
+
+    def prefix(self, folder: Path) -> list[str]:
+        """What goes before a command that is to run on the host, under the host's name."""
+        names = folder / f"{self.name}.hosts"
+        names.write_text(f"127.0.0.1 localhost\n{self.address} {self.name}\n")
+        # "$0" "$@", so that nothing needs quoting.
+        setup = f'mount --bind {names} /etc/hosts && hostname {self.name} && exec "$0" "$@"'
+        return ["ip", "netns", "exec", self.name, "unshare", "--uts", "--mount", "sh", "-c", setup]
 
     def set_link(self, state: str) -> None:
         """`up` or `down`."""
@@ -183,3 +188,47 @@ def test_sampling_goes_on_with_the_host_that_is_left(hosts, jobs, run, tmp_path)
     say("the images equal those of an undisturbed single process in every byte")
     with contextlib.suppress(FileNotFoundError):
         assert not list((folder / "parts").iterdir())
+
+
+WAITS_FOR_RANK_1 = """
+import time, torch, torch.distributed as dist
+from guided_diffusion import dist_util
+
+def main():
+    dist_util.setup_dist()
+    print("met", flush=True)
+    time.sleep(300 * dist_util.get_rank())
+    dist.all_reduce(torch.ones(1))
+
+dist_util.run_main(main)
+"""
+
+
+def test_mpiexec_with_a_host_file_and_the_link_cut(hosts, tmp_path):
+    pytest.importorskip("mpi4py")
+    (tmp_path / "waits.py").write_text(WAITS_FOR_RANK_1)
+    (tmp_path / "hostfile").write_text("".join(f"{host.address}:1\n" for host in hosts))
+    # In place of ssh: finds the host's name among the arguments, and runs what comes after it.
+    shell = tmp_path / "to_host"
+    cases = [f'{host.address}) shift; exec {shlex.join(host.prefix(tmp_path))} sh -c "$*";;' for host in hosts]
+    shell.write_text("\n".join(["#!/bin/sh", "while :; do case $1 in", *cases, "*) shift;; esac; done"]) + "\n")
+    shell.chmod(0o755)
+    command = [
+        executable("mpiexec"), "-f", str(tmp_path / "hostfile"), "-n", "2", "-iface", LINK, "-launcher", "rsh",
+        "-launcher-exec", str(shell), sys.executable, str(tmp_path / "waits.py"),
+    ]  # fmt: skip
+    output = tmp_path / "a"
+    process = hosts[0].start(command, output)
+    wait_for(lambda: output.read_text().count("met") == 2, [process], [output])
+    time.sleep(2)
+    hosts[1].set_link("down")
+    began = time.monotonic()
+    say("two ranks under mpiexec with a host file; link cut")
+    ranks = [pid for pid in descendants(process.pid) if b"waits.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert ends([process], [output])[0] != 0
+    say(f"mpiexec has ended, {time.monotonic() - began:.1f} s after the cut: {errors(output)}")
+    assert "error: rank 1 (" in output.read_text()
+    while any(Path(f"/proc/{pid}").exists() for pid in ranks):
+        assert time.monotonic() < began + 60
+        time.sleep(0.1)
+    say(f"no process is left on either host, {time.monotonic() - began:.1f} s after the cut")
