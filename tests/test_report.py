@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ed_dpm_patches.reproduce.book import Book, Row, load
+from ed_dpm_patches.reproduce.book import DIGITS, Book, Row, load
 from ed_dpm_patches.reproduce.report import RUN_COLUMNS, TABLE_COLUMNS, write_report
 from ed_dpm_patches.reproduce.results import read_results
 from guided_diffusion.errors import InputError
@@ -72,7 +72,7 @@ def test_figures_differences_and_origin_of_a_row(tmp_path):
     assert difference[:6] == ["difference", "+1.00", "+1.00", "+5.50", "-0.010", "+0.100"]
     assert published[:2] == ["published samples", "20.25"] and published[6] == "50,000"
     assert its_difference[1] == "+0.25"
-    text = report(tmp_path, replace(BOOK, data="digits"))
+    text = report(tmp_path, replace(BOOK, data=DIGITS))
     assert {"Plain (real images)"} < {record["method"] for record in records(tmp_path / "report.csv")}
     assert cells(text, "The main table", "Plain")[4][0] == "real images"
 

@@ -23,8 +23,11 @@ from .published import PUBLISHED
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 ROOT = RECIPES.parents[1]  # of the repository
-DATA = ("imagenet", "digits")
-DIGITS_REFERENCE = "heldout.npz"
+IMAGENET = "imagenet"
+DIGITS = "demo/digits.py"
+# What a program that writes data leaves: folders of images and, of the same names, npz files with labels.
+PARTS = ("train", "evaluator", "heldout")
+HELDOUT = "heldout.npz"
 SAMPLERS = {"ddpm": "DDPM", "ddim": "DDIM", "dpmpp2m": "DPM-Solver++(2M)", "unipc": "UniPC"}  # --sampler: name
 FlagValue = bool | int | float | str
 Flags = dict[str, FlagValue]
@@ -140,7 +143,8 @@ class Book:
     """All experiments of a folder.
 
     :param data: where training images and references come from: "imagenet", files that the user has and
-        published ones; "digits", written on the spot.
+        published ones; else the program of the repository, with its arguments, that writes `PARTS` into the folder
+        that follows them.
     :param features: name of the network that judges samples; None: Inception.
     :param seeds: a run is sampled once with each.
     """
@@ -152,6 +156,11 @@ class Book:
     tables: dict[str, Table]
     seeds: tuple[int, ...] = (0,)
     features: str | None = None
+
+    @property
+    def writes_data(self) -> bool:
+        """Whether a program writes the data on the spot."""
+        return self.data != IMAGENET
 
     def row(self, name: str) -> Row:
         """The row called "table/key". InputError where there is none."""
@@ -231,34 +240,50 @@ def load(directory: Path = RECIPES) -> Book:
     if not (directory / "book.toml").is_file():
         raise InputError(f"{directory}: no book.toml in it, expected a folder of recipes")
     entry = _read(directory / "book.toml")
-    title, data, seeds = entry.take("title", str), entry.choice("data", DATA), entry.take("seeds", list, [0])
+    title, data, seeds = entry.take("title", str), entry.take("data", str), entry.take("seeds", list, [0])
+    if data != IMAGENET and not (ROOT / data.split(" ")[0]).is_file():
+        raise entry.fail("data", data, f"{IMAGENET}, or a program of the repository that writes the data")
     if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
         raise entry.fail("seeds", seeds, "whole numbers from 0 on")
-    networks = {path.stem: _network(path) for path in _files(directory / "networks")}
+    folders, replace = [directory], {}
+    if "base" in entry.values:
+        folders.append(directory / entry.take("base", str))
+        replace = entry.take("replace", dict, {})
+    networks = {path.stem: _network(path) for path in _files(folders, "networks")}
     features = entry.choice("features", networks, None)
     entry.finish()
 
-    references = PUBLISHED if data == "imagenet" else (DIGITS_REFERENCE,)
+    references = PUBLISHED if data == IMAGENET else (HELDOUT,)
     runs: dict[str, Run] = {}
     sweeps: dict[str, tuple[str, ...]] = {}
-    for path in _files(directory / "runs"):
-        made = _runs(path, networks, references)
+    for path in _files(folders, "runs"):
+        made = [_replaced(run, replace) for run in _runs(path, networks, references)]
         for run in made:
             if run.name in runs:
                 raise InputError(f"{path}: the name {run.name} is taken by another run")
             runs[run.name] = run
         if [run.name for run in made] != [path.stem]:
             sweeps[path.stem] = tuple(run.name for run in made)
-    tables = [_table(path, runs, sweeps) for path in _files(directory / "tables")]
+    tables = [_table(path, runs, sweeps) for path in _files(folders, "tables")]
     tables.sort(key=lambda table: table.name.startswith("supplement"))
     return Book(title, data, networks, runs, {table.name: table for table in tables}, tuple(seeds), features)
 
 
-def _files(directory: Path) -> list[Path]:
-    files = sorted(directory.glob("*.toml"))
+def _files(folders: list[Path], kind: str) -> list[Path]:
+    """The recipes of one kind, those of the first folder in place of the later ones' of the same name."""
+    files = {path.name: path for folder in reversed(folders) for path in (folder / kind).glob("*.toml")}
     if not files:
-        raise InputError(f"{directory}: no *.toml files, expected recipes")
-    return files
+        raise InputError(f"{folders[-1] / kind}: no *.toml files, expected recipes")
+    return [files[name] for name in sorted(files)]
+
+
+def _replaced(run: Run, replace: dict[str, Any]) -> Run:
+    """A run with other values of some flags: {flag: value}, or {flag: {value as text: other value}}."""
+    flags = {}
+    for name, value in run.flags.items():
+        new = replace.get(name, value)
+        flags[name] = new.get(str(value), value) if isinstance(new, dict) else new
+    return dataclasses.replace(run, flags=flags)
 
 
 def _read(path: Path) -> _Entry:

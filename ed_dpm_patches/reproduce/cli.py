@@ -124,7 +124,7 @@ def _commands(args: argparse.Namespace) -> tuple[Commands, list[Row]]:
     rows = list({row.name: row for name in args.names for row in book.rows(name)}.values())
     if args.rehearse:
         book = rehearsal(book)
-    small = book.data == "digits"
+    small = book.writes_data
     by_hand = [file.name for file in PUBLISHED.values() if file.url is None]
     options = Options(
         out=short(args.out or Path("runs/rehearsal" if args.rehearse else "runs/paper")),
@@ -155,7 +155,7 @@ def _run(args: argparse.Namespace) -> None:
     check_files(commands, rows)
     steps = plan(commands, rows)
     claim(ROOT / out / "book.json", {"recipes": str(short(args.recipes)), "rehearsal": args.rehearse})
-    small = book.data == "digits"
+    small = book.writes_data
     at_once = args.at_once or (max(1, (os.cpu_count() or 1) // commands.options.processes) if small else 1)
     runner = Runner(out, {"OMP_NUM_THREADS": "1"} if small else {})
     print(f"{len(rows)} rows, {len(steps)} steps; logs: {runner.logs}", flush=True)

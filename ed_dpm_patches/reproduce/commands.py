@@ -8,7 +8,7 @@ from pathlib import Path
 
 from guided_diffusion.errors import InputError
 
-from .book import DIGITS_REFERENCE, ROOT, Book, Flags, Network, Row, Run
+from .book import HELDOUT, ROOT, Book, Flags, Network, Row, Run
 from .published import INCEPTION, PUBLISHED
 
 _BYTES = 4  # a parameter, float32
@@ -54,12 +54,12 @@ class Commands:
 
     @property
     def data(self) -> Path:
-        """Folder of the digits' parts."""
+        """Folder of the parts that a program writes."""
         return self.out / "data"
 
     def images(self, part: str) -> Path:
         """Folder of training images; `part` is train or val."""
-        if self.book.data == "digits":
+        if self.book.writes_data:
             return self.data / {"val": "evaluator"}.get(part, part)
         return self.options.images / part
 
@@ -69,11 +69,11 @@ class Commands:
 
     def reference(self, name: str) -> Path:
         """The evaluator's reference batch."""
-        return self.data / DIGITS_REFERENCE if self.book.data == "digits" else self.published(name)
+        return self.data / HELDOUT if self.book.writes_data else self.published(name)
 
     def batch(self, row: Row) -> Path:
-        """The samples that somebody else publishes for a row; the digits have real images in their place."""
-        return self.data / "train.npz" if self.book.data == "digits" else self.published(row.batch)
+        """The samples that somebody else publishes for a row; written data has real images in their place."""
+        return self.data / "train.npz" if self.book.writes_data else self.published(row.batch)
 
     def count(self, run: Run) -> int:
         """Number of samples of a run."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from guided_diffusion.errors import InputError
 
-from .book import ROOT, Network, Row, Run
+from .book import PARTS, ROOT, Network, Row, Run
 from .commands import Commands
 from .published import INCEPTION, PUBLISHED
 from .steps import Step
@@ -20,8 +20,8 @@ def plan(commands: Commands, rows: Sequence[Row]) -> list[Step]:
     batches = list({row.batch: row for row in rows if row.batch}.values())
     networks = needed_networks(commands, rows)
     steps = [_download(commands, name) for name in needed_files(commands, rows) if name not in commands.options.given]
-    if book.data == "digits":
-        steps.append(_digits(commands))
+    if book.writes_data:
+        steps.append(_data(commands))
     steps += [_training(commands, network) for network in networks if network.training]
     for run in runs:
         for seed in commands.seeds:
@@ -42,7 +42,7 @@ def needed_files(commands: Commands, rows: Sequence[Row]) -> list[str]:
     """Names of the published files that rows need."""
     book = commands.book
     names = [network.checkpoint for network in needed_networks(commands, rows) if network.training is None]
-    if book.data == "imagenet":
+    if not book.writes_data:
         names += [book.runs[name].reference for row in rows for name in row.run_names]
         for row in rows:
             names += [row.batch, commands.batch_reference(row)] if row.batch else []
@@ -63,7 +63,7 @@ def check_files(commands: Commands, rows: Sequence[Row]) -> None:
                 f"{len(needing)} of {len(rows)} rows need it: --skip_missing leaves them out"
             )
     for network in needed_networks(commands, rows):
-        if network.training and commands.book.data == "imagenet":
+        if network.training and not commands.book.writes_data:
             for part in (network.training.part, "val"):
                 if not (ROOT / commands.images(part)).is_dir():
                     raise InputError(
@@ -90,14 +90,14 @@ def _download(commands: Commands, name: str) -> Step:
     return Step(f"download-{name}", command, (), (models / name,))
 
 
-def _digits(commands: Commands) -> Step:
-    parts = tuple(commands.data / f"{part}.npz" for part in ("train", "evaluator", "heldout"))
-    return Step("digits", ("python", "demo/digits.py", str(commands.data)), (), parts)
+def _data(commands: Commands) -> Step:
+    parts = tuple(commands.data / f"{part}.npz" for part in PARTS)
+    return Step("data", ("python", *commands.book.data.split(), str(commands.data)), (), parts)
 
 
 def _training(commands: Commands, network: Network) -> Step:
-    # Images in folders have no hash; the digits' npz file stands for the folder beside it.
-    inputs = (commands.data / f"{network.training.part}.npz",) if commands.book.data == "digits" else ()
+    # Images in folders have no hash; the npz file of written data stands for the folder beside it.
+    inputs = (commands.data / f"{network.training.part}.npz",) if commands.book.writes_data else ()
     output = commands.checkpoint(network)
     return Step(f"train-{output.parent.name}", tuple(commands.train(network)), inputs, (output,), precious=True)
 

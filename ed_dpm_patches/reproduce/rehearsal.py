@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .book import DIGITS_REFERENCE, Book, Flags, Network, Training
+from .book import DIGITS, HELDOUT, Book, Flags, Network, Training
 
 SAMPLES = 16  # a run, unless --num_samples says otherwise
 _IMAGES, _STEPS = 32, 20  # of a training
@@ -36,11 +36,11 @@ def rehearsal(book: Book) -> Book:
     }
     return replace(
         book,
-        data="digits",
+        data=DIGITS,
         networks=networks | {_FEATURES.name: _FEATURES},
         features=_FEATURES.name,
         runs={
-            name: replace(run, reference=DIGITS_REFERENCE, flags=run.flags | _BRAIN_FLOAT)
+            name: replace(run, reference=HELDOUT, flags=run.flags | _BRAIN_FLOAT)
             for name, run in book.runs.items()
         },
     )

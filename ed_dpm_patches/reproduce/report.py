@@ -145,8 +145,8 @@ def _provenance(results: Results) -> Iterator[Section]:
 
 
 def _batch_name(book: Book) -> str:
-    """What is evaluated besides our own samples; among digits real ones are in their place."""
-    return "real images" if book.data == "digits" else "published samples"
+    """What is evaluated besides our own samples; in written data real ones are in their place."""
+    return "real images" if book.writes_data else "published samples"
 
 
 def paper_value(figures: Figures, metric: str) -> float | None:
