@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from benchmarks.cases import Setting
 from benchmarks.measure import synchronise
-from benchmarks.tracing import networks
+from benchmarks.tracing import free_model, networks
 from guided_diffusion import logger, script_util
 from guided_diffusion.checkpoint import save
 from guided_diffusion.generate import SampleRun, to_uint8
@@ -32,32 +32,30 @@ from guided_diffusion.nonfinite import Watch, timesteps_of
 from guided_diffusion.sample_noise import LabelPlan
 
 STEPS, BATCHES = 4, 2
-HEADER = ("config", "part", "bare s", "run s", "wall ratio", "10-90 %", "CPU ratio", "10-90 %")
+HEADER = ("config", "part", "bare s", "run s", "wall ratio", "10-90 %", "CPU ratio", "10-90 %", "own ms", "own share")
 
 
 def measure(setting: Setting, device: torch.device, half: bool, rounds: int) -> dict[str, float | str]:
     """Seconds of both, interleaved, on the wall and of this process's CPUs, and the ratio of the run to the bare loop.
 
     The ratio of CPU seconds tells more on a machine that does other work too; it has no waiting for the disk in it.
+    `own_seconds` is what the run adds, on the wall, around a network that costs nothing, and `own_share` that beside
+    the bare loop: on a noisy machine it tells more than the difference of two long times.
     """
     model, _ = networks(setting, device, half)
     folder = Path(tempfile.mkdtemp(prefix="robustness-"))
     save({"weights": torch.zeros(1 << 20)}, folder / "model.pt")  # to be hashed
     with logger.scoped_configure(dir=str(folder), format_strs=[]), _heartbeat():
-        run, bare = _sides(setting, device, model, folder)
-        run(), bare()
-        times = {"run": [], "bare": []}
-        for i in range(rounds):
-            for name in ("run", "bare") if i % 2 else ("bare", "run"):
-                times[name].append(_clocks(run if name == "run" else bare, device))
+        times = _interleaved(*_sides(setting, device, model, folder), device, rounds)
+        free = _interleaved(*_sides(setting, device, free_model, folder), device, 40)
     shutil.rmtree(folder)
-    wall, cpu = (
-        [own[clock] / peer[clock] for own, peer in zip(times["run"], times["bare"], strict=True)] for clock in (0, 1)
-    )
+    wall, cpu = ([own[clock] / peer[clock] for own, peer in times] for clock in (0, 1))
+    bare_seconds = statistics.median(peer[0] for _, peer in times)
+    own_seconds = statistics.median(own[0] - peer[0] for own, peer in free)
     return {
         "part": f"{BATCHES} batches of {setting.batch_size}, {STEPS} steps", "rounds": rounds,
-        "bare_seconds": statistics.median(t for t, _ in times["bare"]),
-        "run_seconds": statistics.median(t for t, _ in times["run"]),
+        "bare_seconds": bare_seconds, "run_seconds": statistics.median(own[0] for own, _ in times),
+        "own_seconds": own_seconds, "own_share": own_seconds / bare_seconds,
         **_spread("wall_ratio", wall), **_spread("cpu_ratio", cpu),
     }  # fmt: skip
 
@@ -88,6 +86,21 @@ def _sides(setting: Setting, device: torch.device, model: Callable, folder: Path
         np.savez(folder / "bare.npz", np.concatenate(images), np.concatenate(labels))
 
     return run, bare
+
+
+def _interleaved(
+    run: Callable, bare: Callable, device: torch.device, rounds: int
+) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+    """The clocks of both, round by round; which goes first changes."""
+    run(), bare()
+    times = []
+    for i in range(rounds):
+        if i % 2:
+            peer = _clocks(bare, device)
+            times.append((_clocks(run, device), peer))
+        else:
+            times.append((_clocks(run, device), _clocks(bare, device)))
+    return times
 
 
 @contextmanager
@@ -129,5 +142,6 @@ def line(row: dict) -> str:
             row["config"], row["part"], f"{row['bare_seconds']:.2f}", f"{row['run_seconds']:.2f}",
             f"{row['wall_ratio']:.4f}", f"{row['wall_ratio_p10']:.3f}-{row['wall_ratio_p90']:.3f}",
             f"{row['cpu_ratio']:.4f}", f"{row['cpu_ratio_p10']:.3f}-{row['cpu_ratio_p90']:.3f}",
+            f"{row['own_seconds'] * 1e3:.1f}", f"{row['own_share']:.2%}",
         )
     )  # fmt: skip
