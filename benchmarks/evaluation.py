@@ -122,13 +122,16 @@ def images_table(compared: dict[str, Any]) -> list[str]:
 
 
 def features_table(compared: dict[str, Any]) -> list[str]:
-    """Seconds by part and memory of ours, upstream's where there is one, and the ratio."""
+    """Figures and their relative difference; seconds by part, memory, and their ratio."""
     ours, other = (compared["evaluators"].get(name) for name in ("ours", UPSTREAM))
     sides = [side for side in (ours, other) if side]
-    rows = [["processor seconds", "ours", *(["upstream", "ratio"] if other else [])]]
+    rows = [["", "ours", *(["upstream", "difference, ratio"] if other else [])]]
+    for key in ours["figures"]:
+        values = [side["figures"][key] for side in sides]
+        rows.append([TITLES[key], *map(_number, values), *([_difference(*values)] if other else [])])
     for part in ours["cpu_seconds"]:
         values = [side["cpu_seconds"][part] for side in sides]
-        rows.append([part, *(f"{value:.1f}" for value in values), *_ratio(values)])
+        rows.append([f"processor seconds, {part}", *(f"{value:.1f}" for value in values), *_ratio(values)])
     values = [side["peak_bytes"] / 1e9 for side in sides]
     rows.append(["peak memory, GB", *(f"{value:.2f}" for value in values), *_ratio(values)])
     count = compared["count"]

@@ -81,4 +81,6 @@ def test_the_table_leaves_out_who_is_not_there():
     ours = {**side(1.0), "bootstrap_round_cpu_seconds": 1.5}
     alone = evaluation.features_table({"count": 5, "evaluators": {"ours": ours}})
     both = evaluation.features_table({"count": 5, "evaluators": {"ours": ours, "upstream": side(1.0)}})
-    assert "| metrics | 1.0 |" in alone and "| metrics | 1.0 | 1.0 | 1.0 |" in both
+    seconds = "| processor seconds, metrics | 1.0 |"
+    assert seconds in alone and f"{seconds} 1.0 | 1.0 |" in both
+    assert "| FID | 1 |" in alone and "| FID | 1 | 1 | 0.0e+00 |" in both
