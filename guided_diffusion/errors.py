@@ -7,8 +7,12 @@ class InputError(Exception):
     """Something the user gave us is wrong: a flag, a file, an environment variable.
 
     ``str(error)`` is the single line shown to the user. It names the file or flag, what was found and what
-    was expected. ``dist_util.run_main`` prints it without a traceback.
+    was expected. ``dist_util.run_main`` prints it without a traceback. It stays a line where a file's own names,
+    such as the keys of a checkpoint, hold line breaks.
     """
+
+    def __init__(self, message: object = ""):
+        super().__init__(" ".join(str(message).splitlines()))
 
 
 class InputValueError(InputError, ValueError):

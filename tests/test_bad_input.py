@@ -14,11 +14,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ed_dpm_patches.reproduce import cli
 from ed_dpm_patches.reproduce.book import RECIPES as THE_RECIPES
 from ed_dpm_patches.reproduce.book import load
 from evaluations.image_sets import open_image_set
+from guided_diffusion import checkpoint
 from guided_diffusion.errors import InputError
 from tests.bad_files import Malicious, make_bad_files
 from tests.bad_inputs import BASE, COMMANDS, ENVIRONMENT, IMAGE_SETS, MIDWAY, RECIPES, SCRIPTS, Case
@@ -121,6 +123,13 @@ def test_the_table_is_a_table():
     names = [str(case) for case in SCRIPTS]
     assert len(set(names)) == len(names) and len(names) + len(IMAGE_SETS) + len(COMMANDS) + len(RECIPES) >= 150
     assert all(case.says for case in SCRIPTS)
+
+
+def test_an_error_is_one_line_whatever_a_file_calls_its_tensors(tmp_path):
+    checkpoint.save({"a\nb\r\u2028c": torch.zeros(1)}, tmp_path / "model.pt")
+    with pytest.raises(InputError, match="1 unexpected: a b  c") as error:
+        checkpoint.load_weights(torch.nn.Linear(1, 1), tmp_path / "model.pt")
+    assert len(str(pickle.loads(pickle.dumps(error.value))).splitlines()) == 1
 
 
 @pytest.mark.parametrize("case", SCRIPTS, ids=str)
