@@ -11,7 +11,6 @@ the format.
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from guided_diffusion.errors import InputError
 
 from .published import PUBLISHED
+from .toml_entry import KIND_NAMES, Entry, Flags, read_entry
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 ROOT = RECIPES.parents[1]  # of the repository
@@ -29,8 +29,6 @@ DIGITS = "demo/digits.py"
 PARTS = ("train", "evaluator", "heldout")
 HELDOUT = "heldout.npz"
 SAMPLERS = {"ddpm": "DDPM", "ddim": "DDIM", "dpmpp2m": "DPM-Solver++(2M)", "unipc": "UniPC"}  # --sampler: name
-FlagValue = bool | int | float | str
-Flags = dict[str, FlagValue]
 
 
 @dataclass(frozen=True)
@@ -59,10 +57,23 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Derivation:
+    """How a program makes a network of another one.
+
+    :param program: of the repository; checkpoint, npz file and new file are its arguments.
+    :param network: key of `Book.networks`; part: of the written data, whose npz file it reads.
+    """
+
+    program: str
+    network: str
+    part: str
+
+
+@dataclass(frozen=True)
 class Network:
     """A checkpoint and the flags that make its architecture and precision.
 
-    :param checkpoint: name of a published file; with `training` the name of the folder that training fills;
+    :param checkpoint: name of a published file; with `training` or `derived` the name of the folder that they fill;
         else a file of the repository. parameters: how many numbers it holds.
     """
 
@@ -72,6 +83,12 @@ class Network:
     flags: Flags
     training: Training | None = None
     note: str = ""
+    derived: Derivation | None = None
+
+    @property
+    def is_made(self) -> bool:
+        """Whether we make it ourselves."""
+        return bool(self.training or self.derived)
 
 
 @dataclass(frozen=True)
@@ -187,59 +204,11 @@ class Book:
         return flags["image_size"], flags["image_size"], flags.get("in_channels", 3)
 
 
-class _Entry:
-    """One TOML table: keys are taken out with a check of their type, and none may be left over."""
-
-    def __init__(self, file: Path, values: dict[str, Any], prefix: str = ""):
-        self.file, self.values, self.prefix = file, dict(values), prefix
-
-    def fail(self, key: str, found: Any, expected: str) -> InputError:
-        return InputError(f"{self.file}: {self.prefix}{key}: found {found!r}, expected {expected}")
-
-    def take(self, key: str, kind: type, default: Any = dataclasses.MISSING) -> Any:
-        if key not in self.values:
-            if default is dataclasses.MISSING:
-                raise InputError(f"{self.file}: {self.prefix}{key}: missing, expected {_NAMES[kind]}")
-            return default
-        value = self.values.pop(key)
-        if kind is float and type(value) is int:
-            value = float(value)
-        if type(value) is not kind:
-            raise self.fail(key, value, _NAMES[kind])
-        return value
-
-    def flags(self, key: str = "flags") -> Flags:
-        values = self.take(key, dict)
-        for name, value in values.items():
-            if not isinstance(value, FlagValue):
-                raise self.fail(f"{key}.{name}", value, "text, a number, true or false")
-        return values
-
-    def figures(self, key: str) -> Figures:
-        entry = _Entry(self.file, self.take(key, dict, {}), f"{self.prefix}{key}.")
-        figures = Figures(**{f.name: entry.take(f.name, float, None) for f in dataclasses.fields(Figures)})
-        entry.finish()
-        return figures
-
-    def choice(self, key: str, among: Collection[str], default: Any = dataclasses.MISSING) -> str | None:
-        name = self.take(key, str, default)
-        if name is not None and name not in among:
-            raise self.fail(key, name, f"one of {', '.join(among)}")
-        return name
-
-    def finish(self) -> None:
-        if self.values:
-            raise InputError(f"{self.file}: {self.prefix}{next(iter(self.values))}: no such key")
-
-
-_NAMES = {str: "text", int: "a whole number", float: "a number", dict: "a table", list: "a list"}
-
-
 def load(directory: Path = RECIPES) -> Book:
     """All recipes below a directory. InputError, one line with file and key, for anything wrong in them."""
     if not (directory / "book.toml").is_file():
         raise InputError(f"{directory}: no book.toml in it, expected a folder of recipes")
-    entry = _read(directory / "book.toml")
+    entry = read_entry(directory / "book.toml")
     title, data, seeds = entry.take("title", str), entry.take("data", str), entry.take("seeds", list, [0])
     if data != IMAGENET and not (ROOT / data.split(" ")[0]).is_file():
         raise entry.fail("data", data, f"{IMAGENET}, or a program of the repository that writes the data")
@@ -250,6 +219,12 @@ def load(directory: Path = RECIPES) -> Book:
         folders.append(directory / entry.take("base", str))
         replace = entry.take("replace", dict, {})
     networks = {path.stem: _network(path) for path in _files(folders, "networks")}
+    for network in networks.values():
+        if network.derived and network.derived.network not in networks:
+            raise InputError(
+                f"{directory}: network {network.name}: derived.network: found {network.derived.network!r}, expected "
+                f"one of {', '.join(networks)}"
+            )
     features = entry.choice("features", networks, None)
     entry.finish()
 
@@ -286,18 +261,18 @@ def _replaced(run: Run, replace: dict[str, Any]) -> Run:
     return dataclasses.replace(run, flags=flags)
 
 
-def _read(path: Path) -> _Entry:
-    try:
-        return _Entry(path, tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path}: {error}") from None
+def _figures(row: Entry, key: str) -> Figures:
+    entry = Entry(row.file, row.take(key, dict, {}), f"{row.prefix}{key}.")
+    figures = Figures(**{f.name: entry.take(f.name, float, None) for f in dataclasses.fields(Figures)})
+    entry.finish()
+    return figures
 
 
 def _network(path: Path) -> Network:
-    entry = _read(path)
+    entry = read_entry(path)
     training = None
     if "training" in entry.values:
-        inner = _Entry(path, entry.take("training", dict), "training.")
+        inner = Entry(path, entry.take("training", dict), "training.")
         training = Training(
             inner.take("batch_size", int),
             inner.flags(),
@@ -305,11 +280,22 @@ def _network(path: Path) -> Network:
             inner.take("part", str, "train"),
         )
         inner.finish()
+    derived = None
+    if "derived" in entry.values:
+        inner = Entry(path, entry.take("derived", dict), "derived.")
+        derived = Derivation(inner.take("program", str), inner.take("network", str), inner.choice("part", PARTS))
+        inner.finish()
     checkpoint = entry.take("checkpoint", str)
-    if training is None and checkpoint not in PUBLISHED and not (ROOT / checkpoint).is_file():
+    if not (training or derived) and checkpoint not in PUBLISHED and not (ROOT / checkpoint).is_file():
         raise entry.fail("checkpoint", checkpoint, "a published file, one of the repository, or a [training] table")
     network = Network(
-        path.stem, checkpoint, entry.take("parameters", int), entry.flags(), training, entry.take("note", str, "")
+        name=path.stem,
+        checkpoint=checkpoint,
+        parameters=entry.take("parameters", int),
+        flags=entry.flags(),
+        training=training,
+        note=entry.take("note", str, ""),
+        derived=derived,
     )
     if type(network.flags.get("image_size")) is not int:
         raise entry.fail("flags.image_size", network.flags.get("image_size"), "a whole number")
@@ -319,7 +305,7 @@ def _network(path: Path) -> Network:
 
 def _runs(path: Path, networks: dict[str, Network], references: Collection[str]) -> list[Run]:
     """The run of a file; with a [sweep], one run for each value of a flag, named FILE-VALUE."""
-    entry = _read(path)
+    entry = read_entry(path)
     run = Run(
         name=path.stem,
         model=entry.choice("model", networks),
@@ -330,12 +316,12 @@ def _runs(path: Path, networks: dict[str, Network], references: Collection[str])
     )
     for name, kind in {"num_samples": int, "timestep_respacing": str}.items():
         if type(run.flags.get(name)) is not kind:
-            raise entry.fail(f"flags.{name}", run.flags.get(name), _NAMES[kind])
+            raise entry.fail(f"flags.{name}", run.flags.get(name), KIND_NAMES[kind])
     if run.classifier and networks[run.model].flags["image_size"] != networks[run.classifier].flags["image_size"]:
         raise entry.fail("classifier", run.classifier, f"one of the image size of {run.model}")
     runs = [run]
     if "sweep" in entry.values:
-        sweep = _Entry(path, entry.take("sweep", dict), "sweep.")
+        sweep = Entry(path, entry.take("sweep", dict), "sweep.")
         flag, values = sweep.take("flag", str), sweep.take("values", list)
         sweep.finish()
         for value in values:
@@ -350,12 +336,12 @@ def _runs(path: Path, networks: dict[str, Network], references: Collection[str])
 
 
 def _table(path: Path, runs: dict[str, Run], sweeps: dict[str, tuple[str, ...]]) -> Table:
-    entry = _read(path)
+    entry = read_entry(path)
     title, note, rows, seen = entry.take("title", str), entry.take("note", str, ""), [], set()
     for index, values in enumerate(entry.take("rows", list)):
         if not isinstance(values, dict):
             raise entry.fail(f"rows[{index}]", values, "a table")
-        inner = _Entry(path, values, f"rows[{index}].")
+        inner = Entry(path, values, f"rows[{index}].")
         key = inner.take("key", str)
         if key in seen:
             raise inner.fail("key", key, "a key that no other row has")
@@ -363,8 +349,8 @@ def _table(path: Path, runs: dict[str, Run], sweeps: dict[str, tuple[str, ...]])
         row = Row(
             name=f"{path.stem}/{key}",
             method=inner.take("method", str),
-            paper=inner.figures("paper"),
-            release=inner.figures("release"),
+            paper=_figures(inner, "paper"),
+            release=_figures(inner, "release"),
             run=inner.choice("run", runs, None),
             batch=inner.choice("batch", PUBLISHED, None),
             reference=inner.choice("reference", PUBLISHED, None),

@@ -81,6 +81,8 @@ class Commands:
 
     def checkpoint(self, network: Network) -> Path:
         """Where a network's weights are: a published file, one of the repository, or what `train` leaves."""
+        if network.derived:
+            return self.out / "networks" / network.checkpoint / f"{network.checkpoint}.pt"
         if network.training is None:
             return self.published(network.checkpoint) if network.checkpoint in PUBLISHED else Path(network.checkpoint)
         flags = network.training.flags
@@ -106,6 +108,13 @@ class Commands:
         return self._launch(
             training.script, images | {"batch_size": share} | network.flags | training.flags | log_dir
         )
+
+    def derive(self, network: Network) -> list[str]:
+        """Making a network with a [derived] table of another one."""
+        derived = network.derived
+        source = self.checkpoint(self.book.networks[derived.network])
+        files = source, self.data / f"{derived.part}.npz", self.checkpoint(network)
+        return ["python", derived.program, *map(str, files)]
 
     def sample(self, run: Run, seed: int) -> list[str]:
         """classifier_sample, or image_sample for a run without a classifier."""

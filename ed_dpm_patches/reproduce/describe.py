@@ -92,7 +92,7 @@ def _run(commands: Commands, run: Run, row: Row) -> Iterator[str]:
     if book.data == "imagenet":
         yield f"files, expected in {commands.options.models}/:"
         for network in networks:
-            if network.training is None:
+            if not network.is_made:
                 yield _file_line(commands, network.checkpoint, network)
         yield _file_line(commands, run.reference)
     for network in networks:
@@ -100,6 +100,9 @@ def _run(commands: Commands, run: Run, row: Row) -> Iterator[str]:
             what = "classifier" if network.training.script == "classifier_train" else "model"
             yield f"train the {what} (images are called CLASS_anything, as upstream wants them):"
             yield shell(commands.train(network))
+        if network.derived:
+            yield f"make the classifier of {network.derived.network}:"
+            yield shell(commands.derive(network))
     for seed in commands.seeds:
         yield "sample:" if len(commands.seeds) == 1 else f"sample, seed {seed}:"
         yield shell(commands.sample(run, seed))
@@ -137,7 +140,7 @@ def disk(commands: Commands, rows: Sequence[Row]) -> str:
     book = commands.book
     runs = {name: book.runs[name] for row in rows for name in row.run_names}.values()
     networks = {network.name: network for run in runs for network in _networks(book, run)}.values()
-    files = sum(checkpoint_bytes(network)[0] for network in networks if not network.training)
+    files = sum(checkpoint_bytes(network)[0] for network in networks if not network.is_made)
     training = sum(training_bytes(network) for network in networks if network.training)
     sizes = [sample_bytes(commands, run) for run in runs]
     largest = max(sizes, default=0) // len(commands.seeds)

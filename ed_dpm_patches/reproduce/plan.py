@@ -23,6 +23,7 @@ def plan(commands: Commands, rows: Sequence[Row]) -> list[Step]:
     if book.writes_data:
         steps.append(_data(commands))
     steps += [_training(commands, network) for network in networks if network.training]
+    steps += [_derivation(commands, network) for network in networks if network.derived]
     for run in runs:
         for seed in commands.seeds:
             steps += [_sampling(commands, run, seed), _evaluation(commands, run, seed)]
@@ -35,13 +36,15 @@ def needed_networks(commands: Commands, rows: Sequence[Row]) -> list[Network]:
     names = [book.features] if book.features and any(row.run_names or row.batch for row in rows) else []
     for run in (book.runs[name] for row in rows for name in row.run_names):
         names = [run.model] + [run.classifier] * bool(run.classifier) + names
+    derived = [book.networks[name].derived for name in dict.fromkeys(names)]
+    names += [origin.network for origin in derived if origin]
     return [book.networks[name] for name in dict.fromkeys(names)]
 
 
 def needed_files(commands: Commands, rows: Sequence[Row]) -> list[str]:
     """Names of the published files that rows need."""
     book = commands.book
-    names = [network.checkpoint for network in needed_networks(commands, rows) if network.training is None]
+    names = [network.checkpoint for network in needed_networks(commands, rows) if not network.is_made]
     if not book.writes_data:
         names += [book.runs[name].reference for row in rows for name in row.run_names]
         for row in rows:
@@ -100,6 +103,11 @@ def _training(commands: Commands, network: Network) -> Step:
     inputs = (commands.data / f"{network.training.part}.npz",) if commands.book.writes_data else ()
     output = commands.checkpoint(network)
     return Step(f"train-{output.parent.name}", tuple(commands.train(network)), inputs, (output,), precious=True)
+
+
+def _derivation(commands: Commands, network: Network) -> Step:
+    command = commands.derive(network)
+    return Step(f"derive-{network.name}", tuple(command), tuple(map(Path, command[-3:-1])), (Path(command[-1]),))
 
 
 def _sampling(commands: Commands, run: Run, seed: int) -> Step:

@@ -50,7 +50,7 @@ def _small_classifier(network: Network) -> Network:
     own = network.training.flags if network.training else {"ect": True} if "ECT" in network.checkpoint else {}
     training = Training(_IMAGES, own | {"iterations": _STEPS} | _BRAIN_FLOAT)
     flags = network.flags | _SMALL_CLASSIFIER | _DIGITS
-    return replace(network, checkpoint=network.name, parameters=0, flags=flags, training=training)
+    return replace(network, checkpoint=network.name, parameters=0, flags=flags, training=training, derived=None)
 
 
 def _small_model(network: Network) -> Network:
