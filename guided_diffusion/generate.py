@@ -21,6 +21,7 @@ from .nonfinite import Watch, as_records
 from .parts import PartStore, Piece, assemble, earlier_results, missing_batches, without_overlap
 from .progress import Progress
 from .sample_noise import LabelPlan, PerSampleNoise
+from .write_behind import WriteBehind
 
 # Flags that do not change what a sample is (but for rounding): a run may be continued with others.
 CHANGEABLE_FLAGS = ("log_dir", "num_samples", "batch_size", "save_images", "compile", "nonfinite")
@@ -103,10 +104,11 @@ class SampleRun:
             logger.log(f"resuming: {self.num_samples - to_make} of {self.num_samples} images are there")
         made = self.num_samples - to_make
         with Progress(self.num_samples, "images", initial=made, directory=self.directory) as progress:
-            for indices in missing[rank::world_size]:
-                store.write(indices.start, self._make_part(indices, draw, extras, progress.alive))
-                # Rank 0 shows the whole run: the others advance at about its pace.
-                progress.update(min(len(indices) * world_size, self.num_samples - progress.n))
+            with WriteBehind(store.write) as write:
+                for indices in missing[rank::world_size]:
+                    write(indices.start, self._make_part(indices, draw, extras, progress.alive))
+                    # Rank 0 shows the whole run: the others advance at about its pace.
+                    progress.update(min(len(indices) * world_size, self.num_samples - progress.n))
             dist_util.barrier()
         if rank == 0:
             self._finish(self._finished(store), output)
