@@ -85,7 +85,7 @@ class Heartbeat:
         store.set(f"place/{rank}", json.dumps(asdict(self._own)))
         found = store.multi_get([f"place/{other}" for other in range(world_size)])
         places = [Place(**json.loads(text)) for text in found]
-        self._neighbours = [p for p in places if p.machine == self._own.machine and p.rank != rank]
+        self._neighbours = [p for p in places if p.machine == self._own.machine and p.pid != self._own.pid]
         self._watched = [p for p in places if p.rank != rank] if rank == 0 else [places[0]]
         self._beats = dict.fromkeys(self._watched, b"0")
         self._silence = dict.fromkeys(self._watched, 0.0)
@@ -95,12 +95,14 @@ class Heartbeat:
             thread.start()
 
     def tell(self, status: int, text: str) -> None:
-        """Let the others know that this rank fails, and why; returns within a second or so."""
+        """Let the others know that this rank fails, and why; returns within two seconds."""
+        self.expect_leavers()
         if self.beating:
             self._say(status, f"{self._own} failed: {text}")
+            time.sleep(_PERIOD)  # the store may end with this rank: let them read it
 
     def expect_leavers(self) -> None:
-        """This rank is done: others that vanish from now on are done too."""
+        """This rank is about to leave: others that vanish from now on do so too."""
         self._others_may_leave = True
 
     def stop(self) -> None:
@@ -157,8 +159,10 @@ class Heartbeat:
     def _look_for_leavers(self) -> None:
         for place in self._neighbours:
             if _is_gone(place.pid):
+                if self._stopped.wait(_PERIOD) or self._others_may_leave or self._failure != _FINE:
+                    return  # it had its reasons, or all are about to leave
                 self._give_up(place, f"{place} is gone: it was killed or crashed")
-        if self._closed and not self._stopped.wait(_GRACE):
+        if self._closed and not self._stopped.wait(_GRACE) and not self._others_may_leave:
             # Under torchrun its agent on rank 0's machine holds the store.
             self._give_up(self._watched[0], "the connection to rank 0's machine is closed: it ended or crashed")
 

@@ -139,7 +139,7 @@ class Ranks:
 
 @pytest.fixture
 def ranks(stores, monkeypatch):
-    monkeypatch.setenv(PATIENCE_VARIABLE, "2")
+    monkeypatch.setenv(PATIENCE_VARIABLE, "8")
     both = Ranks(stores)
     yield both
     both.stop()
@@ -153,7 +153,7 @@ def wait_for(condition, seconds: float = 30) -> None:
 
 
 def test_healthy_ranks_go_on(ranks):
-    time.sleep(4)
+    time.sleep(10)
     assert ranks.ended == [] and all(heart.beating for heart in ranks.hearts)
 
 
