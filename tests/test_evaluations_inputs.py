@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_evaluations_classifier import write_classifier  # noqa: E402
 from test_evaluations_recipes import make_images  # noqa: E402
 
-from evaluations import cache, evaluator  # noqa: E402
+from evaluations import cache, checks, evaluator  # noqa: E402
 from evaluations.classifier_features import ClassifierEngine  # noqa: E402
 from evaluations.image_sets import open_image_set, split_paths  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
@@ -238,6 +239,17 @@ def test_warnings(place, engine):
     assert "labels are not equally frequent: from 2 to 20" in found
     np.savez("ref.npz", REFERENCE, np.array([0] * 19 + [1] * 2 + [2] * 3))
     assert "frequent" not in "\n".join(evaluator.evaluate("ref.npz", "s.npz", engine).warnings)
+
+
+@pytest.mark.parametrize("counts", [[30, 50, 40], [12, 12, 13], [5, 90, 0], [0, 37, 0]])
+@pytest.mark.parametrize("known", [None, [100, 90, 120], [0, 40, 0]])
+def test_the_balance_of_labels_is_a_chi_squared_test(counts, known):
+    """Against SciPy's, which knows no table of a single class: there is nothing to compare then."""
+    labels, reference = (None if c is None else np.repeat(range(3), c) for c in (counts, known))
+    table = np.array([counts] if known is None else [counts, known])
+    table = table[:, : labels.max() + 1] if known is None else table[:, table.any(axis=0)]
+    test = stats.chisquare(table[0]) if known is None else stats.chi2_contingency(table)
+    assert bool(checks.warn_of_labels("s.npz", labels, reference)) == (table.shape[1] > 1 and test.pvalue < 1e-3)
 
 
 def test_a_warning_of_images_of_another_shape(place, engine):
