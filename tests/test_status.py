@@ -46,7 +46,7 @@ def test_rate_and_time_left(tmp_path, clock):
     found = read(tmp_path)
     assert (found["done"], found["rate"], found["eta"], found["longest_silence"]) == (60, 2.0, 20.0, 10.0)
     assert (found["pid"], found["last_error"]) == (os.getpid(), None)
-    assert abs(datetime.fromisoformat(found["started"]) - NOW) < timedelta(minutes=1)
+    assert abs(datetime.fromisoformat(found["started"]) - datetime.now().astimezone()) < timedelta(minutes=1)
 
 
 def test_it_is_written_now_and_then(tmp_path, clock, monkeypatch):
