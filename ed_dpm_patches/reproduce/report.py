@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from guided_diffusion.checkpoint import write_bytes_atomically
@@ -54,13 +54,23 @@ def write_report(book: Book, out: Path, rehearsal: bool) -> list[Path]:
     texts = {
         "report.md": to_markdown(document),
         "report.html": to_html(document),
-        "report.csv": _csv(TABLE_COLUMNS, _table_records(book, results, rehearsal)),
-        "runs.csv": _csv(RUN_COLUMNS, _run_records(book, results, rehearsal)),
+        "report.csv": tables_csv(book, results, rehearsal),
+        "runs.csv": runs_csv(book, results, rehearsal),
     }
     for name, text in texts.items():
         with write_bytes_atomically(out / name) as file:
             file.write(text.encode())
     return [out / name for name in texts]
+
+
+def tables_csv(book: Book, results: Results, rehearsal: bool = False) -> str:
+    """A line for every figure of every row."""
+    return csv_text(TABLE_COLUMNS, _table_records(book, results, rehearsal))
+
+
+def runs_csv(book: Book, results: Results, rehearsal: bool = False) -> str:
+    """A line for every run and seed."""
+    return csv_text(RUN_COLUMNS, _run_records(book, results, rehearsal))
 
 
 def build(book: Book, results: Results, rehearsal: bool) -> Document:
@@ -234,7 +244,7 @@ def _mark(rehearsal: bool) -> str:
     return REHEARSAL if rehearsal else ""
 
 
-def _csv(columns: tuple[str, ...], records: Iterator[dict]) -> str:
+def csv_text(columns: tuple[str, ...], records: Iterable[dict]) -> str:
     """Text of a CSV file; what a record lacks or has as None is an empty field."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")

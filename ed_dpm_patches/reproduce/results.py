@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,12 +158,16 @@ def digits(metric: str, value: float) -> int:
     return 2 if metric == "inception_score" else 3
 
 
-def read_results(book: Book, out: Path) -> Results:
-    """What `out` holds for the runs and batches of a book. InputError, naming the file, for a damaged one."""
+def read_results(book: Book, out: Path, seeds: Collection[int] | None = None) -> Results:
+    """What `out` holds for the runs and batches of a book.
+
+    :param seeds: of the samples that count; None: all.
+    InputError, naming the file, for a damaged one.
+    """
     found: dict[str, dict[int, list[tuple[int, Path]]]] = {}
     for path in sorted((out / "metrics").glob("*.json")):
         match = RUN_NAME.fullmatch(path.stem)
-        if match and match["run"] in book.runs:
+        if match and match["run"] in book.runs and (seeds is None or int(match["seed"]) in seeds):
             by_n = found.setdefault(match["run"], {})
             by_n.setdefault(int(match["n"]), []).append((int(match["seed"]), path))
     runs = {}

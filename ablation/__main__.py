@@ -1,0 +1,144 @@
+"""The whole ablation on photographs: data, networks, tuning, the rows that are reported, their tests, the report.
+
+    python -m ablation --protocol reduced
+    python -m ablation --protocol full --tables rules table2
+
+Interrupted? The same command goes on. Table after table is tuned, sampled, tested and reported;
+results/cifar10/PROTOCOL.md says what is done and why.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NoReturn
+
+from ed_dpm_patches.figures import cli as figures
+from ed_dpm_patches.reproduce.book import ROOT, Book, Table, load
+from ed_dpm_patches.reproduce.commands import Commands, Options
+from ed_dpm_patches.reproduce.plan import plan
+from ed_dpm_patches.reproduce.report import runs_csv
+from ed_dpm_patches.reproduce.results import Results, read_results
+from ed_dpm_patches.reproduce.runner import Runner
+from ed_dpm_patches.reproduce.steps import Step, claim, short
+from guided_diffusion import dist_util
+from guided_diffusion.checkpoint import write_bytes_atomically
+from guided_diffusion.errors import InputError
+
+from . import paired
+from .choice import MATCHED, Choice, choose, with_matched_rows
+from .report import figure_words, write_results
+
+RECIPES = Path(__file__).resolve().parent / "recipes"
+TUNING_SEEDS = (101,)
+# The short ones first: each leaves a report.
+TABLES = ("rules", "table2", "table3", "classifiers", "eta", "table2-ddpm", "table3-ddpm")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """:param out: for all that is made, below runs/; tuning_share: tuning runs have so many times fewer samples."""
+
+    out: str
+    tuning_share: int
+
+
+PROTOCOLS = {"reduced": Protocol("cifar10-16", 2), "full": Protocol("cifar10-32", 5)}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (--help explains)")
+
+
+def main() -> None:
+    """Do what is not done yet. InputError for a bad option or a step that failed."""
+    parser = _Parser(prog="python -m ablation", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--protocol", choices=PROTOCOLS, required=True, help="32x32 on a GPU, or 16x16 on a CPU")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for all that is made (runs/cifar10-16 or -32)")
+    parser.add_argument("--results", type=Path, default=ROOT / "results" / "cifar10", metavar="DIR",
+                        help="the report goes to DIR/PROTOCOL (results/cifar10)")  # fmt: skip
+    parser.add_argument("--tables", nargs="+", default=TABLES, choices=TABLES, metavar="TABLE",
+                        help=f"of {', '.join(TABLES)} (all)")  # fmt: skip
+    parser.add_argument("--recipes", type=Path, metavar="DIR", help="another book, for a trial (ablation/recipes/...)")
+    args = parser.parse_args()
+    recipes = args.recipes or RECIPES / args.protocol
+    ablation = Ablation(
+        load(recipes),
+        short(args.out or ROOT / "runs" / PROTOCOLS[args.protocol].out),
+        args.results.absolute() / args.protocol,
+        PROTOCOLS[args.protocol].tuning_share,
+    )
+    claim(ROOT / ablation.out / "book.json", {"recipes": str(short(recipes)), "rehearsal": False})
+    for name in args.tables:
+        if name in ablation.book.tables:
+            ablation.finish_table(name)
+
+
+class Ablation:
+    """A book, the folder of its runs, the folder of its report.
+
+    :param tuning_share: a tuning run has so many times fewer samples than one that is reported.
+    """
+
+    def __init__(self, book: Book, out: Path, results: Path, tuning_share: int):
+        self.book, self.out, self.results = book, out, results
+        fewer = {run.name: run.num_samples // tuning_share for run in book.runs.values()}
+        runs = {name: replace(run, flags=run.flags | {"num_samples": fewer[name]}) for name, run in book.runs.items()}
+        options = Options(out=out, processes=1, seeds=TUNING_SEEDS, trace=True)
+        self.tuning = Commands(replace(book, runs=runs, seeds=TUNING_SEEDS), options)
+        self.runner = Runner(out, {"OMP_NUM_THREADS": "1"})
+
+    def finish_table(self, name: str) -> None:
+        """Tune, sample and test all rows of a table, and write the report of all that there is."""
+        sweeps = [row for row in self.book.tables[name].rows if row.sweep]
+        self._run(f"{name}: tuning", plan(self.tuning, sweeps))
+        choice, tuning = self._choice()
+        commands = self._reporting(choice)
+        tables = [choice.book.tables[key] for key in (name, MATCHED) if key in choice.book.tables]
+        try:
+            for table in tables:
+                self._run(f"{table.name}: rows", self._rows(commands, table))
+        finally:  # what there is, whatever failed
+            self._report(choice, tuning, commands)
+
+    def _rows(self, commands: Commands, table: Table) -> list[Step]:
+        return plan(commands, table.rows) + paired.steps(commands, [table])
+
+    def _choice(self) -> tuple[Choice, Results]:
+        tuning = read_results(self.tuning.book, ROOT / self.out, TUNING_SEEDS)
+        return with_matched_rows(choose(self.book, tuning), self.tuning, tuning), tuning
+
+    def _reporting(self, choice: Choice) -> Commands:
+        return Commands(choice.book, Options(out=self.out, processes=1, trace=True))
+
+    def _run(self, title: str, steps: list[Step]) -> None:
+        print(f"{title}: {len(steps)} steps; logs: {self.runner.logs}", flush=True)
+        self.runner.run(steps)
+
+    def _report(self, choice: Choice, tuning: Results, commands: Commands) -> None:
+        results = read_results(choice.book, ROOT / self.out, commands.seeds)
+        folder = ROOT / self.out / "figures"
+        folder.mkdir(parents=True, exist_ok=True)
+        with write_bytes_atomically(folder / "tuning-runs.csv") as file:
+            file.write(runs_csv(self.tuning.book, tuning).encode())
+        for name, words in figure_words(choice, results, commands, folder).items():
+            draw(words, folder / name)
+        for path in write_results(choice, self.tuning.book, tuning, results, commands, self.runner, self.results):
+            print(f"report: {path}")
+
+
+def draw(words: list[str], path: Path) -> None:
+    """A figure of `ed-dpm figure`; a line where it cannot be drawn."""
+    parser = _Parser(prog="ed-dpm")
+    figures.add_parser(parser.add_subparsers())
+    try:
+        args = parser.parse_args(["figure", *words, "--out", str(path)])
+        args.draw(args)
+    except InputError as error:
+        print(f"no figure {path.name}: {error}", flush=True)
+
+
+if __name__ == "__main__":
+    dist_util.run_main(main)

@@ -1,0 +1,110 @@
+"""From tuning to reporting: every sweep becomes the one run that was best at the tuning seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ed_dpm_patches.figures.inputs import Labelled, read_trace
+from ed_dpm_patches.reproduce.book import ROOT, Book, Figures, Row, Table
+from ed_dpm_patches.reproduce.commands import Commands
+from ed_dpm_patches.reproduce.comparison import outcomes
+from ed_dpm_patches.reproduce.results import Results
+
+MATCHED = "matched"
+# EDS against a constant scale of the same time-averaged guidance norm: name, sweep of each.
+PAIRS = {
+    "medium": ("uncond-plain-entropy", "uncond-plain-constant"),
+    "strong": ("uncond-strong-entropy", "uncond-strong-constant"),
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What tuning decided.
+
+    :param book: with rows of one run each, where tuning is done; the others are as they were.
+    :param edges: sentences on rows whose best value was the first or last one.
+    """
+
+    book: Book
+    edges: dict[str, str]
+
+
+def choose(book: Book, tuning: Results) -> Choice:
+    """Each sweep's best run by FID takes its row."""
+    tables, edges = {}, {}
+    for table in book.tables.values():
+        rows = []
+        for outcome in outcomes(book, tuning, table):
+            row = outcome.row
+            if row.sweep and all(name in tuning.runs for name in row.sweep):
+                value = outcome.choice.partition(": ")[2]
+                row = replace(row, run=outcome.run.name, sweep=(), method=f"{row.method}, {value}")
+                if outcome.edge:
+                    edges[row.name] = f"{table.name}, {row.method}: at the edge of the values tried."
+            rows.append(row)
+        tables[table.name] = replace(table, rows=tuple(rows))
+    return Choice(replace(book, tables=tables), edges)
+
+
+def with_matched_rows(choice: Choice, commands: Commands, tuning: Results) -> Choice:
+    """The book with a table of EDS against constant scales of the same guidance norm, as far as tuning is done.
+
+    :param commands: of the tuning runs, whose traces are read.
+    """
+    book, runs, rows = choice.book, dict(choice.book.runs), []
+    for name, sweeps in PAIRS.items():
+        guided, constants = (
+            [run for run in commands.book.runs if run.startswith(f"{sweep}-") and run in tuning.runs]
+            for sweep in sweeps
+        )
+        chosen = next((row.run for table in book.tables.values() for row in table.rows if row.run in guided), None)
+        if chosen is None or not constants:
+            continue
+        norms = {book.runs[run].flags["classifier_scale"]: _tuning_norm(commands, run) for run in constants}
+        scale = matched_scale(norms, _tuning_norm(commands, chosen))
+        if scale is None:
+            continue
+        scale = float(f"{scale:.3g}")
+        run = replace(book.runs[constants[0]], name=f"{sweeps[1]}-{scale:g}")
+        run = replace(run, flags=run.flags | {"classifier_scale": scale})
+        runs[run.name] = run
+        gamma = book.runs[chosen].flags["classifier_scale"]
+        for key, text, made_by in (
+            ("constant", f"constant, gamma = {scale:g}", run.name),
+            ("entropy", f"EDS, gamma = {gamma:g}", chosen),
+        ):
+            rows.append(Row(f"{MATCHED}/{name}-{key}", f"{name}: {text}", Figures(), Figures(), made_by))
+    if not rows:
+        return choice
+    title = "Is EDS more than a larger scale? The same time-averaged guidance norm, UADM, DDIM"
+    table = Table(MATCHED, title, tuple(rows))
+    return replace(choice, book=replace(book, runs=runs, tables=book.tables | {MATCHED: table}))
+
+
+def matched_scale(norms: Mapping[float, float], target: float) -> float | None:
+    """The smallest gamma at which the norm is the target, between the gammas of which it is known.
+
+    Straight lines between logarithms; None where the target is outside of all norms.
+    """
+    points = sorted(norms.items())
+    for (low, below), (high, above) in zip(points, points[1:], strict=False):
+        if min(below, above) <= target <= max(below, above):
+            share = math.log(target / below) / math.log(above / below) if above != below else 0.0
+            return low * (high / low) ** share
+    return None
+
+
+def guidance_norm(trace: Path) -> float:
+    """Mean of |scale * gradient| over the steps and samples of a trace."""
+    series = read_trace(Labelled(trace.parent.name, trace)).series
+    return float(np.mean(series["scale"] * series["grad_norm"]))
+
+
+def _tuning_norm(commands: Commands, run: str) -> float:
+    return guidance_norm(ROOT / commands.trace(commands.book.runs[run], commands.seeds[0]))

@@ -1,0 +1,92 @@
+"""Rows against the constant scale by the paired test: the same noise and classes, image by image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ed_dpm_patches.reproduce.book import ROOT, Book, Row, Run, Table
+from ed_dpm_patches.reproduce.commands import Commands
+from ed_dpm_patches.reproduce.comparison import guidance_name
+from ed_dpm_patches.reproduce.results import read_json
+from ed_dpm_patches.reproduce.steps import Step
+
+LARGEST_P = 0.05
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row and the row that it is compared with, in a table."""
+
+    table: Table
+    row: Row
+    base: Row
+
+
+@dataclass(frozen=True)
+class Difference:
+    """FID of a row less that of its base at one seed, that base's FID, and the test's p."""
+
+    seed: int
+    difference: float
+    base_fid: float
+    p: float
+
+
+def comparisons(book: Book, table: Table) -> Iterator[Comparison]:
+    """Each guided row against the table's first constant one, and against the constant one of the same networks."""
+    guided = [row for row in table.rows if row.run and book.runs[row.run].classifier]
+    constants = [row for row in guided if guidance_name(book.runs[row.run]) == "constant"]
+    for row in guided:
+        own = [base for base in constants if _networks(book.runs[base.run]) == _networks(book.runs[row.run])]
+        for base in {base.name: base for base in (*constants[:1], *own[:1])}.values():
+            if base.run != row.run:
+                yield Comparison(table, row, base)
+
+
+def _networks(run: Run) -> tuple[str, str | None]:
+    return run.model, run.classifier
+
+
+def steps(commands: Commands, tables: Sequence[Table]) -> list[Step]:
+    """The evaluator's paired tests of all rows of some tables, each once."""
+    found = {}
+    for comparison in (comparison for table in tables for comparison in comparisons(commands.book, table)):
+        run, base = (commands.book.runs[row.run] for row in (comparison.row, comparison.base))
+        for seed in commands.seeds:
+            output = _output(commands, comparison, seed)
+            command = commands.evaluate(run, seed)
+            command[command.index("--json") + 1] = str(output)
+            command += ["--paired", str(commands.samples(base, seed))]
+            inputs = (
+                commands.reference(run.reference), commands.samples(run, seed), commands.samples(base, seed),
+                commands.judge(),
+            )  # fmt: skip
+            found[output] = Step(f"paired-{output.stem}", tuple(command), inputs, (output,))
+    return list(found.values())
+
+
+def differences(commands: Commands, comparison: Comparison) -> list[Difference]:
+    """What the tests found, those of all seeds or none. InputError, naming the file, for a damaged one."""
+    paths = {seed: ROOT / _output(commands, comparison, seed) for seed in commands.seeds}
+    if not all(path.is_file() for path in paths.values()):
+        return []
+    found = []
+    for seed, path in paths.items():
+        content = read_json(path)
+        test = content["paired"]["fid"]
+        found.append(Difference(seed, test["difference"], content["fid"] - test["difference"], test["p"]))
+    return found
+
+
+def is_effect(found: Sequence[Difference]) -> bool:
+    """The protocol's definition, edges apart: one direction at all seeds, each with a small p."""
+    one_direction = len({difference.difference > 0 for difference in found}) == 1
+    return one_direction and all(difference.p <= LARGEST_P for difference in found)
+
+
+def _output(commands: Commands, comparison: Comparison, seed: int) -> Path:
+    run, base = comparison.row.run, comparison.base.run
+    count = commands.count(commands.book.runs[run])
+    return commands.out / "paired" / f"{run}-against-{base}-seed{seed}-{count}.json"

@@ -1,0 +1,215 @@
+"""The report of a protocol: tables, paired differences, the diagnosis of the classifiers, figures and raw files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ed_dpm_patches.figures.inputs import Labelled, read_trace
+from ed_dpm_patches.reproduce.book import ROOT, Book
+from ed_dpm_patches.reproduce.commands import Commands
+from ed_dpm_patches.reproduce.comparison import guidance_name
+from ed_dpm_patches.reproduce.report import build, csv_text, runs_csv, tables_csv
+from ed_dpm_patches.reproduce.report_formats import Column, Group, Line, Section, to_markdown
+from ed_dpm_patches.reproduce.results import Results
+from ed_dpm_patches.reproduce.runner import Runner
+from guided_diffusion.checkpoint import write_bytes_atomically
+
+from .choice import MATCHED, Choice, guidance_norm
+from .paired import Comparison, comparisons, differences, is_effect
+
+PAIRED_COLUMNS = ("table", "row", "run", "against", "base_run", "seed", "fid_difference", "base_fid", "p")
+DIAGNOSIS_COLUMNS = ("classifier", "run", "seed", "t", "entropy_ratio", "grad_norm", "relative_guidance")
+COMMAND_COLUMNS = ("run", "seed", "step", "command")
+_MEASURES = DIAGNOSIS_COLUMNS[4:]
+_SHOWN_TIMES = 6  # of the steps, in the report's table; the CSV has all
+_PICTURES = ("tuning.png", "vanishing.png", "gradient-maps.png", "compare.png")
+
+
+def write_results(
+    choice: Choice, tuned: Book, tuning: Results, results: Results, commands: Commands, runner: Runner, folder: Path
+) -> list[Path]:
+    """Write README.md, raw CSV files and figures of what there is; nothing before a first row has results.
+
+    :param tuned: the book with its sweeps, to which the `tuning` results belong.
+    :param results: of the reporting seeds; commands: of `choice.book` with those seeds.
+    """
+    if not results.runs:
+        return []
+    found = [(comparison, differences(commands, comparison)) for comparison in _comparisons(choice.book)]
+    found = [(comparison, values) for comparison, values in found if values]
+    traced = dict(_traced(choice.book, results, commands))
+    diagnosis = list(_diagnosis(commands, traced))
+    texts = {
+        "report.csv": tables_csv(choice.book, results),
+        "runs.csv": runs_csv(choice.book, results),
+        "tuning.csv": runs_csv(tuned, tuning),
+        "paired.csv": csv_text(PAIRED_COLUMNS, _paired_records(found)),
+        "diagnosis.csv": csv_text(DIAGNOSIS_COLUMNS, diagnosis),
+        "commands.csv": csv_text(COMMAND_COLUMNS, _command_records(results, commands, runner.line)),
+    }
+    document = build(choice.book, results, rehearsal=False)
+    sections = [section for section in document.sections if section.title != "Provenance"]
+    provenance = [section for section in document.sections if section.title == "Provenance"]
+    sections += [_paired_section(choice, found)] if found else []
+    sections += [_matched_section(choice, commands)] if MATCHED in choice.book.tables else []
+    sections += [_diagnosis_section(diagnosis)] if diagnosis else []
+    text = ("Mean over the seeds, ± half the difference between the largest and the smallest.", *document.text[1:])
+    text = (*text, *_sentences(choice, found))
+    # The pooled noise of the general report is not what the protocol counts; its findings would be a second opinion.
+    sections = [replace(section, findings=()) for section in sections]
+    texts["README.md"] = to_markdown(replace(document, text=text, sections=(*sections, *provenance)))
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = [name for name in _PICTURES if (ROOT / commands.out / "figures" / name).is_file()]
+    for name in pictures:
+        shutil.copy(ROOT / commands.out / "figures" / name, folder / name)
+    texts["README.md"] += "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in pictures)
+    for name, content in texts.items():
+        with write_bytes_atomically(folder / name) as file:
+            file.write(content.encode())
+    return [folder / name for name in (*texts, *pictures)]
+
+
+def figure_words(choice: Choice, results: Results, commands: Commands, folder: Path) -> dict[str, list[str]]:
+    """By file name, the arguments of `ed-dpm figure` for what there is; the folder has tuning-runs.csv."""
+    rows = {row.name: row.run for table in choice.book.tables.values() for row in table.rows}
+    seed, found = commands.seeds[0], {}
+    found["tuning.png"] = ["sweep", str(folder / "tuning-runs.csv"), "--runs", "uncond-plain-*"]
+    pair = {"constant": rows.get("rules/constant"), "EDS": rows.get("rules/entropy")}
+    if all(name in results.runs for name in pair.values()):
+        traces = [f"{label}={ROOT / commands.trace(choice.book.runs[run], seed)}" for label, run in pair.items()]
+        samples = [f"{label}={ROOT / commands.samples(choice.book.runs[run], seed)}" for label, run in pair.items()]
+        found["vanishing.png"] = ["vanishing", *traces]
+        found["gradient-maps.png"] = ["gradient-maps", *traces]
+        found["compare.png"] = ["compare", *samples]
+    return found
+
+
+def _comparisons(book: Book) -> Iterator[Comparison]:
+    for table in book.tables.values():
+        yield from comparisons(book, table)
+
+
+def _verdict(choice: Choice, comparison: Comparison, found: list) -> str:
+    if comparison.row.name in choice.edges or comparison.base.name in choice.edges:
+        return "not counted: best at an edge"
+    if not is_effect(found):
+        return "no effect shown"
+    return "effect: better" if found[0].difference < 0 else "effect: worse"
+
+
+def _size(found: list) -> str:
+    """Mean, smallest and largest difference, in percent of the base's mean FID."""
+    base = np.mean([value.base_fid for value in found])
+    shares = [100 * value.difference / base for value in found]
+    return f"{np.mean(shares):+.1f} % ({min(shares):+.1f} to {max(shares):+.1f})"
+
+
+def _sentences(choice: Choice, found: list) -> Iterator[str]:
+    """What the protocol asks, in so many words; which effect contradicts the paper is said there."""
+    yield "The protocol, written before: [PROTOCOL.md](../PROTOCOL.md). Commands of all rows: commands.csv."
+    counted: dict[str, int] = {}
+    for comparison, values in found:
+        verdict = _verdict(choice, comparison, values)
+        counted[verdict] = counted.get(verdict, 0) + 1
+    if found:
+        parts = ", ".join(f"{verdict} {count}" for verdict, count in sorted(counted.items()))
+        yield f"Of {len(found)} paired comparisons with a constant scale: {parts}."
+    yield from choice.edges.values()
+
+
+def _paired_section(choice: Choice, found: list) -> Section:
+    columns = tuple(map(Column, ("table", "row", "against", "FID", "p, by seed", "verdict")))
+    groups = []
+    for name in dict.fromkeys(comparison.table.name for comparison, _ in found):
+        lines = [
+            Line(
+                (
+                    comparison.row.method,
+                    comparison.base.method,
+                    _size(values),
+                    ", ".join(f"{value.p:.2f}" for value in values),
+                    _verdict(choice, comparison, values),
+                )
+            )
+            for comparison, values in found
+            if comparison.table.name == name
+        ]
+        groups.append(Group(name, tuple(lines)))
+    text = (
+        "FID against a constant scale with the same noise, image by image: mean over the seeds, smallest and largest, "
+        "in percent of the constant scale's. An effect has one direction and p up to 0.05 at every seed.",
+    )
+    return Section("Paired differences", columns, tuple(groups), text)
+
+
+def _paired_records(found: list) -> Iterator[dict]:
+    for comparison, values in found:
+        for value in values:
+            yield {
+                "table": comparison.table.name, "row": comparison.row.name, "run": comparison.row.run,
+                "against": comparison.base.name, "base_run": comparison.base.run, "seed": value.seed,
+                "fid_difference": value.difference, "base_fid": value.base_fid, "p": value.p,
+            }  # fmt: skip
+
+
+def _matched_section(choice: Choice, commands: Commands) -> Section:
+    """Whether the norms of the matched rows came out alike."""
+    groups = []
+    for row in choice.book.tables[MATCHED].rows:
+        paths = [ROOT / commands.trace(choice.book.runs[row.run], seed) for seed in commands.seeds]
+        norms = [guidance_norm(path) for path in paths if path.is_file()]
+        cells = (", ".join(f"{norm:.4f}" for norm in norms) or "not run",)
+        groups.append(Group(row.method, (Line(cells),)))
+    columns = (Column("row"), Column("guidance norm, by seed"))
+    return Section("Time-averaged guidance norms of the matched rows", columns, tuple(groups))
+
+
+def _traced(book: Book, results: Results, commands: Commands) -> Iterator[tuple[str, str]]:
+    """By classifier, its constant run for DDIM and UADM that has a trace: the rows' best where there are several."""
+    seen = set()
+    for row in book.rows("all"):
+        run = book.runs.get(row.run or "")
+        if not run or run.name not in results.runs or guidance_name(run) != "constant" or run.classifier in seen:
+            continue
+        if run.flags.get("use_ddim") and (ROOT / commands.trace(run, commands.seeds[0])).is_file():
+            seen.add(run.classifier)
+            yield run.classifier, run.name
+
+
+def _diagnosis(commands: Commands, traced: dict[str, str]) -> Iterator[dict]:
+    """Medians over the samples of the first reporting seed, step by step; of the entropy the mean."""
+    seed = commands.seeds[0]
+    for classifier, run in traced.items():
+        path = ROOT / commands.trace(commands.book.runs[run], seed)
+        trace = read_trace(Labelled(classifier, path))
+        for step, t in enumerate(trace.t):
+            values = {name: np.median(trace.series[name][:, step]) for name in _MEASURES}
+            values["entropy_ratio"] = np.mean(trace.series["entropy_ratio"][:, step])
+            yield {"classifier": classifier, "run": run, "seed": seed, "t": int(t)} | values
+
+
+def _diagnosis_section(records: list[dict]) -> Section:
+    groups = []
+    for classifier in dict.fromkeys(record["classifier"] for record in records):
+        own = [record for record in records if record["classifier"] == classifier]
+        shown = sorted({round(place) for place in np.linspace(0, len(own) - 1, _SHOWN_TIMES)})
+        lines = [(str(own[k]["t"]), *(f"{own[k][name]:.3g}" for name in _MEASURES)) for k in shown]
+        groups.append(Group(classifier, tuple(map(Line, lines))))
+    titles = ("t", "entropy H / log K, mean", "gradient norm, median", "guidance over eps, median")
+    columns = (Column("classifier"), *(Column(title, "number") for title in titles))
+    text = ("The best constant scale of each classifier, first reporting seed. All steps: diagnosis.csv.",)
+    return Section("Does the guidance vanish?", columns, tuple(groups), text)
+
+
+def _command_records(results: Results, commands: Commands, line: Callable[[list[str]], str]) -> Iterator[dict]:
+    for name in results.runs:
+        run = commands.book.runs[name]
+        for seed in commands.seeds:
+            for step, command in (("sample", commands.sample(run, seed)), ("evaluate", commands.evaluate(run, seed))):
+                text = line(command).replace(" \\\n    ", " ")
+                yield {"run": name, "seed": seed, "step": step, "command": " ".join(text.split())}

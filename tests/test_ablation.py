@@ -1,0 +1,340 @@
+"""The ablation on photographs: what it makes of the archives, of tuning and of a network; the whole way, tiny."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from ablation import __main__ as ablation
+from ablation import calibrate, paired, photographs
+from ablation.choice import MATCHED, choose, matched_scale
+from ablation.paired import Difference
+from ed_dpm_patches.reproduce.book import load
+from ed_dpm_patches.reproduce.results import Evaluation, Results, RunResult
+from ed_dpm_patches.reproduce.runner import Runner
+from guided_diffusion import checkpoint
+from guided_diffusion.errors import InputError
+from tests.helpers import ROOT, clean_environment, executable
+
+FULL, REDUCED = (load(ablation.RECIPES / name) for name in ("full", "reduced"))
+CLASSES = ("cat", "dog", "ship", "truck")
+
+
+@pytest.fixture(scope="module")
+def zips(tmp_path_factory) -> Path:
+    """Archives as CIFAR-10's: 30 training and 10 test images of each of four classes, every one its own colour."""
+    folder = tmp_path_factory.mktemp("zips")
+    random = np.random.default_rng(0)
+    for name, count in (("cifar10_train.zip", 30), ("cifar10_test.zip", 10)):
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            for number in range(count):
+                for label, text in enumerate(CLASSES):
+                    pixels = random.integers(0, 50, (32, 32, 3)) + 60 * label
+                    buffer = io.BytesIO()
+                    Image.fromarray(pixels.astype(np.uint8)).save(buffer, "JPEG")
+                    archive.writestr(f"{text}_{number:04d}.jpg", buffer.getvalue())
+    return folder
+
+
+def write(zips: Path, folder: Path, size: int = 8) -> None:
+    for part in photographs.FILES:
+        photographs.write_part(zips, folder, part, size)
+
+
+def result(run: str, fid: float) -> RunResult:
+    return RunResult(run, 1000, (Evaluation(101, {"fid": fid}, "classifier", "samples.npz"),))
+
+
+# ---- photographs
+
+
+def test_the_parts_are_disjoint_balanced_and_those_of_the_archives(zips, tmp_path):
+    write(zips, tmp_path)
+    names = {part: sorted(path.name for path in (tmp_path / part).iterdir()) for part in photographs.FILES}
+    assert [len(names[part]) for part in ("train", "evaluator", "heldout")] == [96, 24, 40]
+    assert not set(names["train"]) & set(names["evaluator"])
+    for part in names:
+        counts = {text: sum(name.startswith(f"{text}_") for name in names[part]) for text in CLASSES}
+        assert len(set(counts.values())) == 1
+        with np.load(tmp_path / f"{part}.npz") as file:
+            images, labels = file["arr_0"], file["arr_1"]
+        for name, image, label in zip(names[part], images, labels, strict=True):
+            assert np.array_equal(np.asarray(Image.open(tmp_path / part / name)), image)
+            assert CLASSES[label] == name.split("_")[0]
+    with zipfile.ZipFile(zips / "cifar10_test.zip") as archive:
+        whole = np.asarray(Image.open(io.BytesIO(archive.read("cat_0000.jpg"))), float)
+    means = whole.reshape(8, 4, 8, 4, 3).mean(axis=(1, 3))
+    assert np.abs(means - np.asarray(Image.open(tmp_path / "heldout" / "cat_0000.png"))).max() <= 0.5
+
+
+def test_what_was_interrupted_is_written_again_and_what_is_there_stays(zips, tmp_path):
+    write(zips, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+    (tmp_path / "train.npz").unlink()  # as if stopped between folder and reference
+    next((tmp_path / "train").iterdir()).unlink()
+    kept = (tmp_path / "heldout.npz").stat().st_mtime_ns
+    write(zips, tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
+    assert (tmp_path / "heldout.npz").stat().st_mtime_ns == kept
+    with pytest.raises(InputError, match="side 8, expected 16"):
+        write(zips, tmp_path, size=16)
+
+
+def test_missing_and_damaged_archives(zips, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="no cifar10_test.zip in it"):
+        photographs.zips_folder(tmp_path)
+    monkeypatch.setenv(photographs.VARIABLE, str(zips))
+    assert photographs.zips_folder() == zips
+    with zipfile.ZipFile(tmp_path / "cifar10_test.zip", "w") as archive:
+        archive.writestr("cat_0000.jpg", b"no image")
+    with pytest.raises(InputError, match="cat_0000.jpg"):
+        photographs.write_part(tmp_path, tmp_path, "heldout", 8)
+    assert not (tmp_path / "heldout").exists() and not (tmp_path / "heldout.npz").exists()
+
+
+def test_the_real_archives_are_cut_into_40000_10000_and_10000():
+    try:
+        folder = photographs.zips_folder()
+    except InputError as error:
+        pytest.skip(f"CIFAR-10 is not here: {error}")
+    parts = {}
+    for part, file in photographs.FILES.items():
+        with zipfile.ZipFile(folder / file) as archive:
+            parts[part] = photographs.part_members(archive.namelist(), part)
+    assert [len(parts[part]) for part in ("train", "evaluator", "heldout")] == [40_000, 10_000, 10_000]
+    assert not set(parts["train"]) & set(parts["evaluator"])
+
+
+# ---- calibration
+
+
+def test_the_temperature_is_found_and_goes_into_the_weights(checkpoints):
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(20_000, 10, generator=generator, dtype=torch.float64)
+    labels = torch.multinomial(F.softmax(logits / 1.7, dim=1), 1, generator=generator)[:, 0]
+    best = calibrate.best_temperature(logits, labels)
+    assert abs(best - 1.7) < 0.05
+    losses = [F.cross_entropy(logits / t, labels) for t in (best, 0.99 * best, 1.01 * best)]
+    assert losses[0] == min(losses)
+
+    path = checkpoints["classifier"]
+    config = checkpoint.read_config(path)
+    divided = path.parent / "divided.pt"
+    checkpoint.save(calibrate.divide_logits(checkpoint.read_state_dict(path), 1.7), divided)
+    images = np.random.default_rng(0).integers(0, 255, (4, 8, 8, 3)).astype(np.uint8)
+    plain, cooler = (calibrate.noised_logits(file, config, images) for file in (path, divided))
+    assert plain.abs().max() > 0
+    torch.testing.assert_close(plain / 1.7, cooler, rtol=1e-4, atol=1e-6)
+
+
+# ---- the books
+
+
+def test_both_protocols_have_the_same_rows_and_the_same_number_of_values_for_every_method():
+    assert [row.name for row in FULL.rows("all")] == [row.name for row in REDUCED.rows("all")]
+    assert {len(row.sweep) for row in FULL.rows("all") if row.sweep} == {5}
+    assert set(ablation.TABLES) == set(FULL.tables)
+    assert not set(ablation.TUNING_SEEDS) & {*FULL.seeds, *REDUCED.seeds}
+    assert {run.num_samples for run in FULL.runs.values()} == {10_000}
+    assert {run.num_samples for run in REDUCED.runs.values()} == {2_000}
+    assert {run.sampler for run in FULL.runs.values()} == {"DDIM 25", "DDPM 250"}
+    assert {run.sampler for run in REDUCED.runs.values()} == {"DDIM 25", "DDPM 100"}
+
+
+@pytest.mark.parametrize("book", [FULL, REDUCED], ids=["full", "reduced"])
+def test_guiding_networks_never_see_what_the_judge_is_trained_on(book):
+    for network in book.networks.values():
+        if network.training:
+            assert network.training.part == ("evaluator" if network.name == book.features else "train")
+
+
+# ---- choice
+
+
+def test_the_matched_scale_lies_between_the_scales_around_it():
+    norms = {1.0: 0.1, 2.0: 0.2, 4.0: 0.8}
+    assert matched_scale(norms, 0.2) == pytest.approx(2.0)
+    assert matched_scale(norms, 0.4) == pytest.approx(2 * 2**0.5)
+    assert matched_scale(norms, 0.05) is None and matched_scale(norms, 0.81) is None
+
+
+def test_a_sweep_gives_way_to_its_best_run_when_all_of_it_is_there():
+    names = FULL.row("table2/eds").sweep
+    values = dict(zip(names, (3.0, 2.0, 1.0, 1.5, 2.5), strict=True))
+    found = {name: result(name, value) for name, value in values.items()}
+    row = choose(FULL, Results(found, {})).book.row("table2/eds")
+    assert row.run == "uncond-plain-entropy-1" and not row.sweep and row.method == "EDS, gamma = 1"
+    assert not choose(FULL, Results(found, {})).edges
+    missing = {name: found[name] for name in names[1:]}
+    assert choose(FULL, Results(missing, {})).book.row("table2/eds").sweep == names
+    at_edge = found | {names[0]: result(names[0], 0.5)}
+    assert "table2/eds" in choose(FULL, Results(at_edge, {})).edges
+
+
+def test_an_effect_has_one_direction_and_a_small_p_at_every_seed():
+    better = [Difference(1, -0.5, 3.0, 0.01), Difference(2, -0.1, 3.0, 0.05)]
+    assert paired.is_effect(better)
+    assert not paired.is_effect([better[0], replace(better[1], difference=0.1)])
+    assert not paired.is_effect([better[0], replace(better[1], p=0.06)])
+
+
+# ---- the whole way
+
+UNET = """checkpoint = "uncond"
+parameters = 0
+[flags]
+image_size = 8
+num_channels = 32
+num_res_blocks = 1
+channel_mult = "1,2"
+attention_resolutions = "4"
+num_head_channels = 32
+learn_sigma = true
+noise_schedule = "cosine"
+[training]
+batch_size = 16
+script = "image_train"
+[training.flags]
+lr_anneal_steps = 6
+lr = 1e-3
+ema_rate = "0.5"
+"""
+CLASSIFIER = """checkpoint = "{name}"
+parameters = 0
+[flags]
+image_size = 8
+num_classes = 4
+classifier_width = 32
+classifier_depth = 1
+classifier_channel_mult = "1,2"
+classifier_attention_resolutions = "4"
+classifier_num_head_channels = 32
+"""
+TRAINING = """[training]
+batch_size = 16
+part = "{part}"
+[training.flags]
+iterations = 20
+noised = {noised}
+lr = 1e-3
+random_crop = false
+eval_interval = 10
+"""
+DERIVED = """[derived]
+program = "ablation/calibrate.py"
+network = "plain"
+part = "evaluator"
+"""
+BOOK = """title = "A trial"
+base = "base"
+data = "ablation/photographs.py --size 8"
+features = "features"
+seeds = [1, 2]
+[replace]
+num_samples = 24
+batch_size = 12
+timestep_respacing = { ddim25 = "ddim5" }
+"""
+SWEEPS = {"uncond-plain-constant": [0.5, 8.0], "uncond-plain-entropy": [1.0], "uncond-calibrated-constant": [2.0]}
+KEYS = {
+    "constant": "uncond-plain-constant",
+    "entropy": "uncond-plain-entropy",
+    "calibrated": "uncond-calibrated-constant",
+}
+ROW = """[[rows]]
+key = "{key}"
+method = "{key}"
+sweep = "{sweep}"
+"""
+TABLE = 'title = "Three rules"\n' + "".join(ROW.format(key=key, sweep=sweep) for key, sweep in KEYS.items())
+
+
+def write_book(folder: Path) -> Path:
+    """The full protocol's runs, cut down, with networks that fit into a test."""
+    texts = {
+        "book.toml": BOOK,
+        "networks/uncond.toml": UNET,
+        "networks/plain.toml": CLASSIFIER.format(name="plain") + TRAINING.format(part="train", noised="true"),
+        "networks/features.toml": CLASSIFIER.format(name="features")
+        + TRAINING.format(part="evaluator", noised="false"),
+        "networks/calibrated.toml": CLASSIFIER.format(name="calibrated") + DERIVED,
+        "tables/rules.toml": TABLE,
+    }
+    for name, values in SWEEPS.items():
+        recipe = (ablation.RECIPES / "full" / "runs" / f"{name}.toml").read_text()
+        # One value or two: the sweep's name needs a sweep.
+        texts[f"base/runs/{name}.toml"] = recipe[: recipe.index("values = ")] + f"values = {values}\n"
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture
+def forked_steps(fork_server, zips, monkeypatch):
+    """Steps in processes forked from one that has PyTorch loaded; the list of what was run."""
+    executable("mpiexec")
+    called = []
+
+    def call(self: Runner, step) -> None:
+        command = list(step.command[3:] if step.command[0] == "mpiexec" else step.command)
+        called.append(step.name)
+        environment = clean_environment(CIFAR10_ZIPS=str(zips))
+        done = fork_server.run(ROOT / command[1], command[2:], ROOT, 120, [environment])
+        assert done.statuses == [0], (step.name, done.stdout[-2000:], done.stderr[-2000:])
+
+    monkeypatch.setattr(Runner, "_call", call)
+    return called
+
+
+def test_the_whole_way_from_archives_to_a_report(tmp_path, forked_steps, monkeypatch):
+    book, out, results = write_book(tmp_path / "book"), tmp_path / "out", tmp_path / "results"
+    words = ["ablation", "--protocol", "reduced", "--recipes", str(book), "--out", str(out), "--results", str(results)]
+    monkeypatch.setattr(sys, "argv", words)
+    ablation.main()
+
+    first = list(forked_steps)
+    assert len(set(first)) == len(first)
+    assert [name for name in first if name.startswith(("train-", "derive-"))] == [
+        "train-uncond", "train-plain", "train-features", "derive-calibrated",
+    ]  # fmt: skip
+    tuned = {name for name in first if name.startswith("sample-") and name.endswith("-seed101-12")}
+    assert len(tuned) == sum(map(len, SWEEPS.values()))
+    reported = {name.rpartition("-seed")[0] for name in first if name.startswith("sample-") and name not in tuned}
+    assert {"sample-uncond-plain-entropy-1", "sample-uncond-calibrated-constant-2"} < reported
+
+    folder = results / "reduced"
+    text = (folder / "README.md").read_text()
+    assert text.startswith("# A trial") and "## Three rules" in text and "## Paired differences" in text
+    runs, tuning, tests, commands, diagnosis = (
+        list(csv.DictReader((folder / f"{name}.csv").open(newline="")))
+        for name in ("runs", "tuning", "paired", "commands", "diagnosis")
+    )
+    assert {row["seed"] for row in runs} == {"1", "2"} and {row["n"] for row in runs} == {"24"}
+    assert {row["seed"] for row in tuning} == {"101"} and {row["n"] for row in tuning} == {"12"}
+    best = min((row for row in tuning if "plain-constant" in row["run"]), key=lambda row: float(row["fid"]))["run"]
+    assert best in {row["run"] for row in runs}
+    fid = {(row["run"], row["seed"]): float(row["fid"]) for row in runs}
+    assert len(tests) >= 4
+    for row in tests:
+        own, base = fid[row["run"], row["seed"]], fid[row["base_run"], row["seed"]]
+        assert float(row["fid_difference"]) == pytest.approx(own - base, rel=1e-6, abs=1e-9)
+    assert {row["run"] for row in commands} == {row["run"] for row in runs}
+    assert {row["classifier"] for row in diagnosis} == {"plain", "calibrated"}
+    assert {(folder / name).is_file() for name in ("tuning.png", "vanishing.png", "compare.png")} == {True}
+    if f"## {MATCHED}" in text:
+        assert "Time-averaged guidance norms" in text
+
+    ablation.main()
+    assert forked_steps == first
+    assert (folder / "README.md").read_text() == text
