@@ -20,6 +20,8 @@ from ablation import calibrate, paired, photographs
 from ablation.choice import MATCHED, choose, matched_scale
 from ablation.paired import Difference
 from ed_dpm_patches.reproduce.book import load
+from ed_dpm_patches.reproduce.commands import Commands, Options
+from ed_dpm_patches.reproduce.plan import plan
 from ed_dpm_patches.reproduce.results import Evaluation, Results, RunResult
 from ed_dpm_patches.reproduce.runner import Runner
 from guided_diffusion import checkpoint
@@ -156,6 +158,33 @@ def test_guiding_networks_never_see_what_the_judge_is_trained_on(book):
     for network in book.networks.values():
         if network.training:
             assert network.training.part == ("evaluator" if network.name == book.features else "train")
+
+
+def test_the_calibrated_classifier_needs_the_one_it_is_made_of(tmp_path):
+    commands = Commands(REDUCED, Options(out=tmp_path, processes=1))
+    steps = {step.name: step for step in plan(commands, REDUCED.rows("classifiers/calibrated-entropy"))}
+    made = list(steps)
+    assert made.index("train-plain") < made.index("derive-calibrated")
+    derive = steps["derive-calibrated"]
+    assert set(derive.inputs) == {*steps["train-plain"].outputs, tmp_path / "data" / "evaluator.npz"}
+    assert derive.outputs[0] in steps["sample-uncond-calibrated-entropy-1-seed1-2000"].inputs
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "expected"),
+    [
+        ("book.toml", "ablation/photographs.py", "ablation/paintings.py", "data: found 'ablation/paintings.py"),
+        ("networks/calibrated.toml", 'network = "plain"', 'network = "plane"', "derived.network: found 'plane'"),
+        ("networks/calibrated.toml", 'part = "evaluator"', 'part = "test"', "derived.part: found 'test'"),
+    ],
+)
+def test_mistakes_in_a_book_that_rests_on_another(tmp_path, file, old, new, expected):
+    book = write_book(tmp_path)
+    text = (book / file).read_text()
+    assert old in text
+    (book / file).write_text(text.replace(old, new))
+    with pytest.raises(InputError, match=expected):
+        load(book)
 
 
 # ---- choice
@@ -328,7 +357,7 @@ def test_the_whole_way_from_archives_to_a_report(tmp_path, forked_steps, monkeyp
     assert len(tests) >= 4
     for row in tests:
         own, base = fid[row["run"], row["seed"]], fid[row["base_run"], row["seed"]]
-        assert float(row["fid_difference"]) == pytest.approx(own - base, rel=1e-6, abs=1e-9)
+        assert float(row["fid_difference"]) == pytest.approx(own - base, abs=1e-5)
     assert {row["run"] for row in commands} == {row["run"] for row in runs}
     assert {row["classifier"] for row in diagnosis} == {"plain", "calibrated"}
     assert {(folder / name).is_file() for name in ("tuning.png", "vanishing.png", "compare.png")} == {True}
