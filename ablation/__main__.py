@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--protocol", choices=PROTOCOLS, required=True, help="32x32 on a GPU, or 16x16 on a CPU")
     parser.add_argument("--out", type=Path, metavar="DIR", help="for all that is made (runs/cifar10-16 or -32)")
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "cifar10", metavar="DIR",
-                        help="the report goes to DIR/PROTOCOL (results/cifar10)")  # fmt: skip
+                        help="the report: DIR/PROTOCOL, with DIR/README.md above (results/cifar10)")  # fmt: skip
     parser.add_argument("--tables", nargs="+", default=TABLES, choices=TABLES, metavar="TABLE",
                         help=f"of {', '.join(TABLES)} (all)")  # fmt: skip
     parser.add_argument("--recipes", type=Path, metavar="DIR", help="another book, for a trial (ablation/recipes/...)")

@@ -71,7 +71,21 @@ def write_results(
     for name, content in texts.items():
         with write_bytes_atomically(folder / name) as file:
             file.write(content.encode())
-    return [folder / name for name in (*texts, *pictures)]
+    return [_write_index(folder.parent), *(folder / name for name in (*texts, *pictures))]
+
+
+def _write_index(folder: Path) -> Path:
+    """The page above the protocols' reports."""
+    lines = [
+        "# Does it help? Results on photographs",
+        "",
+        "The protocol, written before: [PROTOCOL.md](PROTOCOL.md).",
+        "",
+    ]
+    lines += [f"- [{path.parent.name}]({path.parent.name}/README.md)" for path in sorted(folder.glob("*/README.md"))]
+    with write_bytes_atomically(folder / "README.md") as file:
+        file.write("\n".join([*lines, ""]).encode())
+    return folder / "README.md"
 
 
 def figure_words(choice: Choice, results: Results, commands: Commands, folder: Path) -> dict[str, list[str]]:
@@ -170,13 +184,17 @@ def _matched_section(choice: Choice, commands: Commands) -> Section:
 
 
 def _traced(book: Book, results: Results, commands: Commands) -> Iterator[tuple[str, str]]:
-    """By classifier, its constant run for DDIM and UADM that has a trace: the rows' best where there are several."""
+    """By classifier, the run with its best constant scale for UADM and DDIM, where there is a trace of it."""
     seen = set()
     for row in book.rows("all"):
         run = book.runs.get(row.run or "")
         if not run or run.name not in results.runs or guidance_name(run) != "constant" or run.classifier in seen:
             continue
-        if run.flags.get("use_ddim") and (ROOT / commands.trace(run, commands.seeds[0])).is_file():
+        if (
+            run.model == "uncond"
+            and run.flags.get("use_ddim")
+            and (ROOT / commands.trace(run, commands.seeds[0])).is_file()
+        ):
             seen.add(run.classifier)
             yield run.classifier, run.name
 

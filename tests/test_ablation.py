@@ -25,8 +25,11 @@ from ed_dpm_patches.reproduce.plan import plan
 from ed_dpm_patches.reproduce.results import Evaluation, Results, RunResult
 from ed_dpm_patches.reproduce.runner import Runner
 from guided_diffusion import checkpoint
+from guided_diffusion.configs import ClassifierConfig, DiffusionConfig, ModelConfig
 from guided_diffusion.errors import InputError
+from guided_diffusion.script_util import build_classifier, build_model
 from tests.helpers import ROOT, clean_environment, executable
+from tests.test_recipes import parse_command
 
 FULL, REDUCED = (load(ablation.RECIPES / name) for name in ("full", "reduced"))
 CLASSES = ("cat", "dog", "ship", "truck")
@@ -158,6 +161,28 @@ def test_guiding_networks_never_see_what_the_judge_is_trained_on(book):
     for network in book.networks.values():
         if network.training:
             assert network.training.part == ("evaluator" if network.name == book.features else "train")
+
+
+@pytest.mark.parametrize("book", [FULL, REDUCED], ids=["full", "reduced"])
+def test_the_scripts_take_every_command_and_the_networks_have_the_parameters_said(book):
+    commands = Commands(book, Options(processes=1, trace=True))
+    for network in book.networks.values():
+        if network.training:
+            script, _, flags = parse_command(commands.train(network), 1)
+            steps = flags["iterations"] or flags["lr_anneal_steps"]
+            # Else the last checkpoint of a diffusion model would have another name.
+            assert script == "classifier_train" or (steps - 1) % flags["save_interval"]
+        kinds = (ModelConfig, DiffusionConfig) if "num_channels" in network.flags else (ClassifierConfig,)
+        configs = [
+            kind(**{name: value for name, value in network.flags.items() if name in kind.__dataclass_fields__})
+            for kind in kinds
+        ]
+        with torch.device("meta"):
+            made = (build_model if len(kinds) == 2 else build_classifier)(*configs)
+        assert sum(parameter.numel() for parameter in made.parameters()) == network.parameters
+    for run in book.runs.values():
+        _, given, _ = parse_command(commands.sample(run, 1), 1)
+        assert given["num_samples"] % given["batch_size"] == 0
 
 
 def test_the_calibrated_classifier_needs_the_one_it_is_made_of(tmp_path):
@@ -343,6 +368,7 @@ def test_the_whole_way_from_archives_to_a_report(tmp_path, forked_steps, monkeyp
     assert {"sample-uncond-plain-entropy-1", "sample-uncond-calibrated-constant-2"} < reported
 
     folder = results / "reduced"
+    assert "[reduced](reduced/README.md)" in (results / "README.md").read_text()
     text = (folder / "README.md").read_text()
     assert text.startswith("# A trial") and "## Three rules" in text and "## Paired differences" in text
     runs, tuning, tests, commands, diagnosis = (
