@@ -28,9 +28,17 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def paired(ours: Callable, theirs: Callable, device: torch.device, rounds: int, warmup: int = 2) -> dict[str, float]:
+def paired(ours: Callable, theirs: Callable, device: torch.device, rounds: int) -> dict[str, float]:
+    """`paired_seconds` of two pieces of work in this process."""
+    return paired_seconds(lambda: seconds(ours, device), lambda: seconds(theirs, device), rounds)
+
+
+def paired_seconds(
+    ours: Callable[[], float], theirs: Callable[[], float], rounds: int, warmup: int = 2
+) -> dict[str, float]:
     """Alternate the two and compare round by round, so that a slow spell of the machine meets both.
 
+    :param ours, theirs: do the work and return how long it took.
     :return: median seconds of each; of the ratio theirs / ours the median and the 10 % and 90 % quantiles.
         Which of the two goes first changes from round to round.
     """
@@ -39,10 +47,10 @@ def paired(ours: Callable, theirs: Callable, device: torch.device, rounds: int, 
     times = []
     for i in range(rounds):
         if i % 2:
-            peer = seconds(theirs, device)
-            times.append((seconds(ours, device), peer))
+            peer = theirs()
+            times.append((ours(), peer))
         else:
-            times.append((seconds(ours, device), seconds(theirs, device)))
+            times.append((ours(), theirs()))
     ratios = sorted(peer / own for own, peer in times)
     deciles = statistics.quantiles(ratios, n=10, method="inclusive")
     return {

@@ -1,4 +1,4 @@
-"""Ours beside the peer, interleaved, on the same weights and inputs; outputs compared.
+"""Ours beside the peer, interleaved, on the same weights and inputs; outputs compared. On CPUs each has its process.
 
     python -m benchmarks.run sampling --config 32x32 --config 64x64
     python -m benchmarks.run training --device cuda --half --config published-256-b8
@@ -26,16 +26,16 @@ import json
 import platform
 import re
 import sys
-from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import evaluation, robustness, tracing
-from benchmarks.cases import SETTINGS, Pair
-from benchmarks.measure import ceilings, paired
+from benchmarks.cases import SETTINGS
+from benchmarks.measure import ceilings, paired_seconds
+from benchmarks.sides import OURS, PEER, Side, SideElsewhere, Work
 from guided_diffusion.checkpoint import write_bytes_atomically
 from tests.parity.peer import load_peer
 
@@ -65,15 +65,19 @@ def main() -> None:
 def peer_report(args: argparse.Namespace, device: torch.device) -> dict[str, object]:
     """Ours beside the peer: the machine's ceilings, the peer's version, and a row for each config and part."""
     print(" | ".join(HEADER), file=sys.stderr)
-    peer = load_peer()
     top = ceilings(device, torch.float16 if args.half else torch.float32)
     rows = []
     for config in args.config:
-        pair = Pair(SETTINGS[config], peer, device, args.half, args.compile)
-        for part, (ours, theirs) in getattr(pair, args.what)().items():
-            rows.append({"config": config, "part": part, **measure(ours, theirs, device, args.rounds, top)})
-            print(line(rows[-1]), file=sys.stderr, flush=True)
-    return {"ceilings_gflops": top, "peer": peer.source, "rows": rows}
+        work = Work(args.what, config, args.device, args.half, args.compile, args.threads)
+        with ExitStack() as stack:
+            if device.type == "cpu":
+                ours, theirs = (stack.enter_context(SideElsewhere(work, side)) for side in (OURS, PEER))
+            else:
+                ours, theirs = (Side(work, side) for side in (OURS, PEER))
+            for part in ours.names():
+                rows.append({"config": config, "part": part, **measure(ours, theirs, part, args.rounds, top)})
+                print(line(rows[-1]), file=sys.stderr, flush=True)
+    return {"ceilings_gflops": top, "peer": load_peer().source, "rows": rows}
 
 
 def own_report(module: ModuleType, args: argparse.Namespace, device: torch.device) -> dict[str, object]:
@@ -100,37 +104,14 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def measure(
-    ours: Callable, theirs: Callable, device: torch.device, rounds: int, top: dict[str, float]
-) -> dict[str, float]:
+def measure(ours: Side, theirs: Side, part: str, rounds: int, top: dict[str, float]) -> dict[str, float]:
     """Times, ratio, operations and the relative difference of the outputs."""
-    a, b = ours().float(), theirs().float()
+    a, b = ours.output(part), theirs.output(part)
     difference = float((a - b).abs().max() / b.abs().max())
-    result = paired(ours, theirs, device, rounds)
-    gflop = count_flops(ours) / 1e9
+    result = paired_seconds(lambda: ours.seconds(part), lambda: theirs.seconds(part), rounds)
+    gflop = ours.flops(part) / 1e9
     share = gflop / result["ours_seconds"] / max(top.values())
     return {**result, "gflop": gflop, "share_of_ceiling": share, "relative_difference": difference}
-
-
-def count_flops(work: Callable) -> int:
-    """Multiplications and additions of one call, backward included; without those of fused attention on a CPU,
-    which PyTorch's counter does not know."""
-    counter = FlopCounterMode(display=False)
-    # Per-module counts need hooks that autograd.grad does not allow; the total does not.
-    counter.mod_tracker = _WholeProgram()
-    with counter:
-        work()
-    return counter.get_total_flops()
-
-
-class _WholeProgram:
-    """Stands in for the counter's module tracker: everything belongs to one module."""
-
-    parents = frozenset({"Global"})
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 def line(row: dict) -> str:

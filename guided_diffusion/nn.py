@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
+from .group_norm import group_norm, suits
+
 NORM_GROUPS = 32
 
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -24,7 +26,12 @@ class GroupNorm32(nn.GroupNorm):
     """Group normalisation computed in float32 whatever the input's dtype; the result has the input's dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float()).to(x.dtype)
+        full = x.float()
+        if suits(full):
+            out = group_norm(full, self.num_groups, self.weight, self.bias, self.eps)
+        else:
+            out = super().forward(full)
+        return out.to(x.dtype)
 
 
 def to_fast_layout(network: nn.Module) -> nn.Module:

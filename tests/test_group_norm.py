@@ -1,0 +1,59 @@
+"""Group normalisation in channels_last: PyTorch's values and gradients, and where it is used."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from guided_diffusion.group_norm import group_norm, suits
+from guided_diffusion.nn import GroupNorm32
+
+
+def example(dtype: torch.dtype, channels: int = 64, side: int = 32) -> tuple[torch.Tensor, ...]:
+    """x, weight and bias that want gradients, and a gradient of the output."""
+    generator = torch.Generator().manual_seed(0)
+    x = 3 * torch.randn(2, channels, side, side, generator=generator, dtype=dtype) + 1
+    weight, bias = torch.randn(2, channels, generator=generator, dtype=dtype)
+    gradient = torch.randn(x.shape, generator=generator, dtype=dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    return *(values.requires_grad_(True) for values in (x, weight, bias)), gradient
+
+
+@pytest.mark.parametrize(("channels", "side"), [(64, 32), (96, 35), (32, 40)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+def test_values_and_gradients_are_torchs(dtype, tolerance, channels, side):
+    """In float32 against float64: no further off than PyTorch's own by much."""
+    x, weight, bias, gradient = example(torch.float64, channels, side)
+    expected = [out := F.group_norm(x, 32, weight, bias), *torch.autograd.grad(out, (x, weight, bias), gradient)]
+    x, weight, bias = (values.detach().to(dtype).requires_grad_(True) for values in (x, weight, bias))
+    gradient = gradient.to(dtype)
+    found = [out := group_norm(x, 32, weight, bias, 1e-5), *torch.autograd.grad(out, (x, weight, bias), gradient)]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
+    assert found[1].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_contiguous_gradient_does_as_well():
+    x, weight, bias, gradient = example(torch.float32)
+    layouts = (gradient.contiguous(), gradient.contiguous(memory_format=torch.channels_last))
+    one, other = (torch.autograd.grad(group_norm(x, 32, weight, bias, 1e-5), x, g)[0] for g in layouts)
+    torch.testing.assert_close(one, other)
+
+
+def test_where_it_is_used():
+    x, *_ = example(torch.float32)
+    assert suits(x)
+    assert not suits(x.contiguous()) and not suits(x[:, :, :16, :16].contiguous(memory_format=torch.channels_last))
+    with torch.no_grad():
+        assert not suits(x)
+
+
+def test_the_layer_keeps_the_dtype():
+    layer = GroupNorm32(32, 64)
+    x, *_ = example(torch.float32)
+    half = layer(x.bfloat16())
+    assert half.dtype is torch.bfloat16
+    torch.testing.assert_close(half.float(), layer(x.bfloat16().float()), rtol=1e-2, atol=1e-2)
+    plain = F.group_norm(x.contiguous(), 32, layer.weight, layer.bias)
+    torch.testing.assert_close(layer(x), plain, rtol=1e-5, atol=1e-5)
