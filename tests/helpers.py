@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -143,11 +144,17 @@ def as_arguments(flags: dict | list[str]) -> list[str]:
     return [str(text) for pair in pairs for text in pair if text is not None]
 
 
+def free_port() -> int:
+    """A port to listen on a little later: below those that the system gives to others by itself meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(10000, 32768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 def two_ranks() -> list[dict[str, str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return [clean_environment(**shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
 
 

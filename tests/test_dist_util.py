@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import torch
 
 from guided_diffusion import dist_util
 from guided_diffusion.errors import InputError
+from tests.helpers import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "PMI", "OMPI_", "MPI_", "SLURM_", "OMP_")
@@ -41,12 +41,6 @@ def prefix(launcher: str) -> list[str]:
     if launcher == "torchrun":
         return [program("torchrun"), "--nproc_per_node", "2", "--master_port", str(free_port())]
     return [sys.executable]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture
