@@ -14,11 +14,15 @@ _LARGE_MAP = 1024  # pixels; on smaller maps PyTorch's own is as fast
 
 
 def suits(x: Tensor) -> bool:
-    """Whether `group_norm` is the faster one for x [B, C, H, W] and its gradient."""
+    """Whether `group_norm` is the faster one for x [B, C, H, W] and its gradient.
+
+    Not for a batch of one image: the layout of an axis of length one is anything, which PyTorch's own minds.
+    """
     return (
         torch.is_grad_enabled()
         and x.device.type == "cpu"
         and x.dim() == 4
+        and min(x.shape) > 1
         and x.shape[2] * x.shape[3] >= _LARGE_MAP
         and x.is_contiguous(memory_format=torch.channels_last)
         and not torch.compiler.is_compiling()

@@ -49,6 +49,20 @@ def test_where_it_is_used():
         assert not suits(x)
 
 
+@pytest.mark.parametrize("shape", [(1, 64, 32, 32), (2, 64, 1, 1024), (2, 64, 1024, 1)])
+@pytest.mark.parametrize("stride", [1, 7])
+def test_axes_of_length_one(shape, stride):
+    """Their strides are arbitrary, and no layout can be told from them."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
+    odd = [stride if length == 1 else step for length, step in zip(x.shape, x.stride(), strict=True)]
+    x = x.as_strided(shape, odd).requires_grad_(True)
+    layer = GroupNorm32(32, 64)
+    expected = F.group_norm(x, 32, layer.weight, layer.bias)
+    found = layer(x)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(out.square().sum(), x)[0] for out in (found, expected)))
+
+
 def test_the_layer_keeps_the_dtype():
     layer = GroupNorm32(32, 64)
     x, *_ = example(torch.float32)
