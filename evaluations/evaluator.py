@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without
 
 from evaluations.engine import FeatureEngine  # noqa: E402
 from evaluations.evaluate import Metrics, evaluate  # noqa: E402
-from evaluations.formats import format_markdown, format_metrics, write_json  # noqa: E402
+from evaluations.formats import format_markdown, format_metrics, write_metrics  # noqa: E402
 from evaluations.image_sets import open_image_set, split_paths  # noqa: E402
 from evaluations.inception import (  # noqa: E402
     INCEPTION_V3_PATH,
@@ -94,7 +94,7 @@ def _evaluate(args: argparse.Namespace, engine: FeatureEngine) -> None:
     for line in (format_markdown if args.markdown else format_metrics)(metrics):
         print(line)
     if args.json is not None:
-        log.info("wrote %s", write_json(metrics, args.json))
+        log.info("wrote %s", write_metrics(metrics, args.json))
 
 
 def _evaluate_on_ranks(args: argparse.Namespace) -> None:

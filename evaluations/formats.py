@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
 
 from evaluations.metrics_record import Metrics
-from guided_diffusion.checkpoint import write_bytes_atomically
+from guided_diffusion.checkpoint import write_json
 
 _TITLES = {
     "inception_score": "Inception Score",
@@ -48,10 +47,9 @@ def format_markdown(metrics: Metrics) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
-def write_json(metrics: Metrics, path: str | os.PathLike) -> Path:
-    """All of it, atomically; returns the absolute path."""
-    with write_bytes_atomically(path) as file:
-        file.write((json.dumps(asdict(metrics), indent=2) + "\n").encode())
+def write_metrics(metrics: Metrics, path: str | os.PathLike) -> Path:
+    """All of it as JSON, atomically; returns the absolute path."""
+    write_json(path, asdict(metrics))
     return Path(path).absolute()
 
 

@@ -119,9 +119,13 @@ def save(obj: Any, path: str | os.PathLike) -> None:
 
 def write_config(directory: str | os.PathLike, config: Mapping[str, Any]) -> None:
     """Write ``config`` as ``config.json`` into ``directory``; values JSON does not know become strings."""
-    text = json.dumps(dict(config), indent=2, default=str)
-    with write_bytes_atomically(_join(os.fspath(directory), CONFIG_NAME)) as file:
-        file.write(text.encode() + b"\n")
+    write_json(_join(os.fspath(directory), CONFIG_NAME), dict(config), default=str)
+
+
+def write_json(path: str | os.PathLike, value: Any, **options: Any) -> None:
+    """Write ``value`` as JSON, atomically; ``options`` go to ``json.dumps``."""
+    with write_bytes_atomically(path) as file:
+        file.write(json.dumps(value, indent=2, **options).encode() + b"\n")
 
 
 def read_config(checkpoint_path: str | os.PathLike) -> dict[str, Any] | None:

@@ -139,8 +139,7 @@ class CheckpointFolder:
     def _write_state(self, number: int, entry: dict[str, Any]) -> None:
         path = self._state_path(number)
         try:
-            with checkpoint.write_bytes_atomically(path) as file:
-                file.write(json.dumps(entry | {"sha256": _digest(entry)}, indent=1).encode() + b"\n")
+            checkpoint.write_json(path, entry | {"sha256": _digest(entry)})
         except OSError as error:
             raise InputError(f"{path}: cannot be written: {first_line(error)}") from error
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import dist_util, logger
-from .checkpoint import write_bytes_atomically
+from .checkpoint import write_bytes_atomically, write_json
 from .download import hash_file
 from .manifest import check_manifest, read_manifest, versions, write_manifest
 from .nonfinite import Watch, as_records
@@ -185,8 +185,7 @@ class SampleRun:
         found = [record for i, record in enumerate(found) if record not in found[:i]]
         if not found:
             return
-        with write_bytes_atomically(path) as file:
-            file.write(json.dumps(found, indent=2).encode() + b"\n")
+        write_json(path, found)
         logger.warn(f"{len(found)} of {self.num_samples} samples are not finite and better left out: {path}")
 
 

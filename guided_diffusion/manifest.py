@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from . import logger
-from .checkpoint import write_bytes_atomically
+from .checkpoint import write_json
 from .errors import InputError
 
 MANIFEST = "run.json"
@@ -38,8 +38,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
     """Write run.json, atomically."""
-    with write_bytes_atomically(directory / MANIFEST) as file:
-        file.write(json.dumps(manifest, indent=2).encode() + b"\n")
+    write_json(directory / MANIFEST, manifest)
 
 
 def check_manifest(

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from guided_diffusion.checkpoint import write_bytes_atomically
+from guided_diffusion.checkpoint import write_json
 from guided_diffusion.download import TIMEOUT_SECONDS, fetch, hash_file, open_locked
 from guided_diffusion.errors import InputError
 
@@ -122,8 +122,7 @@ def _record(lock: Path, name: str, new: Seen) -> None:
                 _compare(lock, name, seen[name], new.size, new.sha256)
                 return
             entries = {key: dataclasses.asdict(entry) for key, entry in sorted((seen | {name: new}).items())}
-            with write_bytes_atomically(lock) as file:
-                file.write(json.dumps(entries, indent=2).encode() + b"\n")
+            write_json(lock, entries)
     except OSError as error:
         raise InputError(f"{lock}: cannot be written: {error.strerror}") from error
 

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from guided_diffusion.checkpoint import write_bytes_atomically
+from guided_diffusion.checkpoint import write_json
 from guided_diffusion.download import hash_file
 from guided_diffusion.errors import InputError
 
@@ -203,5 +203,4 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with write_bytes_atomically(path) as file:
-        file.write(json.dumps(content, indent=2).encode() + b"\n")
+    write_json(path, content)
