@@ -33,8 +33,8 @@ from evaluations.metrics.resampling import (
 from evaluations.metrics.statistics import Gaussian, fit_gaussian
 from evaluations.metrics_record import Metrics
 from evaluations.seeing import see
-from guided_diffusion.download import hash_file
 from guided_diffusion.errors import InputError
+from guided_diffusion.hashing import hash_file
 
 __all__ = ["Metrics", "evaluate"]
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from . import checkpoint, logger
-from .download import hash_file
 from .errors import InputError, first_line
+from .hashing import hash_file
 
 _NUMBERED = re.compile(r"(model|opt|ema_.+_|state)(\d{6,})\.(pt|json)")
 _TEMPORARY = re.compile(r"\.(model|opt|ema_|state).*\.[0-9a-f]{8}\.tmp")

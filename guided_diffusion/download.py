@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import fcntl
-import hashlib
 import logging
 import os
 import re
@@ -19,6 +18,7 @@ import requests
 from tqdm.auto import tqdm
 
 from guided_diffusion.errors import InputError, first_line
+from guided_diffusion.hashing import hash_file
 
 ATTEMPTS = 5
 PAUSE_SECONDS = 1.0  # before the second attempt; twice as long before each further one
@@ -84,12 +84,6 @@ def fetch(
     except OSError as error:
         raise InputError(f"{path}: cannot be checked: {_brief(error)}; {advice}") from error
     return path
-
-
-def hash_file(path: str | os.PathLike, algorithm: str = "sha256") -> str:
-    """Hexadecimal digest of a file; against damage and mix-ups, so MD5 is allowed everywhere."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import dist_util, logger
 from .checkpoint import write_bytes_atomically, write_json
-from .download import hash_file
+from .hashing import hash_file
 from .manifest import check_manifest, read_manifest, versions, write_manifest
 from .nonfinite import Watch, as_records
 from .parts import PartStore, Piece, assemble, earlier_results, missing_batches, without_overlap

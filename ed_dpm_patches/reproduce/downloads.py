@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guided_diffusion.checkpoint import write_json
-from guided_diffusion.download import TIMEOUT_SECONDS, fetch, hash_file, open_locked
+from guided_diffusion.download import TIMEOUT_SECONDS, fetch, open_locked
 from guided_diffusion.errors import InputError
+from guided_diffusion.hashing import hash_file
 
 from .published import PUBLISHED, PublishedFile, published
 

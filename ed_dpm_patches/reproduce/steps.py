@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from guided_diffusion.checkpoint import write_json
-from guided_diffusion.download import hash_file
 from guided_diffusion.errors import InputError
+from guided_diffusion.hashing import hash_file
 
 from .book import ROOT
 from .results import read_json
