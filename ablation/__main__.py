@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
 
 from ed_dpm_patches.figures import cli as figures
 from ed_dpm_patches.reproduce.book import ROOT, Book, Table, load
+from ed_dpm_patches.reproduce.cli import Parser
 from ed_dpm_patches.reproduce.commands import Commands, Options
 from ed_dpm_patches.reproduce.plan import plan
 from ed_dpm_patches.reproduce.report import runs_csv
@@ -47,14 +47,9 @@ class Protocol:
 PROTOCOLS = {"reduced": Protocol("cifar10-16", 2), "full": Protocol("cifar10-32", 5)}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (--help explains)")
-
-
 def main() -> None:
     """Do what is not done yet. InputError for a bad option or a step that failed."""
-    parser = _Parser(prog="python -m ablation", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = Parser(prog="python -m ablation", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--protocol", choices=PROTOCOLS, required=True, help="32x32 on a GPU, or 16x16 on a CPU")
     parser.add_argument("--out", type=Path, metavar="DIR", help="for all that is made (runs/cifar10-16 or -32)")
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "cifar10", metavar="DIR",
@@ -131,7 +126,7 @@ class Ablation:
 
 def draw(words: list[str], path: Path) -> None:
     """A figure of `ed-dpm figure`; a line where it cannot be drawn."""
-    parser = _Parser(prog="ed-dpm")
+    parser = Parser(prog="ed-dpm")
     figures.add_parser(parser.add_subparsers())
     try:
         args = parser.parse_args(["figure", *words, "--out", str(path)])

@@ -15,11 +15,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import multiprocessing
 import os
-import platform
-import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,9 +27,9 @@ import scipy
 
 from benchmarks import evaluators
 from benchmarks.fidelity import FidelityUnavailable, load_fidelity
-from guided_diffusion.checkpoint import write_bytes_atomically
+from benchmarks.machine import cpu_name, result_path
+from guided_diffusion.checkpoint import write_json
 
-RESULTS = Path(__file__).with_name("results")
 OURS, TORCH, UPSTREAM, FIDELITY = "ours, TensorFlow", "ours, torch", "upstream", "torch-fidelity"
 TITLES = dict(
     zip(evaluators.FIGURES, ("Inception Score", "FID", "sFID", "Precision", "Recall", "KID, all images"), strict=True)
@@ -45,7 +42,7 @@ _THREADS = (
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
     os.environ |= dict.fromkeys(_THREADS, str(args.threads))
-    result: dict[str, Any] = {"what": "evaluation", "threads": args.threads, "cpu": _cpu(), "load": os.getloadavg()}
+    result: dict[str, Any] = {"what": "evaluation", "threads": args.threads, "cpu": cpu_name(), "load": os.getloadavg()}
     result |= {"numpy": np.__version__, "scipy": scipy.__version__, "date": str(datetime.date.today())}
     upstream = Path(args.upstream, "evaluations", "evaluator.py") if args.upstream else None
     if upstream is None:
@@ -57,9 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("\n".join(images_table(result["images"])), end="\n\n", flush=True)
     result["features"] = compare_features(args.count, upstream)
     print("\n".join(features_table(result["features"])))
-    path = args.json or RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', _cpu().lower())}-evaluation-{result['date']}.json"
-    with write_bytes_atomically(path) as file:
-        file.write((json.dumps(result, indent=2) + "\n").encode())
+    write_json(args.json or result_path(cpu_name(), "evaluation"), result)
 
 
 def compare_images(args: argparse.Namespace, upstream: Path | None, scratch: Path) -> dict[str, Any]:
@@ -163,12 +158,6 @@ def _in_process(work: Callable[..., Any], *args: Any) -> Any:
         pool.close()
         pool.join()
     return found
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

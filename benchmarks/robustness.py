@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.cases import Setting
-from benchmarks.measure import synchronise
+from benchmarks.measure import alternate, spread, synchronise
 from benchmarks.tracing import free_model, networks
 from guided_diffusion import logger, script_util
 from guided_diffusion.checkpoint import save
@@ -46,8 +47,8 @@ def measure(setting: Setting, device: torch.device, half: bool, rounds: int) -> 
     folder = Path(tempfile.mkdtemp(prefix="robustness-"))
     save({"weights": torch.zeros(1 << 20)}, folder / "model.pt")  # to be hashed
     with logger.scoped_configure(dir=str(folder), format_strs=[]), _heartbeat():
-        times = _interleaved(*_sides(setting, device, model, folder), device, rounds)
-        free = _interleaved(*_sides(setting, device, free_model, folder), device, 40)
+        times = alternate(*_sides(setting, device, model, folder), rounds, warmup=1)
+        free = alternate(*_sides(setting, device, free_model, folder), rounds=40, warmup=1)
     shutil.rmtree(folder)
     wall, cpu = ([own[clock] / peer[clock] for own, peer in times] for clock in (0, 1))
     bare_seconds = statistics.median(peer[0] for _, peer in times)
@@ -56,11 +57,12 @@ def measure(setting: Setting, device: torch.device, half: bool, rounds: int) -> 
         "part": f"{BATCHES} batches of {setting.batch_size}, {STEPS} steps", "rounds": rounds,
         "bare_seconds": bare_seconds, "run_seconds": statistics.median(own[0] for own, _ in times),
         "own_seconds": own_seconds, "own_share": own_seconds / bare_seconds,
-        **_spread("wall_ratio", wall), **_spread("cpu_ratio", cpu),
+        **spread("wall_ratio", wall), **spread("cpu_ratio", cpu),
     }  # fmt: skip
 
 
 def _sides(setting: Setting, device: torch.device, model: Callable, folder: Path) -> tuple[Callable, Callable]:
+    """A run, and the bare loop; each returns its clocks."""
     diffusion = script_util.create_gaussian_diffusion(learn_sigma=True, timestep_respacing=str(STEPS))
     shape, count, classes = (3, setting.side, setting.side), BATCHES * setting.batch_size, 10
 
@@ -85,22 +87,7 @@ def _sides(setting: Setting, device: torch.device, model: Callable, folder: Path
             labels.append(y.cpu().numpy())
         np.savez(folder / "bare.npz", np.concatenate(images), np.concatenate(labels))
 
-    return run, bare
-
-
-def _interleaved(
-    run: Callable, bare: Callable, device: torch.device, rounds: int
-) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-    """The clocks of both, round by round; which goes first changes."""
-    run(), bare()
-    times = []
-    for i in range(rounds):
-        if i % 2:
-            peer = _clocks(bare, device)
-            times.append((_clocks(run, device), peer))
-        else:
-            times.append((_clocks(run, device), _clocks(bare, device)))
-    return times
+    return partial(_clocks, run, device), partial(_clocks, bare, device)
 
 
 @contextmanager
@@ -128,11 +115,6 @@ def _clocks(work: Callable, device: torch.device) -> tuple[float, float]:
     work()
     synchronise(device)
     return time.perf_counter() - wall, time.process_time() - cpu
-
-
-def _spread(name: str, values: list[float]) -> dict[str, float]:
-    deciles = statistics.quantiles(values, n=10, method="inclusive")
-    return {name: statistics.median(values), f"{name}_p10": deciles[0], f"{name}_p90": deciles[-1]}
 
 
 def line(row: dict) -> str:

@@ -24,22 +24,20 @@ import argparse
 import datetime
 import json
 import platform
-import re
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 from types import ModuleType
 
 import torch
 
 from benchmarks import evaluation, robustness, tracing
 from benchmarks.cases import SETTINGS
+from benchmarks.machine import cpu_name, result_path
 from benchmarks.measure import ceilings, paired_seconds
 from benchmarks.sides import OURS, PEER, Side, SideElsewhere, Work
-from guided_diffusion.checkpoint import write_bytes_atomically
+from guided_diffusion.checkpoint import write_json
 from tests.parity.peer import load_peer
 
-RESULTS = Path(__file__).with_name("results")
 HEADER = ("config", "part", "ours ms", "peer ms", "ratio", "10-90 %", "GFLOP", "of ceiling", "difference")
 
 
@@ -53,12 +51,9 @@ def main() -> None:
     report = {"what": args.what, "half": args.half, "compile": args.compile, **machine(device)}
     own = {"trace": tracing, "robustness": robustness}.get(args.what)
     report |= own_report(own, args, device) if own else peer_report(args, device)
-    text = json.dumps(report, indent=2)
-    name = f"{re.sub(r'[^a-z0-9]+', '-', report['device'].lower()).strip('-')}-{args.what}"
-    path = RESULTS / f"{name}{'-half' * args.half}{'-compiled' * args.compile}-{datetime.date.today()}.json"
-    with write_bytes_atomically(path) as file:
-        file.write(text.encode() + b"\n")
-    print(text)
+    path = result_path(report["device"], f"{args.what}{'-half' * args.half}{'-compiled' * args.compile}")
+    write_json(path, report)
+    print(json.dumps(report, indent=2))
     print(f"written to {path.resolve()}", file=sys.stderr)
 
 
@@ -133,13 +128,6 @@ def machine(device: torch.device) -> dict[str, str | int]:
         "python": platform.python_version(), "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "date": str(datetime.date.today()),
     }  # fmt: skip
-
-
-def cpu_name() -> str:
-    """The processor's name where the system tells it, else its architecture."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
-    return found[1] if found else platform.machine()
 
 
 if __name__ == "__main__":

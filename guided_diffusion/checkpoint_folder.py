@@ -101,7 +101,7 @@ class CheckpointFolder:
             try:
                 checkpoint.save(content, path)
                 files[name] = {"size": path.stat().st_size, "sha256": hash_file(path)}
-            except (OSError, RuntimeError) as error:  # torch.save has a RuntimeError for a full disk
+            except OSError as error:
                 raise InputError(f"{path}: cannot be written: {first_line(error)}") from error
             logger.log(f"saved {path}")
         self._write_state(number, {"state": state, "files": files})

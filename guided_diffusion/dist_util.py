@@ -160,7 +160,7 @@ def _report(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         run_log.keep_failure("interrupted", state="stopped")
         return 130
-    line = " ".join(str(error).split("\n")) if isinstance(error, InputError) else _first_line_of(error)
+    line = str(error) if isinstance(error, InputError) else _first_line_of(error)
     details = "" if isinstance(error, InputError) else "".join(traceback.format_exception(error))
     run_log.keep_failure(line, details, consequence=_lost_a_peer(error))
     if _has_peers() and _is_said_elsewhere(error):

@@ -76,9 +76,10 @@ class Progress:
         if get_rank() != 0:
             return
         seconds, made = time.monotonic() - self._began, self.n - self._initial
-        summary = {"seconds": round(seconds, 3), "made": made, **peak_memory(), **more}
+        peaks = peak_memory()
+        summary = {"seconds": round(seconds, 3), "made": made, **peaks, **more}
         rate = f"{made / seconds:.3g} {self._unit}/s" if made else "nothing left to do"
-        memory = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in peak_memory().items())
+        memory = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in peaks.items())
         directory = Path(self._directory or logger.get_dir()).absolute()
         logger.log(f"finished: {made:,} {self._unit} in {seconds:.1f} s ({rate}); {memory}; files: {directory}")
         if self._status is not None:

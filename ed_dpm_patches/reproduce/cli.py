@@ -40,9 +40,10 @@ from .runner import Runner
 from .steps import claim, short
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Of commands whose mistakes are one line and status 2."""
+
     def error(self, message: str) -> NoReturn:
-        """One line and status 2."""
         raise InputError(f"{message} (--help explains)")
 
 
@@ -58,7 +59,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="ed-dpm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="ed-dpm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     recipes = argparse.ArgumentParser(add_help=False)
     recipes.add_argument("--recipes", type=Path, default=RECIPES, metavar="DIR", help="of the book (the paper's)")
