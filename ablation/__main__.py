@@ -2,6 +2,7 @@
 
     python -m ablation --protocol reduced
     python -m ablation --protocol full --tables rules table2
+    python -m ablation --protocol reduced --at_once 2      # two steps at a time, one core each
 
 Interrupted? The same command goes on. Table after table is tuned, sampled, tested and reported;
 results/cifar10/PROTOCOL.md says what is done and why.
@@ -10,14 +11,15 @@ results/cifar10/PROTOCOL.md says what is done and why.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ed_dpm_patches.figures import cli as figures
 from ed_dpm_patches.reproduce.book import ROOT, Book, Table, load
-from ed_dpm_patches.reproduce.cli import Parser
+from ed_dpm_patches.reproduce.cli import Parser, count
 from ed_dpm_patches.reproduce.commands import Commands, Options
-from ed_dpm_patches.reproduce.plan import plan
+from ed_dpm_patches.reproduce.plan import plan, preparation
 from ed_dpm_patches.reproduce.report import runs_csv
 from ed_dpm_patches.reproduce.results import Results, read_results
 from ed_dpm_patches.reproduce.runner import Runner
@@ -57,6 +59,7 @@ def main() -> None:
     parser.add_argument("--tables", nargs="+", default=TABLES, choices=TABLES, metavar="TABLE",
                         help=f"of {', '.join(TABLES)} (all)")  # fmt: skip
     parser.add_argument("--recipes", type=Path, metavar="DIR", help="another book, for a trial (ablation/recipes/...)")
+    parser.add_argument("--at_once", type=count, default=1, metavar="K", help="steps at a time (1)")
     args = parser.parse_args()
     recipes = args.recipes or RECIPES / args.protocol
     ablation = Ablation(
@@ -64,26 +67,35 @@ def main() -> None:
         short(args.out or ROOT / "runs" / PROTOCOLS[args.protocol].out),
         args.results.absolute() / args.protocol,
         PROTOCOLS[args.protocol].tuning_share,
+        args.at_once,
     )
     claim(ROOT / ablation.out / "book.json", {"recipes": str(short(recipes)), "rehearsal": False})
-    for name in args.tables:
-        if name in ablation.book.tables:
-            ablation.finish_table(name)
+    names = [name for name in args.tables if name in ablation.book.tables]
+    ablation.make_networks(names)
+    for name in names:
+        ablation.finish_table(name)
 
 
 class Ablation:
     """A book, the folder of its runs, the folder of its report.
 
     :param tuning_share: a tuning run has so many times fewer samples than one that is reported.
+    :param at_once: steps at a time.
     """
 
-    def __init__(self, book: Book, out: Path, results: Path, tuning_share: int):
+    def __init__(self, book: Book, out: Path, results: Path, tuning_share: int, at_once: int = 1):
+        self.at_once = at_once
         self.book, self.out, self.results = book, out, results
         fewer = {run.name: run.num_samples // tuning_share for run in book.runs.values()}
         runs = {name: replace(run, flags=run.flags | {"num_samples": fewer[name]}) for name, run in book.runs.items()}
         options = Options(out=out, processes=1, seeds=TUNING_SEEDS, trace=True)
         self.tuning = Commands(replace(book, runs=runs, seeds=TUNING_SEEDS), options)
         self.runner = Runner(out, {"OMP_NUM_THREADS": "1"})
+
+    def make_networks(self, names: Sequence[str]) -> None:
+        """Train and derive all that the tables need."""
+        rows = [row for name in names for row in self.book.tables[name].rows]
+        self._run("networks", preparation(self.tuning, rows))
 
     def finish_table(self, name: str) -> None:
         """Tune, sample and test all rows of a table, and write the report of all that there is."""
@@ -110,7 +122,7 @@ class Ablation:
 
     def _run(self, title: str, steps: list[Step]) -> None:
         print(f"{title}: {len(steps)} steps; logs: {self.runner.logs}", flush=True)
-        self.runner.run(steps)
+        self.runner.run(steps, self.at_once)
 
     def _report(self, choice: Choice, tuning: Results, commands: Commands) -> None:
         results = read_results(choice.book, ROOT / self.out, commands.seeds)

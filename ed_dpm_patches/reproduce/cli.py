@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(act=_show)
     command = commands.add_parser("run", parents=[recipes, rehearse], help="download, train, sample, evaluate, report")
     _add_making_options(command)
-    command.add_argument("--at_once", type=_count, metavar="K", help="steps at a time (1; --rehearse: one a core)")
+    command.add_argument("--at_once", type=count, metavar="K", help="steps at a time (1; --rehearse: one a core)")
     command.add_argument("--skip_missing", action="store_true", help="leave out rows whose files you must bring")
     command.set_defaults(act=_run)
     command = commands.add_parser("report", help="tables of what has been run: Markdown, HTML, CSV")
@@ -97,17 +97,17 @@ def _add_making_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("names", nargs="+", metavar="ROW|TABLE|all", help="as `list` prints them: table1/cadm-g-ddpm250, or table1")
     add("--out", type=Path, metavar="DIR", help="for all that is made (runs/paper; --rehearse: runs/rehearsal)")
-    add("--nproc", type=_count, metavar="N", help="processes of sampling and training (8; --rehearse: 1)")
+    add("--nproc", type=count, metavar="N", help="processes of sampling and training (8; --rehearse: 1)")
     add("--models", type=Path, default=Path("models"), metavar="DIR", help="of published files (models)")
     add("--data_dir", type=Path, default=Path("imagenet"), metavar="DIR", help="with train and val images (imagenet)")
     add("--classifier_path", type=Path, metavar="FILE", help="the authors' ECT classifier, which has no address")
-    add("--num_samples", type=_count, metavar="N", help="a run, in place of the recipe's; the report marks it")
-    add("--batch_size", type=_count, metavar="N", help="images a process samples at a time (the script's default)")
+    add("--num_samples", type=count, metavar="N", help="a run, in place of the recipe's; the report marks it")
+    add("--batch_size", type=count, metavar="N", help="images a process samples at a time (the script's default)")
     add("--seeds", type=_seeds, metavar="0,1", help="sample every run once with each (the recipes')")
     add("--trace", action="store_true", help="leave a trace beside the samples of guided runs, for figures")
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from 1 on")
     return int(text)

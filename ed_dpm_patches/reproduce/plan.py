@@ -18,16 +18,21 @@ def plan(commands: Commands, rows: Sequence[Row]) -> list[Step]:
     book = commands.book
     runs = [book.runs[name] for name in dict.fromkeys(name for row in rows for name in row.run_names)]
     batches = list({row.batch: row for row in rows if row.batch}.values())
-    networks = needed_networks(commands, rows)
-    steps = [_download(commands, name) for name in needed_files(commands, rows) if name not in commands.options.given]
-    if book.writes_data:
-        steps.append(_data(commands))
-    steps += [_training(commands, network) for network in networks if network.training]
-    steps += [_derivation(commands, network) for network in networks if network.derived]
+    steps = preparation(commands, rows)
     for run in runs:
         for seed in commands.seeds:
             steps += [_sampling(commands, run, seed), _evaluation(commands, run, seed)]
     return steps + [_batch_evaluation(commands, row) for row in batches]
+
+
+def preparation(commands: Commands, rows: Sequence[Row]) -> list[Step]:
+    """What rows need before the first sample: published files, written data, networks."""
+    networks = needed_networks(commands, rows)
+    steps = [_download(commands, name) for name in needed_files(commands, rows) if name not in commands.options.given]
+    if commands.book.writes_data:
+        steps.append(_data(commands))
+    steps += [_training(commands, network) for network in networks if network.training]
+    return steps + [_derivation(commands, network) for network in networks if network.derived]
 
 
 def needed_networks(commands: Commands, rows: Sequence[Row]) -> list[Network]:
