@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ed_dpm_patches.reproduce.book import ROOT, Book, Row, Run, Table
@@ -56,7 +56,7 @@ def steps(commands: Commands, tables: Sequence[Table]) -> list[Step]:
         run, base = (commands.book.runs[row.run] for row in (comparison.row, comparison.base))
         for seed in commands.seeds:
             output = _output(commands, comparison, seed)
-            command = commands.evaluate(run, seed)
+            command = replace(commands, options=replace(commands.options, bootstrap=0)).evaluate(run, seed)
             command[command.index("--json") + 1] = str(output)
             command += ["--paired", str(commands.samples(base, seed))]
             inputs = (

@@ -15,19 +15,21 @@ from ed_dpm_patches.reproduce.commands import Commands
 from ed_dpm_patches.reproduce.comparison import guidance_name
 from ed_dpm_patches.reproduce.report import build, csv_text, runs_csv, tables_csv
 from ed_dpm_patches.reproduce.report_formats import Column, Group, Line, Section, to_markdown
-from ed_dpm_patches.reproduce.results import Results
+from ed_dpm_patches.reproduce.results import Results, read_json
 from ed_dpm_patches.reproduce.runner import Runner
 from guided_diffusion.checkpoint import write_bytes_atomically
 
 from .choice import MATCHED, Choice, guidance_norm
-from .paired import Comparison, comparisons, differences, is_effect
+from .conclusion import Finding, judge, sentences
+from .paired import comparisons, differences
 
 PAIRED_COLUMNS = ("table", "row", "run", "against", "base_run", "seed", "fid_difference", "base_fid", "p")
 DIAGNOSIS_COLUMNS = ("classifier", "run", "seed", "t", "entropy_ratio", "grad_norm", "relative_guidance")
+INTERVAL_COLUMNS = ("run", "seed", "metric", "value", "low", "high")
 COMMAND_COLUMNS = ("run", "seed", "step", "command")
 _MEASURES = DIAGNOSIS_COLUMNS[4:]
 _SHOWN_TIMES = 6  # of the steps, in the report's table; the CSV has all
-_PICTURES = ("tuning.png", "vanishing.png", "gradient-maps.png", "compare.png")
+_PICTURES = ("tuning.png", "vanishing.png", "classifiers.png", "gradient-maps.png", "compare.png")
 
 
 def write_results(
@@ -40,8 +42,7 @@ def write_results(
     """
     if not results.runs:
         return []
-    found = [(comparison, differences(commands, comparison)) for comparison in _comparisons(choice.book)]
-    found = [(comparison, values) for comparison, values in found if values]
+    found = list(_findings(choice, commands))
     traced = dict(_traced(choice.book, results, commands))
     diagnosis = list(_diagnosis(commands, traced))
     texts = {
@@ -50,19 +51,24 @@ def write_results(
         "tuning.csv": runs_csv(tuned, tuning),
         "paired.csv": csv_text(PAIRED_COLUMNS, _paired_records(found)),
         "diagnosis.csv": csv_text(DIAGNOSIS_COLUMNS, diagnosis),
+        "intervals.csv": csv_text(INTERVAL_COLUMNS, _interval_records(results, commands)),
         "commands.csv": csv_text(COMMAND_COLUMNS, _command_records(results, commands, runner.line)),
     }
     document = build(choice.book, results, rehearsal=False)
     sections = [section for section in document.sections if section.title != "Provenance"]
     provenance = [section for section in document.sections if section.title == "Provenance"]
-    sections += [_paired_section(choice, found)] if found else []
+    sections += [_paired_section(found)] if found else []
+    sections += _interval_sections(results, commands)
     sections += [_matched_section(choice, commands)] if MATCHED in choice.book.tables else []
     sections += [_diagnosis_section(diagnosis)] if diagnosis else []
-    text = ("Mean over the seeds, ± half the difference between the largest and the smallest.", *document.text[1:])
-    text = (*text, *_sentences(choice, found))
+    text = [f"- {sentence}" for sentence in sentences(found, _vanishing(diagnosis))]
+    text = ["Conclusions, of what has been run:", "\n".join(text)] if text else []
+    text += ["The protocol, written before: [PROTOCOL.md](../PROTOCOL.md). Commands of all rows: commands.csv."]
+    text += ["Mean over the seeds, ± half the difference between the largest and the smallest.", *document.text[1:]]
+    text += choice.edges.values()
     # The pooled noise of the general report is not what the protocol counts; its findings would be a second opinion.
     sections = [replace(section, findings=()) for section in sections]
-    texts["README.md"] = to_markdown(replace(document, text=text, sections=(*sections, *provenance)))
+    texts["README.md"] = to_markdown(replace(document, text=tuple(text), sections=(*sections, *provenance)))
     folder.mkdir(parents=True, exist_ok=True)
     pictures = [name for name in _PICTURES if (ROOT / commands.out / "figures" / name).is_file()]
     for name in pictures:
@@ -100,75 +106,74 @@ def figure_words(choice: Choice, results: Results, commands: Commands, folder: P
         found["vanishing.png"] = ["vanishing", *traces]
         found["gradient-maps.png"] = ["gradient-maps", *traces]
         found["compare.png"] = ["compare", *samples]
+    traced = dict(_traced(choice.book, results, commands))
+    if len(traced) > 1:
+        labels = (f"{name}={ROOT / commands.trace(choice.book.runs[run], seed)}" for name, run in traced.items())
+        found["classifiers.png"] = ["vanishing", *labels]
     return found
 
 
-def _comparisons(book: Book) -> Iterator[Comparison]:
-    for table in book.tables.values():
-        yield from comparisons(book, table)
+def _findings(choice: Choice, commands: Commands) -> Iterator[Finding]:
+    for table in choice.book.tables.values():
+        for comparison in comparisons(choice.book, table):
+            if found := differences(commands, comparison):
+                yield judge(choice, comparison, found)
 
 
-def _verdict(choice: Choice, comparison: Comparison, found: list) -> str:
-    if comparison.row.name in choice.edges or comparison.base.name in choice.edges:
-        return "not counted: best at an edge"
-    if not is_effect(found):
-        return "no effect shown"
-    return "effect: better" if found[0].difference < 0 else "effect: worse"
+def _vanishing(diagnosis: list[dict]) -> dict[str, float]:
+    """By classifier, the guidance over eps at the last step as a share of the largest."""
+    series: dict[str, list[float]] = {}
+    for record in diagnosis:
+        series.setdefault(record["classifier"], []).append(record["relative_guidance"])
+    return {name: values[-1] / max(values) for name, values in series.items()}
 
 
-def _size(found: list) -> str:
-    """Mean, smallest and largest difference, in percent of the base's mean FID."""
-    base = np.mean([value.base_fid for value in found])
-    shares = [100 * value.difference / base for value in found]
-    return f"{np.mean(shares):+.1f} % ({min(shares):+.1f} to {max(shares):+.1f})"
-
-
-def _sentences(choice: Choice, found: list) -> Iterator[str]:
-    """What the protocol asks, in so many words; which effect contradicts the paper is said there."""
-    yield "The protocol, written before: [PROTOCOL.md](../PROTOCOL.md). Commands of all rows: commands.csv."
-    counted: dict[str, int] = {}
-    for comparison, values in found:
-        verdict = _verdict(choice, comparison, values)
-        counted[verdict] = counted.get(verdict, 0) + 1
-    if found:
-        parts = ", ".join(f"{verdict} {count}" for verdict, count in sorted(counted.items()))
-        yield f"Of {len(found)} paired comparisons with a constant scale: {parts}."
-    yield from choice.edges.values()
-
-
-def _paired_section(choice: Choice, found: list) -> Section:
+def _paired_section(findings: list[Finding]) -> Section:
     columns = tuple(map(Column, ("table", "row", "against", "FID", "p, by seed", "verdict")))
-    groups = []
-    for name in dict.fromkeys(comparison.table.name for comparison, _ in found):
-        lines = [
-            Line(
-                (
-                    comparison.row.method,
-                    comparison.base.method,
-                    _size(values),
-                    ", ".join(f"{value.p:.2f}" for value in values),
-                    _verdict(choice, comparison, values),
-                )
-            )
-            for comparison, values in found
-            if comparison.table.name == name
-        ]
-        groups.append(Group(name, tuple(lines)))
+    groups: dict[str, list[Line]] = {}
+    for finding in findings:
+        comparison, p = finding.comparison, ", ".join(f"{value.p:.2f}" for value in finding.differences)
+        cells = (comparison.row.method, comparison.base.method, finding.size, p, finding.verdict)
+        groups.setdefault(comparison.table.name, []).append(Line(cells))
     text = (
         "FID against a constant scale with the same noise, image by image: mean over the seeds, smallest and largest, "
         "in percent of the constant scale's. An effect has one direction and p up to 0.05 at every seed.",
     )
-    return Section("Paired differences", columns, tuple(groups), text)
+    tables = tuple(Group(name, tuple(lines)) for name, lines in groups.items())
+    return Section("Paired differences", columns, tables, text)
 
 
-def _paired_records(found: list) -> Iterator[dict]:
-    for comparison, values in found:
-        for value in values:
+def _paired_records(findings: list[Finding]) -> Iterator[dict]:
+    for finding in findings:
+        comparison = finding.comparison
+        for value in finding.differences:
             yield {
                 "table": comparison.table.name, "row": comparison.row.name, "run": comparison.row.run,
                 "against": comparison.base.name, "base_run": comparison.base.run, "seed": value.seed,
                 "fid_difference": value.difference, "base_fid": value.base_fid, "p": value.p,
             }  # fmt: skip
+
+
+def _interval_records(results: Results, commands: Commands) -> Iterator[dict]:
+    """By run, seed and metric, what the evaluator found by resampling the samples."""
+    for name in results.runs:
+        for seed in commands.seeds:
+            content = read_json(ROOT / commands.metrics(commands.book.runs[name], seed))
+            for metric, (low, high) in (content.get("intervals") or {}).items():
+                yield {"run": name, "seed": seed, "metric": metric, "value": content[metric], "low": low, "high": high}
+
+
+def _interval_sections(results: Results, commands: Commands) -> Iterator[Section]:
+    groups: dict[str, list[str]] = {}
+    for record in _interval_records(results, commands):
+        if record["metric"] == "fid":
+            cell = f"{record['value']:.3f} ({record['low']:.3f} to {record['high']:.3f})"
+            groups.setdefault(record["run"], []).append(cell)
+    if groups:
+        columns = (Column("run"), Column("FID and 95 % interval, by seed"))
+        text = ("Resampled from a run's samples: the luck of its noise, not that of training. All: intervals.csv.",)
+        lines = (Group(run, (Line((", ".join(cells),)),)) for run, cells in groups.items())
+        yield Section("Intervals", columns, tuple(lines), text)
 
 
 def _matched_section(choice: Choice, commands: Commands) -> Section:

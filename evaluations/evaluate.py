@@ -94,6 +94,8 @@ def evaluate(
             seen = seen.without_spatial()
         judged.append(_Judged(images, labels[i], seen, *statistics))
     warnings = _warnings(judged)
+    if not engine.uses_stored_statistics:
+        warnings += _warn_of_other_classes(judged[1])
     for line in warnings:
         log.warning("warning: %s", line)
 
@@ -156,14 +158,9 @@ class _Accuracy:
 
     @classmethod
     def of(cls, judged: _Judged) -> _Accuracy | None:
-        if judged.labels is None:
+        if judged.labels is None or _warn_of_other_classes(judged):
             return None
         labels, probabilities = judged.labels, judged.seen.activations.probabilities
-        if labels.min() < 0 or labels.max() >= probabilities.shape[1]:
-            raise InputError(
-                f"{judged.images.name}: found labels from {labels.min()} to {labels.max()} in arr_1, "
-                f"expected 0 to {probabilities.shape[1] - 1}, the classes of the --features classifier"
-            )
         return cls(labels, probabilities.argmax(axis=1) == labels)
 
     def per_class(self) -> dict[str, float]:
@@ -235,6 +232,17 @@ def _warnings(judged: Sequence[_Judged]) -> list[str]:
             hashes = one.seen.image_hashes, ref.seen.image_hashes
             found += checks.warn_of_shared(one.images.name, hashes[0], ref.images.name, hashes[1])
     return found
+
+
+def _warn_of_other_classes(judged: _Judged) -> list[str]:
+    """A line where the labels are not classes of the network: samples guided by a classifier of others."""
+    labels, classes = judged.labels, judged.seen.activations.probabilities.shape[1]
+    if labels is None or (labels.min() >= 0 and labels.max() < classes):
+        return []
+    return [
+        f"{judged.images.name}: no accuracy: found labels from {labels.min()} to {labels.max()} in arr_1, "
+        f"expected 0 to {classes - 1}, the classes of the --features classifier"
+    ]
 
 
 def _per_image(

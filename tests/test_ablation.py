@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ablation import __main__ as ablation
-from ablation import calibrate, paired, photographs
+from ablation import calibrate, clusters, conclusion, paired, photographs
 from ablation.choice import MATCHED, choose, matched_scale
 from ablation.paired import Difference
-from ed_dpm_patches.reproduce.book import load
+from ed_dpm_patches.reproduce.book import Book, Figures, Row, Table
+from ed_dpm_patches.reproduce.book_files import load
 from ed_dpm_patches.reproduce.commands import Commands, Options
 from ed_dpm_patches.reproduce.plan import plan
 from ed_dpm_patches.reproduce.results import Evaluation, Results, RunResult
@@ -142,6 +143,33 @@ def test_the_temperature_is_found_and_goes_into_the_weights(checkpoints):
     torch.testing.assert_close(plain / 1.7, cooler, rtol=1e-4, atol=1e-6)
 
 
+def test_clusters_are_found_within_each_class(tmp_path):
+    random = np.random.default_rng(0)
+    labels, truth = np.repeat([0, 1, 2], 40), np.tile(np.arange(4), 30)
+    centres = 100 * random.normal(size=(3, 4, 6))
+    features = centres[labels, truth] + random.normal(size=(120, 6))
+    found = clusters.sub_labels(features, labels, 4)
+    assert np.array_equal(found // 4, labels)
+    assert len(np.unique(found)) == 12 and len({*zip(found, truth, strict=True)}) == 12
+    assert np.array_equal(found, clusters.sub_labels(features, labels, 4))
+    with pytest.raises(InputError, match="class 1: found 40 images too much alike for 4 clusters"):
+        clusters.sub_labels(np.where(labels[:, None] == 1, 0.0, features), labels, 4)
+
+    images = random.integers(0, 255, (120, 8, 8, 3)).astype(np.uint8)
+    for _ in range(2):  # a second time in place of the first
+        clusters.write_part(tmp_path / "clusters.npz", images, found, 4)
+    with np.load(tmp_path / "clusters.npz") as file:
+        assert np.array_equal(file["arr_0"], images) and np.array_equal(file["arr_1"], found)
+    files = sorted((tmp_path / "clusters").iterdir())
+    # Training numbers the classes in the order of their names.
+    classes = sorted({path.name.split("_")[0] for path in files})
+    assert len(files) == 120 and len(classes) == 12
+    for path in files:
+        name, number = path.stem.split("_")
+        assert classes.index(name) == found[int(number)]
+        assert np.array_equal(np.asarray(Image.open(path)), images[int(number)])
+
+
 # ---- the books
 
 
@@ -160,7 +188,9 @@ def test_both_protocols_have_the_same_rows_and_the_same_number_of_values_for_eve
 def test_guiding_networks_never_see_what_the_judge_is_trained_on(book):
     for network in book.networks.values():
         if network.training:
-            assert network.training.part == ("evaluator" if network.name == book.features else "train")
+            part = network.training.part
+            part = book.parts[part].part if part in book.parts else part
+            assert part == ("evaluator" if network.name == book.features else "train")
 
 
 @pytest.mark.parametrize("book", [FULL, REDUCED], ids=["full", "reduced"])
@@ -195,9 +225,20 @@ def test_the_calibrated_classifier_needs_the_one_it_is_made_of(tmp_path):
     assert derive.outputs[0] in steps["sample-uncond-calibrated-entropy-1-seed1-2000"].inputs
 
 
+def test_sub_classes_need_the_judge_that_finds_them(tmp_path):
+    commands = Commands(REDUCED, Options(out=tmp_path, processes=1))
+    steps = {step.name: step for step in plan(commands, REDUCED.rows("subclasses/50-entropy"))}
+    part, train = steps["part-clusters"], steps["train-subclasses"]
+    assert part.command[1:4] == ("ablation/clusters.py", "--clusters", "5")
+    assert set(part.inputs) == {*steps["train-features"].outputs, tmp_path / "data" / "train.npz"}
+    assert set(train.inputs) == set(part.outputs) == {tmp_path / "data" / "clusters.npz"}
+    assert train.command[train.command.index("--data_dir") + 1] == str(tmp_path / "data" / "clusters")
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "expected"),
     [
+        ("book.toml", 'network = "features"', 'network = "plane"', r"parts\.halves\.network: found 'plane'"),
         ("book.toml", "ablation/photographs.py", "ablation/paintings.py", "data: found 'ablation/paintings.py"),
         ("networks/calibrated.toml", 'network = "plain"', 'network = "plane"', "derived.network: found 'plane'"),
         ("networks/calibrated.toml", 'part = "evaluator"', 'part = "test"', "derived.part: found 'test'"),
@@ -240,6 +281,70 @@ def test_an_effect_has_one_direction_and_a_small_p_at_every_seed():
     assert paired.is_effect(better)
     assert not paired.is_effect([better[0], replace(better[1], difference=0.1)])
     assert not paired.is_effect([better[0], replace(better[1], p=0.06)])
+
+
+def finding(row: str, base: str, percent: float, verdict: str) -> conclusion.Finding:
+    table = row.partition("/")[0]
+    rows = (Row(name, name, Figures(), Figures(), name) for name in (row, f"{table}/{base}"))
+    values = [Difference(seed, 3 * percent / 100, 3.0, 0.01) for seed in (1, 2)]
+    return conclusion.Finding(paired.Comparison(Table(table, table, ()), *rows), values, verdict)
+
+
+def said(*found: conclusion.Finding) -> str:
+    return " ".join(conclusion.sentences(found, {"plain": 0.25}))
+
+
+def test_conclusions_say_what_speaks_for_the_paper_and_what_against_it():
+    better, none = conclusion.BETTER, conclusion.NONE
+    for_it = [
+        finding("table2/eds", "neither", -15, better),
+        finding("table2/ect-eds", "neither", -20, better),
+        finding("classifiers/strong-entropy", "strong-constant", -12, better),
+        finding("classifiers/weak-entropy", "weak-constant", -2, none),
+        finding("matched/strong-entropy", "strong-constant", -9, better),
+    ]
+    text = said(*for_it)
+    assert "UADM DDIM -15.0 % (-15.0 to -15.0), effect: better" in text and "plain 25 %" in text
+    assert "EDS lowers FID by 10 % or more in 2 of 2 comparisons, and ECT+EDS lowers it most" in text
+    assert "against the paper" not in text
+    rules = [finding("rules/entropy", "constant", -15, better), finding("rules/timestep", "constant", -15, better)]
+    assert "timestep-aware rule is as good" in said(*for_it, *rules)
+    assert "timestep-aware rule is as good" not in said(*for_it, rules[0])
+    matched = finding("matched/strong-entropy", "strong-constant", -1, none)
+    assert "a larger scale and no more" in said(*for_it[:-1], matched)
+    weak = finding("classifiers/weak-entropy", "weak-constant", -13, better)
+    assert "the weak classifier as much" in said(*for_it, weak)
+    strong = finding("classifiers/strong-entropy", "strong-constant", 0, none)
+    nothing = [finding("table2/eds", "neither", 1, none), strong]
+    assert "better nowhere" in said(*nothing) and "better nowhere" not in said(nothing[0])
+    assert "ECT is better at no eta" in said(finding("eta/ect-0.2-constant", "plain-constant", -3, none))
+    assert "nothing here contradicts the paper or supports it" in said(nothing[0])
+
+
+def test_conclusions_are_ten_sentences_at_most():
+    rows = {
+        (f"{table}{end}/{key}", "neither")
+        for table in ("table2", "table3") for end in ("", "-ddpm") for key in ("eds", "ect", "ect-eds")
+    }  # fmt: skip
+    rows |= {(f"classifiers/{key}-entropy", f"{key}-constant") for key in ("weak", "plain", "strong", "calibrated")}
+    rows |= {(f"matched/{key}-entropy", f"{key}-constant") for key in ("medium", "strong")}
+    rows |= {(f"rules/{key}", "constant") for key in ("range", "timestep", "gradnorm", "entropy", "capped")}
+    rows |= {(f"eta/ect-{eta}-constant", "plain-constant") for eta in ("0.1", "0.2", "0.5")}
+    rows |= {(f"subclasses/{n}-entropy", f"{n}-constant") for n in (10, 50)}
+    book = done()
+    known = {found.row.name for table in book.tables.values() for found in paired.comparisons(book, table)}
+    assert {row for row, _ in rows if not row.startswith("matched")} <= known
+    found = list(conclusion.sentences([finding(*row, -1, conclusion.NONE) for row in sorted(rows)], {"plain": 0.5}))
+    assert len(found) == 10
+
+
+def done() -> Book:
+    """The full book with the first value of every sweep chosen."""
+    tables = {
+        name: replace(table, rows=tuple(replace(row, run=row.run or row.sweep[0], sweep=()) for row in table.rows))
+        for name, table in FULL.tables.items()
+    }
+    return replace(FULL, tables=tables)
 
 
 # ---- the whole way
@@ -294,23 +399,33 @@ base = "base"
 data = "ablation/photographs.py --size 8"
 features = "features"
 seeds = [1, 2]
+[parts.halves]
+program = "ablation/clusters.py --clusters 2"
+network = "features"
+part = "train"
 [replace]
 num_samples = 24
 batch_size = 12
 timestep_respacing = { ddim25 = "ddim5" }
 """
-SWEEPS = {"uncond-plain-constant": [0.5, 8.0], "uncond-plain-entropy": [1.0], "uncond-calibrated-constant": [2.0]}
+SWEEPS = {
+    "uncond-plain-constant": [0.5, 8.0],
+    "uncond-plain-entropy": [1.0],
+    "uncond-calibrated-constant": [2.0],
+    "uncond-subclasses-constant": [1.0],
+}
 KEYS = {
     "constant": "uncond-plain-constant",
     "entropy": "uncond-plain-entropy",
     "calibrated": "uncond-calibrated-constant",
+    "subclasses": "uncond-subclasses-constant",
 }
 ROW = """[[rows]]
 key = "{key}"
 method = "{key}"
 sweep = "{sweep}"
 """
-TABLE = 'title = "Three rules"\n' + "".join(ROW.format(key=key, sweep=sweep) for key, sweep in KEYS.items())
+TABLE = 'title = "Four rows"\n' + "".join(ROW.format(key=key, sweep=sweep) for key, sweep in KEYS.items())
 
 
 def write_book(folder: Path) -> Path:
@@ -321,6 +436,8 @@ def write_book(folder: Path) -> Path:
         "networks/plain.toml": CLASSIFIER.format(name="plain") + TRAINING.format(part="train", noised="true"),
         "networks/features.toml": CLASSIFIER.format(name="features")
         + TRAINING.format(part="evaluator", noised="false"),
+        "networks/subclasses.toml": CLASSIFIER.format(name="subclasses").replace("num_classes = 4", "num_classes = 8")
+        + TRAINING.format(part="halves", noised="true"),
         "networks/calibrated.toml": CLASSIFIER.format(name="calibrated") + DERIVED,
         "tables/rules.toml": TABLE,
     }
@@ -359,8 +476,8 @@ def test_the_whole_way_from_archives_to_a_report(tmp_path, forked_steps, monkeyp
 
     first = list(forked_steps)
     assert len(set(first)) == len(first)
-    assert [name for name in first if name.startswith(("train-", "derive-"))] == [
-        "train-uncond", "train-plain", "train-features", "derive-calibrated",
+    assert [name for name in first if name.startswith(("train-", "derive-", "part-"))] == [
+        "train-uncond", "train-plain", "train-features", "derive-calibrated", "part-halves", "train-subclasses",
     ]  # fmt: skip
     tuned = {name for name in first if name.startswith("sample-") and name.endswith("-seed101-12")}
     assert len(tuned) == sum(map(len, SWEEPS.values()))
@@ -370,7 +487,7 @@ def test_the_whole_way_from_archives_to_a_report(tmp_path, forked_steps, monkeyp
     folder = results / "reduced"
     assert "[reduced](reduced/README.md)" in (results / "README.md").read_text()
     text = (folder / "README.md").read_text()
-    assert text.startswith("# A trial") and "## Three rules" in text and "## Paired differences" in text
+    assert text.startswith("# A trial") and "## Four rows" in text and "## Paired differences" in text
     runs, tuning, tests, commands, diagnosis = (
         list(csv.DictReader((folder / f"{name}.csv").open(newline="")))
         for name in ("runs", "tuning", "paired", "commands", "diagnosis")
@@ -385,8 +502,13 @@ def test_the_whole_way_from_archives_to_a_report(tmp_path, forked_steps, monkeyp
         own, base = fid[row["run"], row["seed"]], fid[row["base_run"], row["seed"]]
         assert float(row["fid_difference"]) == pytest.approx(own - base, abs=1e-5)
     assert {row["run"] for row in commands} == {row["run"] for row in runs}
-    assert {row["classifier"] for row in diagnosis} == {"plain", "calibrated"}
-    assert {(folder / name).is_file() for name in ("tuning.png", "vanishing.png", "compare.png")} == {True}
+    intervals = list(csv.DictReader((folder / "intervals.csv").open(newline="")))
+    assert {(row["run"], row["seed"]) for row in intervals} == {(row["run"], row["seed"]) for row in runs}
+    assert all(float(row["low"]) <= float(row["high"]) for row in intervals)
+    assert "Conclusions, of what has been run:" in text and "Guidance over eps at the last step" in text
+    assert {row["classifier"] for row in diagnosis} == {"plain", "calibrated", "subclasses"}
+    for name in ("tuning.png", "vanishing.png", "classifiers.png", "compare.png"):
+        assert (folder / name).is_file()
     if f"## {MATCHED}" in text:
         assert "Time-averaged guidance norms" in text
 

@@ -18,7 +18,7 @@ import torch
 
 from ed_dpm_patches.reproduce import cli
 from ed_dpm_patches.reproduce.book import RECIPES as THE_RECIPES
-from ed_dpm_patches.reproduce.book import load
+from ed_dpm_patches.reproduce.book_files import load
 from evaluations.image_sets import open_image_set
 from guided_diffusion import checkpoint
 from guided_diffusion.errors import InputError

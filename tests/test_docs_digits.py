@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from ed_dpm_patches.reproduce.book import load
+from ed_dpm_patches.reproduce.book_files import load
 from ed_dpm_patches.reproduce.results import digits
 from tests.helpers import ROOT
 

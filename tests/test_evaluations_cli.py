@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -126,17 +127,22 @@ def test_bad_files(place, monkeypatch, capsys, kind, as_reference):
     assert sorted(os.listdir()) == before
 
 
-@pytest.mark.parametrize(
-    ("labels", "complaint"),
-    [
-        (np.arange(20) + 1, "found labels from 1 to 20 in arr_1, expected 0 to 4"),
-        (np.zeros(3, int), "20 integer"),
-    ],
-)
-def test_bad_labels(place, labels, complaint):
-    np.savez("s.npz", SAMPLES, labels)
-    with pytest.raises(InputError, match=f"s.npz.*{complaint}"):
+def test_bad_labels(place):
+    np.savez("s.npz", SAMPLES, np.zeros(3, int))
+    with pytest.raises(InputError, match="s.npz.*20 integer"):
         evaluator.evaluate("ref.npz", "s.npz", ClassifierEngine("run/model000010.pt"))
+
+
+def test_labels_of_other_classes_cost_the_accuracy_and_nothing_else(place):
+    engine = ClassifierEngine("run/model000010.pt")
+    np.savez("s.npz", SAMPLES, np.arange(20) % 5)
+    known = evaluator.evaluate("ref.npz", "s.npz", engine)
+    np.savez("s.npz", SAMPLES, np.arange(20) + 1)
+    other = evaluator.evaluate("ref.npz", "s.npz", engine)
+    assert known.accuracy is not None and other.accuracy is None and other.class_accuracy is None
+    assert (other.fid, other.precision) == (known.fid, known.precision)
+    (said,) = (line for line in other.warnings if "no accuracy" in line)
+    assert re.search(r"s\.npz: no accuracy: found labels from 1 to 20 in arr_1, expected 0 to 4, the classes", said)
 
 
 def test_coloured_images_for_a_grey_classifier_name_the_file(place):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ed_dpm_patches.reproduce.book import ROOT, load
+from ed_dpm_patches.reproduce.book import ROOT
+from ed_dpm_patches.reproduce.book_files import load
 from guided_diffusion.solvers import SAMPLERS
 from tests.fabricated_results import make_run
 from tests.test_figures import check_picture, figure, read, refused

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from ed_dpm_patches.reproduce import cli as reproduce
-from ed_dpm_patches.reproduce.book import Figures, load
+from ed_dpm_patches.reproduce.book import Figures
+from ed_dpm_patches.reproduce.book_files import load
 from ed_dpm_patches.reproduce.commands import Commands, Options, shell
 from ed_dpm_patches.reproduce.published import PUBLISHED, published
 from evaluations.evaluator import _create_parser

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ed_dpm_patches.reproduce.book import DIGITS, Book, Row, load
+from ed_dpm_patches.reproduce.book import DIGITS, Book, Row
+from ed_dpm_patches.reproduce.book_files import load
 from ed_dpm_patches.reproduce.report import RUN_COLUMNS, TABLE_COLUMNS, write_report
 from ed_dpm_patches.reproduce.results import read_results
 from guided_diffusion.errors import InputError

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ed_dpm_patches.reproduce import cli
-from ed_dpm_patches.reproduce.book import load
+from ed_dpm_patches.reproduce.book_files import load
 from ed_dpm_patches.reproduce.commands import Commands, Options
 from ed_dpm_patches.reproduce.plan import check_files, plan, without_missing
 from ed_dpm_patches.reproduce.published import INCEPTION, PUBLISHED

@@ -28,7 +28,8 @@ from guided_diffusion import dist_util, status
 from guided_diffusion.errors import InputError
 
 from . import downloads
-from .book import RECIPES, ROOT, Row, load
+from .book import RECIPES, ROOT, Row
+from .book_files import load
 from .commands import Commands, Options
 from .describe import details, disk, listing
 from .plan import check_files, plan, without_missing

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from guided_diffusion.errors import InputError
 
-from .book import HELDOUT, ROOT, Book, Flags, Network, Row, Run
+from .book import HELDOUT, ROOT, Book, Derivation, Flags, Network, Row, Run
 from .published import INCEPTION, PUBLISHED
 
 _BYTES = 4  # a parameter, float32
@@ -23,7 +23,7 @@ class Options:
     :param models: folder of published files; images: folder with the folders train and val.
     :param given: published files that are elsewhere, by name.
     :param num_samples, seeds: instead of the recipes'. batch_size: images a process samples at once.
-    :param trace: leave a trace beside the samples of every guided run.
+    :param trace: leave a trace beside the samples of every guided run; bootstrap: rounds behind 95 % intervals.
     """
 
     out: Path = Path("runs/paper")
@@ -35,6 +35,7 @@ class Options:
     seeds: tuple[int, ...] | None = None
     batch_size: int | None = None
     trace: bool = False
+    bootstrap: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,15 @@ class Commands:
 
     def derive(self, network: Network) -> list[str]:
         """Making a network with a [derived] table of another one."""
-        derived = network.derived
-        source = self.checkpoint(self.book.networks[derived.network])
-        files = source, self.data / f"{derived.part}.npz", self.checkpoint(network)
-        return ["python", derived.program, *map(str, files)]
+        return self._derive(network.derived, self.checkpoint(network))
+
+    def derive_part(self, part: str) -> list[str]:
+        """Making a further part of the data: its npz file and the folder of its images beside that."""
+        return self._derive(self.book.parts[part], self.data / f"{part}.npz")
+
+    def _derive(self, derived: Derivation, new: Path) -> list[str]:
+        files = self.checkpoint(self.book.networks[derived.network]), self.data / f"{derived.part}.npz", new
+        return ["python", *derived.program.split(), *map(str, files)]
 
     def sample(self, run: Run, seed: int) -> list[str]:
         """classifier_sample, or image_sample for a run without a classifier."""
@@ -176,7 +182,10 @@ class Commands:
     def _evaluate(self, reference: str, samples: Path, metrics: Path) -> list[str]:
         judge = "--features" if self.book.features else "--inception"
         command = ["python", "evaluations/evaluator.py", self.reference(reference), samples]
-        return [str(part) for part in [*command, judge, self.judge(), "--json", metrics]]
+        cache = self.out / "cache"  # of the reference's activations, which every run is compared with
+        command += [judge, self.judge(), "--cache", cache, "--json", metrics]
+        command += ["--bootstrap", self.options.bootstrap] * bool(self.options.bootstrap)
+        return [str(part) for part in command]
 
 
 def checkpoint_bytes(network: Network) -> tuple[int, bool]:

@@ -27,12 +27,15 @@ def plan(commands: Commands, rows: Sequence[Row]) -> list[Step]:
 
 def preparation(commands: Commands, rows: Sequence[Row]) -> list[Step]:
     """What rows need before the first sample: published files, written data, networks."""
-    networks = needed_networks(commands, rows)
+    book, networks = commands.book, needed_networks(commands, rows)
     steps = [_download(commands, name) for name in needed_files(commands, rows) if name not in commands.options.given]
-    if commands.book.writes_data:
+    if book.writes_data:
         steps.append(_data(commands))
     steps += [_training(commands, network) for network in networks if network.training]
-    return steps + [_derivation(commands, network) for network in networks if network.derived]
+    derived = [network for network in networks if network.derived]
+    steps += [_derivation(f"derive-{network.name}", commands.derive(network)) for network in derived]
+    parts = {network.training.part: None for network in networks if network.training}
+    return steps + [_derivation(f"part-{part}", commands.derive_part(part)) for part in parts if part in book.parts]
 
 
 def needed_networks(commands: Commands, rows: Sequence[Row]) -> list[Network]:
@@ -41,8 +44,9 @@ def needed_networks(commands: Commands, rows: Sequence[Row]) -> list[Network]:
     names = [book.features] if book.features and any(row.run_names or row.batch for row in rows) else []
     for run in (book.runs[name] for row in rows for name in row.run_names):
         names = [run.model] + [run.classifier] * bool(run.classifier) + names
-    derived = [book.networks[name].derived for name in dict.fromkeys(names)]
-    names += [origin.network for origin in derived if origin]
+    for network in [book.networks[name] for name in dict.fromkeys(names)]:
+        part = book.parts.get(network.training.part) if network.training else None
+        names += [origin.network for origin in (network.derived, part) if origin]
     return [book.networks[name] for name in dict.fromkeys(names)]
 
 
@@ -110,9 +114,8 @@ def _training(commands: Commands, network: Network) -> Step:
     return Step(f"train-{output.parent.name}", tuple(commands.train(network)), inputs, (output,), precious=True)
 
 
-def _derivation(commands: Commands, network: Network) -> Step:
-    command = commands.derive(network)
-    return Step(f"derive-{network.name}", tuple(command), tuple(map(Path, command[-3:-1])), (Path(command[-1]),))
+def _derivation(name: str, command: list[str]) -> Step:
+    return Step(name, tuple(command), tuple(map(Path, command[-3:-1])), (Path(command[-1]),))
 
 
 def _sampling(commands: Commands, run: Run, seed: int) -> Step:
