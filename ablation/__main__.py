@@ -34,6 +34,7 @@ from .choice import MATCHED, Choice, choose, with_matched_rows
 from .report import figure_words, write_results
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
+RESULTS = ROOT / "results" / "cifar10"
 TUNING_SEEDS = (101,)
 BOOTSTRAP = 200  # rounds behind the 95 % intervals of what is reported
 # The short ones first: each leaves a report.
@@ -56,7 +57,7 @@ def main() -> None:
     parser = Parser(prog="python -m ablation", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--protocol", choices=PROTOCOLS, required=True, help="32x32 on a GPU, or 16x16 on a CPU")
     parser.add_argument("--out", type=Path, metavar="DIR", help="for all that is made (runs/cifar10-16 or -32)")
-    parser.add_argument("--results", type=Path, default=ROOT / "results" / "cifar10", metavar="DIR",
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR",
                         help="the report: DIR/PROTOCOL, with DIR/README.md above (results/cifar10)")  # fmt: skip
     parser.add_argument("--tables", nargs="+", default=TABLES, choices=TABLES, metavar="TABLE",
                         help=f"of {', '.join(TABLES)} (all)")  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import sys
 import zipfile
 from dataclasses import replace
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ablation import __main__ as ablation
-from ablation import calibrate, clusters, conclusion, paired, photographs
+from ablation import again, calibrate, clusters, conclusion, models, paired, photographs
 from ablation.choice import MATCHED, choose, matched_scale
 from ablation.paired import Difference
 from ed_dpm_patches.reproduce.book import Book, Figures, Row, Table
@@ -464,12 +465,19 @@ def forked_steps(fork_server, zips, monkeypatch):
         done = fork_server.run(ROOT / command[1], command[2:], ROOT, 120, [environment])
         assert done.statuses == [0], (step.name, done.stdout[-2000:], done.stderr[-2000:])
 
+    def call_again(command: list[str]) -> None:
+        script = command.index("python") + 1
+        environment = clean_environment(CIFAR10_ZIPS=str(zips))
+        done = fork_server.run(ROOT / command[script], command[script + 1 :], ROOT, 120, [environment])
+        assert done.statuses == [0], (command, done.stdout[-2000:], done.stderr[-2000:])
+
     monkeypatch.setattr(Runner, "_call", call)
+    monkeypatch.setattr(again, "call", call_again)
     return called
 
 
-def test_the_whole_way_from_archives_to_a_report(tmp_path, forked_steps, monkeypatch):
-    book, out, results = write_book(tmp_path / "book"), tmp_path / "out", tmp_path / "results"
+def test_the_whole_way_from_archives_to_a_report_and_back(tmp_path, forked_steps, monkeypatch):
+    book, out, results = write_book(tmp_path / "books" / "reduced"), tmp_path / "out", tmp_path / "results"
     words = ["ablation", "--protocol", "reduced", "--recipes", str(book), "--out", str(out), "--results", str(results)]
     monkeypatch.setattr(sys, "argv", words)
     ablation.main()
@@ -515,3 +523,21 @@ def test_the_whole_way_from_archives_to_a_report(tmp_path, forked_steps, monkeyp
     ablation.main()
     assert forked_steps == first
     assert (folder / "README.md").read_text() == text
+
+    made = models.copy_models(load(book), out, results / "models" / "reduced")
+    assert {path.parent.name for path in made} == {"uncond", "plain", "features", "calibrated", "subclasses"}
+    monkeypatch.setattr(again, "RESULTS", results)
+    monkeypatch.setattr(again, "RECIPES", book.parent)
+    monkeypatch.setattr(again, "PROTOCOLS", {"reduced": replace(ablation.PROTOCOLS["reduced"], out=str(out))})
+    run, seed = runs[0]["run"], runs[0]["seed"]
+    lines = list(again.run_again("reduced", run, seed, tmp_path / "again"))
+    assert str(results / "models" / "reduced" / "uncond" / "model.safetensors") in lines[0]
+    new, old = re.search(r"FID ([\d.]+); reported ([\d.]+) ", lines[-1]).groups()
+    assert float(new) == pytest.approx(float(old), abs=1e-6)
+    table = (folder / "intervals.csv").read_text()
+    moved = re.sub(rf"(?m)^{re.escape(run)},{seed},fid,.*$", f"{run},{seed},fid,1,0,1e-9", table)
+    (folder / "intervals.csv").write_text(moved)
+    with pytest.raises(InputError, match="expected 0.000000 to 0.000000"):
+        list(again.run_again("reduced", run, seed, tmp_path / "again"))
+    with pytest.raises(InputError, match="--run nobody --seed 1: not in"):
+        list(again.run_again("reduced", "nobody", "1", tmp_path / "again"))
