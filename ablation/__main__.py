@@ -63,6 +63,7 @@ def main() -> None:
                         help=f"of {', '.join(TABLES)} (all)")  # fmt: skip
     parser.add_argument("--recipes", type=Path, metavar="DIR", help="another book, for a trial (ablation/recipes/...)")
     parser.add_argument("--at_once", type=count, default=1, metavar="K", help="steps at a time (1)")
+    parser.add_argument("--dry_run", action="store_true", help="show the networks' and the tuning's commands, run none")
     args = parser.parse_args()
     recipes = args.recipes or RECIPES / args.protocol
     ablation = Ablation(
@@ -72,8 +73,11 @@ def main() -> None:
         PROTOCOLS[args.protocol].tuning_share,
         args.at_once,
     )
-    claim(ROOT / ablation.out / "book.json", {"recipes": str(short(recipes)), "rehearsal": False})
     names = [name for name in args.tables if name in ablation.book.tables]
+    if args.dry_run:
+        ablation.show(names)
+        return
+    claim(ROOT / ablation.out / "book.json", {"recipes": str(short(recipes)), "rehearsal": False})
     ablation.make_networks(names)
     for name in names:
         ablation.finish_table(name)
@@ -94,6 +98,13 @@ class Ablation:
         options = Options(out=out, processes=1, seeds=TUNING_SEEDS, trace=True)
         self.tuning = Commands(replace(book, runs=runs, seeds=TUNING_SEEDS), options)
         self.runner = Runner(out, {"OMP_NUM_THREADS": "1"})
+
+    def show(self, names: Sequence[str]) -> None:
+        """Print every step that is not done, but for the rows, which tuning decides."""
+        rows = [row for name in names for row in self.book.tables[name].rows]
+        for step in plan(self.tuning, rows):
+            if not self.runner.records.is_done(step):
+                print(f"{step.name}\n{self.runner.line(step.command)}")
 
     def make_networks(self, names: Sequence[str]) -> None:
         """Train and derive all that the tables need."""

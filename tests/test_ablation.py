@@ -254,6 +254,18 @@ def test_mistakes_in_a_book_that_rests_on_another(tmp_path, file, old, new, expe
         load(book)
 
 
+def test_a_dry_run_shows_every_step_before_the_rows_and_runs_none(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    words = ["ablation", "--protocol", "full", "--dry_run", "--tables", "rules", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", words)
+    ablation.main()
+    shown = capsys.readouterr().out.splitlines()
+    names = [line for line in shown if re.match(r"(data|train-|sample-|evaluate-)", line)]
+    assert names[:1] == ["data"] and {"train-uncond", "train-plain", "train-features"} <= set(names)
+    assert sum(name.startswith("sample-") for name in names) == 1 + 6 * 5
+    assert not out.exists()
+
+
 # ---- choice
 
 
