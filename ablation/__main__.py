@@ -49,7 +49,7 @@ class Protocol:
     tuning_share: int
 
 
-PROTOCOLS = {"reduced": Protocol("cifar10-16", 2), "full": Protocol("cifar10-32", 5)}
+PROTOCOLS = {"reduced": Protocol("cifar10-16", 4), "full": Protocol("cifar10-32", 5)}
 
 
 def main() -> None:
