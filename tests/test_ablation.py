@@ -281,7 +281,7 @@ def test_a_sweep_gives_way_to_its_best_run_when_all_of_it_is_there():
     values = dict(zip(names, (3.0, 2.0, 1.0, 1.5, 2.5), strict=True))
     found = {name: result(name, value) for name, value in values.items()}
     row = choose(FULL, Results(found, {})).book.row("table2/eds")
-    assert row.run == "uncond-plain-entropy-1" and not row.sweep and row.method == "EDS, gamma = 1"
+    assert row.run == names[2] == "uncond-plain-entropy-4" and not row.sweep and row.method == "EDS, gamma = 4"
     assert not choose(FULL, Results(found, {})).edges
     missing = {name: found[name] for name in names[1:]}
     assert choose(FULL, Results(missing, {})).book.row("table2/eds").sweep == names
