@@ -23,6 +23,7 @@ from .choice import MATCHED, Choice, guidance_norm
 from .conclusion import Finding, judge, sentences
 from .paired import comparisons, differences
 
+CONCLUSION = "conclusion.md"
 PAIRED_COLUMNS = ("table", "row", "run", "against", "base_run", "seed", "fid_difference", "base_fid", "p")
 DIAGNOSIS_COLUMNS = ("classifier", "run", "seed", "t", "entropy_ratio", "grad_norm", "relative_guidance")
 INTERVAL_COLUMNS = ("run", "seed", "metric", "value", "low", "high")
@@ -61,8 +62,8 @@ def write_results(
     sections += _interval_sections(results, commands)
     sections += [_matched_section(choice, commands)] if MATCHED in choice.book.tables else []
     sections += [_diagnosis_section(diagnosis)] if diagnosis else []
-    text = [f"- {sentence}" for sentence in sentences(found, _vanishing(diagnosis))]
-    text = ["Conclusions, of what has been run:", "\n".join(text)] if text else []
+    texts[CONCLUSION] = "".join(f"- {sentence}\n" for sentence in sentences(found, _vanishing(diagnosis)))
+    text = ["Conclusions, of what has been run:", texts[CONCLUSION].strip()]
     text += ["The protocol, written before: [PROTOCOL.md](../PROTOCOL.md). Commands of all rows: commands.csv."]
     text += ["Mean over the seeds, ± half the difference between the largest and the smallest.", *document.text[1:]]
     text += choice.edges.values()
@@ -81,16 +82,14 @@ def write_results(
 
 
 def _write_index(folder: Path) -> Path:
-    """The page above the protocols' reports."""
-    lines = [
-        "# Does it help? Results on photographs",
-        "",
-        "The protocol, written before: [PROTOCOL.md](PROTOCOL.md).",
-        "",
-    ]
-    lines += [f"- [{path.parent.name}]({path.parent.name}/README.md)" for path in sorted(folder.glob("*/README.md"))]
+    """The page above the protocols' reports: what each concludes, and where it is."""
+    blocks = ["# Does it help? Results on photographs", "The protocol, written before: [PROTOCOL.md](PROTOCOL.md)."]
+    for path in sorted(folder.glob(f"*/{CONCLUSION}")):
+        name = path.parent.name
+        blocks += [f"## {name}", path.read_text().strip()]
+        blocks.append(f"Tables, intervals, figures and raw files: [{name}/README.md]({name}/README.md).")
     with write_bytes_atomically(folder / "README.md") as file:
-        file.write("\n".join([*lines, ""]).encode())
+        file.write("\n\n".join([*blocks, ""]).encode())
     return folder / "README.md"
 
 

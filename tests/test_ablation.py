@@ -505,7 +505,8 @@ def test_the_whole_way_from_archives_to_a_report_and_back(tmp_path, forked_steps
     assert {"sample-uncond-plain-entropy-1", "sample-uncond-calibrated-constant-2"} < reported
 
     folder = results / "reduced"
-    assert "[reduced](reduced/README.md)" in (results / "README.md").read_text()
+    index = (results / "README.md").read_text()
+    assert "(reduced/README.md)" in index and (folder / "conclusion.md").read_text().strip() in index
     text = (folder / "README.md").read_text()
     assert text.startswith("# A trial") and "## Four rows" in text and "## Paired differences" in text
     runs, tuning, tests, commands, diagnosis = (
