@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shlex
 import sys
 import zipfile
 from dataclasses import replace
@@ -31,6 +32,7 @@ from guided_diffusion.configs import ClassifierConfig, DiffusionConfig, ModelCon
 from guided_diffusion.errors import InputError
 from guided_diffusion.script_util import build_classifier, build_model
 from tests.helpers import ROOT, clean_environment, executable
+from tests.test_docs import fenced_blocks
 from tests.test_recipes import parse_command
 
 FULL, REDUCED = (load(ablation.RECIPES / name) for name in ("full", "reduced"))
@@ -264,6 +266,28 @@ def test_a_dry_run_shows_every_step_before_the_rows_and_runs_none(tmp_path, monk
     assert names[:1] == ["data"] and {"train-uncond", "train-plain", "train-features"} <= set(names)
     assert sum(name.startswith("sample-") for name in names) == 1 + 6 * 5
     assert not out.exists()
+
+
+DOCUMENTED = sorted(
+    line.split(" #")[0].strip()
+    for path in (ROOT / "ablation" / "README.md", ROOT / "results" / "cifar10" / "PROTOCOL.md")
+    for _, block in fenced_blocks(path.read_text())
+    for line in block.splitlines()
+    if line.startswith("python -m ablation")
+)
+
+
+@pytest.mark.parametrize("command", DOCUMENTED)
+def test_documented_commands_are_understood(command, monkeypatch, tmp_path):
+    """What they then do is tested by the whole way, at a small size."""
+    monkeypatch.setattr(Runner, "run", lambda *_: 0)
+    monkeypatch.setattr(again, "read_rows", lambda _: [{"run": "a", "seed": "1"}, {"run": "b", "seed": "2"}])
+    monkeypatch.setattr(again, "run_again", lambda *words: [str(words)])
+    monkeypatch.setattr(models, "copy_models", lambda *_: [Path(__file__)])
+    _, _, module, *words = shlex.split(command)
+    words += ["--out", str(tmp_path / "out")] + ["--results", str(tmp_path)] * (module == "ablation")
+    monkeypatch.setattr(sys, "argv", [module, *words])
+    {"ablation": ablation, "ablation.again": again, "ablation.models": models}[module].main()
 
 
 # ---- choice
