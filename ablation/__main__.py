@@ -92,6 +92,8 @@ class Ablation:
 
     def __init__(self, book: Book, out: Path, results: Path, tuning_share: int, at_once: int = 1):
         self.at_once = at_once
+        known = [name for name in TABLES if name in book.tables]
+        book = replace(book, tables={name: book.tables[name] for name in dict.fromkeys([*known, *book.tables])})
         self.book, self.out, self.results = book, out, results
         fewer = {run.name: run.num_samples // tuning_share for run in book.runs.values()}
         runs = {name: replace(run, flags=run.flags | {"num_samples": fewer[name]}) for name, run in book.runs.items()}
@@ -146,7 +148,7 @@ class Ablation:
             file.write(runs_csv(self.tuning.book, tuning).encode())
         for name, words in figure_words(choice, results, commands, folder).items():
             draw(words, folder / name)
-        for path in write_results(choice, self.tuning.book, tuning, results, commands, self.runner, self.results):
+        for path in write_results(choice, self.tuning, tuning, results, commands, self.runner, self.results):
             print(f"report: {path}")
 
 

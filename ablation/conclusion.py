@@ -15,6 +15,7 @@ BETTER, WORSE, NONE, EDGE = "effect: better", "effect: worse", "no effect shown"
 _SAMPLERS = {"": "DDIM", "-ddpm": "DDPM"}
 _MODELS = {"table2": "UADM", "table3": "CADM"}
 _RULES = {"range": "range", "timestep": "timestep-aware", "gradnorm": "gradient norm", "capped": "EDS with a cap"}
+_ETAS = ("0.1", "0.2", "0.5")
 _SHARPNESS = {"weak": "weak", "plain": "medium", "strong": "strong", "calibrated": "calibrated medium"}
 
 
@@ -53,35 +54,41 @@ def judge(choice: Choice, comparison: Comparison, differences: Sequence[Differen
     return Finding(comparison, differences, verdict)
 
 
-def sentences(findings: Sequence[Finding], vanishing: Mapping[str, float]) -> Iterator[str]:
+def sentences(findings: Sequence[Finding], certainty: Mapping[str, tuple[float, float]]) -> Iterator[str]:
     """At most ten, about what has been run.
 
-    :param vanishing: by classifier, median guidance over eps at the last step as a share of its largest median.
+    :param certainty: by classifier, under its best constant scale in the last third of the steps: mean entropy over
+        log K, and the median gradient norm as a share of the largest median at any step.
     """
     found = {(f.comparison.row.name, f.comparison.base.name): f for f in findings}
-    for key, name in (("eds", "EDS"), ("ect", "ECT"), ("ect-eds", "ECT+EDS")):
+
+    def of(table: str, row: str, base: str) -> Finding | None:
+        return found.get((f"{table}/{row}", f"{table}/{base}"))
+
+    for key, name in (("eds", "EDS"), ("ect", "ECT with a constant scale"), ("ect-eds", "ECT and EDS together")):
         parts = {
-            f"{model} {sampler}": found.get((f"{table}{end}/{key}", f"{table}{end}/neither"))
+            f"{model}, {sampler}": of(f"{table}{end}", key, "neither")
             for end, sampler in _SAMPLERS.items()
             for table, model in _MODELS.items()
         }
-        yield from _sentence(f"{name} against the constant scale and the plain classifier", parts)
-    sharp = {
-        name: found.get((f"classifiers/{key}-entropy", f"classifiers/{key}-constant"))
-        for key, name in _SHARPNESS.items()
-    }
-    yield from _sentence("EDS against the constant scale of the same classifier", sharp)
-    matched = {name: found.get((f"{MATCHED}/{name}-entropy", f"{MATCHED}/{name}-constant")) for name in PAIRS}
-    yield from _sentence("EDS against the constant scale of the same time-averaged guidance norm", matched)
-    rules = {name: found.get((f"rules/{key}", "rules/constant")) for key, name in _RULES.items()}
-    yield from _sentence("Other rules against the constant scale", rules)
-    etas = {eta: found.get((f"eta/ect-{eta}-constant", "eta/plain-constant")) for eta in ("0.1", "0.2", "0.5")}
-    yield from _sentence("ECT against the plain classifier, both with a constant scale, by eta", etas)
-    counts = {n: found.get((f"subclasses/{n}-entropy", f"subclasses/{n}-constant")) for n in ("10", "50")}
-    yield from _sentence("EDS against the constant scale, by the number of classes", counts)
-    if vanishing:
-        shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in vanishing.items())
-        yield f"Guidance over eps at the last step, of the largest at any step, with constant scales: {shares}."
+        yield from _sentence(f"{name} in place of the best constant scale and the plain classifier changes FID", parts)
+    sharp = {name: of("classifiers", f"{key}-entropy", f"{key}-constant") for key, name in _SHARPNESS.items()}
+    yield from _sentence("By classifier, EDS in place of that classifier's best constant scale changes FID", sharp)
+    matched = {name: of(MATCHED, f"{name}-entropy", f"{name}-constant") for name in PAIRS}
+    yield from _sentence("Against the constant scale of the same time-averaged guidance norm EDS changes FID", matched)
+    rules = {name: of("rules", key, "constant") for key, name in _RULES.items()}
+    yield from _sentence("The other rules, at their best, in place of the constant one change FID", rules)
+    etas = {f"eta {eta}": of("eta", f"ect-{eta}-constant", "plain-constant") for eta in _ETAS}
+    yield from _sentence("ECT with a constant scale changes FID", etas)
+    counts = {f"{n} classes": of("subclasses", f"{n}-entropy", f"{n}-constant") for n in ("10", "50")}
+    if counts["50 classes"]:
+        yield from _sentence("By the number of classes, EDS in place of the constant scale changes FID", counts)
+    if certainty:
+        parts = (f"{name} {entropy:.2f} and {100 * share:.0f} %" for name, (entropy, share) in certainty.items())
+        yield (
+            "In the last third of the steps, under the best constant scale, mean entropy over log K and gradient norm "
+            f"as a share of its peak are: {'; '.join(parts)}."
+        )
     if findings:
         yield verdict(found)
 
@@ -99,7 +106,7 @@ def verdict(found: Mapping[tuple[str, str], Finding]) -> str:
     matched = [of(f"{MATCHED}/{name}-entropy", f"{MATCHED}/{name}-constant") for name in PAIRS]
     matched = [finding for finding in matched if finding]
     rule, rival = of("rules/entropy", "rules/constant"), of("rules/timestep", "rules/constant")
-    etas = [of(f"eta/ect-{eta}-constant", "eta/plain-constant") for eta in ("0.1", "0.2", "0.5")]
+    etas = [of(f"eta/ect-{eta}-constant", "eta/plain-constant") for eta in _ETAS]
     etas = [finding for finding in etas if finding]
     against, both = [], of("table2/ect-eds", "table2/neither")
     if eds and strong and not helps:
@@ -107,18 +114,20 @@ def verdict(found: Mapping[tuple[str, str], Finding]) -> str:
     if helps and matched and all(finding.verdict != BETTER for finding in matched):
         against.append("where EDS helps, it is a larger scale and no more")
     if helps and rule and rival and rival.percent <= rule.percent:
-        against.append("the timestep-aware rule is as good as EDS: growth with time, not entropy")
+        against.append(
+            "the timestep-aware rule is as good as EDS or better (what counts is growth towards t = 0, not entropy)"
+        )
     if helps and strong and weak and weak.verdict == BETTER and weak.percent <= strong.percent:
         against.append("EDS helps the weak classifier as much as the strong one")
     if etas and all(finding.verdict != BETTER for finding in etas):
         against.append("ECT is better at no eta")
-    parts = [f"against the paper: {'; '.join(against)}"] if against else []
+    parts = [f"against the paper speaks that {'; '.join(against)}"] if against else []
     large = [finding for finding in helps if finding.percent <= SUPPORT]
     if large:
-        parts.append(f"for it: EDS lowers FID by 10 % or more in {len(large)} of {len(eds)} comparisons")
-    if large and both and both.verdict == BETTER and both.percent < min(f.percent for f in tables if f):
-        parts.append("ECT+EDS lowers it most")
-    return f"By the protocol's list, {', and '.join(parts) or 'nothing here contradicts the paper or supports it'}."
+        most = both and both.verdict == BETTER and both.percent < min(f.percent for f in tables if f)
+        text = f"EDS lowers FID by 10 % or more in {len(large)} of {len(eds)} comparisons"
+        parts.append(f"for the paper speaks that {text}{', and ECT and EDS together lower it most' if most else ''}")
+    return f"By the protocol's list, {'; '.join(parts) or 'nothing here contradicts the paper or supports it'}."
 
 
 def _sentence(text: str, parts: Mapping[str, Finding | None]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ed_dpm_patches.figures.inputs import Labelled, read_trace
-from ed_dpm_patches.reproduce.book import ROOT, Book
+from ed_dpm_patches.reproduce.book import ROOT, Book, Table
 from ed_dpm_patches.reproduce.commands import Commands
 from ed_dpm_patches.reproduce.comparison import guidance_name
 from ed_dpm_patches.reproduce.report import build, csv_text, runs_csv, tables_csv
@@ -27,6 +27,7 @@ CONCLUSION = "conclusion.md"
 PAIRED_COLUMNS = ("table", "row", "run", "against", "base_run", "seed", "fid_difference", "base_fid", "p")
 DIAGNOSIS_COLUMNS = ("classifier", "run", "seed", "t", "entropy_ratio", "grad_norm", "relative_guidance")
 INTERVAL_COLUMNS = ("run", "seed", "metric", "value", "low", "high")
+NORM_COLUMNS = ("run", "fid", "norm", "relative")
 COMMAND_COLUMNS = ("run", "seed", "step", "command")
 _MEASURES = DIAGNOSIS_COLUMNS[4:]
 _SHOWN_TIMES = 6  # of the steps, in the report's table; the CSV has all
@@ -34,11 +35,11 @@ _PICTURES = ("tuning.png", "vanishing.png", "classifiers.png", "gradient-maps.pn
 
 
 def write_results(
-    choice: Choice, tuned: Book, tuning: Results, results: Results, commands: Commands, runner: Runner, folder: Path
+    choice: Choice, tuned: Commands, tuning: Results, results: Results, commands: Commands, runner: Runner, folder: Path
 ) -> list[Path]:
     """Write README.md, raw CSV files and figures of what there is; nothing before a first row has results.
 
-    :param tuned: the book with its sweeps, to which the `tuning` results belong.
+    :param tuned: of the book with its sweeps, to which the `tuning` results belong.
     :param results: of the reporting seeds; commands: of `choice.book` with those seeds.
     """
     if not results.runs:
@@ -49,24 +50,32 @@ def write_results(
     texts = {
         "report.csv": tables_csv(choice.book, results),
         "runs.csv": runs_csv(choice.book, results),
-        "tuning.csv": runs_csv(tuned, tuning),
+        "tuning.csv": runs_csv(tuned.book, tuning),
+        "norms.csv": csv_text(NORM_COLUMNS, _norm_records(tuned, tuning)),
         "paired.csv": csv_text(PAIRED_COLUMNS, _paired_records(found)),
         "diagnosis.csv": csv_text(DIAGNOSIS_COLUMNS, diagnosis),
         "intervals.csv": csv_text(INTERVAL_COLUMNS, _interval_records(results, commands)),
-        "commands.csv": csv_text(COMMAND_COLUMNS, _command_records(results, commands, runner.line)),
+        "commands.csv": csv_text(
+            COMMAND_COLUMNS,
+            [*_command_records(results, commands, runner.line), *_command_records(tuning, tuned, runner.line)],
+        ),
     }
     document = build(choice.book, results, rehearsal=False)
-    sections = [section for section in document.sections if section.title != "Provenance"]
+    done = {table.title for table in choice.book.tables.values() if _is_done(table, results)}
+    sections = [section for section in document.sections if section.title in done]
     provenance = [section for section in document.sections if section.title == "Provenance"]
     sections += [_paired_section(found)] if found else []
     sections += _interval_sections(results, commands)
     sections += [_matched_section(choice, commands)] if MATCHED in choice.book.tables else []
+    sections += [_norm_section(tuned.book, list(_norm_records(tuned, tuning)))]
     sections += [_diagnosis_section(diagnosis)] if diagnosis else []
-    texts[CONCLUSION] = "".join(f"- {sentence}\n" for sentence in sentences(found, _vanishing(diagnosis)))
+    texts[CONCLUSION] = "".join(f"- {sentence}\n" for sentence in sentences(found, _certainty(diagnosis)))
     text = ["Conclusions, of what has been run:", texts[CONCLUSION].strip()]
     text += ["The protocol, written before: [PROTOCOL.md](../PROTOCOL.md). Commands of all rows: commands.csv."]
     text += ["Mean over the seeds, ± half the difference between the largest and the smallest.", *document.text[1:]]
     text += choice.edges.values()
+    missing = [name for name, table in choice.book.tables.items() if table.title not in done]
+    text += [f"Not run yet: {', '.join(missing)}."] if missing else []
     # The pooled noise of the general report is not what the protocol counts; its findings would be a second opinion.
     sections = [replace(section, findings=()) for section in sections]
     texts["README.md"] = to_markdown(replace(document, text=tuple(text), sections=(*sections, *provenance)))
@@ -79,6 +88,11 @@ def write_results(
         with write_bytes_atomically(folder / name) as file:
             file.write(content.encode())
     return [_write_index(folder.parent), *(folder / name for name in (*texts, *pictures))]
+
+
+def _is_done(table: Table, results: Results) -> bool:
+    """Whether all of a table's rows have been run; tables share rows, so that one or two of them say nothing."""
+    return all(any(name in results.runs for name in row.run_names) for row in table.rows)
 
 
 def _write_index(folder: Path) -> Path:
@@ -119,12 +133,15 @@ def _findings(choice: Choice, commands: Commands) -> Iterator[Finding]:
                 yield judge(choice, comparison, found)
 
 
-def _vanishing(diagnosis: list[dict]) -> dict[str, float]:
-    """By classifier, the guidance over eps at the last step as a share of the largest."""
-    series: dict[str, list[float]] = {}
-    for record in diagnosis:
-        series.setdefault(record["classifier"], []).append(record["relative_guidance"])
-    return {name: values[-1] / max(values) for name, values in series.items()}
+def _certainty(diagnosis: list[dict]) -> dict[str, tuple[float, float]]:
+    """By classifier, for the last third of the steps: mean entropy over log K; gradient norm as a share of its peak."""
+    found = {}
+    for classifier in dict.fromkeys(record["classifier"] for record in diagnosis):
+        own = [record for record in diagnosis if record["classifier"] == classifier]
+        late = own[-(len(own) // 3) :]
+        entropy, norm = (np.mean([record[name] for record in late]) for name in ("entropy_ratio", "grad_norm"))
+        found[classifier] = float(entropy), float(norm / max(record["grad_norm"] for record in own))
+    return found
 
 
 def _paired_section(findings: list[Finding]) -> Section:
@@ -185,6 +202,32 @@ def _matched_section(choice: Choice, commands: Commands) -> Section:
         groups.append(Group(row.method, (Line(cells),)))
     columns = (Column("row"), Column("guidance norm, by seed"))
     return Section("Time-averaged guidance norms of the matched rows", columns, tuple(groups))
+
+
+def _norm_records(tuned: Commands, results: Results) -> Iterator[dict]:
+    """Of every tuning run: FID, |scale * gradient| and that over eps, means over steps and samples."""
+    for name, result in results.runs.items():
+        path = ROOT / tuned.trace(tuned.book.runs[name], tuned.seeds[0])
+        if path.is_file():
+            relative = read_trace(Labelled(name, path)).series["relative_guidance"].mean()
+            yield {"run": name, "fid": result.mean("fid"), "norm": guidance_norm(path), "relative": float(relative)}
+
+
+def _norm_section(book: Book, records: list[dict]) -> Section:
+    """How far a larger scale brings a larger guidance, for the table of the rules."""
+    rows = [row for table in book.tables.values() for row in table.rows if table.name == "rules" and row.sweep]
+    columns = ("rule", "run", "FID", "norm", "norm over eps")
+    groups = []
+    for row in rows:
+        own = [record for record in records if record["run"] in row.sweep]
+        cells = [(r["run"], *(f"{r[name]:.4g}" for name in NORM_COLUMNS[1:])) for r in own]
+        groups += [Group(row.method, tuple(map(Line, cells)))] if own else []
+    text = (
+        "Tuning runs: |scale * gradient|, mean over steps and samples. Where the scale doubles and the norm hardly "
+        "grows, the classifier has become certain and its gradient has vanished. All: norms.csv.",
+    )
+    titles = (Column(columns[0]), Column(columns[1]), *(Column(title, "number") for title in columns[2:]))
+    return Section("Does a larger scale guide more?", titles, tuple(groups), text)
 
 
 def _traced(book: Book, results: Results, commands: Commands) -> Iterator[tuple[str, str]]:

@@ -328,7 +328,7 @@ def finding(row: str, base: str, percent: float, verdict: str) -> conclusion.Fin
 
 
 def said(*found: conclusion.Finding) -> str:
-    return " ".join(conclusion.sentences(found, {"plain": 0.25}))
+    return " ".join(conclusion.sentences(found, {"plain": (0.4, 0.25)}))
 
 
 def test_conclusions_say_what_speaks_for_the_paper_and_what_against_it():
@@ -341,8 +341,8 @@ def test_conclusions_say_what_speaks_for_the_paper_and_what_against_it():
         finding("matched/strong-entropy", "strong-constant", -9, better),
     ]
     text = said(*for_it)
-    assert "UADM DDIM -15.0 % (-15.0 to -15.0), effect: better" in text and "plain 25 %" in text
-    assert "EDS lowers FID by 10 % or more in 2 of 2 comparisons, and ECT+EDS lowers it most" in text
+    assert "UADM, DDIM -15.0 % (-15.0 to -15.0), effect: better" in text and "plain 0.40 and 25 %" in text
+    assert "EDS lowers FID by 10 % or more in 2 of 2 comparisons, and ECT and EDS together lower it most" in text
     assert "against the paper" not in text
     rules = [finding("rules/entropy", "constant", -15, better), finding("rules/timestep", "constant", -15, better)]
     assert "timestep-aware rule is as good" in said(*for_it, *rules)
@@ -371,8 +371,8 @@ def test_conclusions_are_ten_sentences_at_most():
     book = done()
     known = {found.row.name for table in book.tables.values() for found in paired.comparisons(book, table)}
     assert {row for row, _ in rows if not row.startswith("matched")} <= known
-    found = list(conclusion.sentences([finding(*row, -1, conclusion.NONE) for row in sorted(rows)], {"plain": 0.5}))
-    assert len(found) == 10
+    findings = [finding(*row, -1, conclusion.NONE) for row in sorted(rows)]
+    assert len(list(conclusion.sentences(findings, {"plain": (0.5, 0.5)}))) == 10
 
 
 def done() -> Book:
@@ -441,7 +441,7 @@ program = "ablation/clusters.py --clusters 2"
 network = "features"
 part = "train"
 [replace]
-num_samples = 24
+num_samples = 48
 batch_size = 12
 timestep_respacing = { ddim25 = "ddim5" }
 """
@@ -537,7 +537,7 @@ def test_the_whole_way_from_archives_to_a_report_and_back(tmp_path, forked_steps
         list(csv.DictReader((folder / f"{name}.csv").open(newline="")))
         for name in ("runs", "tuning", "paired", "commands", "diagnosis")
     )
-    assert {row["seed"] for row in runs} == {"1", "2"} and {row["n"] for row in runs} == {"24"}
+    assert {row["seed"] for row in runs} == {"1", "2"} and {row["n"] for row in runs} == {"48"}
     assert {row["seed"] for row in tuning} == {"101"} and {row["n"] for row in tuning} == {"12"}
     best = min((row for row in tuning if "plain-constant" in row["run"]), key=lambda row: float(row["fid"]))["run"]
     assert best in {row["run"] for row in runs}
@@ -546,11 +546,14 @@ def test_the_whole_way_from_archives_to_a_report_and_back(tmp_path, forked_steps
     for row in tests:
         own, base = fid[row["run"], row["seed"]], fid[row["base_run"], row["seed"]]
         assert float(row["fid_difference"]) == pytest.approx(own - base, abs=1e-5)
-    assert {row["run"] for row in commands} == {row["run"] for row in runs}
+    assert {(row["run"], row["seed"]) for row in commands} == {(row["run"], row["seed"]) for row in (*runs, *tuning)}
+    norms = list(csv.DictReader((folder / "norms.csv").open(newline="")))
+    assert {row["run"] for row in norms} == {row["run"] for row in tuning}
+    assert all(float(row["norm"]) > 0 for row in norms)
     intervals = list(csv.DictReader((folder / "intervals.csv").open(newline="")))
     assert {(row["run"], row["seed"]) for row in intervals} == {(row["run"], row["seed"]) for row in runs}
     assert all(float(row["low"]) <= float(row["high"]) for row in intervals)
-    assert "Conclusions, of what has been run:" in text and "Guidance over eps at the last step" in text
+    assert "Conclusions, of what has been run:" in text and "In the last third of the steps" in text
     assert {row["classifier"] for row in diagnosis} == {"plain", "calibrated", "subclasses"}
     for name in ("tuning.png", "vanishing.png", "classifiers.png", "compare.png"):
         assert (folder / name).is_file()
