@@ -30,7 +30,7 @@ from guided_diffusion.checkpoint import write_bytes_atomically
 from guided_diffusion.errors import InputError
 
 from . import paired
-from .choice import MATCHED, Choice, choose, with_matched_rows
+from .choice import MATCHED, Choice, choose, refine, with_matched_rows
 from .report import figure_words, write_results
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
@@ -91,14 +91,11 @@ class Ablation:
     """
 
     def __init__(self, book: Book, out: Path, results: Path, tuning_share: int, at_once: int = 1):
-        self.at_once = at_once
+        self.at_once, self.tuning_share = at_once, tuning_share
         known = [name for name in TABLES if name in book.tables]
         book = replace(book, tables={name: book.tables[name] for name in dict.fromkeys([*known, *book.tables])})
         self.book, self.out, self.results = book, out, results
-        fewer = {run.name: run.num_samples // tuning_share for run in book.runs.values()}
-        runs = {name: replace(run, flags=run.flags | {"num_samples": fewer[name]}) for name, run in book.runs.items()}
-        options = Options(out=out, processes=1, seeds=TUNING_SEEDS, trace=True)
-        self.tuning = Commands(replace(book, runs=runs, seeds=TUNING_SEEDS), options)
+        self.tuning = self._tuning(book)
         self.runner = Runner(out, {"OMP_NUM_THREADS": "1"})
 
     def show(self, names: Sequence[str]) -> None:
@@ -115,23 +112,35 @@ class Ablation:
 
     def finish_table(self, name: str) -> None:
         """Tune, sample and test all rows of a table, and write the report of all that there is."""
-        sweeps = [row for row in self.book.tables[name].rows if row.sweep]
-        self._run(f"{name}: tuning", plan(self.tuning, sweeps))
-        choice, tuning = self._choice()
+        for title, tuner in ((f"{name}: tuning", self.tuning), (f"{name}: tuning around the best", None)):
+            tuner = tuner or self._refined()
+            self._run(title, plan(tuner, [row for row in tuner.book.tables[name].rows if row.sweep]))
+        choice, tuning = self._choice(tuner)
         commands = self._reporting(choice)
         tables = [choice.book.tables[key] for key in (name, MATCHED) if key in choice.book.tables]
         try:
             for table in tables:
                 self._run(f"{table.name}: rows", self._rows(commands, table))
         finally:  # what there is, whatever failed
-            self._report(choice, tuning, commands)
+            self._report(choice, tuner, tuning, commands)
 
     def _rows(self, commands: Commands, table: Table) -> list[Step]:
         return plan(commands, table.rows) + paired.steps(commands, [table])
 
-    def _choice(self) -> tuple[Choice, Results]:
-        tuning = read_results(self.tuning.book, ROOT / self.out, TUNING_SEEDS)
-        return with_matched_rows(choose(self.book, tuning), self.tuning, tuning), tuning
+    def _tuning(self, book: Book) -> Commands:
+        """Of a book's runs with fewer samples, at the tuning seed."""
+        fewer = {run.name: run.num_samples // self.tuning_share for run in book.runs.values()}
+        runs = {name: replace(run, flags=run.flags | {"num_samples": fewer[name]}) for name, run in book.runs.items()}
+        options = Options(out=self.out, processes=1, seeds=TUNING_SEEDS, trace=True)
+        return Commands(replace(book, runs=runs, seeds=TUNING_SEEDS), options)
+
+    def _refined(self) -> Commands:
+        return self._tuning(refine(self.book, read_results(self.tuning.book, ROOT / self.out, TUNING_SEEDS)))
+
+    def _choice(self, tuner: Commands) -> tuple[Choice, Results]:
+        tuning = read_results(tuner.book, ROOT / self.out, TUNING_SEEDS)
+        book = refine(self.book, tuning)
+        return with_matched_rows(choose(book, tuning), tuner, tuning), tuning
 
     def _reporting(self, choice: Choice) -> Commands:
         return Commands(choice.book, Options(out=self.out, processes=1, trace=True, bootstrap=BOOTSTRAP))
@@ -140,15 +149,15 @@ class Ablation:
         print(f"{title}: {len(steps)} steps; logs: {self.runner.logs}", flush=True)
         self.runner.run(steps, self.at_once)
 
-    def _report(self, choice: Choice, tuning: Results, commands: Commands) -> None:
+    def _report(self, choice: Choice, tuner: Commands, tuning: Results, commands: Commands) -> None:
         results = read_results(choice.book, ROOT / self.out, commands.seeds)
         folder = ROOT / self.out / "figures"
         folder.mkdir(parents=True, exist_ok=True)
         with write_bytes_atomically(folder / "tuning-runs.csv") as file:
-            file.write(runs_csv(self.tuning.book, tuning).encode())
+            file.write(runs_csv(tuner.book, tuning).encode())
         for name, words in figure_words(choice, results, commands, folder).items():
             draw(words, folder / name)
-        for path in write_results(choice, self.tuning, tuning, results, commands, self.runner, self.results):
+        for path in write_results(choice, tuner, tuning, results, commands, self.runner, self.results):
             print(f"report: {path}")
 
 

@@ -35,6 +35,27 @@ class Choice:
     edges: dict[str, str]
 
 
+def refine(book: Book, tuning: Results) -> Book:
+    """The book with two more values for every sweep that is done, a factor of sqrt(2) either side of its best."""
+    runs, tables = dict(book.runs), {}
+    for table in book.tables.values():
+        rows = []
+        for row in table.rows:
+            if row.sweep and all(name in tuning.runs for name in row.sweep):
+                best = runs[min(row.sweep, key=lambda name: tuning.runs[name].mean("fid"))]
+                (flag,) = (key for key in best.flags if len({runs[name].flags[key] for name in row.sweep}) > 1)
+                value, added = best.flags[flag], []
+                for near in (value / math.sqrt(2), value * math.sqrt(2)):
+                    near = float(f"{near:.3g}")
+                    run = replace(best, name=f"{best.name.removesuffix(f'-{value:g}')}-{near:g}")
+                    runs[run.name] = replace(run, flags=run.flags | {flag: near})
+                    added.append(run.name)
+                row = replace(row, sweep=(*row.sweep, *added))
+            rows.append(row)
+        tables[table.name] = replace(table, rows=tuple(rows))
+    return replace(book, runs=runs, tables=tables)
+
+
 def choose(book: Book, tuning: Results) -> Choice:
     """Each sweep's best run by FID takes its row."""
     tables, edges = {}, {}

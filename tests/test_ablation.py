@@ -19,7 +19,7 @@ from PIL import Image
 
 from ablation import __main__ as ablation
 from ablation import again, calibrate, clusters, conclusion, models, paired, photographs
-from ablation.choice import MATCHED, choose, matched_scale
+from ablation.choice import MATCHED, choose, matched_scale, refine
 from ablation.paired import Difference
 from ed_dpm_patches.reproduce.book import Book, Figures, Row, Table
 from ed_dpm_patches.reproduce.book_files import load
@@ -313,6 +313,20 @@ def test_a_sweep_gives_way_to_its_best_run_when_all_of_it_is_there():
     assert "table2/eds" in choose(FULL, Results(at_edge, {})).edges
 
 
+def test_a_sweep_that_is_done_gets_a_value_on_either_side_of_its_best():
+    names = FULL.row("table2/eds").sweep
+    found = {name: result(name, value) for name, value in zip(names, (3.0, 2.0, 1.0, 1.5, 2.5), strict=True)}
+    book = refine(FULL, Results(found, {}))
+    added = book.row("table2/eds").sweep[5:]
+    assert added == ("uncond-plain-entropy-2.83", "uncond-plain-entropy-5.66") == book.row("rules/entropy").sweep[5:]
+    assert [book.runs[name].flags["classifier_scale"] for name in added] == [2.83, 5.66]
+    assert book.row("table2/neither").sweep == FULL.row("table2/neither").sweep
+    assert choose(book, Results(found, {})).book.row("table2/eds").sweep == book.row("table2/eds").sweep
+    better = found | {added[1]: result(added[1], 0.9), added[0]: result(added[0], 1.1)}
+    assert choose(book, Results(better, {})).book.row("table2/eds").run == added[1]
+    assert refine(FULL, Results(better, {})).row("table2/eds").sweep[5:] == added
+
+
 def test_an_effect_has_one_direction_and_a_small_p_at_every_seed():
     better = [Difference(1, -0.5, 3.0, 0.01), Difference(2, -0.1, 3.0, 0.05)]
     assert paired.is_effect(better)
@@ -447,9 +461,9 @@ timestep_respacing = { ddim25 = "ddim5" }
 """
 SWEEPS = {
     "uncond-plain-constant": [0.5, 8.0],
-    "uncond-plain-entropy": [1.0],
-    "uncond-calibrated-constant": [2.0],
-    "uncond-subclasses-constant": [1.0],
+    "uncond-plain-entropy": [1.0, 2.0],
+    "uncond-calibrated-constant": [2.0, 4.0],
+    "uncond-subclasses-constant": [1.0, 2.0],
 }
 KEYS = {
     "constant": "uncond-plain-constant",
@@ -524,9 +538,10 @@ def test_the_whole_way_from_archives_to_a_report_and_back(tmp_path, forked_steps
         "train-uncond", "train-plain", "train-features", "derive-calibrated", "part-halves", "train-subclasses",
     ]  # fmt: skip
     tuned = {name for name in first if name.startswith("sample-") and name.endswith("-seed101-12")}
-    assert len(tuned) == sum(map(len, SWEEPS.values()))
+    assert len(tuned) == sum(len(values) + 2 for values in SWEEPS.values())
     reported = {name.rpartition("-seed")[0] for name in first if name.startswith("sample-") and name not in tuned}
-    assert {"sample-uncond-plain-entropy-1", "sample-uncond-calibrated-constant-2"} < reported
+    assert reported < {name.rpartition("-seed")[0] for name in tuned} | {"sample-uncond-plain-constant-" + MATCHED}
+    assert {name.rpartition("-")[0].removeprefix("sample-") for name in reported} == set(SWEEPS)
 
     folder = results / "reduced"
     index = (results / "README.md").read_text()
