@@ -494,7 +494,6 @@ def write_book(folder: Path) -> Path:
     }
     for name, values in SWEEPS.items():
         recipe = (ablation.RECIPES / "full" / "runs" / f"{name}.toml").read_text()
-        # One value or two: the sweep's name needs a sweep.
         texts[f"base/runs/{name}.toml"] = recipe[: recipe.index("values = ")] + f"values = {values}\n"
     for name, text in texts.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -540,7 +539,6 @@ def test_the_whole_way_from_archives_to_a_report_and_back(tmp_path, forked_steps
     tuned = {name for name in first if name.startswith("sample-") and name.endswith("-seed101-12")}
     assert len(tuned) == sum(len(values) + 2 for values in SWEEPS.values())
     reported = {name.rpartition("-seed")[0] for name in first if name.startswith("sample-") and name not in tuned}
-    assert reported < {name.rpartition("-seed")[0] for name in tuned} | {"sample-uncond-plain-constant-" + MATCHED}
     assert {name.rpartition("-")[0].removeprefix("sample-") for name in reported} == set(SWEEPS)
 
     folder = results / "reduced"
