@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ed_dpm_patches.figures import cli as figures
-from ed_dpm_patches.reproduce.book import ROOT, Book, Table
+from ed_dpm_patches.reproduce.book import ROOT, Book, Table, short
 from ed_dpm_patches.reproduce.book_files import load
 from ed_dpm_patches.reproduce.cli import Parser, count
 from ed_dpm_patches.reproduce.commands import Commands, Options
@@ -24,7 +24,7 @@ from ed_dpm_patches.reproduce.plan import plan, preparation
 from ed_dpm_patches.reproduce.report import runs_csv
 from ed_dpm_patches.reproduce.results import Results, read_results
 from ed_dpm_patches.reproduce.runner import Runner
-from ed_dpm_patches.reproduce.steps import Step, claim, short
+from ed_dpm_patches.reproduce.steps import Step, claim
 from guided_diffusion import dist_util
 from guided_diffusion.checkpoint import write_bytes_atomically
 from guided_diffusion.errors import InputError

@@ -22,6 +22,12 @@ HELDOUT = "heldout.npz"
 SAMPLERS = {"ddpm": "DDPM", "ddim": "DDIM", "dpmpp2m": "DPM-Solver++(2M)", "unipc": "UniPC"}  # --sampler: name
 
 
+def short(path: Path) -> Path:
+    """As one would type it in the repository's root, where the commands run: relative inside it, else absolute."""
+    path = path.absolute()
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
 @dataclass(frozen=True)
 class Figures:
     """What a paper or release prints for one row; None where it prints nothing."""

@@ -28,7 +28,7 @@ from guided_diffusion import dist_util, status
 from guided_diffusion.errors import InputError
 
 from . import downloads
-from .book import RECIPES, ROOT, Row
+from .book import RECIPES, ROOT, Row, short
 from .book_files import load
 from .commands import Commands, Options
 from .describe import details, disk, listing
@@ -38,7 +38,7 @@ from .rehearsal import SAMPLES, rehearsal
 from .report import write_report
 from .results import read_json
 from .runner import Runner
-from .steps import claim, short
+from .steps import claim
 
 
 class Parser(argparse.ArgumentParser):

@@ -19,7 +19,7 @@ from typing import Any
 
 from guided_diffusion.errors import InputError
 
-from .book import Book
+from .book import Book, short
 
 METRICS = {
     "fid": "FID", "sfid": "sFID", "inception_score": "IS", "precision": "precision", "recall": "recall",
@@ -184,7 +184,8 @@ def read_results(book: Book, out: Path, seeds: Collection[int] | None = None) ->
             step = read_record(out / "steps" / f"evaluate-{path.stem}.json")
             commit = step.commit if step else None
             origin = _judged_by(step, metrics)
-            evaluation = Evaluation(None, values, metrics["engine"], metrics["samples"], commit, **origin)
+            samples = str(short(Path(metrics["samples"])))
+            evaluation = Evaluation(None, values, metrics["engine"], samples, commit, **origin)
             batches[row.batch] = RunResult(row.batch, metrics["n_samples"], (evaluation,))
     return Results(runs, batches)
 
@@ -199,7 +200,7 @@ def _evaluation(path: Path, out: Path, run: str, seed: int, n: int) -> Evaluatio
         seed=seed,
         values=values,
         engine=metrics["engine"],
-        samples=metrics["samples"],
+        samples=str(short(Path(metrics["samples"]))),
         # The samples' commit is what made the result; the evaluator's stands in where that is unknown.
         commit=next((step.commit for step in (sample, evaluate) if step and step.commit), None),
         model=sample.flag("model_path") if sample else None,

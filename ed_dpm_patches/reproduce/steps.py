@@ -182,12 +182,6 @@ def device_name() -> str:
     return f"CPU {platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
-def short(path: Path) -> Path:
-    """As one would type it in the repository's root, where the commands run: relative inside it, else absolute."""
-    path = path.absolute()
-    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-
-
 def claim(path: Path, purpose: dict[str, Any]) -> None:
     """Note in a file what its folder is for; InputError where it is for something else."""
     purpose = json.loads(json.dumps(purpose))  # as it will be read: tuples are lists
