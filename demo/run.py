@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for runs without installation
 
 from demo.plan import FULL, QUICK, Plan  # noqa: E402
-from ed_dpm_patches.reproduce.runner import Runner  # noqa: E402
 from ed_dpm_patches.reproduce.book import short  # noqa: E402
+from ed_dpm_patches.reproduce.runner import Runner  # noqa: E402
 from ed_dpm_patches.reproduce.steps import claim  # noqa: E402
 from guided_diffusion.dist_util import run_main  # noqa: E402
 
