@@ -38,7 +38,7 @@ RESULTS = ROOT / "results" / "cifar10"
 TUNING_SEEDS = (101,)
 BOOTSTRAP = 200  # rounds behind the 95 % intervals of what is reported
 # The short ones first: each leaves a report.
-TABLES = ("rules", "table2", "table3", "classifiers", "eta", "subclasses", "table2-ddpm", "table3-ddpm")
+TABLES = ("rules", "table2", "table3", "classifiers", "sharpness", "eta", "subclasses", "table2-ddpm", "table3-ddpm")
 
 
 @dataclass(frozen=True)

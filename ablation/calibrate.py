@@ -1,9 +1,10 @@
 """A classifier whose certainty is right on average: its logits divided by one temperature.
 
     python ablation/calibrate.py CHECKPOINT IMAGES.npz NEW_CHECKPOINT
+    python ablation/calibrate.py --temperature 0.25 CHECKPOINT IMAGES.npz NEW_CHECKPOINT      # too certain
 
-The temperature is the one that gives the labels of the images, noised at random timesteps, the largest likelihood. It
-goes into the weights of the last layer, so that sampling needs to know nothing of it.
+Unless it is given, the temperature is the one that gives the labels of the images, noised at random timesteps, the
+largest likelihood. It goes into the weights of the last layer, so that sampling needs to know nothing of it.
 """
 
 from __future__ import annotations
@@ -73,15 +74,20 @@ def _of(kind: type, config: dict):
 def main() -> None:
     """Read, measure, write. InputError for files that are missing or do not fit each other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--temperature", type=float, metavar="T", help="divide by this one instead, without a search")
     for name in ("checkpoint", "images", "new_checkpoint"):
         parser.add_argument(name, type=Path)
     args = parser.parse_args()
     config = checkpoint.read_config(args.checkpoint)
     if config is None:
         raise InputError(f"{args.checkpoint}: no config.json beside it, expected that of its training")
-    with np.load(args.images, allow_pickle=False) as file:
-        images, labels = file["arr_0"], torch.from_numpy(file["arr_1"])
-    temperature = best_temperature(noised_logits(args.checkpoint, config, images), labels)
+    temperature = args.temperature
+    if temperature is None:
+        with np.load(args.images, allow_pickle=False) as file:
+            images, labels = file["arr_0"], torch.from_numpy(file["arr_1"])
+        temperature = best_temperature(noised_logits(args.checkpoint, config, images), labels)
+    elif not 0 < temperature < math.inf:
+        raise InputError(f"--temperature: found {temperature}, expected more than 0")
     args.new_checkpoint.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.write_config(args.new_checkpoint.parent, config | {"temperature": temperature})
     checkpoint.save(divide_logits(checkpoint.read_state_dict(args.checkpoint), temperature), args.new_checkpoint)

@@ -73,6 +73,7 @@ def sentences(findings: Sequence[Finding], certainty: Mapping[str, tuple[float, 
         }
         yield from _sentence(f"{name} in place of the best constant scale and the plain classifier changes FID", parts)
     sharp = {name: of("classifiers", f"{key}-entropy", f"{key}-constant") for key, name in _SHARPNESS.items()}
+    sharp["sharpened medium"] = of("sharpness", "sharpened-entropy", "sharpened-constant")
     yield from _sentence("By classifier, EDS in place of that classifier's best constant scale changes FID", sharp)
     matched = {name: of(MATCHED, f"{name}-entropy", f"{name}-constant") for name in PAIRS}
     yield from _sentence("Against the constant scale of the same time-averaged guidance norm EDS changes FID", matched)

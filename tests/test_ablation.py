@@ -173,6 +173,24 @@ def test_clusters_are_found_within_each_class(tmp_path):
         assert np.array_equal(np.asarray(Image.open(path)), images[int(number)])
 
 
+def test_a_temperature_that_is_given_needs_no_images(checkpoints, tmp_path, monkeypatch):
+    def divide(value: str) -> dict[str, torch.Tensor]:
+        new = tmp_path / "new" / "model.pt"
+        words = ["calibrate", "--temperature", value, str(checkpoints["classifier"]), "none.npz", str(new)]
+        monkeypatch.setattr(sys, "argv", words)
+        calibrate.main()
+        assert checkpoint.read_config(new)["temperature"] == float(value)
+        return checkpoint.read_state_dict(new)
+
+    old = checkpoint.read_state_dict(checkpoints["classifier"])
+    new = divide("0.25")
+    *others, weight, bias = old
+    assert all(torch.equal(new[name], old[name]) for name in others)
+    assert all(torch.equal(new[name], 4 * old[name]) for name in (weight, bias))
+    with pytest.raises(InputError, match="--temperature: found -1.0, expected more than 0"):
+        divide("-1")
+
+
 # ---- the books
 
 
