@@ -154,7 +154,9 @@ class Ablation:
         folder = ROOT / self.out / "figures"
         folder.mkdir(parents=True, exist_ok=True)
         with write_bytes_atomically(folder / "tuning-runs.csv") as file:
-            file.write(runs_csv(tuner.book, tuning).encode())
+            # A curve has one point a scale; the capped rule is another curve that a CSV of runs does not tell apart.
+            shown = {name: run for name, run in tuning.runs.items() if "eds_cap" not in tuner.book.runs[name].flags}
+            file.write(runs_csv(tuner.book, replace(tuning, runs=shown)).encode())
         for name, words in figure_words(choice, results, commands, folder).items():
             draw(words, folder / name)
         for path in write_results(choice, tuner, tuning, results, commands, self.runner, self.results):

@@ -172,8 +172,8 @@ def _paired_records(findings: list[Finding]) -> Iterator[dict]:
 
 def _interval_records(results: Results, commands: Commands) -> Iterator[dict]:
     """By run, seed and metric, what the evaluator found by resampling the samples."""
-    for name in results.runs:
-        for seed in commands.seeds:
+    for name, result in results.runs.items():
+        for seed in result.seeds:
             content = read_json(ROOT / commands.metrics(commands.book.runs[name], seed))
             for metric, (low, high) in (content.get("intervals") or {}).items():
                 yield {"run": name, "seed": seed, "metric": metric, "value": content[metric], "low": low, "high": high}
