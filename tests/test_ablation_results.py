@@ -1,0 +1,83 @@
+"""What results/cifar10 says comes from the raw files beside it, and from networks in the repository."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from ablation.models import FILE, LARGEST
+from tests.helpers import ROOT
+
+RESULTS = ROOT / "results" / "cifar10"
+REPORTS = sorted(path.parent for path in RESULTS.glob("*/conclusion.md"))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(params=REPORTS, ids=lambda path: path.name)
+def folder(request) -> Path:
+    return request.param
+
+
+def test_tables_are_means_of_the_runs(folder):
+    values = defaultdict(list)
+    for run in rows(folder / "runs.csv"):
+        values[run["run"]].append(float(run["fid"]))
+    text, shown = (folder / "README.md").read_text(), 0
+    for row in rows(folder / "report.csv"):
+        if row["metric"] == "fid" and row["ours"]:
+            found = values[row["run"]]
+            assert float(row["ours"]) == pytest.approx(sum(found) / len(found), rel=1e-6)
+            shown += f"| {sum(found) / len(found):.4f} ±" in text
+    assert shown >= 5
+
+
+def test_conclusions_are_those_of_the_paired_tests(folder):
+    by_row = defaultdict(list)
+    for test in rows(folder / "paired.csv"):
+        by_row[test["row"], test["against"]].append((float(test["fid_difference"]), float(test["base_fid"])))
+    sizes = set()
+    for found in by_row.values():
+        base = sum(fid for _, fid in found) / len(found)
+        percents = [100 * difference / base for difference, _ in found]
+        sizes.add(f"{sum(percents) / len(percents):+.1f} % ({min(percents):+.1f} to {max(percents):+.1f})")
+    text = (folder / "conclusion.md").read_text()
+    said = re.findall(r"[+-][\d.]+ % \([^)]*\)", text)
+    assert said and set(said) <= sizes
+    assert len(text.splitlines()) <= 10
+    assert text.strip() in (folder / "README.md").read_text() and text.strip() in (RESULTS / "README.md").read_text()
+
+
+def test_paired_differences_are_those_of_the_runs(folder):
+    fid = {(run["run"], run["seed"]): float(run["fid"]) for run in rows(folder / "runs.csv")}
+    for test in rows(folder / "paired.csv"):
+        difference = fid[test["run"], test["seed"]] - fid[test["base_run"], test["seed"]]
+        assert float(test["fid_difference"]) == pytest.approx(difference, abs=1e-4)
+
+
+def test_every_run_has_a_command_an_interval_and_networks_in_the_repository(folder):
+    commands, bounds = defaultdict(list), {}
+    for row in rows(folder / "commands.csv"):
+        commands[row["run"], row["seed"]].append(row["command"])
+    for row in rows(folder / "intervals.csv"):
+        if row["metric"] == "fid":
+            bounds[row["run"], row["seed"]] = float(row["low"]), float(row["high"])
+    for run in rows(folder / "runs.csv"):
+        key = run["run"], run["seed"]
+        assert len(commands[key]) == 2
+        low, high = bounds[key]
+        assert low <= float(run["fid"]) <= high
+        for name in set(re.findall(r"/networks/([^/ ]+)/", " ".join(commands[key]))):
+            path = RESULTS / "models" / folder.name / name / FILE
+            assert path.stat().st_size <= LARGEST + 100_000
+            assert (path.parent / "config.json").is_file()
+            with safe_open(path, "pt") as weights:
+                assert len(list(weights.keys())) > 50
