@@ -28,7 +28,7 @@ class Choice:
     """What tuning decided.
 
     :param book: with rows of one run each, where tuning is done; the others are as they were.
-    :param edges: sentences on rows whose best value was the first or last one.
+    :param edges: by name of a row, a sentence on why it does not count or is not there.
     """
 
     book: Book
@@ -78,7 +78,7 @@ def with_matched_rows(choice: Choice, commands: Commands, tuning: Results) -> Ch
 
     :param commands: of the tuning runs, whose traces are read.
     """
-    book, runs, rows = choice.book, dict(choice.book.runs), []
+    book, runs, rows, edges = choice.book, dict(choice.book.runs), [], dict(choice.edges)
     for name, sweeps in PAIRS.items():
         guided, constants = (
             [run for run in commands.book.runs if run.startswith(f"{sweep}-") and run in tuning.runs]
@@ -88,8 +88,13 @@ def with_matched_rows(choice: Choice, commands: Commands, tuning: Results) -> Ch
         if chosen is None or not constants:
             continue
         norms = {book.runs[run].flags["classifier_scale"]: _tuning_norm(commands, run) for run in constants}
-        scale = matched_scale(norms, _tuning_norm(commands, chosen))
+        target = _tuning_norm(commands, chosen)
+        scale = matched_scale(norms, target)
         if scale is None:
+            edges[f"{MATCHED}/{name}"] = (
+                f"{MATCHED}, {name}: EDS has the guidance norm {target:.2f}, constant scales of {min(norms):g} to "
+                f"{max(norms):g} have {min(norms.values()):.2f} to {max(norms.values()):.2f}: none has the same."
+            )
             continue
         scale = float(f"{scale:.3g}")
         run = replace(book.runs[constants[0]], name=f"{sweeps[1]}-{scale:g}")
@@ -102,10 +107,10 @@ def with_matched_rows(choice: Choice, commands: Commands, tuning: Results) -> Ch
         ):
             rows.append(Row(f"{MATCHED}/{name}-{key}", f"{name}: {text}", Figures(), Figures(), made_by))
     if not rows:
-        return choice
+        return replace(choice, edges=edges)
     title = "Is EDS more than a larger scale? The same time-averaged guidance norm, UADM, DDIM"
     table = Table(MATCHED, title, tuple(rows))
-    return replace(choice, book=replace(book, runs=runs, tables=book.tables | {MATCHED: table}))
+    return Choice(replace(book, runs=runs, tables=book.tables | {MATCHED: table}), edges)
 
 
 def matched_scale(norms: Mapping[float, float], target: float) -> float | None:

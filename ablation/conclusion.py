@@ -80,7 +80,8 @@ def sentences(findings: Sequence[Finding], certainty: Mapping[str, tuple[float, 
     rules = {name: of("rules", key, "constant") for key, name in _RULES.items()}
     yield from _sentence("The other rules, at their best, in place of the constant one change FID", rules)
     etas = {f"eta {eta}": of("eta", f"ect-{eta}-constant", "plain-constant") for eta in _ETAS}
-    yield from _sentence("ECT with a constant scale changes FID", etas)
+    if all(etas.values()):
+        yield from _sentence("ECT with a constant scale changes FID", etas)
     counts = {f"{n} classes": of("subclasses", f"{n}-entropy", f"{n}-constant") for n in ("10", "50")}
     if counts["50 classes"]:
         yield from _sentence("By the number of classes, EDS in place of the constant scale changes FID", counts)
@@ -108,7 +109,6 @@ def verdict(found: Mapping[tuple[str, str], Finding]) -> str:
     matched = [finding for finding in matched if finding]
     rule, rival = of("rules/entropy", "rules/constant"), of("rules/timestep", "rules/constant")
     etas = [of(f"eta/ect-{eta}-constant", "eta/plain-constant") for eta in _ETAS]
-    etas = [finding for finding in etas if finding]
     against, both = [], of("table2/ect-eds", "table2/neither")
     if eds and strong and not helps:
         against.append("EDS is better nowhere, the strong classifier included")
@@ -120,7 +120,7 @@ def verdict(found: Mapping[tuple[str, str], Finding]) -> str:
         )
     if helps and strong and weak and weak.verdict == BETTER and weak.percent <= strong.percent:
         against.append("EDS helps the weak classifier as much as the strong one")
-    if etas and all(finding.verdict != BETTER for finding in etas):
+    if all(finding and finding.verdict != BETTER for finding in etas):
         against.append("ECT is better at no eta")
     parts = [f"against the paper speaks that {'; '.join(against)}"] if against else []
     large = [finding for finding in helps if finding.percent <= SUPPORT]

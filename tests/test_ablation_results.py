@@ -56,6 +56,14 @@ def test_conclusions_are_those_of_the_paired_tests(folder):
     assert text.strip() in (folder / "README.md").read_text() and text.strip() in (RESULTS / "README.md").read_text()
 
 
+def test_the_readme_quotes_the_conclusions():
+    (text,) = re.findall(r"(?ms)^- \*\*Does it help\?\*\*.*?(?=^- )", (ROOT / "README.md").read_text())
+    quoted = re.findall(r"[+-][\d.]+ %", text)
+    assert len(quoted) == 5
+    concluded = (RESULTS / "reduced" / "conclusion.md").read_text()
+    assert all(f" {size} (" in concluded for size in quoted)
+
+
 def test_paired_differences_are_those_of_the_runs(folder):
     fid = {(run["run"], run["seed"]): float(run["fid"]) for run in rows(folder / "runs.csv")}
     for test in rows(folder / "paired.csv"):
