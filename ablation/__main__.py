@@ -112,9 +112,9 @@ class Ablation:
 
     def finish_table(self, name: str) -> None:
         """Tune, sample and test all rows of a table, and write the report of all that there is."""
-        for title, tuner in ((f"{name}: tuning", self.tuning), (f"{name}: tuning around the best", None)):
-            tuner = tuner or self._refined()
-            self._run(title, plan(tuner, [row for row in tuner.book.tables[name].rows if row.sweep]))
+        self._tune(f"{name}: tuning", self.tuning, name)
+        tuner = self._refined()
+        self._tune(f"{name}: tuning around the best", tuner, name)
         choice, tuning = self._choice(tuner)
         commands = self._reporting(choice)
         tables = [choice.book.tables[key] for key in (name, MATCHED) if key in choice.book.tables]
@@ -123,6 +123,9 @@ class Ablation:
                 self._run(f"{table.name}: rows", self._rows(commands, table))
         finally:  # what there is, whatever failed
             self._report(choice, tuner, tuning, commands)
+
+    def _tune(self, title: str, tuner: Commands, name: str) -> None:
+        self._run(title, plan(tuner, [row for row in tuner.book.tables[name].rows if row.sweep]))
 
     def _rows(self, commands: Commands, table: Table) -> list[Step]:
         return plan(commands, table.rows) + paired.steps(commands, [table])

@@ -47,14 +47,15 @@ def write_results(
     found = list(_findings(choice, commands))
     traced = dict(_traced(choice.book, results, commands))
     diagnosis = list(_diagnosis(commands, traced))
+    intervals, norms = list(_interval_records(results, commands)), list(_norm_records(tuned, tuning))
     texts = {
         "report.csv": tables_csv(choice.book, results),
         "runs.csv": runs_csv(choice.book, results),
         "tuning.csv": runs_csv(tuned.book, tuning),
-        "norms.csv": csv_text(NORM_COLUMNS, _norm_records(tuned, tuning)),
+        "norms.csv": csv_text(NORM_COLUMNS, norms),
         "paired.csv": csv_text(PAIRED_COLUMNS, _paired_records(found)),
         "diagnosis.csv": csv_text(DIAGNOSIS_COLUMNS, diagnosis),
-        "intervals.csv": csv_text(INTERVAL_COLUMNS, _interval_records(results, commands)),
+        "intervals.csv": csv_text(INTERVAL_COLUMNS, intervals),
         "commands.csv": csv_text(
             COMMAND_COLUMNS,
             [*_command_records(results, commands, runner.line), *_command_records(tuning, tuned, runner.line)],
@@ -65,9 +66,9 @@ def write_results(
     sections = [section for section in document.sections if section.title in done]
     provenance = [section for section in document.sections if section.title == "Provenance"]
     sections += [_paired_section(found)] if found else []
-    sections += _interval_sections(results, commands)
+    sections += _interval_sections(intervals)
     sections += [_matched_section(choice, commands)] if MATCHED in choice.book.tables else []
-    sections += [_norm_section(tuned.book, list(_norm_records(tuned, tuning)))]
+    sections += [_norm_section(tuned.book, norms)]
     sections += [_diagnosis_section(diagnosis)] if diagnosis else []
     texts[CONCLUSION] = "".join(f"- {sentence}\n" for sentence in sentences(found, _certainty(diagnosis)))
     text = ["Conclusions, of what has been run:", texts[CONCLUSION].strip()]
@@ -179,9 +180,9 @@ def _interval_records(results: Results, commands: Commands) -> Iterator[dict]:
                 yield {"run": name, "seed": seed, "metric": metric, "value": content[metric], "low": low, "high": high}
 
 
-def _interval_sections(results: Results, commands: Commands) -> Iterator[Section]:
+def _interval_sections(records: list[dict]) -> Iterator[Section]:
     groups: dict[str, list[str]] = {}
-    for record in _interval_records(results, commands):
+    for record in records:
         if record["metric"] == "fid":
             cell = f"{record['value']:.3f} ({record['low']:.3f} to {record['high']:.3f})"
             groups.setdefault(record["run"], []).append(cell)
