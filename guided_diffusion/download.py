@@ -92,7 +92,11 @@ def open_locked(part: Path) -> Iterator[BinaryIO]:
     while True:
         with open(part, "ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if not (part.exists() and os.path.samestat(os.fstat(file.fileno()), part.stat())):
+            try:
+                current = part.stat()  # not asked for in two steps: another process may remove it in between
+            except FileNotFoundError:
+                current = None
+            if current is None or not os.path.samestat(os.fstat(file.fileno()), current):
                 continue  # renamed or removed by the process we waited for
             try:
                 yield file

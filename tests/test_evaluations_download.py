@@ -136,6 +136,23 @@ def test_several_at_once_download_once(server, tmp_path):
     assert _names(tmp_path) == ["g.pb"]
 
 
+def test_a_lock_whose_file_comes_and_goes(tmp_path):
+    """Holders of an empty file remove it as others look whether theirs is still the one that is there."""
+    part, holders, most = tmp_path / "g.pb.part", [], []
+
+    def hold(turn: int) -> None:
+        for _ in range(300):
+            with download.open_locked(part):
+                holders.append(turn)
+                most.append(len(holders))
+                holders.remove(turn)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(hold, range(4)))
+    assert len(most) == 1200 and max(most) == 1
+    assert _names(tmp_path) == []
+
+
 def test_no_network(tmp_path, monkeypatch):
     """The line says where the file belongs and which flag names another place."""
     monkeypatch.chdir(tmp_path)
