@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ed_dpm_patches.figures import cli as figures
-from ed_dpm_patches.reproduce.book import ROOT, Book, Table, short
+from ed_dpm_patches.reproduce.book import ROOT, Book, Figures, Row, Table, short
 from ed_dpm_patches.reproduce.book_files import load
 from ed_dpm_patches.reproduce.cli import Parser, count
 from ed_dpm_patches.reproduce.commands import Commands, Options
@@ -30,7 +30,7 @@ from guided_diffusion.checkpoint import write_bytes_atomically
 from guided_diffusion.errors import InputError
 
 from . import paired
-from .choice import MATCHED, Choice, choose, refine, with_matched_rows
+from .choice import MATCHED, Choice, choose, matches, refine, with_matched_rows, with_wider_scales
 from .report import figure_words, write_results
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
@@ -94,6 +94,7 @@ class Ablation:
         self.at_once, self.tuning_share = at_once, tuning_share
         known = [name for name in TABLES if name in book.tables]
         book = replace(book, tables={name: book.tables[name] for name in dict.fromkeys([*known, *book.tables])})
+        book = with_wider_scales(book)
         self.book, self.out, self.results = book, out, results
         self.tuning = self._tuning(book)
         self.runner = Runner(out, {"OMP_NUM_THREADS": "1"})
@@ -115,6 +116,7 @@ class Ablation:
         self._tune(f"{name}: tuning", self.tuning, name)
         tuner = self._refined()
         self._tune(f"{name}: tuning around the best", tuner, name)
+        self._widen(tuner)
         choice, tuning = self._choice(tuner)
         commands = self._reporting(choice)
         tables = [choice.book.tables[key] for key in (name, MATCHED) if key in choice.book.tables]
@@ -126,6 +128,12 @@ class Ablation:
 
     def _tune(self, title: str, tuner: Commands, name: str) -> None:
         self._run(title, plan(tuner, [row for row in tuner.book.tables[name].rows if row.sweep]))
+
+    def _widen(self, tuner: Commands) -> None:
+        """Larger constant scales, one after the other, until the norm of EDS's guidance is among theirs."""
+        while runs := [match.next_run for match in matches(*self._tuned(tuner)) if match.next_run]:
+            rows = [Row(run, run, Figures(), Figures(), run) for run in runs]
+            self._run(f"{MATCHED}: larger constant scales", plan(tuner, rows))
 
     def _rows(self, commands: Commands, table: Table) -> list[Step]:
         return plan(commands, table.rows) + paired.steps(commands, [table])
@@ -140,10 +148,13 @@ class Ablation:
     def _refined(self) -> Commands:
         return self._tuning(refine(self.book, read_results(self.tuning.book, ROOT / self.out, TUNING_SEEDS)))
 
-    def _choice(self, tuner: Commands) -> tuple[Choice, Results]:
+    def _tuned(self, tuner: Commands) -> tuple[Choice, Commands, Results]:
         tuning = read_results(tuner.book, ROOT / self.out, TUNING_SEEDS)
-        book = refine(self.book, tuning)
-        return with_matched_rows(choose(book, tuning), tuner, tuning), tuning
+        return choose(refine(self.book, tuning), tuning), tuner, tuning
+
+    def _choice(self, tuner: Commands) -> tuple[Choice, Results]:
+        choice, _, tuning = self._tuned(tuner)
+        return with_matched_rows(choice, tuner, tuning), tuning
 
     def _reporting(self, choice: Choice) -> Commands:
         return Commands(choice.book, Options(out=self.out, processes=1, trace=True, bootstrap=BOOTSTRAP))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ PAIRS = {
     "medium": ("uncond-plain-entropy", "uncond-plain-constant"),
     "strong": ("uncond-strong-entropy", "uncond-strong-constant"),
 }
+WIDER = (2, 4, 8)  # times the largest constant scale tried: these only show where its norm is that of EDS
 
 
 @dataclass(frozen=True)
@@ -73,39 +75,79 @@ def choose(book: Book, tuning: Results) -> Choice:
     return Choice(replace(book, tables=tables), edges)
 
 
-def with_matched_rows(choice: Choice, commands: Commands, tuning: Results) -> Choice:
-    """The book with a table of EDS against constant scales of the same guidance norm, as far as tuning is done.
+@dataclass(frozen=True)
+class Match:
+    """What is known of a pair of ``PAIRS``: the tuned run of EDS, its norm, and the norms of constant runs."""
+
+    pair: str
+    entropy: str
+    target: float
+    norms: dict[str, float]
+    scales: dict[str, float]  # of every constant run of the book, made or not
+
+    @property
+    def scale(self) -> float | None:
+        return matched_scale({self.scales[run]: norm for run, norm in self.norms.items()}, self.target)
+
+    @property
+    def next_run(self) -> str | None:
+        """The smallest constant scale not made yet, while all that are made guide less than EDS."""
+        if not self.norms or max(self.norms.values()) >= self.target:
+            return None
+        largest = max(self.scales[run] for run in self.norms)
+        return min((run for run in self.scales if self.scales[run] > largest), key=self.scales.get, default=None)
+
+
+def with_wider_scales(book: Book) -> Book:
+    """The book with larger constant scales, in no row and so never chosen, for ``Match.next_run``."""
+    runs = dict(book.runs)
+    for _, sweep in PAIRS.values():
+        if scales := _scales(book, sweep):
+            largest = runs[max(scales, key=scales.get)]
+            for factor in WIDER:
+                gamma = largest.flags["classifier_scale"] * factor
+                flags = largest.flags | {"classifier_scale": gamma}
+                runs[f"{sweep}-{gamma:g}"] = replace(largest, name=f"{sweep}-{gamma:g}", flags=flags)
+    return replace(book, runs=runs)
+
+
+def matches(choice: Choice, commands: Commands, tuning: Results) -> Iterator[Match]:
+    """Every pair of which EDS has been tuned and some constant scales are made.
 
     :param commands: of the tuning runs, whose traces are read.
     """
+    for pair, (entropy, constant) in PAIRS.items():
+        guided, scales = _scales(commands.book, entropy), _scales(commands.book, constant)
+        rows = (row for table in choice.book.tables.values() for row in table.rows)
+        chosen = next((row.run for row in rows if row.run in guided), None)
+        norms = {run: _tuning_norm(commands, run) for run in scales if run in tuning.runs}
+        if chosen and norms:
+            yield Match(pair, chosen, _tuning_norm(commands, chosen), norms, scales)
+
+
+def with_matched_rows(choice: Choice, commands: Commands, tuning: Results) -> Choice:
+    """The book with a table of EDS against constant scales of the same guidance norm, as far as tuning is done."""
     book, runs, rows, edges = choice.book, dict(choice.book.runs), [], dict(choice.edges)
-    for name, sweeps in PAIRS.items():
-        guided, constants = (
-            [run for run in commands.book.runs if run.startswith(f"{sweep}-") and run in tuning.runs]
-            for sweep in sweeps
-        )
-        chosen = next((row.run for table in book.tables.values() for row in table.rows if row.run in guided), None)
-        if chosen is None or not constants:
-            continue
-        norms = {book.runs[run].flags["classifier_scale"]: _tuning_norm(commands, run) for run in constants}
-        target = _tuning_norm(commands, chosen)
-        scale = matched_scale(norms, target)
+    for match in matches(choice, commands, tuning):
+        norms, scale = match.norms, match.scale
+        gammas = [match.scales[run] for run in norms]
         if scale is None:
-            edges[f"{MATCHED}/{name}"] = (
-                f"{MATCHED}, {name}: EDS has the guidance norm {target:.2f}, constant scales of {min(norms):g} to "
-                f"{max(norms):g} have {min(norms.values()):.2f} to {max(norms.values()):.2f}: none has the same."
+            edges[f"{MATCHED}/{match.pair}"] = (
+                f"{MATCHED}, {match.pair}: EDS has the guidance norm {match.target:.2f}, constant scales of "
+                f"{min(gammas):g} to {max(gammas):g} have {min(norms.values()):.2f} to {max(norms.values()):.2f}: "
+                "none has the same."
             )
             continue
         scale = float(f"{scale:.3g}")
-        run = replace(book.runs[constants[0]], name=f"{sweeps[1]}-{scale:g}")
-        run = replace(run, flags=run.flags | {"classifier_scale": scale})
+        run = book.runs[next(iter(norms))]
+        run = replace(run, name=f"{PAIRS[match.pair][1]}-{scale:g}", flags=run.flags | {"classifier_scale": scale})
         runs[run.name] = run
-        gamma = book.runs[chosen].flags["classifier_scale"]
+        gamma = book.runs[match.entropy].flags["classifier_scale"]
         for key, text, made_by in (
             ("constant", f"constant, gamma = {scale:g}", run.name),
-            ("entropy", f"EDS, gamma = {gamma:g}", chosen),
+            ("entropy", f"EDS, gamma = {gamma:g}", match.entropy),
         ):
-            rows.append(Row(f"{MATCHED}/{name}-{key}", f"{name}: {text}", Figures(), Figures(), made_by))
+            rows.append(Row(f"{MATCHED}/{match.pair}-{key}", f"{match.pair}: {text}", Figures(), Figures(), made_by))
     if not rows:
         return replace(choice, edges=edges)
     title = "Is EDS more than a larger scale? The same time-averaged guidance norm, UADM, DDIM"
@@ -134,3 +176,9 @@ def guidance_norm(trace: Path) -> float:
 
 def _tuning_norm(commands: Commands, run: str) -> float:
     return guidance_norm(ROOT / commands.trace(commands.book.runs[run], commands.seeds[0]))
+
+
+def _scales(book: Book, sweep: str) -> dict[str, float]:
+    """Gamma of every run of a sweep; that of another sampler, whose name goes on, is another sweep."""
+    names = (run for run in book.runs if re.fullmatch(rf"{re.escape(sweep)}-[\d.e+-]+", run))
+    return {run: book.runs[run].flags["classifier_scale"] for run in names}

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ablation import __main__ as ablation
-from ablation import again, calibrate, clusters, conclusion, models, paired, photographs
-from ablation.choice import MATCHED, choose, matched_scale, refine
+from ablation import again, calibrate, choice, clusters, conclusion, models, paired, photographs
+from ablation.choice import MATCHED, WIDER, Match, choose, matched_scale, matches, refine, with_wider_scales
 from ablation.paired import Difference
 from ed_dpm_patches.reproduce.book import Book, Figures, Row, Table
 from ed_dpm_patches.reproduce.book_files import load
@@ -316,6 +316,35 @@ def test_the_matched_scale_lies_between_the_scales_around_it():
     assert matched_scale(norms, 0.2) == pytest.approx(2.0)
     assert matched_scale(norms, 0.4) == pytest.approx(2 * 2**0.5)
     assert matched_scale(norms, 0.05) is None and matched_scale(norms, 0.81) is None
+
+
+def test_larger_constant_scales_are_made_until_one_guides_as_much_as_eds():
+    scales = {f"c-{gamma:g}": gamma for gamma in (1.0, 2.0, 4.0, 8.0)}
+    norms = {"c-1": 0.1, "c-2": 0.2}
+    assert Match("pair", "e-1", 0.5, norms, scales).next_run == "c-4"
+    assert Match("pair", "e-1", 0.5, norms | {"c-4": 0.3}, scales).next_run == "c-8"
+    found = Match("pair", "e-1", 0.5, norms | {"c-4": 0.3, "c-8": 0.6}, scales)
+    assert found.next_run is None and 4 < found.scale < 8
+    never = Match("pair", "e-1", 0.5, dict.fromkeys(scales, 0.3), scales)
+    assert never.next_run is None and never.scale is None
+    less = Match("pair", "e-1", 0.05, norms, scales)
+    assert less.next_run is None and less.scale is None
+
+
+def test_only_ddim_runs_are_matched_and_larger_scales_are_in_no_row(monkeypatch):
+    book = with_wider_scales(FULL)
+    added = sorted(book.runs.keys() - FULL.runs.keys())
+    assert book.tables == FULL.tables and len(added) == 2 * len(WIDER)
+    assert not any("ddpm" in name for name in added)
+    results = Results({run: result(run, 1 + index) for index, run in enumerate(book.runs) if run not in added}, {})
+    commands = Commands(book, Options(out=Path("out"), processes=1, seeds=(101,), trace=True))
+    monkeypatch.setattr(choice, "_tuning_norm", lambda commands, run: 2.0 if "entropy" in run else 1.0)
+    medium, strong = matches(choose(book, results), commands, results)
+    sweep = FULL.row("rules/constant").sweep
+    assert set(medium.norms) == set(sweep)
+    assert set(medium.scales) - set(sweep) == {name for name in added if "plain" in name}
+    assert medium.next_run == f"uncond-plain-constant-{2 * max(medium.scales[run] for run in sweep):g}"
+    assert strong.pair == "strong" and strong.entropy in FULL.row("classifiers/strong-entropy").sweep
 
 
 def test_a_sweep_gives_way_to_its_best_run_when_all_of_it_is_there():
