@@ -21,6 +21,7 @@ MATCHED = "matched"
 PAIRS = {
     "medium": ("uncond-plain-entropy", "uncond-plain-constant"),
     "strong": ("uncond-strong-entropy", "uncond-strong-constant"),
+    "sharpened medium": ("uncond-sharpened-entropy", "uncond-sharpened-constant"),
 }
 WIDER = (2, 4, 8)  # times the largest constant scale tried: these only show where its norm is that of EDS
 

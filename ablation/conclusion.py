@@ -16,6 +16,7 @@ _SAMPLERS = {"": "DDIM", "-ddpm": "DDPM"}
 _MODELS = {"table2": "UADM", "table3": "CADM"}
 _RULES = {"range": "range", "timestep": "timestep-aware", "gradnorm": "gradient norm", "capped": "EDS with a cap"}
 _ETAS = ("0.1", "0.2", "0.5")
+_SHARPENED = "sharpened medium"
 _SHARPNESS = {"weak": "weak", "plain": "medium", "strong": "strong", "calibrated": "calibrated medium"}
 
 
@@ -73,11 +74,12 @@ def sentences(findings: Sequence[Finding], certainty: Mapping[str, tuple[float, 
         }
         yield from _sentence(f"{name} in place of the best constant scale and the plain classifier changes FID", parts)
     sharp = {name: of("classifiers", f"{key}-entropy", f"{key}-constant") for key, name in _SHARPNESS.items()}
-    sharp["sharpened medium"] = of("sharpness", "sharpened-entropy", "sharpened-constant")
+    sharp[_SHARPENED] = of("sharpness", "sharpened-entropy", "sharpened-constant")
     yield from _sentence("By classifier, EDS in place of that classifier's best constant scale changes FID", sharp)
     matched = {name: of(MATCHED, f"{name}-entropy", f"{name}-constant") for name in PAIRS}
     yield from _sentence("Against the constant scale of the same time-averaged guidance norm EDS changes FID", matched)
     rules = {name: of("rules", key, "constant") for key, name in _RULES.items()}
+    rules[f"timestep-aware, {_SHARPENED}"] = of("sharpness", "sharpened-timestep", "sharpened-constant")
     yield from _sentence("The other rules, at their best, in place of the constant one change FID", rules)
     etas = {f"eta {eta}": of("eta", f"ect-{eta}-constant", "plain-constant") for eta in _ETAS}
     if all(etas.values()):
@@ -103,18 +105,23 @@ def verdict(found: Mapping[tuple[str, str], Finding]) -> str:
 
     tables = [of(f"{t}{end}/eds", f"{t}{end}/neither") for t in _MODELS for end in _SAMPLERS]
     strong, weak = (of(f"classifiers/{key}-entropy", f"classifiers/{key}-constant") for key in ("strong", "weak"))
-    eds = [finding for finding in (*tables, strong) if finding]
+    sharpened = of("sharpness/sharpened-entropy", "sharpness/sharpened-constant")
+    eds = [finding for finding in (*tables, strong, sharpened) if finding]
     helps = [finding for finding in eds if finding.verdict == BETTER]
     matched = [of(f"{MATCHED}/{name}-entropy", f"{MATCHED}/{name}-constant") for name in PAIRS]
     matched = [finding for finding in matched if finding]
-    rule, rival = of("rules/entropy", "rules/constant"), of("rules/timestep", "rules/constant")
+    rivals = [
+        (of("rules/entropy", "rules/constant"), of("rules/timestep", "rules/constant")),
+        (sharpened, of("sharpness/sharpened-timestep", "sharpness/sharpened-constant")),
+    ]
+    rivals = [pair for pair in rivals if all(pair)]
     etas = [of(f"eta/ect-{eta}-constant", "eta/plain-constant") for eta in _ETAS]
     against, both = [], of("table2/ect-eds", "table2/neither")
-    if eds and strong and not helps:
-        against.append("EDS is better nowhere, the strong classifier included")
+    if strong and not any(finding.verdict == BETTER for finding in (*tables, strong) if finding):
+        against.append("EDS is better neither with the plain classifier nor with the strong one")
     if helps and matched and all(finding.verdict != BETTER for finding in matched):
         against.append("where EDS helps, it is a larger scale and no more")
-    if helps and rule and rival and rival.percent <= rule.percent:
+    if helps and rivals and all(rival.percent <= rule.percent for rule, rival in rivals):
         against.append(
             "the timestep-aware rule is as good as EDS or better (what counts is growth towards t = 0, not entropy)"
         )

@@ -334,17 +334,18 @@ def test_larger_constant_scales_are_made_until_one_guides_as_much_as_eds():
 def test_only_ddim_runs_are_matched_and_larger_scales_are_in_no_row(monkeypatch):
     book = with_wider_scales(FULL)
     added = sorted(book.runs.keys() - FULL.runs.keys())
-    assert book.tables == FULL.tables and len(added) == 2 * len(WIDER)
+    assert book.tables == FULL.tables and len(added) == 3 * len(WIDER)
     assert not any("ddpm" in name for name in added)
     results = Results({run: result(run, 1 + index) for index, run in enumerate(book.runs) if run not in added}, {})
     commands = Commands(book, Options(out=Path("out"), processes=1, seeds=(101,), trace=True))
     monkeypatch.setattr(choice, "_tuning_norm", lambda commands, run: 2.0 if "entropy" in run else 1.0)
-    medium, strong = matches(choose(book, results), commands, results)
+    medium, strong, sharpened = matches(choose(book, results), commands, results)
     sweep = FULL.row("rules/constant").sweep
     assert set(medium.norms) == set(sweep)
     assert set(medium.scales) - set(sweep) == {name for name in added if "plain" in name}
     assert medium.next_run == f"uncond-plain-constant-{2 * max(medium.scales[run] for run in sweep):g}"
-    assert strong.pair == "strong" and strong.entropy in FULL.row("classifiers/strong-entropy").sweep
+    assert (strong.pair, sharpened.pair) == ("strong", "sharpened medium")
+    assert strong.entropy in FULL.row("classifiers/strong-entropy").sweep
 
 
 def test_a_sweep_gives_way_to_its_best_run_when_all_of_it_is_there():
@@ -414,7 +415,15 @@ def test_conclusions_say_what_speaks_for_the_paper_and_what_against_it():
     assert "the weak classifier as much" in said(*for_it, weak)
     strong = finding("classifiers/strong-entropy", "strong-constant", 0, none)
     nothing = [finding("table2/eds", "neither", 1, none), strong]
-    assert "better nowhere" in said(*nothing) and "better nowhere" not in said(nothing[0])
+    assert "EDS is better neither" in said(*nothing) and "EDS is better neither" not in said(nothing[0])
+    sharpened = finding("sharpness/sharpened-entropy", "sharpened-constant", -11, better)
+    assert "EDS is better neither" in said(*nothing, sharpened)
+    assert "10 % or more in 1 of 3 comparisons" in said(*nothing, sharpened)
+    rival = finding("sharpness/sharpened-timestep", "sharpened-constant", -12, better)
+    assert "timestep-aware rule is as good" in said(*nothing, sharpened, rival)
+    assert "timestep-aware rule is as good" in said(*for_it, *rules, sharpened, rival)
+    better_than_one = [*rules, sharpened, replace(rival, differences=nothing[0].differences)]
+    assert "timestep-aware rule is as good" not in said(*for_it, *better_than_one)
     etas = [finding(f"eta/ect-{eta}-constant", "plain-constant", -3, none) for eta in ("0.1", "0.2", "0.5")]
     assert "ECT is better at no eta" in said(*etas) and "no eta" not in said(*etas[:2])
     assert "nothing here contradicts the paper or supports it" in said(nothing[0])
@@ -426,7 +435,8 @@ def test_conclusions_are_ten_sentences_at_most():
         for table in ("table2", "table3") for end in ("", "-ddpm") for key in ("eds", "ect", "ect-eds")
     }  # fmt: skip
     rows |= {(f"classifiers/{key}-entropy", f"{key}-constant") for key in ("weak", "plain", "strong", "calibrated")}
-    rows |= {(f"matched/{key}-entropy", f"{key}-constant") for key in ("medium", "strong")}
+    rows |= {(f"matched/{key}-entropy", f"{key}-constant") for key in ("medium", "strong", "sharpened medium")}
+    rows |= {(f"sharpness/sharpened-{key}", "sharpened-constant") for key in ("entropy", "timestep")}
     rows |= {(f"rules/{key}", "constant") for key in ("range", "timestep", "gradnorm", "entropy", "capped")}
     rows |= {(f"eta/ect-{eta}-constant", "plain-constant") for eta in ("0.1", "0.2", "0.5")}
     rows |= {(f"subclasses/{n}-entropy", f"{n}-constant") for n in (10, 50)}
