@@ -22,7 +22,7 @@ _SHARPNESS = {"weak": "weak", "plain": "medium", "strong": "strong", "calibrated
 
 @dataclass(frozen=True)
 class Finding:
-    """One row against one constant scale: differences by seed, and what the protocol calls that."""
+    """One row against another: differences by seed, and what the protocol calls that."""
 
     comparison: Comparison
     differences: Sequence[Difference]
@@ -77,6 +77,8 @@ def sentences(findings: Sequence[Finding], certainty: Mapping[str, tuple[float, 
     sharp[_SHARPENED] = of("sharpness", "sharpened-entropy", "sharpened-constant")
     yield from _sentence("By classifier, EDS in place of that classifier's best constant scale changes FID", sharp)
     matched = {name: of(MATCHED, f"{name}-entropy", f"{name}-constant") for name in PAIRS}
+    for name, finding in _against_timestep(found).items():
+        matched[f"against the timestep-aware rule, {name}"] = finding
     yield from _sentence("Against the constant scale of the same time-averaged guidance norm EDS changes FID", matched)
     rules = {name: of("rules", key, "constant") for key, name in _RULES.items()}
     rules[f"timestep-aware, {_SHARPENED}"] = of("sharpness", "sharpened-timestep", "sharpened-constant")
@@ -110,18 +112,14 @@ def verdict(found: Mapping[tuple[str, str], Finding]) -> str:
     helps = [finding for finding in eds if finding.verdict == BETTER]
     matched = [of(f"{MATCHED}/{name}-entropy", f"{MATCHED}/{name}-constant") for name in PAIRS]
     matched = [finding for finding in matched if finding]
-    rivals = [
-        (of("rules/entropy", "rules/constant"), of("rules/timestep", "rules/constant")),
-        (sharpened, of("sharpness/sharpened-timestep", "sharpness/sharpened-constant")),
-    ]
-    rivals = [pair for pair in rivals if all(pair)]
+    rivals = [finding for finding in _against_timestep(found).values() if finding]
     etas = [of(f"eta/ect-{eta}-constant", "eta/plain-constant") for eta in _ETAS]
     against, both = [], of("table2/ect-eds", "table2/neither")
     if strong and not any(finding.verdict == BETTER for finding in (*tables, strong) if finding):
         against.append("EDS is better neither with the plain classifier nor with the strong one")
     if helps and matched and all(finding.verdict != BETTER for finding in matched):
         against.append("where EDS helps, it is a larger scale and no more")
-    if helps and rivals and all(rival.percent <= rule.percent for rule, rival in rivals):
+    if helps and rivals and all(finding.verdict != BETTER for finding in rivals):
         against.append(
             "the timestep-aware rule is as good as EDS or better (what counts is growth towards t = 0, not entropy)"
         )
@@ -136,6 +134,14 @@ def verdict(found: Mapping[tuple[str, str], Finding]) -> str:
         text = f"EDS lowers FID by 10 % or more in {len(large)} of {len(eds)} comparisons"
         parts.append(f"for the paper speaks that {text}{', and ECT and EDS together lower it most' if most else ''}")
     return f"By the protocol's list, {'; '.join(parts) or 'nothing here contradicts the paper or supports it'}."
+
+
+def _against_timestep(found: Mapping[tuple[str, str], Finding]) -> dict[str, Finding | None]:
+    """EDS against the timestep-aware rule, by classifier."""
+    return {
+        "medium": found.get(("rules/entropy", "rules/timestep")),
+        _SHARPENED: found.get(("sharpness/sharpened-entropy", "sharpness/sharpened-timestep")),
+    }
 
 
 def _sentence(text: str, parts: Mapping[str, Finding | None]) -> Iterator[str]:

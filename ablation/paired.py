@@ -1,4 +1,4 @@
-"""Rows against the constant scale by the paired test: the same noise and classes, image by image."""
+"""Rows against each other by the paired test: the same noise and classes, image by image."""
 
 from __future__ import annotations
 
@@ -35,14 +35,27 @@ class Difference:
 
 
 def comparisons(book: Book, table: Table) -> Iterator[Comparison]:
-    """Each guided row against the table's first constant one, and against the constant one of the same networks."""
+    """Each guided row against the table's first constant one, and against the constant one of the same networks.
+
+    EDS also against the timestep-aware rule of the same networks: is it more than growth towards t = 0?
+    """
     guided = [row for row in table.rows if row.run and book.runs[row.run].classifier]
-    constants = [row for row in guided if guidance_name(book.runs[row.run]) == "constant"]
+    constants, timesteps = ([row for row in guided if _rule(book, row) == rule] for rule in ("constant", "timestep"))
     for row in guided:
-        own = [base for base in constants if _networks(book.runs[base.run]) == _networks(book.runs[row.run])]
-        for base in {base.name: base for base in (*constants[:1], *own[:1])}.values():
+        bases = [*constants[:1], *_of_same_networks(book, row, constants)[:1]]
+        if _rule(book, row) == "entropy":
+            bases += _of_same_networks(book, row, timesteps)[:1]
+        for base in {base.name: base for base in bases}.values():
             if base.run != row.run:
                 yield Comparison(table, row, base)
+
+
+def _rule(book: Book, row: Row) -> str:
+    return guidance_name(book.runs[row.run])
+
+
+def _of_same_networks(book: Book, row: Row, others: Sequence[Row]) -> list[Row]:
+    return [other for other in others if _networks(book.runs[other.run]) == _networks(book.runs[row.run])]
 
 
 def _networks(run: Run) -> tuple[str, str | None]:

@@ -153,8 +153,8 @@ def _paired_section(findings: list[Finding]) -> Section:
         cells = (comparison.row.method, comparison.base.method, finding.size, p, finding.verdict)
         groups.setdefault(comparison.table.name, []).append(Line(cells))
     text = (
-        "FID against a constant scale with the same noise, image by image: mean over the seeds, smallest and largest, "
-        "in percent of the constant scale's. An effect has one direction and p up to 0.05 at every seed.",
+        "FID against another row with the same noise, image by image: mean over the seeds, smallest and largest, in "
+        "percent of that row's. An effect has one direction and p up to 0.05 at every seed.",
     )
     tables = tuple(Group(name, tuple(lines)) for name, lines in groups.items())
     return Section("Paired differences", columns, tables, text)
