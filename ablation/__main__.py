@@ -3,6 +3,7 @@
     python -m ablation --protocol reduced
     python -m ablation --protocol full --tables rules table2
     python -m ablation --protocol reduced --at_once 2      # two steps at a time, one core each
+    python -m ablation --protocol short --tables rules+table2 table3 --samplers 3 --at_once 16      # one GPU
 
 Interrupted? The same command goes on. Table after table is tuned, sampled, tested and reported;
 results/cifar10/PROTOCOL.md says what is done and why.
@@ -18,7 +19,7 @@ from pathlib import Path
 from ed_dpm_patches.figures import cli as figures
 from ed_dpm_patches.reproduce.book import ROOT, Book, Figures, Row, Table, short
 from ed_dpm_patches.reproduce.book_files import load
-from ed_dpm_patches.reproduce.cli import Parser, count
+from ed_dpm_patches.reproduce.cli import Parser, add_samplers_option, count
 from ed_dpm_patches.reproduce.commands import Commands, Options
 from ed_dpm_patches.reproduce.plan import plan, preparation
 from ed_dpm_patches.reproduce.report import runs_csv
@@ -30,12 +31,13 @@ from guided_diffusion.checkpoint import write_bytes_atomically
 from guided_diffusion.errors import InputError
 
 from . import paired
-from .choice import MATCHED, Choice, choose, matches, refine, with_matched_rows, with_wider_scales
+from .choice import MATCHED, Choice, choose, matches, move, refine, with_matched_rows, with_wider_scales
 from .report import figure_words, write_results
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 RESULTS = ROOT / "results" / "cifar10"
 TUNING_SEEDS = (101,)
+MOST_MOVES = 3  # of a method's values, while its best is the first or last
 BOOTSTRAP = 200  # rounds behind the 95 % intervals of what is reported
 # The short ones first: each leaves a report.
 TABLES = ("rules", "table2", "table3", "classifiers", "sharpness", "eta", "subclasses", "table2-ddpm", "table3-ddpm")
@@ -49,20 +51,25 @@ class Protocol:
     tuning_share: int
 
 
-PROTOCOLS = {"reduced": Protocol("cifar10-16", 4), "full": Protocol("cifar10-32", 5)}
+PROTOCOLS = {
+    "reduced": Protocol("cifar10-16", 4),
+    "short": Protocol("cifar10-32-short", 5),
+    "full": Protocol("cifar10-32", 5),
+}
 
 
 def main() -> None:
     """Do what is not done yet. InputError for a bad option or a step that failed."""
     parser = Parser(prog="python -m ablation", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--protocol", choices=PROTOCOLS, required=True, help="32x32 on a GPU, or 16x16 on a CPU")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="for all that is made (runs/cifar10-16 or -32)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for all that is made (runs/cifar10-...)")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR",
                         help="the report: DIR/PROTOCOL, with DIR/README.md above (results/cifar10)")  # fmt: skip
-    parser.add_argument("--tables", nargs="+", default=TABLES, choices=TABLES, metavar="TABLE",
-                        help=f"of {', '.join(TABLES)} (all)")  # fmt: skip
+    parser.add_argument("--tables", nargs="+", type=_tables, default=[[name] for name in TABLES], metavar="TABLE",
+                        help=f"of {', '.join(TABLES)} (all), one after the other, TABLE+TABLE at once")  # fmt: skip
     parser.add_argument("--recipes", type=Path, metavar="DIR", help="another book, for a trial (ablation/recipes/...)")
     parser.add_argument("--at_once", type=count, default=1, metavar="K", help="steps at a time (1)")
+    add_samplers_option(parser)
     parser.add_argument("--dry_run", action="store_true", help="show the networks' and the tuning's commands, run none")
     args = parser.parse_args()
     recipes = args.recipes or RECIPES / args.protocol
@@ -72,32 +79,45 @@ def main() -> None:
         args.results.absolute() / args.protocol,
         PROTOCOLS[args.protocol].tuning_share,
         args.at_once,
+        args.samplers,
     )
-    names = [name for name in args.tables if name in ablation.book.tables]
+    groups = [[name for name in group if name in ablation.book.tables] for group in args.tables]
+    names = [name for group in groups for name in group]
     if args.dry_run:
         ablation.show(names)
         return
     claim(ROOT / ablation.out / "book.json", {"recipes": str(short(recipes)), "rehearsal": False})
     ablation.make_networks(names)
-    for name in names:
-        ablation.finish_table(name)
+    for group in groups:
+        if group:
+            ablation.finish(group)
+
+
+def _tables(text: str) -> list[str]:
+    """A group of tables. argparse.ArgumentTypeError for a name that is none's."""
+    names = text.split("+")
+    if unknown := [name for name in names if name not in TABLES]:
+        raise argparse.ArgumentTypeError(f"found {unknown[0]!r}, expected of {', '.join(TABLES)}")
+    return names
 
 
 class Ablation:
     """A book, the folder of its runs, the folder of its report.
 
     :param tuning_share: a tuning run has so many times fewer samples than one that is reported.
-    :param at_once: steps at a time.
+    :param at_once: steps at a time; samplers: see `Runner`.
     """
 
-    def __init__(self, book: Book, out: Path, results: Path, tuning_share: int, at_once: int = 1):
+    def __init__(
+        self, book: Book, out: Path, results: Path, tuning_share: int, at_once: int = 1, samplers: int = 0
+    ):
         self.at_once, self.tuning_share = at_once, tuning_share
         known = [name for name in TABLES if name in book.tables]
         book = replace(book, tables={name: book.tables[name] for name in dict.fromkeys([*known, *book.tables])})
         book = with_wider_scales(book)
         self.book, self.out, self.results = book, out, results
         self.tuning = self._tuning(book)
-        self.runner = Runner(out, {"OMP_NUM_THREADS": "1"})
+        self.runner = Runner(out, {"OMP_NUM_THREADS": "1"}, samplers=samplers)
 
     def show(self, names: Sequence[str]) -> None:
         """Print every step that is not done, but for the rows, which tuning decides."""
@@ -111,23 +131,29 @@ class Ablation:
         rows = [row for name in names for row in self.book.tables[name].rows]
         self._run("networks", preparation(self.tuning, rows))
 
-    def finish_table(self, name: str) -> None:
-        """Tune, sample and test all rows of a table, and write the report of all that there is."""
-        self._tune(f"{name}: tuning", self.tuning, name)
+    def finish(self, names: Sequence[str]) -> None:
+        """Tune, sample and test all rows of some tables, and write the report of all that there is."""
+        title = ", ".join(names)
+        self._tune(f"{title}: tuning", self.tuning, names)
+        for _ in range(MOST_MOVES):
+            moved = move(self.book, read_results(self.tuning.book, ROOT / self.out, TUNING_SEEDS))
+            if moved.tables == self.book.tables:
+                break
+            self.book, self.tuning = moved, self._tuning(moved)
+            self._tune(f"{title}: tuning beyond the edge", self.tuning, names)
         tuner = self._refined()
-        self._tune(f"{name}: tuning around the best", tuner, name)
+        self._tune(f"{title}: tuning around the best", tuner, names)
         self._widen(tuner)
         choice, tuning = self._choice(tuner)
         commands = self._reporting(choice)
-        tables = [choice.book.tables[key] for key in (name, MATCHED) if key in choice.book.tables]
+        tables = [choice.book.tables[key] for key in (*names, MATCHED) if key in choice.book.tables]
         try:
-            for table in tables:
-                self._run(f"{table.name}: rows", self._rows(commands, table))
+            self._run(f"{title}: rows", self._rows(commands, tables))
         finally:  # what there is, whatever failed
             self._report(choice, tuner, tuning, commands)
 
-    def _tune(self, title: str, tuner: Commands, name: str) -> None:
-        self._run(title, plan(tuner, [row for row in tuner.book.tables[name].rows if row.sweep]))
+    def _tune(self, title: str, tuner: Commands, names: Sequence[str]) -> None:
+        self._run(title, plan(tuner, [row for name in names for row in tuner.book.tables[name].rows if row.sweep]))
 
     def _widen(self, tuner: Commands) -> None:
         """Larger constant scales, one after the other, until the norm of EDS's guidance is among theirs."""
@@ -135,8 +161,8 @@ class Ablation:
             rows = [Row(run, run, Figures(), Figures(), run) for run in runs]
             self._run(f"{MATCHED}: larger constant scales", plan(tuner, rows))
 
-    def _rows(self, commands: Commands, table: Table) -> list[Step]:
-        return plan(commands, table.rows) + paired.steps(commands, [table])
+    def _rows(self, commands: Commands, tables: Sequence[Table]) -> list[Step]:
+        return plan(commands, [row for table in tables for row in table.rows]) + paired.steps(commands, tables)
 
     def _tuning(self, book: Book) -> Commands:
         """Of a book's runs with fewer samples, at the tuning seed."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ed_dpm_patches.figures.inputs import Labelled, read_trace
-from ed_dpm_patches.reproduce.book import ROOT, Book, Figures, Row, Table
+from ed_dpm_patches.reproduce.book import ROOT, Book, Figures, Row, Run, Table
 from ed_dpm_patches.reproduce.commands import Commands
 from ed_dpm_patches.reproduce.comparison import outcomes
 from ed_dpm_patches.reproduce.results import Results
@@ -40,23 +40,49 @@ class Choice:
 
 def refine(book: Book, tuning: Results) -> Book:
     """The book with two more values for every sweep that is done, a factor of sqrt(2) either side of its best."""
+
+    def refined(sweep: tuple[str, ...], best: Run, flag: str) -> list[Run]:
+        around = (best.flags[flag] / math.sqrt(2), best.flags[flag] * math.sqrt(2))
+        return [book.runs[name] for name in sweep] + [_with_value(best, flag, value) for value in around]
+
+    return _with_sweeps(book, tuning, refined)
+
+
+def move(book: Book, tuning: Results) -> Book:
+    """The book with every sweep that is done and has its best at an edge moved by one value, a factor of two."""
+
+    def moved(sweep: tuple[str, ...], best: Run, flag: str) -> list[Run]:
+        runs = sorted((book.runs[name] for name in sweep), key=lambda run: run.flags[flag])
+        if best == runs[-1]:
+            return [*runs[1:], _with_value(best, flag, best.flags[flag] * 2)]
+        if best == runs[0]:
+            return [_with_value(best, flag, best.flags[flag] / 2), *runs[:-1]]
+        return runs
+
+    return _with_sweeps(book, tuning, moved)
+
+
+def _with_sweeps(book: Book, tuning: Results, change: Callable[[tuple[str, ...], Run, str], list[Run]]) -> Book:
+    """The book with the sweeps that are done replaced: change(sweep, its best run by FID, its flag) -> runs."""
     runs, tables = dict(book.runs), {}
     for table in book.tables.values():
         rows = []
         for row in table.rows:
             if row.sweep and all(name in tuning.runs for name in row.sweep):
-                best = runs[min(row.sweep, key=lambda name: tuning.runs[name].mean("fid"))]
-                (flag,) = (key for key in best.flags if len({runs[name].flags[key] for name in row.sweep}) > 1)
-                value, added = best.flags[flag], []
-                for near in (value / math.sqrt(2), value * math.sqrt(2)):
-                    near = float(f"{near:.3g}")
-                    run = replace(best, name=f"{best.name.removesuffix(f'-{value:g}')}-{near:g}")
-                    runs[run.name] = replace(run, flags=run.flags | {flag: near})
-                    added.append(run.name)
-                row = replace(row, sweep=(*row.sweep, *added))
+                best = book.runs[min(row.sweep, key=lambda name: tuning.runs[name].mean("fid"))]
+                (flag,) = (key for key in best.flags if len({book.runs[name].flags[key] for name in row.sweep}) > 1)
+                changed = {run.name: run for run in change(row.sweep, best, flag)}
+                runs |= changed
+                row = replace(row, sweep=tuple(changed))
             rows.append(row)
         tables[table.name] = replace(table, rows=tuple(rows))
     return replace(book, runs=runs, tables=tables)
+
+
+def _with_value(run: Run, flag: str, value: float) -> Run:
+    """Of the same sweep, with another value of its flag."""
+    value, old = float(f"{value:.3g}"), run.flags[flag]
+    return replace(run, name=f"{run.name.removesuffix(f'-{old:g}')}-{value:g}", flags=run.flags | {flag: value})
 
 
 def choose(book: Book, tuning: Results) -> Choice:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from . import dist_util, logger, stop_signals
-from .amp import LowPrecision, OptimizerStepper
+from .amp import OptimizerStepper
 from .attention import fuse_attention
 from .configs import ClassifierTrainConfig
 from .nn import to_fast_layout
@@ -28,6 +28,7 @@ from .train_util import (
     log_loss_dict,
     restore,
     set_lr,
+    trainable,
     without_sync,
 )
 from .training_run import TrainingRun
@@ -80,7 +81,7 @@ class ClassifierTrainLoop:
         if self.run.model_path:
             load_optimizer(self.opt, self.run.model_path, self.run.number, required=True)
         restore(self.run, self.stepper, self.schedule_sampler)
-        self.network = distribute(LowPrecision(model, dtype))
+        self.network = distribute(trainable(model, dtype, config.compile))
 
     def run_loop(self) -> None:
         """Train until `iterations`, logging, validating and saving on the way."""

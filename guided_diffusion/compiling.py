@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import logger
-from .errors import first_line
+from .errors import InputError, first_line
 
 # Largest difference from the network as it is, over its largest output: float32, and autocast, whose roundings
 # between fused operations are others.
@@ -102,3 +102,28 @@ def _difference(found: Tensor, expected: Tensor) -> float:
     """Largest difference over the largest magnitude; 0 where both are 0."""
     scale = expected.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
     return float((found - expected).abs().max() / scale)
+
+
+class CompiledForTraining(nn.Module):
+    """A network that is compiled at its first call with gradients; without gradients it runs as it is.
+
+    InputError, in one line, where compiling fails.
+    """
+
+    def __init__(self, network: nn.Module, name: str):
+        super().__init__()
+        self.network, self.name = network, name
+        # In a list, so that it is no submodule: the parameters are registered once, under the network's own names.
+        self._compiled = [torch.compile(network, dynamic=False)]
+
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        """As the network's; `x` is x_t [B, ...]."""
+        if not torch.is_grad_enabled():
+            return self.network(x, *args, **kwargs)
+        try:
+            return self._compiled[0](x, *args, **kwargs)
+        except Exception as error:
+            # By the module's name: importing torch._dynamo takes a second at the start of every program.
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            raise InputError(f"--compile: {self.name} cannot be compiled here ({first_line(error)})") from error

@@ -132,6 +132,7 @@ class DataConfig:
 
     data_dir: str = flag("", "folder of images; the class is the file name up to the first _")
     random_flip: bool = flag(True, "mirror images left to right at random")
+    data_workers: int = flag(1, "processes that read images ahead, for each process that trains", minimum=1)
 
 
 def decay_rates(text: str) -> str:
@@ -165,6 +166,7 @@ class TrainConfig:
     resume_checkpoint: str = flag("", "model%06d.pt of another run to begin with")
     fp16_scale_growth: float = flag(1e-3, "growth of log2(loss scale) a step in float16", minimum=0.0)
     iterations: int = flag(0, "stop after so many steps in all; 0: as --lr_anneal_steps says", minimum=0)
+    compile: bool = flag(False, "compile the network first, a minute or more; changes the weights by rounding")
 
 
 @dataclass(frozen=True)
@@ -188,3 +190,4 @@ class ClassifierTrainConfig:
     save_interval: int = flag(10000, "steps between checkpoints, from which the same command goes on", minimum=1)
     keep: int = flag(0, "keep so many of the newest checkpoints; 0: all", minimum=0)
     random_crop: bool = flag(True, "crop training images at random scale and place")
+    compile: bool = flag(False, "compile the network first, a minute or more; changes the weights by rounding")

@@ -22,19 +22,20 @@ Item = tuple[int, int]  # epoch, index
 
 
 class ResumableBatches:
-    """Endless batches of a dataset, from any step on, read ahead by a worker process.
+    """Endless batches of a dataset, from any step on, read ahead by worker processes.
 
     An epoch's images are dealt out in an order drawn for (seed, epoch). Step after step takes the next
     batch_size * world_size of them, of which each rank gets a batch; an incomplete rest is dropped. An image's
     crop and flip are drawn for (seed, epoch, image). So what rank and number of processes change is only who reads
     which part of the same global batch.
 
-    A context manager, which ends the worker; inside it an iterator of batches as `load_data` gives them. `next`
+    A context manager, which ends the workers; inside it an iterator of batches as `load_data` gives them. `next`
     raises InputError naming an image that cannot be read.
 
     :param dataset: of all images, the same on every rank.
     :param batch_size: per process; batch_size * world_size must not exceed the number of images.
     :param first_step: the step, counted from 0, that the first batch is for.
+    :param workers: how many processes read; the batches are the same.
     """
 
     def __init__(
@@ -47,13 +48,14 @@ class ResumableBatches:
         world_size: int = 1,
         order: Purpose = Purpose.ORDER,
         augmentation: Purpose = Purpose.AUGMENTATION,
+        workers: int = 1,
     ):
         steps = _items_by_step(len(dataset), batch_size, seed, first_step, rank, world_size, order)
         self._closing = multiprocessing.RawValue("b", 0)
         self._loader = DataLoader(
             _SeededItems(dataset, seed, augmentation),
             batch_sampler=steps,
-            num_workers=1,
+            num_workers=workers,
             collate_fn=collate_or_error,
             worker_init_fn=partial(_outlive_signals, self._closing),
             generator=torch.Generator(),  # the loader's own seed would else be drawn from the global generator

@@ -15,12 +15,14 @@ from torch import nn
 
 from . import checkpoint, dist_util, logger, run_log
 from .amp import amp_dtype
-from .configs import DiffusionConfig, ModelConfig, RunConfig, SamplingConfig, SuperResConfig
+from .configs import ClassifierConfig, DiffusionConfig, ModelConfig, RunConfig, SamplingConfig, SuperResConfig
 from .errors import InputError
 from .flags import Given, architecture_from
 from .frozen import Frozen
 from .host_memory import keep_freed_memory
 from .image_datasets import list_class_names
+from .kept_networks import KeptNetworks
+from .script_util import build_classifier
 
 Config = TypeVar("Config", ModelConfig, SuperResConfig)
 
@@ -65,18 +67,15 @@ def output_file(flag: str, path: str) -> Path | None:
     return target
 
 
-def load_frozen(network: nn.Module, path: str, dtype: torch.dtype | None, compile: bool = False) -> Frozen:
-    """A network with a checkpoint's weights on this rank's device, for evaluation, run in `dtype`."""
-    checkpoint.load_weights(network, path)
-    return Frozen(network.to(dist_util.dev()), dtype, compile)
+def wants_compiling(sampling: SamplingConfig, steps: int, kept: KeptNetworks | None = None) -> bool:
+    """Whether to compile: as --compile says, else on CUDA where a rank makes enough steps to pay for it.
 
-
-def wants_compiling(sampling: SamplingConfig, steps: int) -> bool:
-    """Whether to compile: as --compile says, else on CUDA where a rank makes enough steps to pay for it."""
+    :param kept: networks that stay for runs to come, which then pay too.
+    """
     if sampling.compile is not None:
         return sampling.compile
     batches = sampling.num_samples / (sampling.batch_size * dist_util.get_world_size())
-    return dist_util.dev().type == "cuda" and batches * steps >= _LONG_RUN
+    return dist_util.dev().type == "cuda" and (kept is not None or batches * steps >= _LONG_RUN)
 
 
 def model_configs(given: Given, path: str, config_class: type[Config]) -> tuple[Config, DiffusionConfig]:
@@ -95,10 +94,35 @@ def load_model(
     path: str,
     run: RunConfig,
     compile: bool = False,
+    kept: KeptNetworks | None = None,
 ) -> Frozen:
-    """The diffusion model, frozen; `build` is build_model or build_super_res_model. InputError as `load_frozen`."""
-    network = build(dataclasses.replace(config, use_fp16=False), diffusion_config)  # autocast, not half weights
-    return load_frozen(network, path, amp_dtype(config.use_fp16, run.amp_dtype), compile)
+    """The diffusion model, frozen, on this rank's device; InputError for a checkpoint that does not fit.
+
+    :param build: build_model or build_super_res_model.
+    :param kept: networks of earlier runs of this process, for reuse.
+    """
+    plain = dataclasses.replace(config, use_fp16=False)  # autocast, not half weights
+    return (kept or KeptNetworks()).load(
+        (plain, dataclasses.replace(diffusion_config, timestep_respacing="")),  # the network sees all timesteps
+        lambda: build(plain, diffusion_config),
+        path,
+        amp_dtype(config.use_fp16, run.amp_dtype),
+        compile,
+    )
+
+
+def load_classifier(
+    config: ClassifierConfig, path: str, run: RunConfig, compile: bool = False, kept: KeptNetworks | None = None
+) -> Frozen:
+    """The noise-aware classifier, as `load_model` loads the diffusion model."""
+    plain = dataclasses.replace(config, classifier_use_fp16=False)
+    return (kept or KeptNetworks()).load(
+        plain,
+        lambda: build_classifier(plain),
+        path,
+        amp_dtype(config.classifier_use_fp16, run.amp_dtype),
+        compile,
+    )
 
 
 def count_classes(given: Given, data_dir: str) -> tuple[int, list[str]]:

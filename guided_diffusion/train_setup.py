@@ -70,7 +70,7 @@ def train_diffusion_model(
     diffusion = build_diffusion(diffusion_config)
     settings = dataclasses.asdict(train)
     del settings["keep"]
-    with batches(dataset, train.batch_size, run) as data:
+    with batches(dataset, train.batch_size, run, data_config.data_workers) as data:
         loop = TrainLoop(
             model=build(dataclasses.replace(config, use_fp16=False), diffusion_config).to(dist_util.dev()),
             diffusion=diffusion,
@@ -102,10 +102,10 @@ def find_run(
     return open_run(logger.get_dir(), flags | facts, changeable, flags["seed"], train.keep, resume)
 
 
-def batches(dataset: ImageDataset, batch_size: int, run: TrainingRun) -> ResumableBatches:
-    """This rank's batches from the run's next step on; to be used in a with-block."""
+def batches(dataset: ImageDataset, batch_size: int, run: TrainingRun, workers: int) -> ResumableBatches:
+    """This rank's batches from the run's next step on, read by so many processes; to be used in a with-block."""
     rank, world_size = dist_util.get_rank(), dist_util.get_world_size()
-    return ResumableBatches(dataset, batch_size, run.seed, run.first_step, rank, world_size)
+    return ResumableBatches(dataset, batch_size, run.seed, run.first_step, rank, world_size, workers=workers)
 
 
 def validation_batches(dataset: ImageDataset, batch_size: int, run: TrainingRun, interval: int) -> ResumableBatches:

@@ -17,6 +17,7 @@ from torch.optim import AdamW
 
 from . import dist_util, logger, stop_signals
 from .amp import LowPrecision, OptimizerStepper, amp_dtype
+from .compiling import CompiledForTraining
 from .errors import InputError
 from .fp16_util import INITIAL_LOG_LOSS_SCALE, master_params_to_state_dict, state_dict_to_master_params
 from .nn import update_ema
@@ -53,6 +54,7 @@ class TrainLoop:
     :param use_fp16: mixed precision in `amp_name` ("fp16" or "bf16").
     :param lr_anneal_steps: learning rate falls linearly to 0 over so many steps, then training ends; 0: keep.
     :param iterations: end after so many steps in all (0: no such limit).
+    :param compile: train the network compiled.
     :param run: where to go on and how to keep checkpoints, instead of `resume_checkpoint`; with its seed every
         step's draws depend on seed, rank and step alone. None: as upstream does.
     """
@@ -77,6 +79,7 @@ class TrainLoop:
         lr_anneal_steps: int = 0,
         amp_name: str = "fp16",
         iterations: int = 0,
+        compile: bool = False,
         run: TrainingRun | None = None,
     ):
         self.model, self.diffusion, self.data = model, diffusion, data
@@ -104,7 +107,7 @@ class TrainLoop:
         if self.run.loads_optimizer:
             load_optimizer(self.opt, self.run.model_path, self.run.number, required=self.run.state is not None)
         restore(self.run, self.stepper, self.schedule_sampler)
-        self.ddp_model = distribute(LowPrecision(model, dtype))
+        self.ddp_model = distribute(trainable(model, dtype, compile))
 
     def _initial_average(self, rate: float) -> list[Tensor]:
         run = self.run
@@ -210,6 +213,12 @@ def load_optimizer(opt: torch.optim.Optimizer, model_path: str, step: int, requi
         opt.load_state_dict(copy.copy(state))
     except (ValueError, KeyError) as error:
         raise InputError(f"{path}: does not fit this model's parameters ({error})") from error
+
+
+def trainable(model: nn.Module, dtype: torch.dtype | None, compile: bool) -> nn.Module:
+    """The network that a loop calls: the model in mixed precision, compiled if wanted."""
+    network = LowPrecision(model, dtype)
+    return CompiledForTraining(network, type(model).__name__) if compile else network
 
 
 def distribute(network: nn.Module) -> nn.Module:

@@ -70,7 +70,7 @@ def main() -> None:
         logger.log(f"already complete: {training_run.model_path}")
         return
     with ExitStack() as workers:
-        data = workers.enter_context(batches(dataset, train.batch_size, training_run))
+        data = workers.enter_context(batches(dataset, train.batch_size, training_run, data_config.data_workers))
         val_data = None
         if val_dataset is not None:
             val_batches = validation_batches(val_dataset, train.batch_size, training_run, train.eval_interval)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ablation import __main__ as ablation
 from ablation import again, calibrate, choice, clusters, conclusion, models, paired, photographs
-from ablation.choice import MATCHED, WIDER, Match, choose, matched_scale, matches, refine, with_wider_scales
+from ablation.choice import MATCHED, WIDER, Match, choose, matched_scale, matches, move, refine, with_wider_scales
 from ablation.paired import Difference
 from ed_dpm_patches.reproduce.book import Book, Figures, Row, Table
 from ed_dpm_patches.reproduce.book_files import load
@@ -35,7 +35,7 @@ from tests.helpers import ROOT, clean_environment, executable
 from tests.test_docs import fenced_blocks
 from tests.test_recipes import parse_command
 
-FULL, REDUCED = (load(ablation.RECIPES / name) for name in ("full", "reduced"))
+FULL, REDUCED, SHORT = (load(ablation.RECIPES / name) for name in ("full", "reduced", "short"))
 CLASSES = ("cat", "dog", "ship", "truck")
 
 
@@ -201,11 +201,12 @@ def test_both_protocols_have_the_same_rows_and_the_same_number_of_values_for_eve
     assert not set(ablation.TUNING_SEEDS) & {*FULL.seeds, *REDUCED.seeds}
     assert {run.num_samples for run in FULL.runs.values()} == {10_000}
     assert {run.num_samples for run in REDUCED.runs.values()} == {2_000}
+    assert {run.num_samples for run in SHORT.runs.values()} == {5_000}
     assert {run.sampler for run in FULL.runs.values()} == {"DDIM 25", "DDPM 250"}
     assert {run.sampler for run in REDUCED.runs.values()} == {"DDIM 25", "DDPM 50"}
 
 
-@pytest.mark.parametrize("book", [FULL, REDUCED], ids=["full", "reduced"])
+@pytest.mark.parametrize("book", [FULL, REDUCED, SHORT], ids=["full", "reduced", "short"])
 def test_guiding_networks_never_see_what_the_judge_is_trained_on(book):
     for network in book.networks.values():
         if network.training:
@@ -214,7 +215,7 @@ def test_guiding_networks_never_see_what_the_judge_is_trained_on(book):
             assert part == ("evaluator" if network.name == book.features else "train")
 
 
-@pytest.mark.parametrize("book", [FULL, REDUCED], ids=["full", "reduced"])
+@pytest.mark.parametrize("book", [FULL, REDUCED, SHORT], ids=["full", "reduced", "short"])
 def test_the_scripts_take_every_command_and_the_networks_have_the_parameters_said(book):
     commands = Commands(book, Options(processes=1, trace=True))
     for network in book.networks.values():
@@ -373,6 +374,22 @@ def test_a_sweep_that_is_done_gets_a_value_on_either_side_of_its_best():
     better = found | {added[1]: result(added[1], 0.9), added[0]: result(added[0], 1.1)}
     assert choose(book, Results(better, {})).book.row("table2/eds").run == added[1]
     assert refine(FULL, Results(better, {})).row("table2/eds").sweep[5:] == added
+
+
+def test_a_sweep_whose_best_is_at_an_edge_moves_by_one_value():
+    names = FULL.row("table2/eds").sweep
+    assert [FULL.runs[name].flags["classifier_scale"] for name in names] == [1, 2, 4, 8, 16]
+
+    def moved(*fids: float) -> tuple[float, ...]:
+        found = {name: result(name, value) for name, value in zip(names, fids, strict=False)}
+        book = move(FULL, Results(found, {}))
+        assert book.row("table2/eds").sweep == book.row("rules/entropy").sweep
+        return tuple(book.runs[name].flags["classifier_scale"] for name in book.row("table2/eds").sweep)
+
+    assert moved(3, 2, 1, 2, 3) == (1, 2, 4, 8, 16)
+    assert moved(5, 4, 3, 2, 1) == (2, 4, 8, 16, 32)
+    assert moved(1, 2, 3, 4, 5) == (0.5, 1, 2, 4, 8)
+    assert moved(5, 4, 3, 2) == (1, 2, 4, 8, 16)  # not done yet
 
 
 def test_an_effect_has_one_direction_and_a_small_p_at_every_seed():
@@ -600,7 +617,9 @@ def test_the_whole_way_from_archives_to_a_report_and_back(tmp_path, forked_steps
         "train-uncond", "train-plain", "train-features", "derive-calibrated", "part-halves", "train-subclasses",
     ]  # fmt: skip
     tuned = {name for name in first if name.startswith("sample-") and name.endswith("-seed101-12")}
-    assert len(tuned) == sum(len(values) + 2 for values in SWEEPS.values())
+    for sweep, values in SWEEPS.items():  # two values around the best, and one for every move from an edge
+        of_sweep = [name for name in tuned if re.fullmatch(rf"sample-{sweep}-[\d.]+-seed101-12", name)]
+        assert len(values) + 2 <= len(of_sweep) <= len(values) + 2 + ablation.MOST_MOVES
     reported = {name.rpartition("-seed")[0] for name in first if name.startswith("sample-") and name not in tuned}
     assert {name.rpartition("-")[0].removeprefix("sample-") for name in reported} == set(SWEEPS)
 

@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from guided_diffusion import compiling, dist_util, run_setup
 from guided_diffusion.amp import LowPrecision
+from guided_diffusion.compiling import CompiledForTraining
 from guided_diffusion.configs import SamplingConfig
+from guided_diffusion.errors import InputError
 from guided_diffusion.frozen import Frozen
+from guided_diffusion.kept_networks import KeptNetworks
 from guided_diffusion.nn import pointwise, to_fast_layout
 from tests.test_guidance import small_classifier, small_unet
 
@@ -183,6 +186,39 @@ def test_compiled_networks_agree(messages):
     assert len(messages) == 1
 
 
+def test_training_compiles_where_there_are_gradients_alone(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda network, **_: lambda *args: calls.append(1) or network(*args))
+    network = CompiledForTraining(Tiny(), "Tiny")
+    with torch.no_grad():
+        assert torch.equal(network(X, T), Tiny()(X, T)) and not calls
+    assert torch.equal(network(X, T), Tiny()(X, T)) and calls == [1]
+    assert [name.removeprefix("network.") for name in network.state_dict()] == list(Tiny().state_dict())
+
+
+@pytest.mark.slow
+def test_compiled_training_has_the_same_gradients():
+    network, plain = CompiledForTraining(LowPrecision(Tiny(), None), "Tiny"), Tiny()
+    for x in (X, X / 2):
+        for one in (network, plain):
+            one.zero_grad()
+            one(x, T).square().sum().backward()
+        for found, expected in zip(network.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_what_cannot_be_compiled_for_training_is_one_line(monkeypatch):
+    def fail(*_):
+        raise torch._dynamo.exc.Unsupported("no working compiler\nand more")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
+    with pytest.raises(InputError, match="^--compile: Tiny cannot be compiled here .*no working compiler"):
+        CompiledForTraining(Tiny(), "Tiny")(X, T)
+    monkeypatch.setattr(torch, "compile", lambda network, **_: lambda *args: network(*args) / 0)
+    with pytest.raises(ZeroDivisionError):
+        CompiledForTraining(nn.Identity(), "Identity").forward(1)
+
+
 @pytest.mark.parametrize(
     ("asked", "device", "images", "wanted"),
     [
@@ -194,3 +230,5 @@ def test_when_to_compile(monkeypatch, asked, device, images, wanted):
     monkeypatch.setattr(dist_util, "dev", lambda: types.SimpleNamespace(type=device))
     sampling = SamplingConfig(num_samples=images, batch_size=32, compile=asked)
     assert run_setup.wants_compiling(sampling, steps=250) is wanted
+    stays = wanted if asked is not None else device == "cuda"
+    assert run_setup.wants_compiling(sampling, steps=250, kept=KeptNetworks()) is stays

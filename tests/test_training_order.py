@@ -42,6 +42,10 @@ def test_any_step_can_be_the_first():
         assert take(14 - first, first_step=first) == whole[first:]
 
 
+def test_the_number_of_readers_changes_nothing():
+    assert take(12, workers=3) == take(12)
+
+
 def test_an_epoch_has_every_image_once_and_epochs_differ():
     indices = [batch for batch, _ in take(10, images=10)]
     epochs = [sum(indices[:5], []), sum(indices[5:], [])]

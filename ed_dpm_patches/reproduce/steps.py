@@ -163,13 +163,14 @@ def _difference(earlier: dict[str, Any], step: Step) -> str | None:
 
 @cache
 def commit() -> str | None:
-    """Of the repository, "-dirty" behind it when files differ from it; None outside of git."""
+    """Of the repository, "-dirty" behind it when files differ from it; outside of git $ED_DPM_COMMIT, else None."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None if found.returncode == 0 else None
+        found = None
+    described = found.stdout.strip() if found and found.returncode == 0 else ""
+    return described or os.environ.get("ED_DPM_COMMIT") or None
 
 
 @cache

@@ -1,0 +1,82 @@
+"""A process that runs programs of the repository one after the other: imported once, and networks compiled once.
+
+    python -m ed_dpm_patches.reproduce.worker
+
+A request is a line of JSON on stdin, {"command": ["scripts/classifier_sample.py", ...], "log": FILE}: the command
+without `python`, and the file for all that it prints. The answer is a line on stdout, its exit status. After a failure
+that is not the input's the process ends: who knows what it left behind.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import runpy
+import sys
+import traceback
+from collections.abc import Callable
+from typing import IO
+
+from guided_diffusion import run_log
+from guided_diffusion.errors import InputError
+from guided_diffusion.kept_networks import KeptNetworks
+
+from .workers import ENDING
+
+
+class Programs:
+    """The `main` of programs by their paths, called with the networks that they share where they take some."""
+
+    def __init__(self) -> None:
+        self._mains: dict[str, Callable[[], None]] = {}
+        self._kept = KeptNetworks()
+
+    def run(self, program: str, arguments: list[str]) -> int:
+        """The exit status; what is wrong goes to stderr."""
+        sys.argv = [program, *arguments]
+        try:
+            if program not in self._mains:
+                main = runpy.run_path(program, run_name=os.path.basename(program))["main"]
+                takes_networks = "kept" in inspect.signature(main).parameters
+                self._mains[program] = (lambda: main(kept=self._kept)) if takes_networks else main
+            self._mains[program]()
+        except InputError as error:
+            run_log.keep_failure(str(error))
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except SystemExit as leaving:
+            return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        except Exception:
+            run_log.keep_failure(traceback.format_exc().splitlines()[-1], traceback.format_exc())
+            traceback.print_exc()
+            return ENDING
+        return 0
+
+
+def serve(requests: IO[str], answers: IO[str]) -> None:
+    """Do what is asked until there are no more requests, or a program fails for other reasons than its input."""
+    programs = Programs()
+    for line in requests:
+        request = json.loads(line)
+        _print_to(request["log"])
+        program, *arguments = request["command"]
+        status = programs.run(program, arguments)
+        print(status, file=answers, flush=True)
+        if status == ENDING:
+            return
+
+
+def _print_to(log: str) -> None:
+    """From now on this process's output goes to a file, also that of libraries not written in Python."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    for descriptor in (1, 2):
+        os.dup2(target, descriptor)
+    os.close(target)
+
+
+if __name__ == "__main__":
+    with os.fdopen(os.dup(1), "w") as channel:  # the programs' own stdout goes to their logs
+        serve(sys.stdin, channel)
