@@ -111,6 +111,9 @@ def test_only_steps_of_one_process_that_somebody_knows_are_taken(pool, tmp_path)
     assert pool.take(["python", "evaluations/evaluator.py", "a.npz"]) == ["evaluations/evaluator.py", "a.npz"]
     assert pool.take(["mpiexec", "-n", "2", "python", program, "x"]) is None
     assert pool.take(["python", "scripts/classifier_train.py"]) is None
+    one, other = ["python", program, "x"], ["python", "evaluations/evaluator.py", "a.npz"]
+    assert pool.is_full(one, [other, one]) and not pool.is_full(one, [other]) and not pool.is_full(other, [one, other])
+    assert not Workers(0, {}).is_full(one, [one])
     assert Workers(0, {}).take(["python", program, "x"]) is None
 
 

@@ -66,6 +66,9 @@ class Runner:
                 for step in [step for step in waiting if not busy & set(step.inputs)]:
                     if len(running) == at_once:
                         break
+                    # Its worker is busy: another step can have the place.
+                    if self._workers.is_full(step.command, [other.command for other in running.values()]):
+                        continue
                     waiting.remove(step)
                     if unmade & set(step.inputs):
                         unmade.update(step.outputs)

@@ -7,7 +7,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from guided_diffusion.errors import InputError
@@ -27,7 +27,7 @@ class Workers:
     """
 
     def __init__(self, samplers: int, environment: dict[str, str]):
-        self._environment = environment
+        self._environment, self._samplers = environment, samplers
         self._processes: set[subprocess.Popen] = set()
         self._lock, self._ended = threading.Lock(), False
         self._idle: dict[str, queue.LifoQueue] = {}
@@ -42,6 +42,16 @@ class Workers:
         """The command as a worker is given it; None where no worker runs such commands."""
         words = list(command[3:] if list(command[:3]) == ["mpiexec", "-n", "1"] else command)
         return words[1:] if words[0] == "python" and words[1] in self._idle else None
+
+    def is_full(self, command: Sequence[str], running: Iterable[Sequence[str]]) -> bool:
+        """Whether a command would have to wait for a worker while others are running."""
+        if not self._samples(command):
+            return False
+        return sum(map(self._samples, running)) >= self._samplers
+
+    def _samples(self, command: Sequence[str]) -> bool:
+        words = self.take(command)
+        return words is not None and words[0] in SAMPLERS
 
     def run(self, words: list[str], log: Path) -> int:
         """Run a command that `take` returned, as soon as a worker is free; its exit status. InputError after `end`."""
