@@ -117,17 +117,20 @@ class ClassifierTrainLoop:
         for start in starts:
             part = slice(start, start + micro)
             with nullcontext() if start == starts[-1] else without_sync(self.network):
-                loss_B = self._logged_loss(images[part], y[part], t[part], "train")
+                terms = self._terms(images[part], y[part], t[part])
+                loss_B = terms["loss"]
+                self.stepper.backward(loss_B.mean() * len(loss_B) / len(images))
+                # Only now: reading values waits for the device, which has the backward pass to do meanwhile.
                 if not self.stepper.scaler.is_enabled():
                     check_loss(loss_B, t[part], step)
-                self.stepper.backward(loss_B.mean() * len(loss_B) / len(images))
+                self._log(terms, t[part], "train")
         self.stepper.optimize(self.opt)
 
     @torch.no_grad()
     def _validate(self, step: int) -> None:
         self.model.eval()
         images, y, t = self._noised_batch(self.val_data, step, Purpose.VALIDATION_STEP)
-        self._logged_loss(images, y, t, "val")
+        self._log(self._terms(images, y, t), t, "val")
         self.model.train()
 
     def _noised_batch(self, data: Iterator, step: int, purpose: Purpose) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,15 +143,15 @@ class ClassifierTrainLoop:
         t, _ = self.schedule_sampler.sample(len(images), self.device)
         return self.diffusion.q_sample(images, t), y, t
 
-    def _logged_loss(self, x_t: Tensor, y: Tensor, t: Tensor, prefix: str) -> Tensor:
+    def _terms(self, x_t: Tensor, y: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """The loss, its parts and the hits among the first 1 and 5, each [B]."""
         # Validation runs on one rank's network alone: a distributed forward would wait for gradients.
         network = self.network if torch.is_grad_enabled() else getattr(self.network, "module", self.network)
         logits = network(x_t, t)
-        terms = self.loss_terms(logits, y)
-        logged = {name: values.detach() for name, values in terms.items()}
-        logged |= {f"acc@{k}": top_k_hits(logits.detach(), y, k) for k in (1, 5)}
-        log_loss_dict(self.diffusion, t, {f"{prefix}_{name}": values for name, values in logged.items()})
-        return terms["loss"]
+        return self.loss_terms(logits, y) | {f"acc@{k}": top_k_hits(logits.detach(), y, k) for k in (1, 5)}
+
+    def _log(self, terms: dict[str, Tensor], t: Tensor, prefix: str) -> None:
+        log_loss_dict(self.diffusion, t, {f"{prefix}_{name}": values for name, values in terms.items()})
 
     def _save(self, step: int) -> str:
         objects = {f"model{step:06d}.pt": self.model.state_dict(), f"opt{step:06d}.pt": self.opt.state_dict()}

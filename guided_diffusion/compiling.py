@@ -21,7 +21,8 @@ class Compiled:
 
     Inputs of other shapes (the last, smaller batch) go through the network as it is, and so does everything, after
     one warning, where compiling fails or changes the numbers. On CUDA the calls replay CUDA graphs, in which a
-    kernel's launch costs next to nothing; their outputs lie in memory of their own, copied out here.
+    kernel's launch costs next to nothing; their outputs lie in memory of their own, copied out here. A gradient lies in
+    that memory until the next call.
 
     :param tolerance: largest relative difference that passes for the same numbers.
     """

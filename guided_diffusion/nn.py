@@ -51,7 +51,7 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     On a single thread PyTorch leaves 1x1 convolutions of less than 16 images to its slowest code. In
     channels_last every row of pixels can pass for an image of its own, at no cost.
     """
-    if not x.is_contiguous(memory_format=torch.channels_last):
+    if x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):
         return F.conv2d(x, weight, bias)
     rows = x.permute(0, 2, 3, 1).flatten(0, 1).permute(0, 2, 1).unsqueeze(2)
     out = F.conv2d(rows, weight, bias).squeeze(2).permute(0, 2, 1)

@@ -64,7 +64,7 @@ class LossAwareSampler(ScheduleSampler):
         A collective: every rank calls it, and every rank ends with the same state.
         """
         local = (local_ts.tolist(), local_losses.tolist())
-        if dist.is_available() and dist.is_initialized():
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             gathered = [None] * dist.get_world_size()
             dist.all_gather_object(gathered, local)
         else:

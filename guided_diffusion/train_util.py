@@ -169,10 +169,11 @@ class TrainLoop:
                 losses = self.diffusion.training_losses(self.ddp_model, images, t, model_kwargs=model_kwargs)
                 if isinstance(self.schedule_sampler, LossAwareSampler):
                     self.schedule_sampler.update_with_local_losses(t, losses["loss"].detach())
+                self.stepper.backward((losses["loss"] * weights).mean())
+                # Only now: reading values waits for the device, which has the backward pass to do meanwhile.
                 if not self.stepper.scaler.is_enabled():
                     check_loss(losses["loss"], t, self.step + self.resume_step)
                 log_loss_dict(self.diffusion, t, {name: values * weights for name, values in losses.items()})
-                self.stepper.backward((losses["loss"] * weights).mean())
 
     def _anneal_lr(self) -> None:
         if self.lr_anneal_steps:
@@ -208,7 +209,8 @@ def load_optimizer(opt: torch.optim.Optimizer, model_path: str, step: int, requi
     if not required and not blobfile.exists(path):
         logger.warn(f"no optimizer state at {path}: starting with a fresh optimizer")
         return
-    state = dist_util.load_state_dict(path, map_location=dist_util.dev())
+    # On the CPU: the moments follow their parameters to the device, but AdamW reads its counts of steps at every step.
+    state = dist_util.load_state_dict(path, map_location="cpu")
     try:
         opt.load_state_dict(copy.copy(state))
     except (ValueError, KeyError) as error:
@@ -275,7 +277,8 @@ def find_ema_checkpoint(main_checkpoint: str | None, step: int, rate: float) -> 
 def log_loss_dict(diffusion, ts: Tensor, losses: dict[str, Tensor]) -> None:
     """Log means of per-sample values [B], over all and per quartile of the noise level: name, name_q0..q3."""
     quartiles = [int(4 * t / diffusion.num_timesteps) for t in ts.tolist()]
-    for name, values in losses.items():
+    # One transfer for all of them.
+    for name, values in zip(losses, torch.stack([*losses.values()]).detach().cpu(), strict=True):
         logger.logkv_mean(name, values.mean().item())
-        for quartile, value in zip(quartiles, values.detach().tolist(), strict=True):
+        for quartile, value in zip(quartiles, values.tolist(), strict=True):
             logger.logkv_mean(f"{name}_q{quartile}", value)

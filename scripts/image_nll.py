@@ -69,7 +69,8 @@ def evaluate(model, diffusion, data: Iterator, nll: NllConfig, directory: Path) 
             terms = diffusion.calc_bpd_loop(model, images.to(dist_util.dev()), nll.clip_denoised, condition)
             means = {name: terms[name].mean(dim=0) / world_size for name in (*TERMS, "total_bpd")}
             for mean in means.values():
-                dist.all_reduce(mean)
+                if world_size > 1:
+                    dist.all_reduce(mean)
             for name in TERMS:
                 sums[name] += means[name].double().cpu().numpy()
             total_bpd += means["total_bpd"].item()

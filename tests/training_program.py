@@ -67,11 +67,11 @@ def train(kind: str, data, iterations: int, fixed: bool) -> torch.nn.Module:
     diffusion = FixedDiffusion() if fixed else FixedDiffusion().process
     if kind == "classifier":
         model = create_classifier(8, False, 32, 1, "4", True, True, "attention", num_classes=4,
-                                  classifier_num_head_channels=32)  # fmt: skip
+                                  classifier_num_head_channels=32).to(dist_util.dev())  # fmt: skip
         config = ClassifierTrainConfig(iterations=iterations, batch_size=2)
         loop = ClassifierTrainLoop(model=model, diffusion=diffusion, data=data, val_data=None, config=config)
     else:
-        model = create_model(8, 32, 1, class_cond=True, attention_resolutions="4", num_classes=4)
+        model = create_model(8, 32, 1, class_cond=True, attention_resolutions="4", num_classes=4).to(dist_util.dev())
         loop = TrainLoop(
             model=model, diffusion=diffusion, data=data, batch_size=len(share(IMAGES)), microbatch=-1, lr=1e-3,
             ema_rate="0.9", log_interval=10, save_interval=10, resume_checkpoint="", iterations=iterations,
@@ -89,7 +89,7 @@ def main() -> None:
     gradients = {}
     for kind in ("classifier", "diffusion"):
         model = train(kind, fixed_data(), iterations=1, fixed=True)
-        gradients[kind] = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        gradients[kind] = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
         weights = torch.cat([p.detach().flatten() for p in train(kind, random_data(), 3, False).parameters()])
         reference = weights.clone()
         dist.broadcast(reference, src=0)
