@@ -1,4 +1,4 @@
-"""Compiling a network for one shape of input, with a check that it still computes the same."""
+"""Compiling a network, for one shape of input or for training, with a check that it still computes the same."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import logger
-from .errors import InputError, first_line
+from .errors import first_line
 
 # Largest difference from the network as it is, over its largest output: float32, and autocast, whose roundings
 # between fused operations are others.
@@ -67,10 +67,7 @@ class Compiled:
         slow, expected = _evaluate(self.network, x / 2, args, kwargs)
         difference = max(map(_difference, found, expected))
         if not difference <= self.tolerance:
-            logger.warn(
-                f"--compile: {self.name} stays as it is, compiled it differs by {difference:.1e} of its largest "
-                f"output, expected at most {self.tolerance:.0e}"
-            )
+            logger.warn(_differs(self.name, difference, self.tolerance))
             return None
         first, saved = compiling + recording, slow - fast
         pays = f"pays after {first / saved:,.0f} steps" if saved > 0 else "saves nothing here"
@@ -108,23 +105,53 @@ def _difference(found: Tensor, expected: Tensor) -> float:
 class CompiledForTraining(nn.Module):
     """A network that is compiled at its first call with gradients; without gradients it runs as it is.
 
-    InputError, in one line, where compiling fails.
+    It stays as it is, after one warning, where compiling fails or changes output or gradients.
+
+    :param tolerance: as for `Compiled`; not looked at where dropout makes every pass another one.
     """
 
-    def __init__(self, network: nn.Module, name: str):
+    def __init__(self, network: nn.Module, name: str, tolerance: float):
         super().__init__()
-        self.network, self.name = network, name
-        # In a list, so that it is no submodule: the parameters are registered once, under the network's own names.
-        self._compiled = [torch.compile(network, dynamic=False)]
+        self.network, self.name, self.tolerance = network, name, tolerance
+        self._compiled: Callable[..., Tensor] | None = None
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         """As the network's; `x` is x_t [B, ...]."""
         if not torch.is_grad_enabled():
             return self.network(x, *args, **kwargs)
+        if self._compiled is None:
+            # The trial draws no random numbers of the training's.
+            with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+                self._compiled = self._compile(x, args, kwargs)
+        return self._compiled(x, *args, **kwargs)
+
+    def _compile(self, x: Tensor, args: tuple, kwargs: dict) -> Callable[..., Tensor]:
+        start = time.perf_counter()
+        compiled = torch.compile(self.network, dynamic=False)
         try:
-            return self._compiled[0](x, *args, **kwargs)
-        except Exception as error:
-            # By the module's name: importing torch._dynamo takes a second at the start of every program.
-            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                raise
-            raise InputError(f"--compile: {self.name} cannot be compiled here ({first_line(error)})") from error
+            found = self._output_and_gradients(compiled, x, args, kwargs)
+        except Exception as error:  # as in `Compiled`
+            logger.warn(f"--compile: {self.name} stays as it is, compiling failed ({first_line(error)})")
+            return self.network
+        drops = any(isinstance(module, nn.Dropout) and module.p for module in self.network.modules())
+        expected = found if drops else self._output_and_gradients(self.network, x, args, kwargs)
+        difference = max(map(_difference, found, expected))
+        if not difference <= self.tolerance:
+            logger.warn(_differs(self.name, difference, self.tolerance))
+            return self.network
+        logger.log(f"compiled {self.name} in {time.perf_counter() - start:.0f} s")
+        return compiled
+
+    def _output_and_gradients(self, network: Callable[..., Tensor], x: Tensor, args: tuple, kwargs: dict):
+        """[output, all parameters' gradients as one vector]: some of them alone are nothing but rounding."""
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        output = network(x, *args, **kwargs)
+        gradients = torch.autograd.grad(output.float().square().mean(), parameters, materialize_grads=True)
+        return [output.detach().float(), torch.cat([gradient.flatten() for gradient in gradients])]
+
+
+def _differs(name: str, difference: float, tolerance: float) -> str:
+    return (
+        f"--compile: {name} stays as it is, compiled it differs by {difference:.1e} of its largest "
+        f"output, expected at most {tolerance:.0e}"
+    )

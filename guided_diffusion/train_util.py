@@ -17,7 +17,7 @@ from torch.optim import AdamW
 
 from . import dist_util, logger, stop_signals
 from .amp import LowPrecision, OptimizerStepper, amp_dtype
-from .compiling import CompiledForTraining
+from .compiling import TOLERANCE, TOLERANCE_AUTOCAST, CompiledForTraining
 from .errors import InputError
 from .fp16_util import INITIAL_LOG_LOSS_SCALE, master_params_to_state_dict, state_dict_to_master_params
 from .nn import update_ema
@@ -220,7 +220,9 @@ def load_optimizer(opt: torch.optim.Optimizer, model_path: str, step: int, requi
 def trainable(model: nn.Module, dtype: torch.dtype | None, compile: bool) -> nn.Module:
     """The network that a loop calls: the model in mixed precision, compiled if wanted."""
     network = LowPrecision(model, dtype)
-    return CompiledForTraining(network, type(model).__name__) if compile else network
+    if not compile:
+        return network
+    return CompiledForTraining(network, type(model).__name__, TOLERANCE if dtype is None else TOLERANCE_AUTOCAST)
 
 
 def distribute(network: nn.Module) -> nn.Module:

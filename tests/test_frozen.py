@@ -12,7 +12,6 @@ from guided_diffusion import compiling, dist_util, run_setup
 from guided_diffusion.amp import LowPrecision
 from guided_diffusion.compiling import CompiledForTraining
 from guided_diffusion.configs import SamplingConfig
-from guided_diffusion.errors import InputError
 from guided_diffusion.frozen import Frozen
 from guided_diffusion.kept_networks import KeptNetworks
 from guided_diffusion.nn import pointwise, to_fast_layout
@@ -72,7 +71,7 @@ class Compiler:
     def __init__(self, fails: bool = False):
         self.fails, self.shapes = fails, []
 
-    def __call__(self, network: nn.Module, *, dynamic: bool, mode: str | None):
+    def __call__(self, network: nn.Module, *, dynamic: bool, mode: str | None = None):
         def run(x: Tensor, *args) -> Tensor:
             if self.fails:
                 raise RuntimeError("no working compiler\nand a long explanation")
@@ -186,37 +185,41 @@ def test_compiled_networks_agree(messages):
     assert len(messages) == 1
 
 
-def test_training_compiles_where_there_are_gradients_alone(monkeypatch):
+def test_training_compiles_where_there_are_gradients_alone(monkeypatch, messages):
     calls = []
     monkeypatch.setattr(torch, "compile", lambda network, **_: lambda *args: calls.append(1) or network(*args))
-    network = CompiledForTraining(Tiny(), "Tiny")
+    network = CompiledForTraining(Tiny(), "Tiny", 1e-3)
     with torch.no_grad():
         assert torch.equal(network(X, T), Tiny()(X, T)) and not calls
-    assert torch.equal(network(X, T), Tiny()(X, T)) and calls == [1]
+    state = torch.random.get_rng_state()
+    assert torch.equal(network(X, T), Tiny()(X, T)) and calls == [1, 1]  # a trial first
+    assert torch.equal(network(X, T), Tiny()(X, T)) and calls == [1, 1, 1]
+    assert torch.equal(torch.random.get_rng_state(), state) and messages[0].startswith("compiled Tiny in ")
     assert [name.removeprefix("network.") for name in network.state_dict()] == list(Tiny().state_dict())
 
 
 @pytest.mark.slow
-def test_compiled_training_has_the_same_gradients():
-    network, plain = CompiledForTraining(LowPrecision(Tiny(), None), "Tiny"), Tiny()
+def test_compiled_training_has_the_same_gradients(messages):
+    network, plain = CompiledForTraining(LowPrecision(Tiny(), None), "Tiny", 1e-3), Tiny()
     for x in (X, X / 2):
         for one in (network, plain):
             one.zero_grad()
             one(x, T).square().sum().backward()
         for found, expected in zip(network.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-6)
+    assert len(messages) == 1
 
 
-def test_what_cannot_be_compiled_for_training_is_one_line(monkeypatch):
-    def fail(*_):
-        raise torch._dynamo.exc.Unsupported("no working compiler\nand more")
-
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
-    with pytest.raises(InputError, match="^--compile: Tiny cannot be compiled here .*no working compiler"):
-        CompiledForTraining(Tiny(), "Tiny")(X, T)
-    monkeypatch.setattr(torch, "compile", lambda network, **_: lambda *args: network(*args) / 0)
-    with pytest.raises(ZeroDivisionError):
-        CompiledForTraining(nn.Identity(), "Identity").forward(1)
+@pytest.mark.parametrize(("compiler", "message"), [
+    (Compiler(fails=True), "stays as it is, compiling failed (no working compiler)"),
+    (lambda network, **_: lambda *args: 1.01 * network(*args), "stays as it is, compiled it differs by"),
+])  # fmt: skip
+def test_training_goes_on_with_what_cannot_be_compiled(monkeypatch, messages, compiler, message):
+    monkeypatch.setattr(torch, "compile", compiler)
+    network = CompiledForTraining(Tiny(), "Tiny", 1e-3)
+    for _ in range(2):
+        assert torch.equal(network(X, T), Tiny()(X, T))
+    assert len(messages) == 1 and message in messages[0]
 
 
 @pytest.mark.parametrize(
