@@ -34,6 +34,9 @@ class _HeadwiseAttention(nn.Module):
 
     def forward(self, qkv: Tensor) -> Tensor:
         q, k, v = (part.transpose(-1, -2) for part in self._unpack(qkv))
+        if v.shape[-2] == 1:
+            # A token alone attends to itself. CUDA's fused kernel in float32 rejects its strides, which say nothing.
+            return v.transpose(-1, -2).flatten(1, 2)
         # Training on a CPU stays with the unfused form unless told otherwise. Its rounding is upstream's: Adam turns
         # the rounding of gradients that should vanish (the keys' biases, say) into full steps.
         if self.training and not self.fused_in_training and qkv.device.type == "cpu":
@@ -136,6 +139,8 @@ class AttentionPool2d(nn.Module):
         embed_dim = tokens_BCL.shape[1]
         q_BC1 = F.conv1d(tokens_BCL[..., :1], weight[:embed_dim], bias[:embed_dim])
         k_BCL, v_BCL = F.conv1d(tokens_BCL, weight[embed_dim:], bias[embed_dim:]).chunk(2, dim=1)
-        q, k, v = (part.unflatten(1, (self.num_heads, -1)).transpose(-1, -2) for part in (q_BC1, k_BCL, v_BCL))
-        pooled_BC1 = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).flatten(1, 2)
+        q, k, v = (part.unflatten(1, (self.num_heads, -1)) for part in (q_BC1, k_BCL, v_BCL))  # [B, H, C, tokens]
+        # Two small products; the fused kernels are made for many queries.
+        weights_BH1L = torch.softmax((q.transpose(-1, -2) * q.shape[2] ** -0.5) @ k, dim=-1)
+        pooled_BC1 = (v @ weights_BH1L.to(v.dtype).transpose(-1, -2)).flatten(1, 2)
         return self.c_proj(pooled_BC1)[..., 0]

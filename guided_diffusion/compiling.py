@@ -65,9 +65,8 @@ class Compiled:
             logger.warn(f"--compile: {self.name} stays as it is, compiling failed ({first_line(error)})")
             return None
         slow, expected = _evaluate(self.network, x / 2, args, kwargs)
-        difference = max(map(_difference, found, expected))
-        if not difference <= self.tolerance:
-            logger.warn(_differs(self.name, difference, self.tolerance))
+        if deviation := _deviation(found, expected, self.tolerance):
+            logger.warn(f"--compile: {self.name} stays as it is, {deviation}")
             return None
         first, saved = compiling + recording, slow - fast
         pays = f"pays after {first / saved:,.0f} steps" if saved > 0 else "saves nothing here"
@@ -94,6 +93,15 @@ def _evaluate(network: Callable[..., Tensor], x: Tensor, args: tuple, kwargs: di
     if output.device.type == "cuda":
         torch.cuda.synchronize(output.device)
     return time.perf_counter() - start, [result.clone() for result in results]
+
+
+def _deviation(found: list[Tensor], expected: list[Tensor], tolerance: float) -> str:
+    """What differs by how much, for [output] or [output, gradient]; "" where nothing does by more than `tolerance`."""
+    differences = dict(zip(("output", "gradient"), map(_difference, found, expected), strict=False))
+    if all(difference <= tolerance for difference in differences.values()):
+        return ""
+    parts = " and ".join(f"{difference:.1e} of its largest {name}" for name, difference in differences.items())
+    return f"compiled it differs by {parts}, expected at most {tolerance:.0e}"
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
@@ -135,9 +143,8 @@ class CompiledForTraining(nn.Module):
             return self.network
         drops = any(isinstance(module, nn.Dropout) and module.p for module in self.network.modules())
         expected = found if drops else self._output_and_gradients(self.network, x, args, kwargs)
-        difference = max(map(_difference, found, expected))
-        if not difference <= self.tolerance:
-            logger.warn(_differs(self.name, difference, self.tolerance))
+        if deviation := _deviation(found, expected, self.tolerance):
+            logger.warn(f"--compile: {self.name} stays as it is, {deviation}")
             return self.network
         logger.log(f"compiled {self.name} in {time.perf_counter() - start:.0f} s")
         return compiled
@@ -148,10 +155,3 @@ class CompiledForTraining(nn.Module):
         output = network(x, *args, **kwargs)
         gradients = torch.autograd.grad(output.float().square().mean(), parameters, materialize_grads=True)
         return [output.detach().float(), torch.cat([gradient.flatten() for gradient in gradients])]
-
-
-def _differs(name: str, difference: float, tolerance: float) -> str:
-    return (
-        f"--compile: {name} stays as it is, compiled it differs by {difference:.1e} of its largest "
-        f"output, expected at most {tolerance:.0e}"
-    )
