@@ -51,17 +51,24 @@ def translate(command: str, old: Path, new: Path, models: Path) -> list[str]:
     return [place(part) for part in shlex.split(command)]
 
 
-def run_again(protocol: str, run: str, seed: str, new: Path) -> Iterator[str]:
-    """Sample and evaluate; yields what is found. InputError for a step that fails or a run that is not reported."""
+def commands_again(protocol: str, run: str, seed: str, new: Path) -> list[list[str]]:
+    """The commands that sample and evaluate a reported run, below another folder. InputError for one that is not."""
     folder, old = RESULTS / protocol, Path("runs") / PROTOCOLS[protocol].out
     steps = [row for row in read_rows(folder / "commands.csv") if (row["run"], row["seed"]) == (run, seed)]
+    if not steps:
+        raise InputError(f"--run {run} --seed {seed}: not in {folder / 'commands.csv'}, expected one of its lines")
+    return [translate(row["command"], old, new, RESULTS / "models" / protocol) for row in steps]
+
+
+def run_again(protocol: str, run: str, seed: str, new: Path) -> Iterator[str]:
+    """Sample and evaluate; yields what is found. InputError for a step that fails or a run that is not reported."""
+    folder, commands = RESULTS / protocol, commands_again(protocol, run, seed, new)
     bounds = [row for row in read_rows(folder / "intervals.csv") if (row["run"], row["seed"]) == (run, seed)]
     bounds = [row for row in bounds if row["metric"] == "fid"]
-    if not steps or not bounds:
-        raise InputError(f"--run {run} --seed {seed}: not in {folder / 'commands.csv'}, expected one of its lines")
+    if not bounds:
+        raise InputError(f"--run {run} --seed {seed}: not in {folder / 'intervals.csv'}, expected one of its lines")
     if not (ROOT / new / "data" / HELDOUT).is_file():
         call(["python", *load(RECIPES / protocol).data.split(), str(new / "data")])
-    commands = [translate(row["command"], old, new, RESULTS / "models" / protocol) for row in steps]
     for command in commands:
         yield shlex.join(command)
         call(command)

@@ -43,7 +43,7 @@ def refine(book: Book, tuning: Results) -> Book:
 
     def refined(sweep: tuple[str, ...], best: Run, flag: str) -> list[Run]:
         around = (best.flags[flag] / math.sqrt(2), best.flags[flag] * math.sqrt(2))
-        return [book.runs[name] for name in sweep] + [_with_value(best, flag, value) for value in around]
+        return [book.runs[name] for name in sweep] + [with_value(best, flag, value) for value in around]
 
     return _with_sweeps(book, tuning, refined)
 
@@ -54,9 +54,9 @@ def move(book: Book, tuning: Results) -> Book:
     def moved(sweep: tuple[str, ...], best: Run, flag: str) -> list[Run]:
         runs = sorted((book.runs[name] for name in sweep), key=lambda run: run.flags[flag])
         if best == runs[-1]:
-            return [*runs[1:], _with_value(best, flag, best.flags[flag] * 2)]
+            return [*runs[1:], with_value(best, flag, best.flags[flag] * 2)]
         if best == runs[0]:
-            return [_with_value(best, flag, best.flags[flag] / 2), *runs[:-1]]
+            return [with_value(best, flag, best.flags[flag] / 2), *runs[:-1]]
         return runs
 
     return _with_sweeps(book, tuning, moved)
@@ -79,7 +79,7 @@ def _with_sweeps(book: Book, tuning: Results, change: Callable[[tuple[str, ...],
     return replace(book, runs=runs, tables=tables)
 
 
-def _with_value(run: Run, flag: str, value: float) -> Run:
+def with_value(run: Run, flag: str, value: float) -> Run:
     """Of the same sweep, with another value of its flag."""
     value, old = float(f"{value:.3g}"), run.flags[flag]
     return replace(run, name=f"{run.name.removesuffix(f'-{old:g}')}-{value:g}", flags=run.flags | {flag: value})

@@ -53,7 +53,7 @@ def write_results(
         "runs.csv": runs_csv(choice.book, results),
         "tuning.csv": runs_csv(tuned.book, tuning),
         "norms.csv": csv_text(NORM_COLUMNS, norms),
-        "paired.csv": csv_text(PAIRED_COLUMNS, _paired_records(found)),
+        "paired.csv": csv_text(PAIRED_COLUMNS, paired_records(found)),
         "diagnosis.csv": csv_text(DIAGNOSIS_COLUMNS, diagnosis),
         "intervals.csv": csv_text(INTERVAL_COLUMNS, intervals),
         "commands.csv": csv_text(
@@ -65,12 +65,12 @@ def write_results(
     done = {table.title for table in choice.book.tables.values() if _is_done(table, results)}
     sections = [section for section in document.sections if section.title in done]
     provenance = [section for section in document.sections if section.title == "Provenance"]
-    sections += [_paired_section(found)] if found else []
+    sections += [paired_section(found)] if found else []
     sections += _interval_sections(intervals)
     sections += [_matched_section(choice, commands)] if MATCHED in choice.book.tables else []
     sections += [_norm_section(tuned.book, norms)]
     sections += [_diagnosis_section(diagnosis)] if diagnosis else []
-    texts[CONCLUSION] = "".join(f"- {sentence}\n" for sentence in sentences(found, _certainty(diagnosis)))
+    texts[CONCLUSION] = "".join(f"- {sentence}\n" for sentence in sentences(found, certainty(diagnosis)))
     text = ["Conclusions, of what has been run:", texts[CONCLUSION].strip()]
     text += ["The protocol, written before: [PROTOCOL.md](../PROTOCOL.md). Commands of all rows: commands.csv."]
     text += ["Mean over the seeds, ± half the difference between the largest and the smallest.", *document.text[1:]]
@@ -88,7 +88,7 @@ def write_results(
     for name, content in texts.items():
         with write_bytes_atomically(folder / name) as file:
             file.write(content.encode())
-    return [_write_index(folder.parent), *(folder / name for name in (*texts, *pictures))]
+    return [write_index(folder.parent), *(folder / name for name in (*texts, *pictures))]
 
 
 def _is_done(table: Table, results: Results) -> bool:
@@ -96,7 +96,7 @@ def _is_done(table: Table, results: Results) -> bool:
     return all(any(name in results.runs for name in row.run_names) for row in table.rows)
 
 
-def _write_index(folder: Path) -> Path:
+def write_index(folder: Path) -> Path:
     """The page above the protocols' reports: what each concludes, and where it is."""
     blocks = ["# Does it help? Results on photographs", "The protocol, written before: [PROTOCOL.md](PROTOCOL.md)."]
     for path in sorted(folder.glob(f"*/{CONCLUSION}")):
@@ -134,7 +134,7 @@ def _findings(choice: Choice, commands: Commands) -> Iterator[Finding]:
                 yield judge(choice, comparison, found)
 
 
-def _certainty(diagnosis: list[dict]) -> dict[str, tuple[float, float]]:
+def certainty(diagnosis: list[dict]) -> dict[str, tuple[float, float]]:
     """By classifier, for the last third of the steps: mean entropy over log K; gradient norm as a share of its peak."""
     found = {}
     for classifier in dict.fromkeys(record["classifier"] for record in diagnosis):
@@ -145,7 +145,7 @@ def _certainty(diagnosis: list[dict]) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _paired_section(findings: list[Finding]) -> Section:
+def paired_section(findings: list[Finding]) -> Section:
     columns = tuple(map(Column, ("table", "row", "against", "FID", "p, by seed", "verdict")))
     groups: dict[str, list[Line]] = {}
     for finding in findings:
@@ -160,7 +160,7 @@ def _paired_section(findings: list[Finding]) -> Section:
     return Section("Paired differences", columns, tables, text)
 
 
-def _paired_records(findings: list[Finding]) -> Iterator[dict]:
+def paired_records(findings: list[Finding]) -> Iterator[dict]:
     for finding in findings:
         comparison = finding.comparison
         for value in finding.differences:

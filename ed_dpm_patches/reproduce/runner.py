@@ -43,7 +43,9 @@ class Runner:
         search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         if shutil.which("mpiexec", path=search) is None:
             raise InputError("mpiexec: found none in PATH, expected that of an MPI; `pip install -e .[mpi]` brings one")
-        self._environment = {**os.environ, **self._added, "PATH": search}
+        # And the code is that of this repository, installed or not.
+        code = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        self._environment = {**os.environ, **self._added, "PATH": search, "PYTHONPATH": code}
         self._processes: set[subprocess.Popen] = set()
         self._workers = Workers(samplers, self._environment)
         self._stopping, self._lock = False, threading.Lock()
