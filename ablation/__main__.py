@@ -40,7 +40,10 @@ TUNING_SEEDS = (101,)
 MOST_MOVES = 3  # of a method's values, while its best is the first or last
 BOOTSTRAP = 200  # rounds behind the 95 % intervals of what is reported
 # The short ones first: each leaves a report.
-TABLES = ("rules", "table2", "table3", "classifiers", "sharpness", "eta", "subclasses", "table2-ddpm", "table3-ddpm")
+TABLES = (
+    "rules", "table2", "table3", "classifiers", "sharpness", "eta", "subclasses", "table2-ddpm", "table3-ddpm",
+    "logits",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Protocol:
 
 PROTOCOLS = {
     "reduced": Protocol("cifar10-16", 4),
+    "sharpness": Protocol("cifar10-16-sharpness", 4),
     "short": Protocol("cifar10-32-short", 5),
     "full": Protocol("cifar10-32", 5),
 }
@@ -61,7 +65,8 @@ PROTOCOLS = {
 def main() -> None:
     """Do what is not done yet. InputError for a bad option or a step that failed."""
     parser = Parser(prog="python -m ablation", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--protocol", choices=PROTOCOLS, required=True, help="32x32 on a GPU, or 16x16 on a CPU")
+    parser.add_argument("--protocol", choices=PROTOCOLS, required=True,
+                        help="32x32 on a GPU (full, short), or 16x16 on a CPU")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="for all that is made (runs/cifar10-...)")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR",
                         help="the report: DIR/PROTOCOL, with DIR/README.md above (results/cifar10)")  # fmt: skip

@@ -17,6 +17,7 @@ _MODELS = {"table2": "UADM", "table3": "CADM"}
 _RULES = {"range": "range", "timestep": "timestep-aware", "gradnorm": "gradient norm", "capped": "EDS with a cap"}
 _ETAS = ("0.1", "0.2", "0.5")
 _SHARPENED = "sharpened medium"
+_MULTIPLES = (2, 8)  # of the medium classifier's logits
 _SHARPNESS = {"weak": "weak", "plain": "medium", "strong": "strong", "calibrated": "calibrated medium"}
 
 
@@ -76,10 +77,21 @@ def sentences(findings: Sequence[Finding], certainty: Mapping[str, tuple[float, 
     sharp = {name: of("classifiers", f"{key}-entropy", f"{key}-constant") for key, name in _SHARPNESS.items()}
     sharp[_SHARPENED] = of("sharpness", "sharpened-entropy", "sharpened-constant")
     yield from _sentence("By classifier, EDS in place of that classifier's best constant scale changes FID", sharp)
-    matched = {name: of(MATCHED, f"{name}-entropy", f"{name}-constant") for name in PAIRS}
+    logits = {
+        f"{name}, times {n}": of("logits", f"x{n}-{key}", f"x{n}-constant")
+        for n in _MULTIPLES
+        for key, name in (("entropy", "EDS"), ("timestep", "timestep-aware"))
+    }
+    yield from _sentence("With multiplied logits the rules in place of the best constant scale change FID", logits)
+    rivals = {
+        f"against the constant scale of the same time-averaged guidance norm, {name}": of(
+            MATCHED, f"{name}-entropy", f"{name}-constant"
+        )
+        for name in PAIRS
+    }
     for name, finding in _against_timestep(found).items():
-        matched[f"against the timestep-aware rule, {name}"] = finding
-    yield from _sentence("Against the constant scale of the same time-averaged guidance norm EDS changes FID", matched)
+        rivals[f"against the timestep-aware rule, {name}"] = finding
+    yield from _sentence("EDS changes FID", rivals)
     rules = {name: of("rules", key, "constant") for key, name in _RULES.items()}
     rules[f"timestep-aware, {_SHARPENED}"] = of("sharpness", "sharpened-timestep", "sharpened-constant")
     yield from _sentence("The other rules, at their best, in place of the constant one change FID", rules)
@@ -108,7 +120,8 @@ def verdict(found: Mapping[tuple[str, str], Finding]) -> str:
     tables = [of(f"{t}{end}/eds", f"{t}{end}/neither") for t in _MODELS for end in _SAMPLERS]
     strong, weak = (of(f"classifiers/{key}-entropy", f"classifiers/{key}-constant") for key in ("strong", "weak"))
     sharpened = of("sharpness/sharpened-entropy", "sharpness/sharpened-constant")
-    eds = [finding for finding in (*tables, strong, sharpened) if finding]
+    multiplied = [of(f"logits/x{n}-entropy", f"logits/x{n}-constant") for n in _MULTIPLES]
+    eds = [finding for finding in (*tables, strong, sharpened, *multiplied) if finding]
     helps = [finding for finding in eds if finding.verdict == BETTER]
     matched = [of(f"{MATCHED}/{name}-entropy", f"{MATCHED}/{name}-constant") for name in PAIRS]
     matched = [finding for finding in matched if finding]
@@ -141,6 +154,7 @@ def _against_timestep(found: Mapping[tuple[str, str], Finding]) -> dict[str, Fin
     return {
         "medium": found.get(("rules/entropy", "rules/timestep")),
         _SHARPENED: found.get(("sharpness/sharpened-entropy", "sharpness/sharpened-timestep")),
+        **{f"logits times {n}": found.get((f"logits/x{n}-entropy", f"logits/x{n}-timestep")) for n in _MULTIPLES},
     }
 
 

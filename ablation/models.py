@@ -25,14 +25,14 @@ LARGEST = 15_000_000  # bytes; larger ones do not belong into a repository
 
 
 def copy_models(book: Book, out: Path, folder: Path) -> list[Path]:
-    """Write every network of a book that is trained below `out`; returns the files.
+    """Write every network of a book that is trained or derived below `out`; returns the files.
 
     InputError for a file that is too large to be kept with the code.
     """
     commands, made = Commands(book, Options(out=out)), []
     for network in book.networks.values():
         source = ROOT / commands.checkpoint(network)
-        if not source.is_file():
+        if not (network.is_made and source.is_file()):
             continue
         weights = checkpoint.read_state_dict(source)
         size = sum(value.nbytes for value in weights.values())

@@ -216,7 +216,8 @@ def _norm_records(tuned: Commands, results: Results) -> Iterator[dict]:
 
 def _norm_section(book: Book, records: list[dict]) -> Section:
     """How far a larger scale brings a larger guidance, for the table of the rules."""
-    rows = [row for table in book.tables.values() for row in table.rows if table.name == "rules" and row.sweep]
+    shown = ("rules", "logits")
+    rows = [row for table in book.tables.values() for row in table.rows if table.name in shown and row.sweep]
     columns = ("rule", "run", "FID", "norm", "norm over eps")
     groups = []
     for row in rows:
