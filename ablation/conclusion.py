@@ -84,14 +84,14 @@ def sentences(findings: Sequence[Finding], certainty: Mapping[str, tuple[float, 
     }
     yield from _sentence("With multiplied logits the rules in place of the best constant scale change FID", logits)
     rivals = {
-        f"against the constant scale of the same time-averaged guidance norm, {name}": of(
-            MATCHED, f"{name}-entropy", f"{name}-constant"
-        )
-        for name in PAIRS
+        "the constant scale of the same time-averaged guidance norm": _said(
+            {name: of(MATCHED, f"{name}-entropy", f"{name}-constant") for name in PAIRS}
+        ),
+        "the timestep-aware rule": _said(_against_timestep(found)),
     }
-    for name, finding in _against_timestep(found).items():
-        rivals[f"against the timestep-aware rule, {name}"] = finding
-    yield from _sentence("EDS changes FID", rivals)
+    if any(rivals.values()):
+        texts = (f"against {name}, {text}" for name, text in rivals.items() if text)
+        yield f"EDS changes FID {'; and '.join(texts)}."
     rules = {name: of("rules", key, "constant") for key, name in _RULES.items()}
     rules[f"timestep-aware, {_SHARPENED}"] = of("sharpness", "sharpened-timestep", "sharpened-constant")
     yield from _sentence("The other rules, at their best, in place of the constant one change FID", rules)
@@ -159,6 +159,9 @@ def _against_timestep(found: Mapping[tuple[str, str], Finding]) -> dict[str, Fin
 
 
 def _sentence(text: str, parts: Mapping[str, Finding | None]) -> Iterator[str]:
-    known = [f"{name} {finding.size}, {finding.verdict}" for name, finding in parts.items() if finding]
-    if known:
-        yield f"{text}: {'; '.join(known)}."
+    if said := _said(parts):
+        yield f"{text}: {said}."
+
+
+def _said(parts: Mapping[str, Finding | None]) -> str:
+    return "; ".join(f"{name} {finding.size}, {finding.verdict}" for name, finding in parts.items() if finding)
