@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,13 +70,19 @@ def _with_sweeps(book: Book, tuning: Results, change: Callable[[tuple[str, ...],
         for row in table.rows:
             if row.sweep and all(name in tuning.runs for name in row.sweep):
                 best = book.runs[min(row.sweep, key=lambda name: tuning.runs[name].mean("fid"))]
-                (flag,) = (key for key in best.flags if len({book.runs[name].flags[key] for name in row.sweep}) > 1)
+                flag = swept_flag([book.runs[name] for name in row.sweep])
                 changed = {run.name: run for run in change(row.sweep, best, flag)}
                 runs |= changed
                 row = replace(row, sweep=tuple(changed))
             rows.append(row)
         tables[table.name] = replace(table, rows=tuple(rows))
     return replace(book, runs=runs, tables=tables)
+
+
+def swept_flag(runs: Sequence[Run]) -> str:
+    """The one flag in which the runs of a sweep differ."""
+    (flag,) = (name for name in runs[0].flags if len({run.flags[name] for run in runs}) > 1)
+    return flag
 
 
 def with_value(run: Run, flag: str, value: float) -> Run:

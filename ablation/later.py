@@ -21,15 +21,14 @@ from ed_dpm_patches.reproduce.book_files import load
 from ed_dpm_patches.reproduce.cli import Parser, count
 from ed_dpm_patches.reproduce.report import csv_text
 from ed_dpm_patches.reproduce.report_formats import Document, to_markdown
-from ed_dpm_patches.reproduce.results import read_json
 from guided_diffusion import dist_util
 from guided_diffusion.checkpoint import write_bytes_atomically
 
 from .__main__ import PROTOCOLS, RECIPES, RESULTS
 from .again import call, commands_again, read_rows, run_again
-from .choice import Choice, with_value
+from .choice import Choice, swept_flag, with_value
 from .conclusion import Finding, judge, sentences
-from .paired import Comparison, Difference, comparisons
+from .paired import Comparison, Difference, comparisons, paired_command, read_difference
 from .report import CONCLUSION, PAIRED_COLUMNS, certainty, paired_records, paired_section, write_index
 
 _TITLE = "## Paired differences"
@@ -42,8 +41,7 @@ def reported_book(book: Book, report: Sequence[dict[str, str]]) -> Book:
         if line["run"] not in runs:
             stem, _, value = line["run"].rpartition("-")
             like = [run for name, run in book.runs.items() if re.fullmatch(rf"{re.escape(stem)}-[\d.e+-]+", name)]
-            (flag,) = (name for name in like[0].flags if len({run.flags[name] for run in like}) > 1)
-            runs[line["run"]] = with_value(like[0], flag, float(value))
+            runs[line["run"]] = with_value(like[0], swept_flag(like), float(value))
         row = Row(line["row"], line["method"], Figures(), Figures(), line["run"])
         tables[line["table"]][row.name] = row
     made = {name: Table(name, name, tuple(rows.values())) for name, rows in tables.items()}
@@ -84,16 +82,9 @@ class Report:
         runs = comparison.row.run, comparison.base.run
         own, base = (commands_again(self.protocol, run, str(seed), self.new)[-1] for run in runs)
         output = self.new / "paired" / f"{runs[0]}-against-{runs[1]}-seed{seed}.json"
-        (ROOT / output).parent.mkdir(parents=True, exist_ok=True)
-        own[own.index("--json") + 1] = str(output)
-        if "--bootstrap" in own:
-            place = own.index("--bootstrap")
-            del own[place : place + 2]
         samples = base[base.index("evaluations/evaluator.py") + 2]
-        call([*own, "--paired", samples])
-        content = read_json(ROOT / output)
-        test = content["paired"]["fid"]
-        return Difference(seed, test["difference"], content["fid"] - test["difference"], test["p"])
+        call(paired_command(own, Path(samples), output))
+        return read_difference(ROOT / output, seed)
 
     def _write(self) -> None:
         known = [one for one in self.comparisons if (one.row.name, one.base.name) in self.tests]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ed_dpm_patches.reproduce.book import ROOT, Book, Row, Run, Table
@@ -69,9 +69,7 @@ def steps(commands: Commands, tables: Sequence[Table]) -> list[Step]:
         run, base = (commands.book.runs[row.run] for row in (comparison.row, comparison.base))
         for seed in commands.seeds:
             output = _output(commands, comparison, seed)
-            command = replace(commands, options=replace(commands.options, bootstrap=0)).evaluate(run, seed)
-            command[command.index("--json") + 1] = str(output)
-            command += ["--paired", str(commands.samples(base, seed))]
+            command = paired_command(commands.evaluate(run, seed), commands.samples(base, seed), output)
             inputs = (
                 commands.reference(run.reference), commands.samples(run, seed), commands.samples(base, seed),
                 commands.judge(),
@@ -85,12 +83,24 @@ def differences(commands: Commands, comparison: Comparison) -> list[Difference]:
     paths = {seed: ROOT / _output(commands, comparison, seed) for seed in commands.seeds}
     if not all(path.is_file() for path in paths.values()):
         return []
-    found = []
-    for seed, path in paths.items():
-        content = read_json(path)
-        test = content["paired"]["fid"]
-        found.append(Difference(seed, test["difference"], content["fid"] - test["difference"], test["p"]))
-    return found
+    return [read_difference(path, seed) for seed, path in paths.items()]
+
+
+def read_difference(path: Path, seed: int) -> Difference:
+    """What the evaluator's paired test left. InputError, naming the file, for a damaged one."""
+    content = read_json(path)
+    test = content["paired"]["fid"]
+    return Difference(seed, test["difference"], content["fid"] - test["difference"], test["p"])
+
+
+def paired_command(evaluate: Sequence[str], samples: Path, output: Path) -> list[str]:
+    """An evaluation's command made one of the paired test against other samples, without intervals."""
+    command = list(evaluate)
+    if "--bootstrap" in command:
+        place = command.index("--bootstrap")
+        del command[place : place + 2]
+    command[command.index("--json") + 1] = str(output)
+    return [*command, "--paired", str(samples)]
 
 
 def is_effect(found: Sequence[Difference]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from dataclasses import fields
@@ -55,11 +56,12 @@ def test_samples_are_those_of_processes_of_their_own(tmp_path, checkpoints, run)
 
 def test_bad_input_is_one_line_and_the_worker_goes_on(tmp_path, checkpoints):
     executable("mpiexec")
-    bad = sampling(tmp_path / "bad", checkpoints["model"], None, balanced=True)
-    good = sampling(tmp_path / "good", checkpoints["model"], None)
-    with pytest.raises(InputError, match=r"exit status 2, expected 0; .*bad.log ends with: error: --classes"):
-        Runner(tmp_path, samplers=1).run([bad, good])
-    assert good.outputs[0].is_file()
+    bad = sampling(tmp_path / "bad", checkpoints["model"], None, nonsense=1)
+    first, last = (sampling(tmp_path / name, checkpoints["model"], None) for name in ("first", "last"))
+    with pytest.raises(InputError, match=r"exit status 2, expected 0; .*bad.log ends with: error: .*--nonsense"):
+        Runner(tmp_path, samplers=1).run([first, bad, last])
+    assert first.outputs[0].is_file() and last.outputs[0].is_file()
+    assert json.loads((tmp_path / "first" / "status.json").read_text())["state"] == "finished"
 
 
 PROGRAM = """

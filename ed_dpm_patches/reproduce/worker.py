@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable
 from typing import IO
 
-from guided_diffusion import run_log
+from guided_diffusion import dist_util, logger, run_log
 from guided_diffusion.errors import InputError
 from guided_diffusion.kept_networks import KeptNetworks
 
@@ -35,6 +35,7 @@ class Programs:
     def run(self, program: str, arguments: list[str]) -> int:
         """The exit status; what is wrong goes to stderr."""
         sys.argv = [program, *arguments]
+        logger.reset()  # what fails before it has a directory must not be noted in that of the run before
         try:
             if program not in self._mains:
                 main = runpy.run_path(program, run_name=os.path.basename(program))["main"]
@@ -77,6 +78,10 @@ def _print_to(log: str) -> None:
     os.close(target)
 
 
+def main() -> None:
+    with os.fdopen(os.dup(1), "w") as answers:  # the programs' own stdout goes to their logs
+        serve(sys.stdin, answers)
+
+
 if __name__ == "__main__":
-    with os.fdopen(os.dup(1), "w") as channel:  # the programs' own stdout goes to their logs
-        serve(sys.stdin, channel)
+    dist_util.run_main(main)
