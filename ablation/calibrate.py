@@ -61,9 +61,12 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
     return math.exp(-low)
 
 
-def divide_logits(weights: dict[str, Tensor], temperature: float) -> dict[str, Tensor]:
-    """The same weights with those of the last layer divided."""
-    last = list(weights)[-1].rpartition(".")[0]
+def divide_logits(weights: dict[str, Tensor], config: dict, temperature: float) -> dict[str, Tensor]:
+    """The same weights with those of the last layer divided. KeyError if they are not those of the config."""
+    with torch.device("meta"):
+        names = list(build_classifier(_of(ClassifierConfig, config)).state_dict())
+    last = names[-1].rpartition(".")[0]
+    weights = {name: weights[name] for name in names}  # a file may have them in any order
     return {name: w / temperature if name.rpartition(".")[0] == last else w for name, w in weights.items()}
 
 
@@ -90,7 +93,8 @@ def main() -> None:
         raise InputError(f"--temperature: found {temperature}, expected more than 0")
     args.new_checkpoint.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.write_config(args.new_checkpoint.parent, config | {"temperature": temperature})
-    checkpoint.save(divide_logits(checkpoint.read_state_dict(args.checkpoint), temperature), args.new_checkpoint)
+    weights = divide_logits(checkpoint.read_state_dict(args.checkpoint), config, temperature)
+    checkpoint.save(weights, args.new_checkpoint)
     print(f"temperature {temperature:.4f}: {args.new_checkpoint.absolute()}", flush=True)
 
 

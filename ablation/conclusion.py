@@ -17,7 +17,7 @@ _MODELS = {"table2": "UADM", "table3": "CADM"}
 _RULES = {"range": "range", "timestep": "timestep-aware", "gradnorm": "gradient norm", "capped": "EDS with a cap"}
 _ETAS = ("0.1", "0.2", "0.5")
 _SHARPENED = "sharpened medium"
-_MULTIPLES = (2, 8)  # of the medium classifier's logits
+_MULTIPLES = (8,)  # of the medium classifier's logits
 _SHARPNESS = {"weak": "weak", "plain": "medium", "strong": "strong", "calibrated": "calibrated medium"}
 
 
