@@ -134,7 +134,7 @@ def verdict(found: Mapping[tuple[str, str], Finding]) -> str:
         against.append("where EDS helps, it is a larger scale and no more")
     if helps and rivals and all(finding.verdict != BETTER for finding in rivals):
         against.append(
-            "the timestep-aware rule is as good as EDS or better (what counts is growth towards t = 0, not entropy)"
+            "EDS is not shown to be better than the timestep-aware rule (growth towards t = 0 may be all that counts)"
         )
     if helps and strong and weak and weak.verdict == BETTER and weak.percent <= strong.percent:
         against.append("EDS helps the weak classifier as much as the strong one")

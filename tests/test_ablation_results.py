@@ -31,13 +31,14 @@ def test_tables_are_means_of_the_runs(folder):
     values = defaultdict(list)
     for run in rows(folder / "runs.csv"):
         values[run["run"]].append(float(run["fid"]))
-    text, shown = (folder / "README.md").read_text(), 0
+    text, shown, measured = (folder / "README.md").read_text(), 0, 0
     for row in rows(folder / "report.csv"):
         if row["metric"] == "fid" and row["ours"]:
             found = values[row["run"]]
             assert float(row["ours"]) == pytest.approx(sum(found) / len(found), rel=1e-6)
+            measured += 1
             shown += f"| {sum(found) / len(found):.4f} ±" in text
-    assert shown >= 5
+    assert shown >= min(5, measured) > 3
 
 
 def test_conclusions_are_those_of_the_paired_tests(folder):
@@ -59,8 +60,8 @@ def test_conclusions_are_those_of_the_paired_tests(folder):
 def test_the_readme_quotes_the_conclusions():
     (text,) = re.findall(r"(?ms)^- \*\*Does it help\?\*\*.*?(?=^- )", (ROOT / "README.md").read_text())
     quoted = re.findall(r"[+-][\d.]+ %", text)
-    assert len(quoted) == 5
-    concluded = (RESULTS / "reduced" / "conclusion.md").read_text()
+    assert len(quoted) == 11
+    concluded = "".join((RESULTS / name / "conclusion.md").read_text() for name in ("reduced", "sharpness"))
     assert all(f" {size} (" in concluded for size in quoted)
 
 
