@@ -138,7 +138,7 @@ def run_main(main: Callable[[], None]) -> NoReturn:
         main()
         _leave()
     except BaseException as error:  # noqa: BLE001 - whatever it is, the peers must not be left waiting
-        status = _report(error)
+        status = report_failure(error)
         if status == 0 or isinstance(error, Stopped):
             _leave()
         elif _has_peers():
@@ -148,7 +148,7 @@ def run_main(main: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
-def _report(error: BaseException) -> int:
+def report_failure(error: BaseException) -> int:
     """Tell the user about an exception; returns the exit status it stands for."""
     if isinstance(error, Stopped):
         run_log.keep_failure(error.line, state="stopped")

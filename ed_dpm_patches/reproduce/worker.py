@@ -14,12 +14,10 @@ import json
 import os
 import runpy
 import sys
-import traceback
 from collections.abc import Callable
 from typing import IO
 
-from guided_diffusion import dist_util, logger, run_log
-from guided_diffusion.errors import InputError
+from guided_diffusion import dist_util, logger
 from guided_diffusion.kept_networks import KeptNetworks
 
 from .workers import ENDING
@@ -42,16 +40,8 @@ class Programs:
                 takes_networks = "kept" in inspect.signature(main).parameters
                 self._mains[program] = (lambda: main(kept=self._kept)) if takes_networks else main
             self._mains[program]()
-        except InputError as error:
-            run_log.keep_failure(str(error))
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except SystemExit as leaving:
-            return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-        except Exception:
-            run_log.keep_failure(traceback.format_exc().splitlines()[-1], traceback.format_exc())
-            traceback.print_exc()
-            return ENDING
+        except (Exception, SystemExit) as error:
+            return dist_util.report_failure(error)
         return 0
 
 
