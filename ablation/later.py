@@ -27,9 +27,9 @@ from guided_diffusion.checkpoint import write_bytes_atomically
 from .__main__ import PROTOCOLS, RECIPES, RESULTS
 from .again import call, commands_again, read_rows, run_again
 from .choice import Choice, swept_flag, with_value
-from .conclusion import Finding, judge, sentences
+from .conclusion import Finding, judge
 from .paired import Comparison, Difference, comparisons, paired_command, read_difference
-from .report import CONCLUSION, PAIRED_COLUMNS, certainty, paired_records, paired_section, write_index
+from .report import CONCLUSION, PAIRED_COLUMNS, conclusion_text, paired_records, paired_section, write_index
 
 _TITLE = "## Paired differences"
 
@@ -106,7 +106,7 @@ class Report:
             line | {name: float(line[name]) for name in ("entropy_ratio", "grad_norm")}
             for line in read_rows(self.folder / "diagnosis.csv")
         ]
-        return "".join(f"- {sentence}\n" for sentence in sentences(findings, certainty(measured)))
+        return conclusion_text(findings, measured)
 
     def _save(self, name: str, text: str) -> None:
         with write_bytes_atomically(self.folder / name) as file:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def write_results(
     sections += [_matched_section(choice, commands)] if MATCHED in choice.book.tables else []
     sections += [_norm_section(tuned.book, norms)]
     sections += [_diagnosis_section(diagnosis)] if diagnosis else []
-    texts[CONCLUSION] = "".join(f"- {sentence}\n" for sentence in sentences(found, certainty(diagnosis)))
+    texts[CONCLUSION] = conclusion_text(found, diagnosis)
     text = ["Conclusions, of what has been run:", texts[CONCLUSION].strip()]
     text += ["The protocol, written before: [PROTOCOL.md](../PROTOCOL.md). Commands of all rows: commands.csv."]
     text += ["Mean over the seeds, ± half the difference between the largest and the smallest.", *document.text[1:]]
@@ -134,7 +134,12 @@ def _findings(choice: Choice, commands: Commands) -> Iterator[Finding]:
                 yield judge(choice, comparison, found)
 
 
-def certainty(diagnosis: list[dict]) -> dict[str, tuple[float, float]]:
+def conclusion_text(findings: Sequence[Finding], diagnosis: list[dict]) -> str:
+    """The sentences, each a line of a list. :param diagnosis: what `_diagnosis` yields, or its CSV file's numbers."""
+    return "".join(f"- {sentence}\n" for sentence in sentences(findings, _certainty(diagnosis)))
+
+
+def _certainty(diagnosis: list[dict]) -> dict[str, tuple[float, float]]:
     """By classifier, for the last third of the steps: mean entropy over log K; gradient norm as a share of its peak."""
     found = {}
     for classifier in dict.fromkeys(record["classifier"] for record in diagnosis):
