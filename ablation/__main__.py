@@ -27,8 +27,8 @@ from ed_dpm_patches.reproduce.results import Results, read_results
 from ed_dpm_patches.reproduce.runner import Runner
 from ed_dpm_patches.reproduce.steps import Step, claim
 from guided_diffusion import dist_util
-from guided_diffusion.checkpoint import write_bytes_atomically
 from guided_diffusion.errors import InputError
+from guided_diffusion.files import write_atomically
 
 from . import paired
 from .choice import MATCHED, Choice, choose, matches, move, refine, with_matched_rows, with_wider_scales
@@ -198,7 +198,7 @@ class Ablation:
         results = read_results(choice.book, ROOT / self.out, commands.seeds)
         folder = ROOT / self.out / "figures"
         folder.mkdir(parents=True, exist_ok=True)
-        with write_bytes_atomically(folder / "tuning-runs.csv") as file:
+        with write_atomically(folder / "tuning-runs.csv") as file:
             # A curve has one point a scale; the capped rule is another curve that a CSV of runs does not tell apart.
             shown = {name: run for name, run in tuning.runs.items() if "eds_cap" not in tuner.book.runs[name].flags}
             file.write(runs_csv(tuner.book, replace(tuning, runs=shown)).encode())

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without
 
 from evaluations.classifier_features import ClassifierEngine  # noqa: E402
 from guided_diffusion import dist_util  # noqa: E402
-from guided_diffusion.checkpoint import write_bytes_atomically  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
+from guided_diffusion.files import write_atomically  # noqa: E402
 
 SEED = 0
 BATCH = 100
@@ -60,7 +60,7 @@ def write_part(path: Path, images: np.ndarray, labels: np.ndarray, clusters: int
         name = f"{label // clusters:0{width[0]}d}-{label % clusters:0{width[1]}d}_{number:06d}.png"
         Image.fromarray(image).save(unfinished / name)
     unfinished.rename(folder)
-    with write_bytes_atomically(path) as file:
+    with write_atomically(path) as file:
         np.savez(file, arr_0=images, arr_1=labels)
 
 

@@ -22,7 +22,7 @@ from ed_dpm_patches.reproduce.cli import Parser, count
 from ed_dpm_patches.reproduce.report import csv_text
 from ed_dpm_patches.reproduce.report_formats import Document, to_markdown
 from guided_diffusion import dist_util
-from guided_diffusion.checkpoint import write_bytes_atomically
+from guided_diffusion.files import write_atomically
 
 from .__main__ import PROTOCOLS, RECIPES, RESULTS
 from .again import call, commands_again, read_rows, run_again
@@ -109,7 +109,7 @@ class Report:
         return conclusion_text(findings, measured)
 
     def _save(self, name: str, text: str) -> None:
-        with write_bytes_atomically(self.folder / name) as file:
+        with write_atomically(self.folder / name) as file:
             file.write(text.encode())
         print(self.folder / name, flush=True)
 

@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for runs without installation
 
 from guided_diffusion import dist_util  # noqa: E402
-from guided_diffusion.checkpoint import write_bytes_atomically  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
+from guided_diffusion.files import write_atomically  # noqa: E402
 
 VARIABLE = "CIFAR10_ZIPS"
 FILES = {"train": "cifar10_train.zip", "evaluator": "cifar10_train.zip", "heldout": "cifar10_test.zip"}
@@ -102,7 +102,7 @@ def write_part(zips: Path, directory: Path, part: str, size: int) -> None:
     for name, image in zip(names, images, strict=True):
         Image.fromarray(image).save(unfinished / f"{Path(name).stem}.png")
     unfinished.rename(folder)
-    with write_bytes_atomically(reference) as file:
+    with write_atomically(reference) as file:
         np.savez(file, arr_0=images, arr_1=labels)
     print(f"{folder}: {len(names):,} images of {len(classes)} classes, {size}x{size}", flush=True)
 

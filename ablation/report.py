@@ -17,7 +17,7 @@ from ed_dpm_patches.reproduce.report import build, csv_text, runs_csv, tables_cs
 from ed_dpm_patches.reproduce.report_formats import Column, Group, Line, Section, to_markdown
 from ed_dpm_patches.reproduce.results import Results, read_json
 from ed_dpm_patches.reproduce.runner import Runner
-from guided_diffusion.checkpoint import write_bytes_atomically
+from guided_diffusion.files import write_atomically
 
 from .choice import MATCHED, Choice, guidance_norm
 from .conclusion import Finding, judge, sentences
@@ -86,7 +86,7 @@ def write_results(
         shutil.copy(ROOT / commands.out / "figures" / name, folder / name)
     texts["README.md"] += "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in pictures)
     for name, content in texts.items():
-        with write_bytes_atomically(folder / name) as file:
+        with write_atomically(folder / name) as file:
             file.write(content.encode())
     return [write_index(folder.parent), *(folder / name for name in (*texts, *pictures))]
 
@@ -103,7 +103,7 @@ def write_index(folder: Path) -> Path:
         name = path.parent.name
         blocks += [f"## {name}", path.read_text().strip()]
         blocks.append(f"Tables, intervals, figures and raw files: [{name}/README.md]({name}/README.md).")
-    with write_bytes_atomically(folder / "README.md") as file:
+    with write_atomically(folder / "README.md") as file:
         file.write("\n\n".join([*blocks, ""]).encode())
     return folder / "README.md"
 

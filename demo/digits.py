@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without installation
 
-from guided_diffusion.checkpoint import write_bytes_atomically  # noqa: E402
+from guided_diffusion.files import write_atomically  # noqa: E402
 
 NUM_CLASSES = 10
 # Cuts as shares of every class, in the order of a permutation with a fixed seed.
@@ -52,7 +52,7 @@ def write_parts(directory: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for number in numbers:
             Image.fromarray(images[number]).save(folder / f"{labels[number]}_{number:04d}.png")
-        with write_bytes_atomically(directory / f"{name}.npz") as file:
+        with write_atomically(directory / f"{name}.npz") as file:
             np.savez(file, arr_0=images[numbers][..., None], arr_1=labels[numbers])
 
 

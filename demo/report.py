@@ -11,7 +11,7 @@ import numpy as np
 from demo import conclusions, plots
 from demo.plan import CONFIGURATIONS, MODEL, TRACED_SCALE, Configuration, Plan
 from demo.results import METRICS, Results, read_results
-from guided_diffusion.checkpoint import write_bytes_atomically
+from guided_diffusion.files import write_atomically
 
 STYLE = """
 body { font: 16px/1.5 sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #111; }
@@ -38,7 +38,7 @@ def write_report(plan: Plan, commands: list[str]) -> str:
         balanced(plan.data / "train.npz"),
         figures["samples"],
     )
-    with write_bytes_atomically(plan.out / "report.html") as file:
+    with write_atomically(plan.out / "report.html") as file:
         file.write(page(plan, results, figures, commands).encode())
     return conclusions.text_table(results)
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from evaluations.engine import Activations
 from evaluations.metrics.npz import read_array
-from guided_diffusion.checkpoint import write_bytes_atomically
 from guided_diffusion.errors import InputError
+from guided_diffusion.files import write_atomically
 
 _FORMAT = 1
 
@@ -61,10 +61,10 @@ class ActivationCache:
         """Write an entry atomically; a full disk or the like is a warning."""
         path = self._path(key)
         try:
-            with write_bytes_atomically(path) as file:
+            with write_atomically(path) as file:
                 np.savez(file, **vars(seen.activations), image_hashes=seen.image_hashes)
-        except OSError as error:
-            log.warning("warning: cannot cache activations in %s: %s", path, error.strerror or error)
+        except InputError as error:
+            log.warning("warning: activations are not cached: %s", error)
 
     def _path(self, key: dict[str, Any]) -> Path:
         text = json.dumps({"format": _FORMAT, **key}, sort_keys=True)

@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without installation
 
 from evaluations.metrics.npz import open_images, read_labels  # noqa: E402
-from guided_diffusion.checkpoint import write_bytes_atomically  # noqa: E402
 from guided_diffusion.errors import InputError, first_line  # noqa: E402
+from guided_diffusion.files import write_atomically  # noqa: E402
 
 _LABEL_HEIGHT = 12  # pixels, of PIL's built-in font
 
@@ -66,11 +66,11 @@ def npz_to_folder(source: Path, folder: Path, grid: int = 64) -> None:
             if i < grid:
                 first.append(pixels)
             prefix = "" if labels is None else f"{labels[i]}_"
-            with write_bytes_atomically(folder / f"{prefix}{i:0{digits}d}.png") as file:
+            with write_atomically(folder / f"{prefix}{i:0{digits}d}.png") as file:
                 _picture(pixels).save(file, format="PNG")
     if first:
         path = folder.with_name(f"{folder.name}.png")
-        with write_bytes_atomically(path) as file:
+        with write_atomically(path) as file:
             draw_grid(first, labels).save(file, format="PNG")
         log.info("grid: %s", path.absolute())
     log.info("wrote %d images to %s", i + 1, folder.absolute())
@@ -101,7 +101,7 @@ def folder_to_npz(folder: Path, target: Path) -> None:
             raise InputError(f"{found[i][1]}: found {pixels.shape}, expected {images.shape[1:]} as in the first")
         images[i] = pixels
     arrays = [images] if not labels[0] else [images, np.array(labels, dtype=np.int64)]
-    with write_bytes_atomically(target) as file:
+    with write_atomically(target) as file:
         np.savez(file, *arrays)
     log.info("wrote %d images to %s", len(found), target.absolute())
 

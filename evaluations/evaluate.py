@@ -34,7 +34,7 @@ from evaluations.metrics.statistics import Gaussian, fit_gaussian
 from evaluations.metrics_record import Metrics
 from evaluations.seeing import see
 from guided_diffusion.errors import InputError
-from guided_diffusion.hashing import hash_file
+from guided_diffusion.files import hash_file
 
 __all__ = ["Metrics", "evaluate"]
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from evaluations.metrics_record import Metrics
-from guided_diffusion.checkpoint import write_json
+from guided_diffusion.files import write_json
 
 _TITLES = {
     "inception_score": "Inception Score",

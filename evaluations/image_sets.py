@@ -18,7 +18,7 @@ from PIL import Image
 from evaluations.metrics.npz import list_arrays, open_images, read_labels, read_stored_statistics
 from evaluations.metrics.statistics import Gaussian
 from guided_diffusion.errors import InputError, first_line
-from guided_diffusion.hashing import hash_file
+from guided_diffusion.files import hash_file
 from guided_diffusion.safe_images import open_image
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp"})

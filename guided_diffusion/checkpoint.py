@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import pickle
 import re
-import secrets
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from guided_diffusion.errors import InputError
+from guided_diffusion.files import is_remote, open_regular, parse_json, read_json, reason, write_atomically, write_json
 from guided_diffusion.nonfinite import check_weights
 
 CONFIG_NAME = "config.json"
@@ -49,6 +48,8 @@ def read_object(path: str | os.PathLike, **kwargs: Any) -> Any:
                 return torch.load(file, **kwargs)
         except (torch.OutOfMemoryError, MemoryError):
             raise
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {reason(error)}") from error
         except Exception as error:  # the decoders raise nearly everything on damaged input
             raise InputError(f"{path}: {_why_unreadable(error, file)}") from error
 
@@ -105,10 +106,10 @@ def save(obj: Any, path: str | os.PathLike) -> None:
         # Clones, because safetensors refuses tensors that share memory; contiguous, because it must be.
         tensors = {key: value.detach().cpu().clone().contiguous() for key, value in obj.items()}
         data = safetensors.torch.save(tensors)
-        with write_bytes_atomically(path) as file:
+        with write_atomically(path) as file:
             file.write(data)
     else:
-        with write_bytes_atomically(path) as file:
+        with write_atomically(path) as file:
             try:
                 torch.save(obj, file)
             except RuntimeError as error:  # torch's word for a full disk is "unexpected pos"
@@ -122,79 +123,21 @@ def write_config(directory: str | os.PathLike, config: Mapping[str, Any]) -> Non
     write_json(_join(os.fspath(directory), CONFIG_NAME), dict(config), default=str)
 
 
-def write_json(path: str | os.PathLike, value: Any, **options: Any) -> None:
-    """Write ``value`` as JSON, atomically; ``options`` go to ``json.dumps``."""
-    with write_bytes_atomically(path) as file:
-        file.write(json.dumps(value, indent=2, **options).encode() + b"\n")
-
-
 def read_config(checkpoint_path: str | os.PathLike) -> dict[str, Any] | None:
     """The ``config.json`` beside a checkpoint, or None where there is none.
 
-    Raises ``InputError`` if it is there but is not a JSON object.
+    Raises ``InputError`` if it is there but cannot be read or is not a JSON object.
     """
     checkpoint_path = os.fspath(checkpoint_path)
-    directory = checkpoint_path.rpartition("/")[0] if _is_remote(checkpoint_path) else None
-    path = _join(directory or str(Path(checkpoint_path).parent), CONFIG_NAME)
-    if not _is_remote(path) and not os.path.exists(path):
+    if not is_remote(checkpoint_path):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return read_json(Path(checkpoint_path).parent / CONFIG_NAME)
         return None
-    if _is_remote(path) and (_is_web(path) or not blobfile.exists(path)):
+    path = _join(checkpoint_path.rpartition("/")[0], CONFIG_NAME)
+    if _is_web(path) or not blobfile.exists(path):
         return None
     with _open_for_reading(path) as file:
-        try:
-            config = json.loads(file.read())
-        except ValueError as error:
-            raise InputError(f"{path}: expected JSON, found {_one_line(error)}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: expected a JSON object, found {_describe(config)}")
-    return config
-
-
-@contextmanager
-def write_bytes_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Yield a binary file that becomes ``path`` when the block ends without an exception.
-
-    The bytes go to a temporary name in the same directory and reach the disk before the rename, so a reader
-    (or a crash) sees the old file or the new one, never a part. Missing directories are made. A remote path
-    is buffered in memory and uploaded at the end.
-    """
-    if _is_remote(os.fspath(path)):
-        buffer = io.BytesIO()
-        yield buffer
-        with blobfile.BlobFile(os.fspath(path), "wb") as remote:
-            remote.write(buffer.getbuffer())
-        return
-    target = Path(path).resolve()  # through a symbolic link, so that the link itself survives
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_directory(target.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make a rename durable; file systems that cannot do this are left as they are."""
-    try:
-        descriptor = os.open(directory, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
-
-
-def _is_remote(path: str) -> bool:
-    return "://" in path
+        return parse_json(file.read(), path)
 
 
 def _is_web(path: str) -> bool:
@@ -203,7 +146,7 @@ def _is_web(path: str) -> bool:
 
 
 def _join(directory: str, name: str) -> str:
-    return f"{directory.rstrip('/')}/{name}" if _is_remote(directory) else os.path.join(directory, name)
+    return f"{directory.rstrip('/')}/{name}" if is_remote(directory) else os.path.join(directory, name)
 
 
 def _open_for_reading(path: str) -> BinaryIO:
@@ -211,8 +154,8 @@ def _open_for_reading(path: str) -> BinaryIO:
     if not path:
         raise InputError("no checkpoint path given: expected a file name, found an empty string")
     try:
-        if not _is_remote(path):
-            return open(path, "rb")
+        if not is_remote(path):
+            return open_regular(path)
         if _is_web(path):
             with urllib.request.urlopen(path) as response:
                 return io.BytesIO(response.read())
@@ -223,7 +166,7 @@ def _open_for_reading(path: str) -> BinaryIO:
     except urllib.error.URLError as error:
         raise InputError(f"{path}: cannot be fetched: {_one_line(error)}") from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or _one_line(error)}") from error
+        raise InputError(f"{path}: cannot be read: {reason(error)}") from error
     except blobfile.Error as error:
         raise InputError(f"{path}: cannot be fetched: {_one_line(error)}") from error
 

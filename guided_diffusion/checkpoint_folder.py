@@ -18,7 +18,7 @@ from typing import Any
 
 from . import checkpoint, logger
 from .errors import InputError, first_line
-from .hashing import hash_file
+from .files import hash_file, write_json
 
 _NUMBERED = re.compile(r"(model|opt|ema_.+_|state)(\d{6,})\.(pt|json)")
 _TEMPORARY = re.compile(r"\.(model|opt|ema_|state).*\.[0-9a-f]{8}\.tmp")
@@ -139,7 +139,7 @@ class CheckpointFolder:
     def _write_state(self, number: int, entry: dict[str, Any]) -> None:
         path = self._state_path(number)
         try:
-            checkpoint.write_json(path, entry | {"sha256": _digest(entry)})
+            write_json(path, entry | {"sha256": _digest(entry)})
         except OSError as error:
             raise InputError(f"{path}: cannot be written: {first_line(error)}") from error
 

@@ -18,7 +18,7 @@ import requests
 from tqdm.auto import tqdm
 
 from guided_diffusion.errors import InputError, first_line
-from guided_diffusion.hashing import hash_file
+from guided_diffusion.files import hash_file
 
 ATTEMPTS = 5
 PAUSE_SECONDS = 1.0  # before the second attempt; twice as long before each further one

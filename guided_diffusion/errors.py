@@ -19,6 +19,10 @@ class InputValueError(InputError, ValueError):
     """An ``InputError`` in a place where callers of the public interface already catch ``ValueError``."""
 
 
+class DamagedError(InputError):
+    """A file that can be read but is not what was once written under its name; see ``files``."""
+
+
 class Stopped(SystemExit):
     """All ranks have agreed to end here, with this exit status, and nothing is lost by it.
 

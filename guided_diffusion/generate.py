@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from . import dist_util, logger
-from .checkpoint import write_bytes_atomically, write_json
-from .hashing import hash_file
+from .files import hash_file, write_atomically, write_json
 from .manifest import check_manifest, read_manifest, versions, write_manifest
 from .nonfinite import Watch, as_records
 from .parts import PartStore, Piece, assemble, earlier_results, missing_batches, without_overlap
@@ -204,5 +203,5 @@ def save_grid(images: np.ndarray, path: Path, columns: int = 8) -> None:
     padded[:count] = images
     grid = padded.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
     grid = grid.reshape(rows * height, columns * width, channels)
-    with write_bytes_atomically(path) as file:
+    with write_atomically(path) as file:
         Image.fromarray(grid[..., 0] if channels == 1 else grid).save(file, format="PNG")

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from guided_diffusion import launch, run_log
+from guided_diffusion import launch, processes, run_log
 
 # Seconds of silence after which a rank counts as lost. Long, because a rank that compiles or reads gigabytes may
 # hold Python's lock for that time; short enough for all to have ended within a minute.
@@ -78,7 +78,7 @@ class Heartbeat:
         self._patience = launch.whole_number(PATIENCE_VARIABLE, default=PATIENCE)
         if self._patience == 0:
             return
-        self._store, self._own = store, Place(rank, socket.gethostname(), os.getpid(), _machine())
+        self._store, self._own = store, Place(rank, socket.gethostname(), os.getpid(), processes.machine())
         if rank == 0:
             store.set("failure", _FINE)
         store.set(f"beat/{rank}", "0")
@@ -158,7 +158,7 @@ class Heartbeat:
 
     def _look_for_leavers(self) -> None:
         for place in self._neighbours:
-            if _is_gone(place.pid):
+            if processes.start_time(place.pid) is None:
                 if self._stopped.wait(_PERIOD) or self._others_may_leave or self._failure != _FINE:
                     return  # it had its reasons, or all are about to leave
                 self._give_up(place, f"{place} is gone: it was killed or crashed")
@@ -207,21 +207,3 @@ def _end_stuck_agent() -> None:
             nowhere = subprocess.DEVNULL
             command = f"sleep {_AGENT_GRACE}; kill -9 {parent}"
             subprocess.Popen(["sh", "-c", command], stdout=nowhere, stderr=nowhere, start_new_session=True)
-
-
-def _machine() -> str:
-    """The same for two processes that see each other's process ids, and for no others."""
-    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    try:
-        return f"{socket.gethostname()} {boot.read_text().strip()} {namespace.readlink()}"
-    except OSError:  # not Linux
-        return f"{socket.gethostname()} {os.getpid()}"
-
-
-def _is_gone(pid: int) -> bool:
-    """Whether a process of this machine has ended (it may wait for its parent to take notice)."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
-    except OSError:
-        return True
-    return state in (b"Z", b"X")

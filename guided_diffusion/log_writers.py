@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from guided_diffusion.checkpoint import write_bytes_atomically
 from guided_diffusion.errors import InputError, InputValueError
+from guided_diffusion.files import write_atomically
 
 _COLUMN = 30  # widest cell of the text table, in characters
 
@@ -120,7 +120,7 @@ class CSVOutputFormat(KVWriter):
             rows = list(csv.reader(file))[1:]
         self.keys += names
         table = [self.keys, *(row + [""] * (len(self.keys) - len(row)) for row in rows)]
-        with write_bytes_atomically(self.path) as file:
+        with write_atomically(self.path) as file:
             for row in table:
                 csv.writer(_Encoder(file), lineterminator="\n").writerow(row)
         self.file = self._open()

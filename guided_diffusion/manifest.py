@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from . import logger
-from .checkpoint import write_json
 from .errors import InputError
+from .files import write_json
 
 MANIFEST = "run.json"
 _NOTES = ("sha256", "versions", "extras_sha256")  # entries that are not flags

@@ -11,8 +11,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .checkpoint import write_bytes_atomically
 from .errors import InputError
+from .files import write_atomically
 
 BLOCK = 1 << 20  # bytes copied at a time
 
@@ -80,7 +80,7 @@ class PartStore:
 
     def write(self, first: int, arrays: dict[str, np.ndarray]) -> None:
         """Store one batch, sample `first` and those after it. InputError when the disk is full."""
-        with _naming(self._path(first)), write_bytes_atomically(self._path(first)) as file:
+        with _naming(self._path(first)), write_atomically(self._path(first)) as file:
             np.savez(file, **{name: np.ascontiguousarray(array) for name, array in arrays.items()})
 
     def pieces(self) -> list[Piece]:
@@ -154,7 +154,7 @@ def assemble(pieces: Sequence[Piece], names: Sequence[str], path: Path) -> None:
     """
     with (
         _naming(path),
-        write_bytes_atomically(path) as file,
+        write_atomically(path) as file,
         zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
     ):
         for name in names:

@@ -16,8 +16,8 @@ import numpy as np
 import torch.distributed as dist
 
 from guided_diffusion import dist_util, logger, run_setup
-from guided_diffusion.checkpoint import write_bytes_atomically
 from guided_diffusion.configs import DataConfig, DiffusionConfig, ModelConfig, RunConfig
+from guided_diffusion.files import write_atomically
 from guided_diffusion.flags import Parser, flag
 from guided_diffusion.image_datasets import load_data
 from guided_diffusion.progress import Progress
@@ -80,7 +80,7 @@ def evaluate(model, diffusion, data: Iterator, nll: NllConfig, directory: Path) 
     if dist_util.get_rank() == 0:
         for name, values in sums.items():
             path = directory / f"{name}_terms.npz"
-            with write_bytes_atomically(path) as file:
+            with write_atomically(path) as file:
                 np.savez(file, (values / rounds).astype(np.float32))
             logger.log(f"saved {path}")
     dist_util.barrier()

@@ -12,6 +12,7 @@ from torch import nn
 
 from guided_diffusion import checkpoint, dist_util
 from guided_diffusion.errors import InputError
+from guided_diffusion.files import write_atomically
 
 
 class Opens:
@@ -179,7 +180,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, existing):
     path = tmp_path / "model.pt"
     if existing:
         path.write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt), checkpoint.write_bytes_atomically(path) as file:
+    with pytest.raises(KeyboardInterrupt), write_atomically(path) as file:
         file.write(b"half")
         file.flush()
         raise KeyboardInterrupt
@@ -194,7 +195,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, existing):
 def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path):
     path = tmp_path / "model.pt"
     path.write_bytes(b"old")
-    with checkpoint.write_bytes_atomically(path) as file:
+    with write_atomically(path) as file:
         file.write(b"new")
         file.flush()
         assert path.read_bytes() == b"old"
@@ -206,7 +207,7 @@ def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path):
 def test_permissions_and_links_are_those_of_a_plain_write(tmp_path):
     (tmp_path / "plain").write_bytes(b"")
     (tmp_path / "link").symlink_to(tmp_path / "target")
-    with checkpoint.write_bytes_atomically(tmp_path / "link") as file:
+    with write_atomically(tmp_path / "link") as file:
         file.write(b"x")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_bytes() == b"x"
     assert (tmp_path / "target").stat().st_mode == (tmp_path / "plain").stat().st_mode
@@ -219,7 +220,8 @@ def test_config_beside_a_checkpoint(tmp_path):
     checkpoint.write_config(tmp_path / "run", config)
     assert checkpoint.read_config(model_path) == config | {"data_dir": str(tmp_path)}
     assert json.loads((tmp_path / "run" / "config.json").read_text())["image_size"] == 64
-    for text, found in (("{", "expected JSON"), ("[1]", "expected a JSON object, found a list")):
+    expected = "expected a JSON object, found"
+    for text, found in (("{", f"{expected} no JSON"), ("[1]", f"{expected} a list")):
         (tmp_path / "run" / "config.json").write_text(text)
         with pytest.raises(InputError, match=rf"config\.json: {found}"):
             checkpoint.read_config(model_path)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from guided_diffusion.checkpoint import write_bytes_atomically
 from guided_diffusion.errors import InputError
+from guided_diffusion.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,7 +89,7 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def write(path: Path, data: bytes) -> None:
     """All of it or nothing. InputError when it cannot be written there."""
     try:
-        with write_bytes_atomically(path) as file:
+        with write_atomically(path) as file:
             file.write(data)
     except OSError as error:
         raise InputError(f"--out: {path} cannot be written: {error.strerror or error}") from error

@@ -18,10 +18,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from guided_diffusion.checkpoint import write_json
 from guided_diffusion.download import TIMEOUT_SECONDS, fetch, open_locked
 from guided_diffusion.errors import InputError
-from guided_diffusion.hashing import hash_file
+from guided_diffusion.files import hash_file, write_json
 
 from .published import PUBLISHED, PublishedFile, published
 

@@ -12,8 +12,8 @@ import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from guided_diffusion.checkpoint import write_bytes_atomically
 from guided_diffusion.errors import InputError
+from guided_diffusion.files import write_atomically
 
 from .book import Book, Figures, Table
 from .comparison import FACTOR_RULES, Outcome, findings, guidance_name, outcomes
@@ -58,7 +58,7 @@ def write_report(book: Book, out: Path, rehearsal: bool) -> list[Path]:
         "runs.csv": runs_csv(book, results, rehearsal),
     }
     for name, text in texts.items():
-        with write_bytes_atomically(out / name) as file:
+        with write_atomically(out / name) as file:
             file.write(text.encode())
     return [out / name for name in texts]
 

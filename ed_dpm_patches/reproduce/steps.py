@@ -18,9 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from guided_diffusion.checkpoint import write_json
 from guided_diffusion.errors import InputError
-from guided_diffusion.hashing import hash_file
+from guided_diffusion.files import hash_file, write_json
 
 from .book import ROOT
 from .results import read_json

@@ -1,0 +1,217 @@
+"""Local files: written whole or not at all, read only if they are regular, and their digests."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import blobfile
+
+from guided_diffusion import processes
+from guided_diffusion.errors import DamagedError, InputError, first_line
+
+# .NAME.<machine>-<process>-<random>.tmp; earlier versions wrote .NAME.<random>.tmp and .status.json.<process>.tmp
+_TEMPORARY = re.compile(r"\.(?P<name>.+?)\.((?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}|[0-9a-f]{8}|\d+)\.tmp")
+_ABANDONED = 24 * 3600.0  # seconds without a change after which nobody can be writing a temporary file any more
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF)  # a directory, on some systems
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a folder",
+}
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Return whether a path is an address such as gs://bucket/name."""
+    return "://" in os.fspath(path)
+
+
+@contextmanager
+def write_atomically(path: str | os.PathLike, commit: Callable[[Path], None] | None = None) -> Iterator[BinaryIO]:
+    """Yield a binary file that becomes ``path`` when the block ends without an exception.
+
+    The bytes go to a temporary name in the same directory and reach the disk before the rename, so that a reader (or a
+    crash) sees the old file or the new one, never a part. Missing directories are made. A remote path is buffered in
+    memory and uploaded at the end.
+
+    :param commit: called with the temporary path when its contents are on disk, before the rename.
+    :raises InputError: the file cannot be written; also for an ``OSError`` of the block, which therefore has to name
+        what it cannot *read* by itself.
+    """
+    if is_remote(path):
+        with _upload(os.fspath(path)) as buffer:
+            yield buffer
+        return
+    target = temporary = None
+    try:
+        target = Path(path).resolve()  # through a symbolic link, so that the link itself survives
+        target.parent.mkdir(parents=True, exist_ok=True)
+        owner = f"{processes.machine_digest()}-{os.getpid()}-{secrets.token_hex(4)}"
+        temporary = target.with_name(f".{target.name}.{owner}.tmp")
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if commit is not None:
+            commit(temporary)
+        os.replace(temporary, target)
+        temporary = None
+        _sync_directory(target.parent)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {reason(error)}") from error
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, value: Any, **options: Any) -> None:
+    """Write ``value`` as JSON, atomically; ``options`` go to ``json.dumps``. Raises as ``write_atomically`` does."""
+    with write_atomically(path) as file:
+        file.write(json.dumps(value, indent=2, **options).encode() + b"\n")
+
+
+def read_json(path: str | os.PathLike, expected: str = "a JSON object") -> dict[str, Any]:
+    """Return the JSON object in a local file.
+
+    :raises FileNotFoundError: there is none.
+    :raises DamagedError: the file can be read but is not ``expected``.
+    :raises InputError: it cannot be read, or is no regular file.
+    """
+    with reading(path), open_regular(path) as file:
+        data = file.read()
+    return parse_json(data, path, expected)
+
+
+def parse_json(data: bytes, name: str | os.PathLike, expected: str = "a JSON object") -> dict[str, Any]:
+    """Return the JSON object that some bytes hold; DamagedError, naming their file, where they do not."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{name}: expected {expected}, found no JSON ({first_line(error)})") from error
+    if not isinstance(found, dict):
+        raise DamagedError(f"{name}: expected {expected}, found a {type(found).__name__}")
+    return found
+
+
+@contextmanager
+def reading(path: str | os.PathLike) -> Iterator[None]:
+    """Turn an ``OSError`` of the block into an ``InputError`` that says ``path`` cannot be read.
+
+    "No such file" stays a ``FileNotFoundError``. What cannot be read may well be intact: it is never damage.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {reason(error)}") from error
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Open a local file for reading bytes, without waiting where it is a named pipe.
+
+    :raises InputError: it is anything but a regular file. ``OSError`` as ``open`` does.
+    """
+    opener = lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # noqa: E731
+    file = open(path, "rb", opener=opener)  # noqa: SIM115
+    mode = os.fstat(file.fileno()).st_mode
+    if not stat.S_ISREG(mode):
+        file.close()
+        raise InputError(f"{path}: found {_KINDS.get(stat.S_IFMT(mode), 'something else')}, expected a regular file")
+    return file
+
+
+def list_names(directory: str | os.PathLike) -> list[str]:
+    """Return the sorted names in a directory; none where there is no directory. InputError where it cannot be read."""
+    with suppress(FileNotFoundError, NotADirectoryError), reading(directory):
+        return sorted(os.listdir(directory))
+    return []
+
+
+def hash_file(path: str | os.PathLike, algorithm: str = "sha256") -> str:
+    """Return a file's digest in hexadecimal; against damage and mix-ups, so MD5 is allowed everywhere.
+
+    :raises FileNotFoundError: there is no such file. :raises InputError: it cannot be read, or is not regular.
+    """
+    with reading(path), open_regular(path) as file:
+        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file so that it is neither used nor lost; return its new path. InputError if that fails."""
+    number, aside = 1, path.with_name(f"{path.name}.damaged")
+    while aside.exists():
+        number, aside = number + 1, path.with_name(f"{path.name}.damaged-{number + 1}")
+    try:
+        os.rename(path, aside)
+    except OSError as error:
+        raise InputError(f"{path}: damaged, and cannot be renamed to {aside.name}: {reason(error)}") from error
+    return aside
+
+
+def remove_leftovers(directory: Path, name: str | None = None, owned: bool = False) -> None:
+    """Remove the temporary files that killed processes left in a directory.
+
+    :param name: only those of this file.
+    :param owned: nobody else writes there, so that all of them are left-overs. Otherwise those go whose writer is a
+        process of this machine that has ended, or that have not changed for a day.
+    """
+    for found in list_names(directory):
+        match = _TEMPORARY.fullmatch(found)
+        if match and name in (None, match["name"]):
+            with suppress(OSError):  # it is a nuisance, not a fault
+                if owned or _is_abandoned(directory / found, match):
+                    (directory / found).unlink(missing_ok=True)
+
+
+def reason(error: OSError) -> str:
+    """Return why an operation failed, in the system's words."""
+    return error.strerror or first_line(error)
+
+
+def _is_abandoned(path: Path, match: re.Match) -> bool:
+    if match["machine"] == processes.machine_digest():
+        return processes.start_time(int(match["pid"])) is None
+    return time.time() - path.stat().st_mtime > _ABANDONED
+
+
+@contextmanager
+def _upload(path: str) -> Iterator[BinaryIO]:
+    buffer = io.BytesIO()
+    yield buffer
+    try:
+        with blobfile.BlobFile(path, "wb") as remote:
+            remote.write(buffer.getbuffer())
+    except (OSError, blobfile.Error) as error:
+        raise InputError(f"{path}: cannot be written: {first_line(error)}") from error
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename durable; file systems that cannot do this are left as they are."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,37 @@
+"""Processes of this machine: telling them apart and whether they still run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def machine() -> str:
+    """Return a name that two processes share exactly if they see each other's process ids."""
+    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    try:
+        return f"{socket.gethostname()} {boot.read_text().strip()} {namespace.readlink()}"
+    except OSError:  # not Linux
+        return f"{socket.gethostname()} {os.getpid()}"
+
+
+@cache
+def machine_digest() -> str:
+    """Return eight hexadecimal digits of `machine`, short enough for the name of a file."""
+    return hashlib.sha256(machine().encode()).hexdigest()[:8]
+
+
+def start_time(pid: int) -> str | None:
+    """Return when a process started, in clock ticks after the boot; None if it has ended.
+
+    A process that waits for its parent to take notice has ended.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in (b"Z", b"X") else fields[19].decode()
