@@ -11,17 +11,18 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import checkpoint, logger
-from .errors import InputError, first_line
-from .files import hash_file, write_json
+from .errors import DamagedError, InputError
+from .files import hash_file, list_names, read_json, reading, reason, set_aside, write_json
+from .run_directory import check_held
 
 _NUMBERED = re.compile(r"(model|opt|ema_.+_|state)(\d{6,})\.(pt|json)")
-_TEMPORARY = re.compile(r"\.(model|opt|ema_|state).*\.[0-9a-f]{8}\.tmp")
 
 
 @dataclass(frozen=True)
@@ -53,31 +54,35 @@ class CheckpointFolder:
         return sorted(self._numbers("state"), reverse=True)
 
     def _numbers(self, kind: str) -> list[int]:
-        found = (_NUMBERED.fullmatch(path.name) for path in self.directory.glob(f"{kind}*"))
-        return [int(match[2]) for match in found if match]
+        found = (_NUMBERED.fullmatch(name) for name in list_names(self.directory))
+        return [int(match[2]) for match in found if match and match[1] == kind]
 
     def newest_state(self) -> dict[str, Any] | None:
-        """What the newest checkpoint with a readable state keeps, be it intact or not."""
+        """What the newest checkpoint with an undamaged state keeps, be it intact or not.
+
+        InputError where a state cannot be read.
+        """
         for number in self.numbers():
-            try:
+            with suppress(DamagedError):
                 return self._read(number)["state"]
-            except InputError:
-                continue
         return None
 
     def newest_intact(self) -> Checkpoint | None:
-        """The newest intact checkpoint; a warning for each newer one, which from now on counts as unfinished."""
-        for path in self.directory.glob(".*.tmp"):
-            if _TEMPORARY.fullmatch(path.name):
-                path.unlink()  # left by a process that was killed in the midst of writing it
-        found, warnings = None, []
+        """The newest intact checkpoint; newer ones, which are damaged, are set aside with a warning.
+
+        InputError, and nothing is changed, where one cannot be read: it may well be intact.
+        """
+        found, damaged = None, {}
         for number in self.numbers():
             try:
                 found = self._check(number)
                 break
-            except InputError as error:
-                warnings.append(str(error))
-                self._state_path(number).unlink()
+            except DamagedError as error:
+                damaged[number] = error
+        warnings = [f"{error}; kept as *.damaged" for error in damaged.values()]
+        for number in damaged:
+            for path in sorted(self._files(number), key=lambda path: path.suffix == ".json"):  # the state last
+                set_aside(path)
         unfinished = set(self._numbers("model")) - set(self.numbers())
         newer = [number for number in unfinished if found is None or number > found.number]
         if newer and not warnings:
@@ -94,15 +99,14 @@ class CheckpointFolder:
         :param objects: what goes into its files, by their names.
         :param state: JSON values to keep beside them.
         """
+        check_held(self.directory)
         self._make_way(number)
         files = {}
         for name, content in objects.items():
             path = self.directory / name
-            try:
-                checkpoint.save(content, path)
+            checkpoint.save(content, path)
+            with reading(path):
                 files[name] = {"size": path.stat().st_size, "sha256": hash_file(path)}
-            except OSError as error:
-                raise InputError(f"{path}: cannot be written: {first_line(error)}") from error
             logger.log(f"saved {path}")
         self._write_state(number, {"state": state, "files": files})
 
@@ -122,56 +126,65 @@ class CheckpointFolder:
         if number - 1 not in self.numbers():
             entry = self._read(number)
             for name in entry["files"]:
-                _link(self.directory / name, self.directory / _renumbered(name, number - 1))
+                with _writing(self.directory / name):
+                    _link(self.directory / name, self.directory / _renumbered(name, number - 1))
             files = {_renumbered(name, number - 1): expected for name, expected in entry["files"].items()}
             self._write_state(number - 1, entry | {"files": files})
-        self._state_path(number).unlink()
+        with _writing(self._state_path(number)):
+            self._state_path(number).unlink()
 
     def _remove(self, number: int) -> None:
-        self._state_path(number).unlink()  # first: without it the rest does not count
-        for path in self.directory.iterdir():
-            if (match := _NUMBERED.fullmatch(path.name)) and int(match[2]) == number:
-                path.unlink()
+        for path in sorted(self._files(number), key=lambda path: path.suffix == ".json"):  # the state last: it is
+            with _writing(path):  # by the state that the next call finds what an interrupted one has left
+                path.unlink(missing_ok=True)
+
+    def _files(self, number: int) -> list[Path]:
+        found = {name: _NUMBERED.fullmatch(name) for name in list_names(self.directory)}
+        return [self.directory / name for name, match in found.items() if match and int(match[2]) == number]
 
     def _state_path(self, number: int) -> Path:
         return self.directory / f"state{number:06d}.json"
 
     def _write_state(self, number: int, entry: dict[str, Any]) -> None:
-        path = self._state_path(number)
-        try:
-            write_json(path, entry | {"sha256": _digest(entry)})
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written: {first_line(error)}") from error
+        write_json(self._state_path(number), entry | {"sha256": _digest(entry)})
 
     def _read(self, number: int) -> dict[str, Any]:
-        """A state file. InputError when it is damaged."""
+        """A state file. DamagedError when it is damaged, InputError when it cannot be read."""
         path = self._state_path(number)
         try:
-            entry = json.loads(path.read_text())
-            digest = entry.pop("sha256")
-            if digest != _digest(entry):
-                raise ValueError("its SHA-256 is not the one it states")
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise InputError(f"{path}: damaged ({first_line(error)})") from error
+            entry = read_json(path, "a checkpoint's state")
+        except FileNotFoundError:
+            raise DamagedError(f"{path}: missing") from None
+        if entry.pop("sha256", None) != _digest(entry):
+            raise DamagedError(f"{path}: damaged (its SHA-256 is not the one it states)")
         return entry
 
     def _check(self, number: int) -> Checkpoint:
-        """A checkpoint. InputError naming the first of its files that is not as it was written."""
+        """A checkpoint. DamagedError naming the first of its files that is not as it was written, InputError one that
+        cannot be read."""
         entry = self._read(number)
         for name, expected in entry["files"].items():
             path = self.directory / name
             try:
-                size = path.stat().st_size
+                with reading(path):
+                    size = path.stat().st_size
                 if size != expected["size"]:
-                    raise InputError(f"{path}: damaged (found {size} bytes, expected {expected['size']})")
+                    raise DamagedError(f"{path}: damaged (found {size} bytes, expected {expected['size']})")
                 digest = hash_file(path)
             except FileNotFoundError:
-                raise InputError(f"{path}: missing") from None
-            except OSError as error:
-                raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+                raise DamagedError(f"{path}: missing") from None
             if digest != expected["sha256"]:
-                raise InputError(f"{path}: damaged (SHA-256 {digest[:12]}, expected {expected['sha256'][:12]})")
+                raise DamagedError(f"{path}: damaged (SHA-256 {digest[:12]}, expected {expected['sha256'][:12]})")
         return Checkpoint(self.directory, number, entry["state"])
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into an InputError that names a file."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be renamed or removed: {reason(error)}") from error
 
 
 def _link(path: Path, new: Path) -> None:

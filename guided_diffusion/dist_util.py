@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from guided_diffusion import checkpoint, launch, run_log
+from guided_diffusion import checkpoint, launch, run_directory, run_log
 from guided_diffusion.errors import InputError, Stopped, first_line
 from guided_diffusion.heartbeat import Heartbeat
 
@@ -101,6 +101,23 @@ def broadcast_object(value: Any) -> Any:
     return box[0]
 
 
+def from_rank_0(call: Callable[[], Any]) -> Any:
+    """Return on every rank what rank 0 gets from a call that only it makes. A collective.
+
+    :raises InputError: on every rank, where the call raises one.
+    """
+    found = None
+    if get_rank() == 0:
+        try:
+            found = call()
+        except InputError as error:
+            found = error
+    found = broadcast_object(found)
+    if isinstance(found, InputError):
+        raise found
+    return found
+
+
 def load_state_dict(path: str, **kwargs: Any) -> Any:
     """What ``torch.save`` wrote to ``path``; ``kwargs`` such as ``map_location`` go to ``torch.load``.
 
@@ -144,8 +161,18 @@ def run_main(main: Callable[[], None]) -> NoReturn:
         elif _has_peers():
             _heart.tell(status, _first_line_of(error))
             _leave_hard(status)
+        run_directory.release()
         sys.exit(status)
     sys.exit(0)
+
+
+def fail(line: str) -> NoReturn:
+    """End this process with an error from a thread that is not the main one; other ranks are told."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"error: {line}\n")
+    if _heart is not None:
+        _heart.tell(2, line)
+    _leave_hard(2)
 
 
 def report_failure(error: BaseException) -> int:
@@ -194,6 +221,7 @@ def _has_peers() -> bool:
 
 def _leave() -> None:
     """Part from the peers after success: everyone has arrived before anyone goes."""
+    run_directory.release()
     if _heart is not None:
         _heart.expect_leavers()
     if dist.is_initialized():
@@ -214,6 +242,7 @@ def _leave_hard(status: int) -> NoReturn:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises when a data worker dies
     for child in multiprocessing.active_children():  # data workers would hold on to our output pipes
         child.kill()
+    run_directory.release()
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # a closed pipe, a closed stream

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class InputError(Exception):
     """Something the user gave us is wrong: a flag, a file, an environment variable.
@@ -20,7 +22,14 @@ class InputValueError(InputError, ValueError):
 
 
 class DamagedError(InputError):
-    """A file that can be read but is not what was once written under its name; see ``files``."""
+    """A file that can be read but is not what was once written under its name.
+
+    :param path: of the file, where the one who asked for it does not know it.
+    """
+
+    def __init__(self, message: object = "", path: Path | None = None):
+        super().__init__(message)
+        self.path = path
 
 
 class Stopped(SystemExit):

@@ -55,12 +55,13 @@ def write_atomically(path: str | os.PathLike, commit: Callable[[Path], None] | N
         with _upload(os.fspath(path)) as buffer:
             yield buffer
         return
-    target = temporary = None
+    target = Path(path)
+    temporary = None
     try:
-        target = Path(path).resolve()  # through a symbolic link, so that the link itself survives
+        target = target.resolve()  # through a symbolic link, so that the link itself survives
         target.parent.mkdir(parents=True, exist_ok=True)
-        owner = f"{processes.machine_digest()}-{os.getpid()}-{secrets.token_hex(4)}"
-        temporary = target.with_name(f".{target.name}.{owner}.tmp")
+        writer = f"{processes.machine_digest()}-{os.getpid()}-{secrets.token_hex(4)}"
+        temporary = target.with_name(f".{target.name}.{writer}.tmp")
         with open(temporary, "xb") as file:
             yield file
             file.flush()
@@ -68,14 +69,42 @@ def write_atomically(path: str | os.PathLike, commit: Callable[[Path], None] | N
         if commit is not None:
             commit(temporary)
         os.replace(temporary, target)
-        temporary = None
         _sync_directory(target.parent)
+    except _AlreadyThere:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {reason(error)}") from error
     finally:
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+class _AlreadyThere(Exception):
+    """A file that was to be made exclusively exists."""
+
+
+def create_exclusively(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON to a file that must not exist yet, whole and durable, also among many processes.
+
+    :raises FileExistsError: it exists. :raises InputError: it cannot be written.
+    """
+
+    def link(temporary: Path) -> None:
+        try:
+            os.link(temporary, path)  # fails where the name is taken; the rename that follows then changes nothing
+        except FileExistsError:
+            raise _AlreadyThere from None
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                raise
+            try:  # a file system without links
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                raise _AlreadyThere from None
+
+    with write_atomically(path, link) as file:
+        file.write(json.dumps(value, indent=2).encode() + b"\n")
 
 
 def write_json(path: str | os.PathLike, value: Any, **options: Any) -> None:
@@ -96,13 +125,13 @@ def read_json(path: str | os.PathLike, expected: str = "a JSON object") -> dict[
     return parse_json(data, path, expected)
 
 
-def parse_json(data: bytes, name: str | os.PathLike, expected: str = "a JSON object") -> dict[str, Any]:
-    """Return the JSON object that some bytes hold; DamagedError, naming their file, where they do not."""
+def parse_json(data: bytes, name: str | os.PathLike, expected: str = "a JSON object", kind: type = dict) -> Any:
+    """Return the JSON value that some bytes hold; DamagedError, naming their file, where it is not of that kind."""
     try:
         found = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{name}: expected {expected}, found no JSON ({first_line(error)})") from error
-    if not isinstance(found, dict):
+    if not isinstance(found, kind):
         raise DamagedError(f"{name}: expected {expected}, found a {type(found).__name__}")
     return found
 
@@ -121,6 +150,26 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
         raise InputError(f"{path}: cannot be read: {reason(error)}") from error
 
 
+@contextmanager
+def decoding(path: Path) -> Iterator[None]:
+    """Turn what the block raises into an ``InputError`` if a file cannot be read, else into a ``DamagedError``.
+
+    zipfile, zlib and NumPy raise nearly everything on damaged files, and zipfile hides a failing disk behind "not a zip
+    file". "No such file" stays a ``FileNotFoundError``.
+    """
+    try:
+        yield
+    except (FileNotFoundError, InputError, MemoryError):
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL):  # EINVAL: an impossible offset
+                raise InputError(f"{path}: cannot be read: {reason(cause)}") from error
+            cause = cause.__cause__ or cause.__context__
+        raise DamagedError(f"{path}: damaged ({first_line(error)})", path) from error
+
+
 def open_regular(path: str | os.PathLike) -> BinaryIO:
     """Open a local file for reading bytes, without waiting where it is a named pipe.
 
@@ -133,6 +182,14 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
         file.close()
         raise InputError(f"{path}: found {_KINDS.get(stat.S_IFMT(mode), 'something else')}, expected a regular file")
     return file
+
+
+def exists(path: str | os.PathLike) -> bool:
+    """Return whether there is a file or folder; InputError, rather than "no", where nobody can tell."""
+    with suppress(FileNotFoundError, NotADirectoryError), reading(path):
+        os.stat(path)
+        return True
+    return False
 
 
 def list_names(directory: str | os.PathLike) -> list[str]:
@@ -154,7 +211,7 @@ def hash_file(path: str | os.PathLike, algorithm: str = "sha256") -> str:
 def set_aside(path: Path) -> Path:
     """Rename a damaged file so that it is neither used nor lost; return its new path. InputError if that fails."""
     number, aside = 1, path.with_name(f"{path.name}.damaged")
-    while aside.exists():
+    while exists(aside):
         number, aside = number + 1, path.with_name(f"{path.name}.damaged-{number + 1}")
     try:
         os.rename(path, aside)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,22 @@ import torch
 from torch import Tensor
 
 from . import dist_util, logger
-from .files import hash_file, write_atomically, write_json
-from .manifest import check_manifest, read_manifest, versions, write_manifest
+from .errors import DamagedError, InputError
+from .files import exists, hash_file, open_regular, parse_json, reading, remove_leftovers, write_atomically, write_json
 from .nonfinite import Watch, as_records
-from .parts import PartStore, Piece, assemble, earlier_results, missing_batches, without_overlap
-from .progress import Progress
+from .parts import (
+    PartStore,
+    Piece,
+    assemble,
+    check_result,
+    missing_batches,
+    read_array,
+    result_paths,
+    set_damaged_aside,
+    without_overlap,
+)
+from .progress import Progress, note_complete
+from .run_directory import check_held, check_manifest, read_manifest, record_result, versions
 from .sample_noise import LabelPlan, PerSampleNoise
 from .write_behind import WriteBehind
 
@@ -27,6 +39,8 @@ CHANGEABLE_FLAGS = ("log_dir", "num_samples", "batch_size", "save_images", "comp
 
 # Flags that name files which determine the samples.
 INPUT_FLAGS = ("model_path", "classifier_path", "base_samples")
+
+_MOST_PASSES = 20  # in which samples may be missing after they were written
 
 NONFINITE = "nonfinite"  # array of a part, and name of the file, that says which samples are not finite
 
@@ -86,33 +100,27 @@ class SampleRun:
         """
         rank, world_size = dist_util.get_rank(), dist_util.get_world_size()
         output = self.directory / f"samples_{self.num_samples}x{self._size}.npz"
-        sha256 = dist_util.broadcast_object(self._hash_inputs() if rank == 0 else None)
-        check_manifest(self.directory, self.flags, CHANGEABLE_FLAGS, rank == 0, sha256, versions())
-        store = PartStore(self.directory)
-        # One rank looks, so that all deal out the same list.
-        complete, pieces = dist_util.broadcast_object((output.exists(), self._finished(store)) if rank == 0 else None)
-        if complete:
-            logger.log(f"already complete: {output}")
-            if rank == 0:
-                store.remove(below=self.num_samples)
+        if dist_util.from_rank_0(lambda: self._is_complete(output)):
             return output
-
-        missing = missing_batches(pieces, self.num_samples, self.batch_size)
-        to_make = sum(map(len, missing))
-        if to_make < self.num_samples:
-            logger.log(f"resuming: {self.num_samples - to_make} of {self.num_samples} images are there")
-        made = self.num_samples - to_make
-        with Progress(self.num_samples, "images", initial=made, directory=self.directory) as progress:
-            with WriteBehind(store.write) as write:
-                for indices in missing[rank::world_size]:
-                    write(indices.start, self._make_part(indices, draw, extras, progress.alive))
-                    # Rank 0 shows the whole run: the others advance at about its pace.
-                    progress.update(min(len(indices) * world_size, self.num_samples - progress.n))
-            dist_util.barrier()
-        if rank == 0:
-            self._finish(self._finished(store), output)
-            store.remove(below=self.num_samples)
-        dist_util.barrier()
+        # One rank looks, so that all deal out the same list.
+        missing = dist_util.from_rank_0(lambda: self._finish_or_miss(output))
+        made = self.num_samples - sum(map(len, missing))
+        if made and missing:
+            logger.log(f"resuming: {made} of {self.num_samples} images are there")
+        with Progress(self.num_samples, "images", made, directory=self.directory) as progress:
+            passes = 0
+            while missing:
+                with WriteBehind(PartStore(self.directory).write) as write:
+                    for indices in missing[rank::world_size]:
+                        write(indices.start, self._make_part(indices, draw, extras, progress.alive))
+                        # Rank 0 shows the whole run: the others advance at about its pace.
+                        progress.update(min(len(indices) * world_size, self.num_samples - progress.n))
+                dist_util.barrier()
+                missing = dist_util.from_rank_0(lambda: self._finish_or_miss(output))
+                if missing:
+                    passes += 1
+                    self._check_patience(missing, passes)
+                    progress.update(self.num_samples - sum(map(len, missing)) - progress.n)
         logger.log(f"samples: {output}")
         progress.finish(samples=str(output))
         return output
@@ -122,24 +130,86 @@ class SampleRun:
         channels, height, width = self.shape
         return f"{height}x{width}x{channels}"
 
-    def _hash_inputs(self) -> dict[str, str]:
+    def _is_complete(self, output: Path) -> bool:
+        """Check that this directory is this run's. Whether its result is there; then make what is missing beside it."""
         named = {name: self.flags.get(name) for name in INPUT_FLAGS}
-        return {name: hash_file(path) for name, path in named.items() if path and Path(path).is_file()}
+        sha256 = {name: hash_file(path) for name, path in named.items() if path and Path(path).is_file()}
+        check_manifest(self.directory, self.flags, CHANGEABLE_FLAGS, sha256, versions())
+        remove_leftovers(PartStore(self.directory).directory, owned=True)
+        if self.extras_path is not None:
+            remove_leftovers(self.extras_path.parent, self.extras_path.name)
+        try:
+            self._check_result(output, self.num_samples)
+        except FileNotFoundError:
+            return False
+        except DamagedError as error:
+            set_damaged_aside(error)
+            return False
+        logger.log(f"already complete: {output}")
+        if self.extras_path is not None and not exists(self.extras_path):
+            logger.warn(f"{self.extras_path}: not there any more; a run with another --log_dir can make it again")
+        self._clean_up(output)
+        note_complete(self.directory, self.num_samples, "images")
+        return True
 
-    def _finished(self, store: PartStore) -> list[Piece]:
+    def _check_result(self, path: Path, count: int) -> None:
+        """DamagedError where a finished file is not what was written; FileNotFoundError where it is not there."""
+        digest, results = hash_file(path), read_manifest(self.directory).get("results", {})
+        if results.get(digest) == path.name:
+            return
+        if path.name in results.values():
+            raise DamagedError(f"{path}: damaged (SHA-256 {digest[:12]}, not what was written)", path)
+        # Of an earlier version, which recorded no digest.
+        channels, height, width = self.shape
+        shapes = {"arr_0": (count, height, width, channels), "arr_1": (count,)}
+        check_result(path, {name: shapes[name] for name in self._arrays})
+        record_result(self.directory, path, path.name)
+
+    @property
+    def _arrays(self) -> list[str]:
+        return ["arr_0"] + ["arr_1"] * (self.labels is not None)
+
+    def _finished(self) -> list[Piece]:
         """What is there already: parts, and the result of a run with another number of samples."""
-        for leftover in self.directory.glob(".samples_*.tmp"):  # of a run killed while it assembled
-            leftover.unlink(missing_ok=True)
-        names = ["arr_0"] + ["arr_1"] * (self.labels is not None)
-        results = []
+        pieces = PartStore(self.directory).pieces()
         if self.extras_path is None or self._owns_extras():
-            results = earlier_results(self.directory, self._size, names, self.extras_path)
-        return without_overlap([*results, *store.pieces()], self.num_samples)
+            for path, count in result_paths(self.directory, self._size).items():
+                try:
+                    self._check_result(path, count)
+                    pieces.append(Piece(path, 0, range(count), self.extras_path))
+                except DamagedError as error:
+                    logger.warn(f"{error}; its samples are not used")
+        return without_overlap(pieces, self.num_samples)
 
     def _owns_extras(self) -> bool:
         """Whether the file of extras is as this run left it."""
-        digest = read_manifest(self.directory).get("extras_sha256")
-        return digest is not None and self.extras_path.is_file() and hash_file(self.extras_path) == digest
+        try:
+            return hash_file(self.extras_path) in read_manifest(self.directory).get("results", {})
+        except FileNotFoundError:
+            return False
+
+    def _check_patience(self, missing: list[range], passes: int) -> None:
+        """Say that samples are not there though they were written; InputError when that has been said often."""
+        line = f"{self.directory}: {sum(map(len, missing))} samples are not there although they were written"
+        if passes == _MOST_PASSES:
+            raise InputError(f"{line}, {passes} times: does every rank see this directory? Is the disk sound?")
+        logger.warn(f"{line}: making them again")
+
+    def _finish_or_miss(self, output: Path) -> list[range]:
+        """The batches that are missing; where none are, write the result."""
+        while True:
+            check_held(self.directory)
+            pieces = self._finished()
+            missing = missing_batches(pieces, self.num_samples, self.batch_size)
+            if missing:
+                return missing
+            try:
+                self._assemble(pieces, output)
+            except DamagedError as error:
+                set_damaged_aside(error)
+                continue
+            self._clean_up(output)
+            return []
 
     def _make_part(self, indices: range, draw, extras, alive: Callable[[], None]) -> dict[str, np.ndarray]:
         noise = PerSampleNoise(self.seed, indices, dist_util.dev())
@@ -156,31 +226,38 @@ class SampleRun:
             part["arr_1"] = labels.cpu().numpy()
         return part | (extras() if extras is not None else {})
 
-    def _finish(self, pieces: list[Piece], output: Path) -> None:
+    def _assemble(self, pieces: list[Piece], output: Path) -> None:
+        """Write the result and what goes with it; every file's digest is on record before the file is there.
+
+        DamagedError where a piece is damaged or has vanished; nothing is lost by it.
+        """
         self._list_nonfinite(pieces)
-        main = ["arr_0"] + ["arr_1"] * (self.labels is not None)
-        others = [name for name in pieces[-1].names() if name not in (*main, NONFINITE)]
+        others = [name for name in pieces[-1].names() if name not in (*self._arrays, NONFINITE)]
         if others:
-            assemble(pieces, others, self.extras_path)
+            assemble(pieces, others, self.extras_path, self._record(str(self.extras_path)))
             logger.log(f"trace: {self.extras_path}")
-        assemble(pieces, main, output)
-        if others:  # only now: an earlier result goes with the earlier file
-            extras = {"extras_sha256": hash_file(self.extras_path)}
-            write_manifest(self.directory, read_manifest(self.directory) | extras)
-        if self.save_images:
-            grid_path = output.with_suffix(".png")
-            first = without_overlap(pieces, min(64, self.num_samples))
-            save_grid(np.concatenate([piece.read("arr_0") for piece in first]), grid_path)
+        assemble(pieces, self._arrays, output, self._record(output.name))
+
+    def _record(self, name: str) -> Callable[[Path], None]:
+        return lambda path: record_result(self.directory, path, name)
+
+    def _clean_up(self, output: Path) -> None:
+        """Draw the grid if it is wanted and not there, then delete the parts of a result that is whole."""
+        grid_path = output.with_suffix(".png")
+        if self.save_images and not exists(grid_path):
+            save_grid(read_array(output, "arr_0", 64), grid_path)
             logger.log(f"grid: {grid_path}")
+        PartStore(self.directory).remove(below=self.num_samples)
 
     def _list_nonfinite(self, pieces: list[Piece]) -> None:
         """Write `nonfinite.json` where samples are not finite."""
         path = self.directory / f"{NONFINITE}.json"
-        found = json.loads(path.read_text()) if path.exists() else []  # of an earlier result
+        found = []
+        with suppress(FileNotFoundError), reading(path), open_regular(path) as file:  # of an earlier result
+            found = parse_json(file.read(), path, kind=list)
         for piece in pieces:
             if NONFINITE in piece.names():
-                with np.load(piece.path, allow_pickle=False) as part:
-                    found += [json.loads(text) for text in part[NONFINITE]]
+                found += [json.loads(text) for text in read_array(piece.path, NONFINITE)]
         found = [record for i, record in enumerate(found) if record not in found[:i]]
         if not found:
             return

@@ -129,13 +129,11 @@ def configure(
 ) -> None:
     """Make a new current logger and say where it writes.
 
-    dir: the directory, else OPENAI_LOGDIR, else a new ``runs/<script>-<time>`` under the working directory,
-    the same one on all ranks of a process group. It is made if need be; ``~`` is expanded.
+    dir: see ``choose_directory``. It is made if need be.
     format_strs: names that ``make_output_format`` knows, else what the environment says.
     comm: see ``Logger``. log_suffix: goes before the extension of every file.
     """
-    dir = dir if dir is not None else os.environ.get("OPENAI_LOGDIR")
-    directory = _agree_on_new_directory() if dir is None else Path(dir).expanduser().absolute()
+    directory = choose_directory(dir)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -151,6 +149,16 @@ def configure(
 
     Logger.CURRENT = Logger(str(directory), writers, comm)
     log(f"Logging to {directory}")
+
+
+def choose_directory(dir: str | os.PathLike | None = None) -> Path:
+    """Return the absolute path of the directory that ``configure`` would use.
+
+    dir: the directory, else OPENAI_LOGDIR, else a new ``runs/<script>-<time>`` under the working directory,
+    the same one on all ranks of a process group; ``~`` is expanded.
+    """
+    dir = dir if dir is not None else os.environ.get("OPENAI_LOGDIR")
+    return _agree_on_new_directory() if dir is None else Path(dir).expanduser().absolute()
 
 
 def reset() -> None:

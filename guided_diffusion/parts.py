@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .errors import InputError
-from .files import write_atomically
+from . import logger
+from .errors import DamagedError
+from .files import decoding, exists, list_names, open_regular, set_aside, write_atomically
 
 BLOCK = 1 << 20  # bytes copied at a time
 
-_DAMAGED = (Exception,)  # zipfile, zlib and NumPy raise nearly everything on damaged files
+_PART = re.compile(r"part-(\d{9,})\.npz")
 
 
 @dataclass(frozen=True)
@@ -39,31 +41,27 @@ class Piece:
         with _open_array(self._file(name), name) as (_, shape, _):
             return range(shape[0])[self.indices.start - self.start : self.indices.stop - self.start]
 
-    def read(self, name: str) -> np.ndarray:
-        """The samples' rows of one array."""
-        rows = self.rows(name)
-        with np.load(self._file(name), allow_pickle=False) as arrays:
-            return arrays[name][rows.start : rows.stop]
-
     def names(self) -> list[str]:
         """Names of the arrays in `path` itself."""
-        with np.load(self.path, allow_pickle=False) as arrays:
-            return list(arrays.files)
+        with _open_archive(self.path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
 
-    def copy(self, name: str, member: BinaryIO) -> None:
-        """Append the samples' rows of an array to an open npy file, without holding them in memory."""
+    def blocks(self, name: str) -> Iterator[bytes]:
+        """The bytes of the samples' rows of an array, a block at a time.
+
+        DamagedError, at the end at the latest, where the array is not as it was written.
+        """
         rows = self.rows(name)
         with _open_array(self._file(name), name) as (source, shape, dtype):
             size = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
-            if rows.start:
-                source.seek(rows.start * size, 1)
-            left = len(rows) * size
-            while left:
-                block = source.read(min(left, BLOCK))
-                if not block:
-                    raise EOFError(f"array {name} ends early")
-                member.write(block)
-                left -= len(block)
+            begin, end, place = rows.start * size, rows.stop * size if rows else 0, 0
+            while block := source.read(BLOCK):  # to the array's end, where its checksum is compared
+                wanted = block[max(begin - place, 0) : max(end - place, 0)]
+                place += len(block)
+                if wanted:
+                    yield wanted
+            if place != shape[0] * size:
+                raise EOFError(f"array {name} ends early")
 
     def _file(self, name: str) -> Path:
         return self.path if self.extras is None or name.startswith("arr_") else self.extras
@@ -80,44 +78,66 @@ class PartStore:
 
     def write(self, first: int, arrays: dict[str, np.ndarray]) -> None:
         """Store one batch, sample `first` and those after it. InputError when the disk is full."""
-        with _naming(self._path(first)), write_atomically(self._path(first)) as file:
+        with write_atomically(self._path(first)) as file:
             np.savez(file, **{name: np.ascontiguousarray(array) for name, array in arrays.items()})
 
     def pieces(self) -> list[Piece]:
-        """All readable parts, in the order of their samples."""
+        """All parts, in the order of their samples; damaged ones are set aside.
+
+        InputError where one cannot be read: it may well be intact, so that nothing may be made in its place.
+        """
         found = []
-        for path in sorted(self.directory.glob("part-*.npz")):
-            with suppress(*_DAMAGED):
-                first = int(path.stem.removeprefix("part-"))
-                found.append(Piece(path, first, range(first, first + _count_rows(path))))
+        for name in list_names(self.directory):
+            if match := _PART.fullmatch(name):
+                path, first = self.directory / name, int(match[1])
+                try:
+                    found.append(Piece(path, first, range(first, first + _count_rows(path))))
+                except DamagedError as error:
+                    set_damaged_aside(error)
         return found
 
     def remove(self, below: int) -> None:
-        """Delete the parts of samples below that number, and what interrupted writes left."""
-        beyond = {piece.path for piece in self.pieces() if piece.indices.stop > below}
-        for path in {*self.directory.glob("part-*.npz"), *self.directory.glob(".part-*.tmp")} - beyond:
-            path.unlink(missing_ok=True)
-        if self.directory.is_dir() and not any(self.directory.iterdir()):
+        """Delete the parts of samples below that number, which a finished file holds; as far as that is possible."""
+        for piece in self.pieces():
+            if piece.indices.stop <= below:
+                with suppress(OSError):
+                    piece.path.unlink(missing_ok=True)
+        with suppress(OSError):  # other parts, damaged ones, or gone already
             self.directory.rmdir()
 
     def _path(self, first: int) -> Path:
         return self.directory / f"part-{first:09d}.npz"
 
 
-def earlier_results(directory: Path, size: str, names: Sequence[str], extras: Path | None) -> list[Piece]:
-    """Finished npz files of a run, `samples_<count>x<size>.npz`, the longest first.
+def result_paths(directory: Path, size: str) -> dict[Path, int]:
+    """The files `samples_<count>x<size>.npz` of a directory, and their counts."""
+    pattern = re.compile(rf"samples_(\d+)x{size}\.npz")
+    found = {directory / name: pattern.fullmatch(name) for name in list_names(directory)}
+    return {path: int(match[1]) for path, match in found.items() if match}
 
-    :param names: the arrays that such a file must have.
-    :param extras: where the samples' other arrays are.
-    """
-    found = []
-    for path in directory.glob(f"samples_*x{size}.npz"):
-        with suppress(*_DAMAGED):
-            count = int(path.stem.removeprefix("samples_").removesuffix(f"x{size}"))
-            piece = Piece(path, 0, range(count), extras)
-            if all(len(piece.rows(name)) == count for name in names):
-                found.append(piece)
-    return sorted(found, key=lambda piece: -len(piece.indices))
+
+def check_result(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Read a finished npz file to its end. DamagedError where a checksum or the shape of an array is another one."""
+    for name, expected in shapes.items():
+        with _open_array(path, name) as (_, shape, _):
+            if shape != expected:
+                raise DamagedError(f"{path}: array {name}: found {list(shape)}, expected {list(expected)}", path)
+        for _ in Piece(path, 0, range(expected[0])).blocks(name):
+            pass
+
+
+def set_damaged_aside(error: DamagedError) -> None:
+    """Rename the file that an error is about, if it is still there, with a warning."""
+    kept = f"kept as {set_aside(error.path).name}" if exists(error.path) else "gone"
+    logger.warn(f"{error}; {kept}; its samples will be made again")
+
+
+def read_array(path: Path, name: str, rows: int | None = None) -> np.ndarray:
+    """The first rows of an array, or all of it. Raises as `assemble` does."""
+    with _open_array(path, name) as (source, shape, dtype):
+        shape = (shape[0] if rows is None else min(rows, shape[0]), *shape[1:])
+        data = source.read(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+        return np.frombuffer(data, dtype).reshape(shape)
 
 
 def without_overlap(pieces: Sequence[Piece], total: int) -> list[Piece]:
@@ -146,51 +166,50 @@ def missing_batches(pieces: Sequence[Piece], total: int, batch_size: int) -> lis
     return batches
 
 
-def assemble(pieces: Sequence[Piece], names: Sequence[str], path: Path) -> None:
+def assemble(
+    pieces: Sequence[Piece], names: Sequence[str], path: Path, commit: Callable[[Path], None] | None = None
+) -> None:
     """Join the pieces' arrays along the first axis into one npz, in constant memory.
 
-    A piece may have any number of rows of an array, also none; the other axes agree. InputError naming the
-    file when a piece is damaged or the disk full.
+    A piece may have any number of rows of an array, also none; the other axes agree.
+
+    :param commit: see `files.write_atomically`.
+    :raises DamagedError: a piece is damaged, lacks an array or has vanished.
+    :raises InputError: a piece cannot be read, or the file cannot be written.
     """
-    with (
-        _naming(path),
-        write_atomically(path) as file,
-        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
-    ):
+    with write_atomically(path, commit) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name in names:
             total = sum(len(piece.rows(name)) for piece in pieces)
+            with _open_array(pieces[0]._file(name), name) as (_, shape, dtype):
+                header = {"descr": dtype.str, "fortran_order": False, "shape": (total, *shape[1:])}
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                with _open_array(pieces[0]._file(name), name) as (_, shape, dtype):
-                    header = {"descr": dtype.str, "fortran_order": False, "shape": (total, *shape[1:])}
                 np.lib.format.write_array_header_1_0(member, header)
                 for piece in pieces:
-                    try:
-                        piece.copy(name, member)
-                    except (zipfile.BadZipFile, EOFError) as error:
-                        raise InputError(
-                            f"{piece.path}: damaged ({error}): delete it, and the same command makes its "
-                            f"{len(piece.indices)} samples again"
-                        ) from error
+                    for block in piece.blocks(name):
+                        member.write(block)
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Failures of writing as InputError."""
+def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """An npz file. DamagedError, also for what the block raises; InputError where it cannot be read."""
     try:
-        yield
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}; what is finished is kept") from error
+        with decoding(path), open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            yield archive
+    except FileNotFoundError:
+        raise DamagedError(f"{path}: not there any more", path) from None
 
 
 @contextmanager
 def _open_array(path: Path, name: str) -> Iterator[tuple[BinaryIO, tuple[int, ...], np.dtype]]:
     """An array of an npz file, as (file at its first byte, shape, dtype)."""
-    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
+    with _open_archive(path) as archive, archive.open(f"{name}.npy") as member:
         version = np.lib.format.read_magic(member)
         read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")
         shape, fortran_order, dtype = read_header(member)
         if fortran_order and len(shape) > 1:
             raise ValueError(f"{path}: {name} is in Fortran's order")
+        if dtype.hasobject:
+            raise ValueError(f"{path}: {name} holds pickled objects")
         yield member, shape, dtype
 
 

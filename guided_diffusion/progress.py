@@ -86,6 +86,14 @@ class Progress:
             self._status.write(done=self.n, state=status.FINISHED, summary=summary)
 
 
+def note_complete(directory: str | os.PathLike, total: int, unit: str) -> None:
+    """Write "finished" into the status of a run that was ended between its last result and this word; from rank 0."""
+    found = status.read_or_nothing(directory)
+    if get_rank() == 0 and found.get("state") != status.FINISHED:
+        with Progress(total, unit, initial=total, directory=directory) as progress:
+            progress.finish()
+
+
 def peak_memory() -> dict[str, int]:
     """The most memory, in bytes, that this process has had: of the machine, and of its GPU where there is one."""
     unit = 1 if sys.platform == "darwin" else 1024

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import checkpoint, dist_util, logger, run_log
+from . import checkpoint, dist_util, logger, run_directory, run_log
 from .amp import amp_dtype
 from .configs import ClassifierConfig, DiffusionConfig, ModelConfig, RunConfig, SamplingConfig, SuperResConfig
 from .errors import InputError
@@ -31,17 +31,22 @@ _LONG_RUN = 5000
 
 
 def begin(run: RunConfig) -> Path:
-    """Join the process group, open the log and seed the global generators; returns the run's directory."""
+    """Join the process group, claim the run's directory, open the log and seed the global generators.
+
+    Returns the directory. InputError on all ranks where another process owns it.
+    """
     keep_freed_memory()
     dist_util.setup_dist()
-    logger.configure(dir=run.log_dir or None)
+    directory = logger.choose_directory(run.log_dir or None)
+    dist_util.from_rank_0(lambda: run_directory.claim(directory, dist_util.fail))
+    logger.configure(dir=directory)
     run_log.keep_warnings()
     # Different ranks see different data and noise; NumPy accepts 32 bits.
     seed = (run.seed * 10007 + dist_util.get_rank()) % 2**32
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    return Path(logger.get_dir()).absolute()
+    return directory
 
 
 def checkpoint_config(flag: str, path: str) -> dict[str, Any] | None:

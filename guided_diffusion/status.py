@@ -57,7 +57,7 @@ class Status:
     def write(self, *, done: int, **fields: Any) -> None:
         """Write now, with other fields if need be. What cannot be written (a full disk) is not worth the run."""
         # Another process of the run may have failed, of which this one has not heard yet.
-        error = _read_or_nothing(self._path).get("last_error") if self._fields["updated"] else None
+        error = read_or_nothing(self._path.parent).get("last_error") if self._fields["updated"] else None
         self._last_written = time.monotonic()
         seconds, total = self._last_written - self._began, self._fields["total"]
         rate = (done - self._initial) / seconds if done > self._initial else None
@@ -74,7 +74,7 @@ class Status:
 
     def leave(self, done: int, **fields: Any) -> None:
         """Write for the last time, but for what another process has noted meanwhile about the run's end."""
-        noted = _read_or_nothing(self._path)
+        noted = read_or_nothing(self._path.parent)
         ended = {"state": noted["state"]} if noted.get("state") in (FAILED, STOPPED) else {}
         self.write(done=done, **fields, **ended)
 
@@ -87,7 +87,7 @@ def note_failure(directory: str | os.PathLike, line: str, state: str = FAILED, c
     :param consequence: of another process's failure; that one's line stays.
     """
     path = Path(directory) / NAME
-    found = _read_or_nothing(path)
+    found = read_or_nothing(directory)
     if consequence and found.get("state") != FINISHED and found.get("last_error"):
         line = found["last_error"]
         state = found["state"] if found["state"] == STOPPED else state
@@ -107,10 +107,11 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
     return found
 
 
-def _read_or_nothing(path: Path) -> dict[str, Any]:
+def read_or_nothing(directory: str | os.PathLike) -> dict[str, Any]:
+    """The status of a run; empty where there is none or it is damaged."""
     try:
-        return read(path)
-    except InputError:  # none yet, or damaged
+        return read(Path(directory) / NAME)
+    except InputError:
         return {}
 
 

@@ -21,6 +21,7 @@ from .configs import (
 from .data_order import ResumableBatches
 from .flags import Given
 from .image_datasets import ImageDataset, fingerprint, open_dataset
+from .progress import note_complete
 from .random_streams import Purpose
 from .resample import create_named_schedule_sampler
 from .script_util import build_diffusion
@@ -66,6 +67,7 @@ def train_diffusion_model(
     saves_at_end = steps is not None and (steps - 1 - run.began) % train.save_interval != 0
     if run.has_done(steps) and (run.first_step > steps or run.number == steps or not saves_at_end):
         logger.log(f"already complete: {run.model_path}")
+        note_complete(logger.get_dir(), run.first_step, "steps")
         return
     diffusion = build_diffusion(diffusion_config)
     settings = dataclasses.asdict(train)

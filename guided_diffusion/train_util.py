@@ -19,6 +19,7 @@ from . import dist_util, logger, stop_signals
 from .amp import LowPrecision, OptimizerStepper, amp_dtype
 from .compiling import TOLERANCE, TOLERANCE_AUTOCAST, CompiledForTraining
 from .errors import InputError
+from .files import exists, is_remote
 from .fp16_util import INITIAL_LOG_LOSS_SCALE, master_params_to_state_dict, state_dict_to_master_params
 from .nn import update_ema
 from .nonfinite import check_loss
@@ -112,6 +113,8 @@ class TrainLoop:
     def _initial_average(self, rate: float) -> list[Tensor]:
         run = self.run
         path = find_ema_checkpoint(run.model_path, run.number, rate) if run.loads_optimizer else None
+        if path is None and run.state is not None:
+            raise InputError(f"{run.model_path}: no ema_{rate}_{run.number:06d}.pt beside it")
         if path is None:
             return [p.detach().clone() for p in self.params]
         logger.log(f"loading average from {path}")
@@ -206,7 +209,7 @@ def load_optimizer(opt: torch.optim.Optimizer, model_path: str, step: int, requi
     InputError when it is required and missing, or belongs to another model or to upstream's float16 mode.
     """
     path = blobfile.join(blobfile.dirname(model_path), f"opt{step:06d}.pt")
-    if not required and not blobfile.exists(path):
+    if not required and not (blobfile.exists if is_remote(path) else exists)(path):
         logger.warn(f"no optimizer state at {path}: starting with a fresh optimizer")
         return
     # On the CPU: the moments follow their parameters to the device, but AdamW reads its counts of steps at every step.
@@ -273,7 +276,7 @@ def find_ema_checkpoint(main_checkpoint: str | None, step: int, rate: float) -> 
     if not main_checkpoint:
         return None
     path = blobfile.join(blobfile.dirname(main_checkpoint), f"ema_{rate}_{step:06d}.pt")
-    return path if blobfile.exists(path) else None
+    return path if (blobfile.exists if is_remote(path) else exists)(path) else None
 
 
 def log_loss_dict(diffusion, ts: Tensor, losses: dict[str, Tensor]) -> None:

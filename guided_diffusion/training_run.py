@@ -13,8 +13,9 @@ from torch import nn
 from . import checkpoint, dist_util, logger
 from .checkpoint_folder import Checkpoint, CheckpointFolder
 from .errors import InputError
-from .manifest import versions
+from .files import list_names
 from .random_streams import Purpose, seed_globals
+from .run_directory import versions
 
 # Flags that make no difference to the numbers. In place of data_dir and batch_size stand facts, see below.
 CHANGEABLE = frozenset(
@@ -119,16 +120,12 @@ def open_run(
     names each difference, but for those that are `changeable` and those that one of the two does not know.
     """
     folder = CheckpointFolder(Path(directory))
-    found: Checkpoint | InputError | None = None
-    if dist_util.get_rank() == 0:
-        try:
-            _check_flags(folder, flags, changeable)
-            found = folder.newest_intact()
-        except InputError as error:
-            found = error
-    found = dist_util.broadcast_object(found)
-    if isinstance(found, InputError):
-        raise found
+
+    def look() -> Checkpoint | None:
+        _check_flags(folder, flags, changeable)
+        return folder.newest_intact()
+
+    found = dist_util.from_rank_0(look)
     kept = {"seed": seed, "folder": folder, "flags": dict(flags), "keep": keep}
     given = TrainingRun.from_checkpoint(resume_checkpoint)
     if found is None or given.number > found.number:
@@ -144,7 +141,7 @@ def open_run(
 def _check_flags(folder: CheckpointFolder, flags: Mapping[str, Any], changeable: frozenset[str]) -> None:
     """InputError when the folder's checkpoints are of another run."""
     state = folder.newest_state()
-    models = sorted(folder.directory.glob("model*.pt"))
+    models = [path for name in list_names(folder.directory) if (path := folder.directory / name).match("model*.pt")]
     if state is None and not models:
         return
     # Without a state: what was written beside the checkpoints of a run that was ended before its first was whole.

@@ -27,6 +27,7 @@ from guided_diffusion.configs import (
 from guided_diffusion.errors import InputError
 from guided_diffusion.flags import Given, Parser, flag
 from guided_diffusion.image_datasets import open_dataset
+from guided_diffusion.progress import note_complete
 from guided_diffusion.script_util import build_classifier, build_diffusion
 from guided_diffusion.train_setup import batches, find_run, validation_batches
 from guided_diffusion.training_run import CHANGEABLE
@@ -68,6 +69,7 @@ def main() -> None:
     training_run = find_run(flags, changeable, train, dataset)
     if training_run.has_done(train.iterations):
         logger.log(f"already complete: {training_run.model_path}")
+        note_complete(logger.get_dir(), training_run.first_step, "steps")
         return
     with ExitStack() as workers:
         data = workers.enter_context(batches(dataset, train.batch_size, training_run, data_config.data_workers))

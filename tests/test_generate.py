@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from guided_diffusion import logger
+from guided_diffusion import logger, run_directory
 from guided_diffusion.errors import InputError
 from guided_diffusion.generate import Batch, SampleRun, save_grid, to_uint8
 from guided_diffusion.sample_noise import LabelPlan, PerSampleNoise
@@ -228,9 +228,11 @@ class TestSampleRun:
 
     def test_what_kills_left_behind_is_removed(self, tmp_path):
         (tmp_path / "parts").mkdir()
-        for name in ("parts/.part-000000003.npz.12ab.tmp", ".samples_7x4x5x3.npz.12ab.tmp"):
+        for name in ("parts/.part-000000003.npz.12ab34cd.tmp", ".samples_7x4x5x3.npz.12ab34cd.tmp"):
             (tmp_path / name).write_bytes(b"half")
+        run_directory.claim(tmp_path, pytest.fail)
         self.plan(tmp_path).generate(self.draw)
+        run_directory.release()
         assert sorted(p.name for p in tmp_path.iterdir()) == ["run.json", "samples_7x4x5x3.npz", "status.json"]
 
     def test_a_finished_file_is_never_touched(self, tmp_path):

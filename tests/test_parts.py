@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -13,16 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guided_diffusion import logger
-from guided_diffusion.errors import InputError
-from guided_diffusion.manifest import check_manifest, versions
+from guided_diffusion.errors import DamagedError, InputError
 from guided_diffusion.parts import (
     PartStore,
     Piece,
     assemble,
-    earlier_results,
+    check_result,
     missing_batches,
+    read_array,
+    result_paths,
     without_overlap,
 )
+from guided_diffusion.run_directory import check_manifest, versions
 from tests.helpers import read_npz
 
 
@@ -32,6 +37,24 @@ def quiet_logger(tmp_path_factory):
         yield
 
 
+def fail_on_disk(monkeypatch, failing: str) -> None:
+    """Opening, or reading, files under the name of a part fails as on a lost file server."""
+    real = io.open
+
+    class Failing(io.FileIO):
+        def readinto(self, _):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    def fake(path, *args, **kwargs):
+        if "part-" not in str(path):
+            return real(path, *args, **kwargs)
+        if failing == "open":
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return io.BufferedReader(Failing(path))
+
+    monkeypatch.setattr("builtins.open", fake)
+
+
 class TestParts:
     def test_write_and_find(self, tmp_path):
         store = PartStore(tmp_path)
@@ -39,7 +62,7 @@ class TestParts:
         store.write(4, {"arr_0": np.arange(6).reshape(2, 3), "arr_1": np.arange(2)})
         (piece,) = store.pieces()
         assert piece.indices == range(4, 6) and piece.names() == ["arr_0", "arr_1"]
-        assert np.array_equal(piece.read("arr_1"), [0, 1])
+        assert np.array_equal(read_array(piece.path, "arr_1"), [0, 1])
 
     @pytest.mark.parametrize("damage", ["truncate", "empty", "garbage", "no arr_0"])
     def test_a_damaged_part_counts_as_missing(self, tmp_path, damage):
@@ -52,9 +75,21 @@ class TestParts:
             np.savez(path, other=np.zeros((2, 3)))
         else:
             path.write_bytes(replacement[damage])
+        found = path.read_bytes()
         assert store.pieces() == []
         store.remove(below=2)
-        assert not store.directory.exists()
+        assert [kept.read_bytes() for kept in store.directory.iterdir()] == [found], "set aside, not deleted"
+
+    def test_a_part_that_cannot_be_read_is_not_damaged(self, tmp_path, monkeypatch):
+        """zipfile calls a failing disk "not a zip file"."""
+        store = PartStore(tmp_path)
+        store.write(0, {"arr_0": np.zeros((2, 3))})
+        for failing in ("open", "read"):
+            with monkeypatch.context() as patched, pytest.raises(InputError, match="cannot be read: Stale") as caught:
+                fail_on_disk(patched, failing)
+                store.pieces()
+            assert not isinstance(caught.value, DamagedError)
+        assert len(store.pieces()) == 1
 
     def test_a_part_with_other_bytes_is_named_when_joined(self, tmp_path):
         store = PartStore(tmp_path)
@@ -63,7 +98,7 @@ class TestParts:
         data = bytearray(path.read_bytes())
         data[100_000] ^= 1
         path.write_bytes(data)
-        with pytest.raises(InputError, match=r"part-000000000\.npz: damaged .*makes its 50 samples again"):
+        with pytest.raises(DamagedError, match=r"part-000000000\.npz: damaged .*Bad CRC"):
             assemble(store.pieces(), ["arr_0"], tmp_path / "joined.npz")
         assert not (tmp_path / "joined.npz").exists()
 
@@ -120,7 +155,7 @@ class TestParts:
     def test_joining_needs_constant_memory(self, tmp_path):
         big = np.arange(24 << 20, dtype=np.uint8).reshape(24, -1)
         np.savez(tmp_path / "samples_24x1048576x1x1.npz", big)
-        pieces = earlier_results(tmp_path, "1048576x1x1", ["arr_0"], None)
+        pieces = [Piece(tmp_path / "samples_24x1048576x1x1.npz", 0, range(24))]
         tracemalloc.start()
         assemble(pieces, ["arr_0"], tmp_path / "joined.npz")
         peak = tracemalloc.get_traced_memory()[1]
@@ -128,19 +163,24 @@ class TestParts:
         assert peak < 8 << 20
         assert np.array_equal(read_npz(tmp_path / "joined.npz")["arr_0"], big)
 
-    def test_an_earlier_result_must_be_what_its_name_says(self, tmp_path):
+    def test_a_result_must_be_what_its_name_says(self, tmp_path):
         for name, rows in (("samples_5x2x2x1", 5), ("samples_9x2x2x1", 4), ("samples_7x2x2x3", 7), ("samples_x", 1)):
             np.savez(tmp_path / f"{name}.npz", np.zeros((rows, 2, 2, 1), np.uint8))
-        (tmp_path / "samples_8x2x2x1.npz").write_bytes(b"no npz")
-        names = [piece.path.name for piece in earlier_results(tmp_path, "2x2x1", ["arr_0"], None)]
-        assert names == ["samples_5x2x2x1.npz"]
-        assert earlier_results(tmp_path, "2x2x1", ["arr_0", "arr_1"], None) == []
+        found = result_paths(tmp_path, "2x2x1")
+        counts = {path.name: count for path, count in found.items()}
+        assert counts == {"samples_5x2x2x1.npz": 5, "samples_9x2x2x1.npz": 9}
+        check_result(tmp_path / "samples_5x2x2x1.npz", {"arr_0": (5, 2, 2, 1)})
+        with pytest.raises(DamagedError, match=r"found \[4, 2, 2, 1\], expected \[9, 2, 2, 1\]"):
+            check_result(tmp_path / "samples_9x2x2x1.npz", {"arr_0": (9, 2, 2, 1)})
+        with pytest.raises(DamagedError, match="arr_1"):
+            check_result(tmp_path / "samples_5x2x2x1.npz", {"arr_1": (5,)})
 
 
 def test_rows_of_the_first_samples_only(tmp_path):
     np.savez(tmp_path / "part.npz", arr_0=np.arange(10, 16), map=np.array([10, 11]))
     for indices, expected in ((range(10, 16), [10, 11]), (range(11, 14), [11]), (range(12, 16), [])):
-        assert Piece(tmp_path / "part.npz", 10, indices).read("map").tolist() == expected
+        data = b"".join(Piece(tmp_path / "part.npz", 10, indices).blocks("map"))
+        assert np.frombuffer(data, np.int64).tolist() == expected
 
 
 def saved(folder: Path) -> dict:
@@ -149,14 +189,14 @@ def saved(folder: Path) -> dict:
 
 class TestManifest:
     def test_first_run_records_then_the_same_may_go_on(self, tmp_path):
-        check_manifest(tmp_path, {"seed": 1, "cap": None, "scale": 0.1}, (), write=True)
+        check_manifest(tmp_path, {"seed": 1, "cap": None, "scale": 0.1}, ())
         assert saved(tmp_path) == {"seed": 1, "cap": None, "scale": 0.1}
-        check_manifest(tmp_path, {"seed": 1, "cap": None, "scale": 0.1}, (), write=False)
+        check_manifest(tmp_path, {"seed": 1, "cap": None, "scale": 0.1}, ())
 
     def test_every_other_flag_is_named(self, tmp_path):
-        check_manifest(tmp_path, {"seed": 1, "eds": True, "num": 3}, ("num",), write=True)
+        check_manifest(tmp_path, {"seed": 1, "eds": True, "num": 3}, ("num",))
         with pytest.raises(InputError) as error:
-            check_manifest(tmp_path, {"seed": 2, "eds": False, "num": 4}, ("num",), write=True)
+            check_manifest(tmp_path, {"seed": 2, "eds": False, "num": 4}, ("num",))
         line = str(error.value)
         assert "--seed 2 (the run there has 1)" in line and "--eds False (the run there has True)" in line
         assert "--num" not in line and str(tmp_path) in line and "--log_dir" in line
@@ -164,24 +204,24 @@ class TestManifest:
 
     def test_other_contents_are_named_and_a_manifest_without_hashes_gets_them(self, tmp_path):
         flags = {"model_path": "model.pt"}
-        check_manifest(tmp_path, flags, (), write=True)
-        check_manifest(tmp_path, flags, (), write=True, sha256={"model_path": "a" * 64})
+        check_manifest(tmp_path, flags, ())
+        check_manifest(tmp_path, flags, (), sha256={"model_path": "a" * 64})
         assert saved(tmp_path)["sha256"] == {"model_path": "a" * 64}
         with pytest.raises(InputError, match=r"--model_path model\.pt has other contents .*bbb.*, then aaa"):
-            check_manifest(tmp_path, flags, (), write=True, sha256={"model_path": "b" * 64})
+            check_manifest(tmp_path, flags, (), sha256={"model_path": "b" * 64})
 
     def test_other_versions_are_noted_only(self, tmp_path):
         for torch in ("2.4", "2.5", "2.5"):
-            check_manifest(tmp_path, {}, (), write=True, versions={"torch": torch})
+            check_manifest(tmp_path, {}, (), versions={"torch": torch})
         assert saved(tmp_path)["versions"] == [{"torch": "2.4"}, {"torch": "2.5"}]
         assert set(versions()) == {"python", "torch", "numpy", "device"}
 
     def test_not_json(self, tmp_path):
         (tmp_path / "run.json").write_text("{")
-        with pytest.raises(InputError, match=r"run\.json: not JSON"):
-            check_manifest(tmp_path, {}, (), write=True)
+        with pytest.raises(InputError, match=r"run\.json: expected the flags .* found no JSON"):
+            check_manifest(tmp_path, {}, ())
 
     def test_no_object(self, tmp_path):
         (tmp_path / "run.json").write_text("[1]")
         with pytest.raises(InputError, match=r"run\.json"):
-            check_manifest(tmp_path, {"seed": 1}, (), write=True)
+            check_manifest(tmp_path, {"seed": 1}, ())

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from guided_diffusion import checkpoint, logger
+from guided_diffusion import logger, run_directory
 from guided_diffusion.checkpoint_folder import CheckpointFolder
 from guided_diffusion.errors import InputError, Stopped
 from guided_diffusion.stop_signals import StopSignals, leave
@@ -94,7 +94,8 @@ def test_a_passed_over_checkpoint_does_not_count_for_keep(folder, tmp_path):
 def test_what_a_killed_process_left_is_swept(folder, tmp_path):
     left, foreign = tmp_path / ".model000030.pt.0123abcd.tmp", tmp_path / ".notes.tmp"
     left.touch(), foreign.touch()
-    folder.newest_intact()
+    run_directory.claim(tmp_path, pytest.fail)
+    run_directory.release()
     assert not left.exists() and foreign.exists()
 
 
@@ -124,7 +125,7 @@ def test_a_disk_that_is_full(folder, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(InputError, match="model000030.pt: cannot be written: .*No space left"):
         save(folder, 30)
     assert folder.newest_intact().number == 20

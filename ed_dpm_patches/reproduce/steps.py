@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from guided_diffusion import dist_util, run_directory
 from guided_diffusion.errors import InputError
 from guided_diffusion.files import hash_file, write_json
 
@@ -183,7 +184,11 @@ def device_name() -> str:
 
 
 def claim(path: Path, purpose: dict[str, Any]) -> None:
-    """Note in a file what its folder is for; InputError where it is for something else."""
+    """Own a folder until this program ends, and note in a file what it is for.
+
+    InputError where another process owns it, or it is for something else.
+    """
+    run_directory.claim(path.parent, dist_util.fail)
     purpose = json.loads(json.dumps(purpose))  # as it will be read: tuples are lists
     found = _read(path)
     if found not in (None, purpose):

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from typing import IO
 
-from guided_diffusion import dist_util, logger
+from guided_diffusion import dist_util, logger, run_directory
 from guided_diffusion.kept_networks import KeptNetworks
 
 from .workers import ENDING
@@ -42,6 +42,8 @@ class Programs:
             self._mains[program]()
         except (Exception, SystemExit) as error:
             return dist_util.report_failure(error)
+        finally:
+            run_directory.release()
         return 0
 
 
