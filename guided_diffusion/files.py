@@ -224,14 +224,14 @@ def remove_leftovers(directory: Path, name: str | None = None, owned: bool = Fal
     """Remove the temporary files that killed processes left in a directory.
 
     :param name: only those of this file.
-    :param owned: nobody else writes there, so that all of them are left-overs. Otherwise those go whose writer is a
-        process of this machine that has ended, or that have not changed for a day.
+    :param owned: nobody else has any business there but trying to own it. Otherwise a file whose writer is not a
+        process of this machine is only a left-over when it has not changed for a day.
     """
     for found in list_names(directory):
         match = _TEMPORARY.fullmatch(found)
         if match and name in (None, match["name"]):
             with suppress(OSError):  # it is a nuisance, not a fault
-                if owned or _is_abandoned(directory / found, match):
+                if _is_abandoned(directory / found, match, owned):
                     (directory / found).unlink(missing_ok=True)
 
 
@@ -240,10 +240,11 @@ def reason(error: OSError) -> str:
     return error.strerror or first_line(error)
 
 
-def _is_abandoned(path: Path, match: re.Match) -> bool:
+def _is_abandoned(path: Path, match: re.Match, owned: bool) -> bool:
     if match["machine"] == processes.machine_digest():
         return processes.start_time(int(match["pid"])) is None
-    return time.time() - path.stat().st_mtime > _ABANDONED
+    patience = _ABANDONED if not owned else 60.0 if match["machine"] else 0.0
+    return time.time() - path.stat().st_mtime >= patience
 
 
 @contextmanager

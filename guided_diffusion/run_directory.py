@@ -74,8 +74,11 @@ class _Claim:
 
     def is_held(self) -> bool:
         """Return whether the owner file is still this process's. OSError where nobody can tell."""
-        with suppress(FileNotFoundError, NotADirectoryError, DamagedError):
-            return _look(self.path)[0] == self.owner
+        for wait in (0.5, 0.0):  # another process may just be looking at it more closely, see `_free`
+            with suppress(FileNotFoundError, NotADirectoryError):
+                if _look(self.path)[0] == self.owner:
+                    return True
+            time.sleep(wait)
         return False
 
     def release(self) -> None:
