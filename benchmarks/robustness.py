@@ -1,7 +1,8 @@
 """What it costs that a sampling run cannot be lost: the programs' run beside a bare loop of the same networks.
 
-The run has a generator for every sample, part files that reach the disk, a manifest with hashes, the search for inf
-and nan at every step, status.json and a heartbeat of two ranks; the bare loop draws its noise at once and writes one
+The run has an owner file, a generator for every sample, part files that reach the disk and are read back with their
+checksums, a manifest with hashes, a digest of the result, the search for inf and nan at every step, status.json and a
+heartbeat of two ranks; the bare loop draws its noise at once and writes one
 npz at the end. A batch here is a hundredth or less of one in practice (250 steps of a large network), so what a batch
 costs beside its steps weighs more here.
 """
@@ -25,7 +26,7 @@ import torch.distributed as dist
 from benchmarks.cases import Setting
 from benchmarks.measure import alternate, spread, synchronise
 from benchmarks.tracing import free_model, networks
-from guided_diffusion import logger, script_util
+from guided_diffusion import logger, run_directory, script_util
 from guided_diffusion.checkpoint import save
 from guided_diffusion.generate import SampleRun, to_uint8
 from guided_diffusion.heartbeat import Heartbeat
@@ -33,15 +34,19 @@ from guided_diffusion.nonfinite import Watch, timesteps_of
 from guided_diffusion.sample_noise import LabelPlan
 
 STEPS, BATCHES = 4, 2
-HEADER = ("config", "part", "bare s", "run s", "wall ratio", "10-90 %", "CPU ratio", "10-90 %", "own ms", "own share")
+HEADER = (
+    "config", "part", "bare s", "run s", "images/s ratio", "95 %", "10-90 %", "CPU ratio", "10-90 %", "own ms",
+    "own share",
+)  # fmt: skip
 
 
 def measure(setting: Setting, device: torch.device, half: bool, rounds: int) -> dict[str, float | str]:
-    """Seconds of both, interleaved, on the wall and of this process's CPUs, and the ratio of the run to the bare loop.
+    """Measure seconds of both, interleaved, and the run's images/s beside the bare loop's.
 
-    The ratio of CPU seconds tells more on a machine that does other work too; it has no waiting for the disk in it.
-    `own_seconds` is what the run adds, on the wall, around a network that costs nothing, and `own_share` that beside
-    the bare loop: on a noisy machine it tells more than the difference of two long times.
+    The 95 % interval is that of the median over the rounds, by resampling them. The ratio by CPU seconds tells more on
+    a machine that does other work too; it has no waiting for the disk in it. `own_seconds` is what the run adds, on the
+    wall, around a network that costs nothing, and `own_share` that beside the bare loop: on a noisy machine it tells
+    more than the difference of two long times.
     """
     model, _ = networks(setting, device, half)
     folder = Path(tempfile.mkdtemp(prefix="robustness-"))
@@ -50,14 +55,17 @@ def measure(setting: Setting, device: torch.device, half: bool, rounds: int) -> 
         times = alternate(*_sides(setting, device, model, folder), rounds, warmup=1)
         free = alternate(*_sides(setting, device, free_model, folder), rounds=40, warmup=1)
     shutil.rmtree(folder)
-    wall, cpu = ([own[clock] / peer[clock] for own, peer in times] for clock in (0, 1))
+    wall, cpu = ([peer[clock] / own[clock] for own, peer in times] for clock in (0, 1))
+    medians = np.median(np.random.default_rng(0).choice(wall, (10_000, len(wall))), axis=1)
+    low, high = np.quantile(medians, (0.025, 0.975))
     bare_seconds = statistics.median(peer[0] for _, peer in times)
     own_seconds = statistics.median(own[0] - peer[0] for own, peer in free)
     return {
         "part": f"{BATCHES} batches of {setting.batch_size}, {STEPS} steps", "rounds": rounds,
         "bare_seconds": bare_seconds, "run_seconds": statistics.median(own[0] for own, _ in times),
         "own_seconds": own_seconds, "own_share": own_seconds / bare_seconds,
-        **spread("wall_ratio", wall), **spread("cpu_ratio", cpu),
+        **spread("rate_ratio", wall), "rate_ratio_low": float(low), "rate_ratio_high": float(high),
+        **spread("cpu_rate_ratio", cpu),
     }  # fmt: skip
 
 
@@ -71,12 +79,14 @@ def _sides(setting: Setting, device: torch.device, model: Callable, folder: Path
 
     def run() -> None:
         directory = Path(tempfile.mkdtemp(dir=folder))
+        run_directory.claim(directory, print)
         plan = SampleRun(
             num_samples=count, batch_size=setting.batch_size, shape=shape, seed=0, directory=directory,
             flags={"model_path": str(folder / "model.pt")}, labels=LabelPlan("", False, classes),
             watch=Watch(timesteps_of(diffusion)),
         )  # fmt: skip
         plan.generate(lambda batch: loop(batch.watched(model), batch.labels, **batch.loop_arguments(shape)))
+        run_directory.release()
 
     def bare() -> None:
         images, labels = [], []
@@ -122,8 +132,9 @@ def line(row: dict) -> str:
     return " | ".join(
         (
             row["config"], row["part"], f"{row['bare_seconds']:.2f}", f"{row['run_seconds']:.2f}",
-            f"{row['wall_ratio']:.4f}", f"{row['wall_ratio_p10']:.3f}-{row['wall_ratio_p90']:.3f}",
-            f"{row['cpu_ratio']:.4f}", f"{row['cpu_ratio_p10']:.3f}-{row['cpu_ratio_p90']:.3f}",
+            f"{row['rate_ratio']:.4f}", f"{row['rate_ratio_low']:.3f}-{row['rate_ratio_high']:.3f}",
+            f"{row['rate_ratio_p10']:.3f}-{row['rate_ratio_p90']:.3f}",
+            f"{row['cpu_rate_ratio']:.4f}", f"{row['cpu_rate_ratio_p10']:.3f}-{row['cpu_rate_ratio_p90']:.3f}",
             f"{row['own_seconds'] * 1e3:.1f}", f"{row['own_share']:.2%}",
         )
     )  # fmt: skip

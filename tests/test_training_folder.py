@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -69,6 +70,63 @@ def test_the_newest_intact_one(folder, tmp_path, warnings, damage):
     assert torch.load(found.model, weights_only=True)["w"][0] == 10
     (warning,) = warnings
     assert "000020." in warning and "going on from checkpoint 000010" in warning
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_damaged_is_set_aside_whole(folder, tmp_path, damage):
+    DAMAGES[damage](tmp_path)
+    before = sorted(path.read_bytes() for path in tmp_path.iterdir())
+    folder.newest_intact()
+    assert sorted(path.read_bytes() for path in tmp_path.iterdir()) == before
+    if damage != "no state":
+        assert not [name for name in tree(tmp_path) if "000020" in name and not name.endswith(".damaged")]
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("name", ["state000020.json", "model000020.pt", "opt000010.pt", "listing"])
+def test_what_cannot_be_read_is_not_damaged(folder, tmp_path, monkeypatch, code, name):
+    """Neither the newest checkpoint nor an older one that would be the next to try."""
+    if name == "opt000010.pt":
+        DAMAGES["a bit of the model"](tmp_path)
+    before = tree(tmp_path)
+    real_open, real_list = open, os.listdir
+
+    def fail_opening(path, *args, **kwargs):
+        if str(path).endswith(name):
+            raise OSError(code, os.strerror(code))
+        return real_open(path, *args, **kwargs)
+
+    def fail_listing(path):
+        if name == "listing":
+            raise OSError(code, os.strerror(code))
+        return real_list(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("builtins.open", fail_opening)
+        patched.setattr(os, "listdir", fail_listing)
+        with pytest.raises(InputError, match=f"cannot be read: {os.strerror(code)}"):
+            folder.newest_intact()
+    assert tree(tmp_path) == before
+    assert folder.newest_intact().number == (10 if name == "opt000010.pt" else 20)
+
+
+def test_pruning_that_is_interrupted_is_done_later(folder, tmp_path, monkeypatch):
+    """A state goes last: without it nobody would know what the other files are."""
+    real, count = Path.unlink, 0
+
+    def unlink(path, **options):
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise KeyboardInterrupt
+        real(path, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "unlink", unlink)
+        folder.prune(1)
+    assert folder.newest_intact().number == 20
+    folder.prune(1)
+    assert {Path(name).stem[-6:] for name in tree(tmp_path)} == {"000020"}
 
 
 def test_every_bit_counts(folder, tmp_path):
