@@ -76,10 +76,11 @@ def _deadline(
 
     def give_up() -> None:
         ranks = sorted(find_missing())
-        who = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}" if ranks else "not all"
-        text = f"{who} of {here.world_size} {'has' if len(ranks) == 1 else 'have'} not come within {seconds} s"
+        who = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))} of {here.world_size}"
+        who += " has not" if len(ranks) == 1 else " have not"
+        line = f"{who if ranks else f'not all {here.world_size} ranks have'} come within {seconds} s"
         with contextlib.suppress(OSError, ValueError):  # a closed pipe, a closed stream
-            sys.stderr.write(f"error: {text}: look above for the reason, or allow more time with --meet_timeout\n")
+            sys.stderr.write(f"error: {line}: see above for the reason, or allow more time with --meet_timeout\n")
         time.sleep(1)  # until those that came just later than this rank have found it, too
         end(1)
 
