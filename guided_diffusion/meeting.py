@@ -50,7 +50,8 @@ def start_mpi(mpi: Any, here: Launch, end: Callable[[int], None]) -> None:
 def meet(open_store: Callable[[], dist.Store], here: Launch, end: Callable[[int], None]) -> dist.Store:
     """Return the store when all ranks have opened it; if others do not, say so and `end` this process."""
     missing = {0} - {here.rank}  # without the store nothing is known of the others
-    with _deadline(seconds_to_meet(), here, end, lambda: missing) as give_up:
+    seconds = seconds_to_meet()
+    with _deadline(seconds, here, end, lambda: missing):
         store = open_store()
         missing = set(range(here.world_size)) - {here.rank}
         # Each counts until it has seen all others count: torchrun's store keeps the keys of earlier attempts.
@@ -63,22 +64,22 @@ def meet(open_store: Callable[[], dist.Store], here: Launch, end: Callable[[int]
                 now = [int(count) for count in store.multi_get(keys)]
                 missing = {rank for rank in missing if now[rank] == before[rank]}
             store.add(keys[here.rank], 1)  # for those who first looked after the last time
-        except dist.DistNetworkError:  # the rank that holds the store gave up before this one
-            give_up()
+        except dist.DistNetworkError:  # the rank that holds the store gave up a little before this one
+            time.sleep(seconds)
+            raise
     return store
 
 
 @contextlib.contextmanager
 def _deadline(
     seconds: int, here: Launch, end: Callable[[int], None], find_missing: Callable[[], set[int]]
-) -> Iterator[Callable[[], None]]:
-    """Have the process ended if it is too long in this block, and give what ends it at once."""
+) -> Iterator[None]:
+    """Have the process ended, whatever it waits for, if it is too long in this block."""
 
     def give_up() -> None:
-        ranks = sorted(find_missing())
-        who = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))} of {here.world_size}"
-        who += " has not" if len(ranks) == 1 else " have not"
-        line = f"{who if ranks else f'not all {here.world_size} ranks have'} come within {seconds} s"
+        ranks = ", ".join(map(str, sorted(find_missing())))
+        who = f"ranks {ranks} of {here.world_size} have" if "," in ranks else f"rank {ranks} of {here.world_size} has"
+        line = f"{who if ranks else f'some of {here.world_size} ranks have'} not come within {seconds} s"
         with contextlib.suppress(OSError, ValueError):  # a closed pipe, a closed stream
             sys.stderr.write(f"error: {line}: see above for the reason, or allow more time with --meet_timeout\n")
         time.sleep(1)  # until those that came just later than this rank have found it, too
@@ -88,7 +89,7 @@ def _deadline(
     timer.daemon = True
     timer.start()
     try:
-        yield give_up
+        yield
     finally:
         timer.cancel()
         timer.join()
@@ -101,14 +102,14 @@ def _leave_mark(mark: socket.socket, here: Launch) -> Callable[[], set[int]]:
     holds the launcher's process: the nearest ancestor without the variable by which it tells how many it started.
     """
     name = "MPI_LOCALNRANKS" if "MPI_LOCALNRANKS" in os.environ else "OMPI_COMM_WORLD_LOCAL_SIZE"
-    count, launcher, names = whole_number(name, default=0), os.getpid(), Path("/proc/net/unix")
+    count, launcher = whole_number(name, default=0), os.getpid()
     try:
         while f"{name}={count}\0".encode() in Path(f"/proc/{launcher}/environ").read_bytes():
-            launcher = processes.parent(launcher)
+            launcher = int(Path(f"/proc/{launcher}/stat").read_text().rpartition(")")[2].split()[1])  # its parent
         prefix = f"ed-dpm/{processes.machine_digest()}/{launcher}/{processes.start_time(launcher)}/"
         mark.bind(f"\0{prefix}{here.rank}")
-        names.read_bytes()
     except OSError:
-        count = 0  # nothing is known
-    everyone = range(here.world_size if count == here.world_size else 0)  # none of it with several machines
+        return set  # nothing is known
+    everyone = range(count if count == here.world_size else 0)  # and nothing of the ranks of other machines
+    names = Path("/proc/net/unix")
     return lambda: {rank for rank in everyone if f"@{prefix}{rank}\n" not in names.read_text()}

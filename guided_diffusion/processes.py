@@ -35,8 +35,3 @@ def start_time(pid: int) -> str | None:
     except OSError:
         return None
     return None if fields[0] in (b"Z", b"X") else fields[19].decode()
-
-
-def parent(pid: int) -> int:
-    """Return the process that started another; ``OSError`` if that has ended."""
-    return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
