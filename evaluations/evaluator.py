@@ -35,7 +35,7 @@ from evaluations.upstream_api import (  # noqa: E402
     ManifoldEstimator,
     open_npz_array,
 )
-from guided_diffusion import dist_util  # noqa: E402
+from guided_diffusion import dist_util, meeting  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 
 __all__ = [
@@ -133,7 +133,7 @@ def _create_parser() -> argparse.ArgumentParser:
 
 
 def add_network_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that ``create_engine`` understands."""
+    """The flags that ``create_engine`` understands, and the one that ``run_main`` does."""
     network = parser.add_mutually_exclusive_group()
     network.add_argument(
         "--inception",
@@ -152,6 +152,7 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
         help="what runs the Inception graph (default: tensorflow where it can be imported, else torch)",
     )
     parser.add_argument("--batch_size", type=int, default=64, help="images at once in the feature network")
+    parser.add_argument("--meet_timeout", type=int, default=meeting.DEFAULT, metavar="N", help=meeting.HELP)
 
 
 def create_engine(args: argparse.Namespace) -> FeatureEngine:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from . import nonfinite
+from . import meeting, nonfinite
 from .flags import flag
 from .solvers import SAMPLERS
 
@@ -95,6 +95,7 @@ class RunConfig:
     log_dir: str = flag("", "where files go; default runs/<script>-<time>, or OPENAI_LOGDIR")
     seed: int = flag(0, "seed of all random draws", minimum=0)
     amp_dtype: str = flag("fp16", "dtype of mixed precision where it is on", choices=("fp16", "bf16"))
+    meet_timeout: int = flag(meeting.DEFAULT, meeting.HELP, minimum=0)
 
 
 @dataclass(frozen=True)

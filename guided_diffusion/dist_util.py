@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from guided_diffusion import checkpoint, launch, run_directory, run_log
+from guided_diffusion import checkpoint, launch, meeting, run_directory, run_log
 from guided_diffusion.errors import InputError, Stopped, first_line
 from guided_diffusion.heartbeat import Heartbeat
 
@@ -47,12 +47,13 @@ def setup_dist() -> None:
     several ranks, which NCCL refuses). CUDA_VISIBLE_DEVICES is left alone. RANK, WORLD_SIZE, LOCAL_RANK,
     MASTER_ADDR and MASTER_PORT are set unless the launcher did.
 
-    Raises ``InputError`` if the launcher's variables are malformed or MPI cannot be used.
+    Raises ``InputError`` if the launcher's variables are malformed or MPI cannot be used. Where ranks do not come in
+    time, the process ends with status 1, see ``meeting``.
     """
     if dist.is_initialized():
         return
     here = launch.detect()
-    store = _open_store(here)
+    store = meeting.meet(lambda: _open_store(here), here, _leave_hard)
     machines = _publish(store, here, "machine", socket.gethostname())
     gpus = _publish(store, here, "gpu", _gpu_identity(here))
     backend = "nccl" if "" not in gpus and len(set(gpus)) == len(gpus) else "gloo"
@@ -143,14 +144,15 @@ def run_main(main: Callable[[], None]) -> NoReturn:
     ``InputError``: its line on stderr, exit status 2. Ctrl-C: 130. ``SystemExit``: its own status; ``Stopped``: the
     same, and all ranks part as after success. Any other exception: the traceback, 1. After a failure among several
     ranks the process leaves without the interpreter's clean-up, which could block in MPI; the launcher then ends the
-    other ranks. Those that it does not reach (frozen, or on other machines) end by themselves: see ``heartbeat``.
+    other ranks. Those that it does not reach (frozen, or on other machines) end by themselves: see ``heartbeat``, and
+    ``meeting`` for the time before all have joined.
     """
     global _heart
     _heart = Heartbeat(_leave_hard)
     try:
         if launch.detect().kind == "mpi" and launch.detect().world_size > 1:
             # Now rather than in setup_dist: mpiexec does not miss a rank that dies before it joined MPI,
-            # and its peers would wait for it for ever.
+            # and its peers would wait for it until the deadline.
             _join_mpi()
         main()
         _leave()
@@ -365,7 +367,11 @@ def _join_mpi() -> Any:
             import mpi4py
 
             mpi4py.rc.finalize = False  # its own exit hook would wait for ranks that failed
+            mpi4py.rc.initialize = False
         from mpi4py import MPI
+
+        if first:
+            meeting.start_mpi(MPI, here, _leave_hard)
     except (ImportError, RuntimeError) as error:
         raise InputError(
             f"started by mpiexec with {here.world_size} ranks, but mpi4py cannot be loaded "

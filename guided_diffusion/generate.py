@@ -35,7 +35,7 @@ from .sample_noise import LabelPlan, PerSampleNoise
 from .write_behind import WriteBehind
 
 # Flags that do not change what a sample is (but for rounding): a run may be continued with others.
-CHANGEABLE_FLAGS = ("log_dir", "num_samples", "batch_size", "save_images", "compile", "nonfinite")
+CHANGEABLE_FLAGS = ("log_dir", "num_samples", "batch_size", "save_images", "compile", "nonfinite", "meet_timeout")
 
 # Flags that name files which determine the samples.
 INPUT_FLAGS = ("model_path", "classifier_path", "base_samples")

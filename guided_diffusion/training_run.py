@@ -20,7 +20,7 @@ from .run_directory import versions
 # Flags that make no difference to the numbers. In place of data_dir and batch_size stand facts, see below.
 CHANGEABLE = frozenset(
     ("log_dir", "log_interval", "eval_interval", "save_interval", "keep", "resume_checkpoint", "val_data_dir")
-    + ("data_dir", "data_workers", "batch_size", "processes")
+    + ("data_dir", "data_workers", "batch_size", "processes", "meet_timeout")
 )
 # What a run depends on and what is no flag, as an error names it.
 _FACTS = {"class_names": "classes", "images": "images", "global_batch": "--batch_size times processes"}

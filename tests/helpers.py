@@ -158,12 +158,12 @@ def two_ranks() -> list[dict[str, str]]:
     return [clean_environment(**shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
 
 
-def launch_prefix(launcher: str) -> list[str]:
+def launch_prefix(launcher: str, ranks: int = 2) -> list[str]:
     if launcher == "mpiexec":
         pytest.importorskip("mpi4py")
-        return [executable("mpiexec"), "-n", "2", sys.executable]
+        return [executable("mpiexec"), "-n", str(ranks), sys.executable]
     if launcher == "torchrun":
-        return [executable("torchrun"), "--standalone", "--nproc_per_node", "2"]
+        return [executable("torchrun"), "--standalone", "--nproc_per_node", str(ranks)]
     assert launcher == "python"
     return [sys.executable]
 

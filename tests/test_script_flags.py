@@ -57,11 +57,14 @@ OURS = {
     },
     "image_sample": {"classes": "", "balanced": False, "save_images": False},
 }
-IN_EVERY_SCRIPT = {"log_dir": "", "seed": 0, "amp_dtype": "fp16", "num_classes": 1000, "in_channels": 3}
+IN_EVERY_SCRIPT = {
+    "log_dir": "", "seed": 0, "amp_dtype": "fp16", "meet_timeout": 60, "num_classes": 1000, "in_channels": 3,
+}  # fmt: skip
 UNITS = {
     "pixels": {"image_size", "large_size", "small_size", "attention_resolutions", "classifier_attention_resolutions"},
     "steps": {"iterations", "log_interval", "eval_interval", "save_interval", "lr_anneal_steps"},
     "images": {"batch_size", "num_samples", "microbatch"},
+    "seconds": {"meet_timeout"},
 }
 
 
