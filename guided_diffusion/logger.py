@@ -135,11 +135,11 @@ def configure(
     comm: see ``Logger``. log_suffix: goes before the extension of every file.
     """
     dir = dir if dir is not None else os.environ.get("OPENAI_LOGDIR")
-    directory = _agree_on_new_directory() if dir is None else Path(dir).expanduser().absolute()
     try:
+        directory = _agree_on_new_directory() if dir is None else Path(dir).expanduser().absolute()
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"log directory {directory}: cannot be made: {error.strerror}") from error
+        raise InputError(f"log directory {dir or error.filename}: cannot be made: {error.strerror}") from error
 
     rank = get_rank_without_mpi_import()
     if rank > 0:

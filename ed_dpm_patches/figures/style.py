@@ -91,8 +91,8 @@ def write(path: Path, data: bytes) -> None:
     try:
         with write_atomically(path) as file:
             file.write(data)
-    except OSError as error:
-        raise InputError(f"--out: {path} cannot be written: {error.strerror or error}") from error
+    except InputError as error:
+        raise InputError(f"--out: {error}") from error
 
 
 def _field(value: Any) -> Any:

@@ -12,11 +12,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
 from guided_diffusion.errors import InputError
+from guided_diffusion.files import complaint
 
 from .book import ROOT
 from .commands import shell
@@ -84,8 +85,8 @@ class Runner:
                         if future.result():
                             count += 1
                             made.update(step.outputs)
-                    except InputError as error:
-                        failures[step.name] = str(error)
+                    except (InputError, OSError) as error:
+                        failures[step.name] = complaint(error) if isinstance(error, OSError) else str(error)
                         unmade.update(step.outputs)
         if failures:
             self._report(failures)
@@ -130,7 +131,7 @@ class Runner:
 
     def _run_alone(self, step: Step, log: Path) -> int:
         """As a process of its own; its exit status."""
-        with log.open("wb") as file:
+        with log.open("wb", buffering=0) as file:
             with self._lock:
                 if self._stopping:
                     raise InputError("interrupted")
@@ -139,11 +140,12 @@ class Runner:
                 )
                 self._processes.add(process)
             for piece in iter(lambda: process.stdout.read1(1 << 16), b""):
-                file.write(piece)
-                file.flush()
+                with suppress(OSError):  # a full disk: not worth the step
+                    file.write(piece)
                 if self._showing:
-                    sys.stderr.buffer.write(piece)
-                    sys.stderr.buffer.flush()
+                    with suppress(OSError):
+                        sys.stderr.buffer.write(piece)
+                        sys.stderr.buffer.flush()
             code = process.wait()
             process.stdout.close()
             self._processes.discard(process)
@@ -178,6 +180,10 @@ class Runner:
 
 def last_line(log: Path) -> str:
     """The last line of a log that says something: an error's where there is one."""
-    lines = [line for line in re.split(r"[\r\n]+", log.read_text(errors="replace").strip()) if line.strip()]
+    try:
+        text = log.read_text(errors="replace")
+    except OSError as error:
+        return f"nothing ({complaint(error)})"
+    lines = [line for line in re.split(r"[\r\n]+", text.strip()) if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     return (errors or lines or ["nothing"])[-1]
