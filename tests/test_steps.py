@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ed_dpm_patches.reproduce.runner import Runner
+from ed_dpm_patches.reproduce.runner import Runner, last_line
 from ed_dpm_patches.reproduce.steps import Records, Step
 from guided_diffusion.errors import InputError
 from tests.helpers import ROOT, clean_environment
@@ -167,6 +167,37 @@ def test_a_resumed_step_has_no_time(kitchen):
     Records(kitchen.folder).start(step)
     kitchen.run([step])
     assert json.loads((kitchen.folder / "steps" / "a.json").read_text())["seconds"] is None
+
+
+@pytest.mark.parametrize("content", ["{", "folder"])
+def test_the_cache_of_hashes_is_of_no_consequence(kitchen, content):
+    cache = kitchen.folder / "steps" / "hashes.cache"
+    cache.parent.mkdir()
+    cache.mkdir() if content == "folder" else cache.write_text(content)
+    assert kitchen.run([kitchen.step("a")]) == 1 and kitchen.run([kitchen.step("a")]) == 0
+
+
+def test_a_record_that_cannot_be_written_fails_its_step_alone(kitchen):
+    """In one line that names the file; the others are run."""
+    (kitchen.folder / "steps" / "a.json").mkdir(parents=True)
+    (kitchen.folder / "logs" / "b.log").mkdir(parents=True)
+    steps = [kitchen.step("a"), kitchen.step("b"), kitchen.step("d")]
+    with pytest.raises(InputError, match=r"steps/a.json: cannot be .*1 more step") as caught:
+        kitchen.run(steps)
+    assert "\n" not in str(caught.value) and kitchen.file("d").read_text() == "d"
+    with pytest.raises(InputError, match=r"logs/b.log: Is a directory; the same command goes on"):
+        kitchen.run(steps[1:])
+
+
+def test_a_log_on_a_full_disk_is_not_worth_the_step(kitchen):
+    (kitchen.folder / "logs").mkdir()
+    (kitchen.folder / "logs" / "talk.log").symlink_to("/dev/full")
+    code = f"print('words'); open({str(kitchen.file('x'))!r}, 'w').close()"
+    assert kitchen.run([Step("talk", ("python", "-c", code), (), (kitchen.file("x"),))]) == 1
+
+
+def test_a_log_that_is_gone_still_leaves_a_line(tmp_path):
+    assert last_line(tmp_path / "x.log") == f"nothing ({tmp_path / 'x.log'}: No such file or directory)"
 
 
 def test_a_damaged_record_is_named(kitchen):
