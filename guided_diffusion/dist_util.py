@@ -29,7 +29,6 @@ from torch.distributed.rendezvous import rendezvous
 
 from guided_diffusion import checkpoint, launch, run_log, streams
 from guided_diffusion.errors import InputError, Stopped, first_line
-from guided_diffusion.files import complaint
 from guided_diffusion.heartbeat import Heartbeat
 
 # Kept because users import them; the number of GPUs on a machine is asked of CUDA instead.
@@ -128,7 +127,7 @@ def run_main(main: Callable[[], None]) -> NoReturn:
     ``SystemExit``: its own status; ``Stopped``: the same, and all ranks part as after success. Any other exception: the
     traceback, 1. After a failure among several ranks the process leaves without the interpreter's clean-up, which could
     block in MPI; the launcher then ends the other ranks. Those that it does not reach (frozen, or on other machines)
-    end by themselves: see ``heartbeat``. Output that cannot be written ends no program: see ``streams``.
+    end by themselves: see ``heartbeat``.
     """
     global _heart
     streams.protect()
@@ -164,15 +163,16 @@ def report_failure(error: BaseException) -> int:
         run_log.keep_failure("interrupted", state="stopped")
         return 130
     system = isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError)
-    line = complaint(error) if system else str(error) if isinstance(error, InputError) else _first_line_of(error)
+    line = str(error) if isinstance(error, InputError) else _first_line_of(error)
+    if system:
+        line = ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
     details = "" if isinstance(error, InputError) else "".join(traceback.format_exception(error))
     run_log.keep_failure(line, details, consequence=_lost_a_peer(error))
     if _has_peers() and _is_said_elsewhere(error):
         # Meanwhile the rank that says it leaves, and the launcher or the heartbeat ends this one.
         time.sleep(5 if _lost_a_peer(error) and _heart.beating else 1)
-    unexpected = "" if system else details
-    sys.stderr.write(unexpected or f"error: {line}\n")  # one write: ranks do not interleave
-    return 1 if unexpected else 2
+    sys.stderr.write(f"error: {line}\n" if system or not details else details)  # one write: ranks do not interleave
+    return 2 if system or not details else 1
 
 
 def _first_line_of(error: BaseException) -> str:

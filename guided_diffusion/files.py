@@ -183,11 +183,6 @@ def reason(error: OSError) -> str:
     return error.strerror or first_line(error)
 
 
-def complaint(error: OSError) -> str:
-    """Return why an operation failed, with the file that it was about where the error names one."""
-    return reason(error) if error.filename is None else f"{error.filename}: {reason(error)}"
-
-
 def _is_abandoned(path: Path, match: re.Match) -> bool:
     if match["machine"] == processes.machine_digest():
         return processes.start_time(int(match["pid"])) is None

@@ -1,7 +1,6 @@
 """The formats that the logger writes: a text table, JSON lines, CSV, TensorBoard.
 
-A writer given an existing file adds to it, so that a resumed run continues its own record. What cannot be written to a
-file is left out: see ``log_file``.
+A writer given an existing file adds to it, so that a resumed run continues its own record.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any, TextIO
 
 from guided_diffusion.errors import InputError, InputValueError
 from guided_diffusion.files import write_atomically
-from guided_diffusion.log_file import LogFile
+from guided_diffusion.streams import LogFile
 
 _COLUMN = 30  # widest cell of the text table, in characters
 
@@ -73,24 +72,27 @@ class HumanOutputFormat(KVWriter, SeqWriter):
 
     def _write_line(self, text: str) -> None:
         self.file.write(f"{text}\n")
-        self.file.flush()
+        if not self.own_file:
+            self.file.flush()
 
 
-class JSONOutputFormat(KVWriter):
-    """One JSON object a line."""
-
+class _FileWriter(KVWriter):
     def __init__(self, filename: str | os.PathLike):
         self.file = LogFile(filename)
-
-    def writekvs(self, kvs: Mapping[str, Any]) -> None:
-        plain = {name: _as_number(value) if hasattr(value, "dtype") else value for name, value in kvs.items()}
-        self.file.write(json.dumps(plain, default=str) + "\n")
 
     def close(self) -> None:
         self.file.close()
 
 
-class CSVOutputFormat(KVWriter):
+class JSONOutputFormat(_FileWriter):
+    """One JSON object a line."""
+
+    def writekvs(self, kvs: Mapping[str, Any]) -> None:
+        plain = {name: _as_number(value) if hasattr(value, "dtype") else value for name, value in kvs.items()}
+        self.file.write(json.dumps(plain, default=str) + "\n")
+
+
+class CSVOutputFormat(_FileWriter):
     """A CSV file whose header grows when new names turn up; cells without a value are empty.
 
     New names are sorted among themselves and appended. The file is then replaced as a whole, so that a
@@ -98,9 +100,9 @@ class CSVOutputFormat(KVWriter):
     """
 
     def __init__(self, filename: str | os.PathLike):
-        self.path = Path(filename)
+        super().__init__(filename)
+        self.path = self.file.path
         self.keys: list[str] = []
-        self.file = LogFile(filename)
         with self.file.attempt():
             self._add_columns([])
 
@@ -112,14 +114,9 @@ class CSVOutputFormat(KVWriter):
         if self.keys:
             self.file.write(_as_csv([["" if kvs.get(name) is None else _as_cell(kvs[name]) for name in self.keys]]))
 
-    def close(self) -> None:
-        self.file.close()
-
     def _add_columns(self, names: Iterable[str]) -> None:
-        header, rows = [], []
-        if self.path.exists():
-            with open(self.path, newline="", encoding="utf-8", errors="backslashreplace") as file:
-                header, *rows = list(csv.reader(file)) or [[]]
+        text = self.path.read_bytes().decode(errors="backslashreplace") if self.path.exists() else ""
+        header, *rows = list(csv.reader(io.StringIO(text, newline=""))) or [[]]
         keys = header + sorted(set(names) - set(header))
         if keys != header:
             self.file.close()  # it will be another file
@@ -129,7 +126,7 @@ class CSVOutputFormat(KVWriter):
         self.keys = keys
 
 
-class TensorBoardOutputFormat(KVWriter):
+class TensorBoardOutputFormat(_FileWriter):
     """Scalars for TensorBoard, one step a dump, beginning with 1. Values that are no numbers are left out."""
 
     def __init__(self, dir: str | os.PathLike):
@@ -141,8 +138,7 @@ class TensorBoardOutputFormat(KVWriter):
         self._event, self._record_writer = Event, RecordWriter
         self.dir = os.fspath(dir)
         self.step = 1
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
-        self.file = LogFile(os.path.join(self.dir, name))
+        super().__init__(Path(dir) / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}")
         self._write(file_version="brain.Event:2")
 
     def writekvs(self, kvs: Mapping[str, Any]) -> None:
@@ -151,13 +147,10 @@ class TensorBoardOutputFormat(KVWriter):
         self._write(step=self.step, summary={"value": values})
         self.step += 1
 
-    def close(self) -> None:
-        self.file.close()
-
     def _write(self, **fields: Any) -> None:
         record = io.BytesIO()
         self._record_writer(record).write(self._event(wall_time=time.time(), **fields).SerializeToString())
-        self.file.append(record.getvalue())
+        self.file.write(record.getvalue())
 
 
 def make_output_format(format: str, ev_dir: str | os.PathLike, log_suffix: str = "") -> KVWriter:

@@ -1,17 +1,20 @@
-"""Standard streams that no run dies of: closed, broken or on a full disk, they drop what cannot be written."""
+"""Output that no run dies of: standard streams and log files drop what cannot be written."""
 
 from __future__ import annotations
 
 import atexit
+import csv
+import logging
 import os
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
-from typing import Any, TextIO
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
 
 from guided_diffusion.errors import InputError
-from guided_diffusion.files import reason
 
+_log = logging.getLogger(__name__)
 
 class BestEffort:
     """A text stream that is written to as far as that is possible; otherwise the one that it wraps."""
@@ -34,42 +37,76 @@ class BestEffort:
 
 def protect() -> None:
     """Open the standard descriptors that are closed, on nothing, and make sys.stdout and sys.stderr best effort."""
-    for descriptor in range(3):  # upwards, because the system gives the lowest that is free
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    while (nowhere := os.open(os.devnull, os.O_RDWR)) < 3:  # the system gives the lowest that is free
+        os.set_inheritable(nowhere, True)
+    os.close(nowhere)
     for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if isinstance(stream, BestEffort):
-            continue
-        if stream is None:  # its descriptor, once closed, may be some other file's by now
-            stream = open(os.devnull, "w")  # noqa: SIM115
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
-        setattr(sys, name, BestEffort(stream))
-        atexit.register(_settle, stream)
-
-
-def print_result(lines: Iterable[str]) -> None:
-    """Print what a program is there for. A reader that has left (`| head`) has seen enough.
-
-    :raises InputError: stdout cannot be written.
-    """
-    stream = sys.stdout.wrapped if isinstance(sys.stdout, BestEffort) else sys.stdout
-    text = "\n".join(lines)
-    try:
-        print(text, file=stream, flush=True)
-    except BrokenPipeError:
-        pass
-    except OSError as error:
-        raise InputError(f"standard output: cannot be written: {reason(error)}") from error
+        # None if it was closed at the start; its descriptor may be some other file's by now.
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115
+        if not isinstance(stream, BestEffort):
+            with suppress(AttributeError):  # it is of some other kind
+                stream.reconfigure(errors="backslashreplace")  # names of files need not be text
+            setattr(sys, name, BestEffort(stream))
+            atexit.register(_settle, stream)
 
 
 def _settle(stream: TextIO) -> None:
-    """Leave nothing behind at which Python, when it ends, would fail: its exit status would be 120."""
+    """Leave nothing on which Python, when it ends, would fail: its exit status would be 120."""
     try:
         stream.flush()
     except (OSError, ValueError):
-        with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), stream.fileno())
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def print_result(lines: Iterable[str]) -> None:
+    """Print what a program is there for. InputError if that fails, but a reader that left (`| head`) saw enough."""
+    try:
+        with suppress(BrokenPipeError):
+            print("\n".join(lines), file=getattr(sys.stdout, "wrapped", sys.stdout), flush=True)
+    except OSError as error:
+        raise InputError(f"standard output: cannot be written: {error.strerror}") from error
+
+
+class LogFile:
+    """A file to add to. A failure is one warning in the file's life; what comes later is tried anew."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._file: BinaryIO | None = None
+        self._warned = False
+        self.write("")
+
+    def write(self, text: str | bytes) -> None:
+        """Add all of it or nothing; in UTF-8, with escapes for what is no text, such as the bytes of a file's name."""
+        with self.attempt():
+            if self._file is None or self._file.closed:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = open(self.path, "ab")  # noqa: SIM115
+            size = os.fstat(self._file.fileno()).st_size
+            try:
+                self._file.write(text if isinstance(text, bytes) else text.encode(errors="backslashreplace"))
+                self._file.flush()
+            except OSError:
+                self.close()
+                with suppress(OSError):
+                    os.truncate(self.path, size)  # half a line would spoil the next one
+                raise
+
+    def close(self) -> None:
+        """Let go of the file, which another text opens again."""
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Go on after a block that could not read or write the file."""
+        try:
+            yield
+        except (OSError, InputError, csv.Error) as error:
+            self.close()
+            if not self._warned:
+                self._warned = True  # first, because the warning may be meant for this very file
+                why = getattr(error.__cause__ or error, "strerror", None) or error
+                _log.warning("warning: %s: %s; the run goes on, with gaps in this file", self.path, why)

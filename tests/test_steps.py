@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ed_dpm_patches.reproduce.runner import Runner, last_line
+from ed_dpm_patches.reproduce.runner import Runner
 from ed_dpm_patches.reproduce.steps import Records, Step
 from guided_diffusion.errors import InputError
 from tests.helpers import ROOT, clean_environment
@@ -185,7 +185,7 @@ def test_a_record_that_cannot_be_written_fails_its_step_alone(kitchen):
     with pytest.raises(InputError, match=r"steps/a.json: cannot be .*1 more step") as caught:
         kitchen.run(steps)
     assert "\n" not in str(caught.value) and kitchen.file("d").read_text() == "d"
-    with pytest.raises(InputError, match=r"logs/b.log: Is a directory; the same command goes on"):
+    with pytest.raises(InputError, match=r"Is a directory: '.*/logs/b.log'; the same command goes on"):
         kitchen.run(steps[1:])
 
 
@@ -196,14 +196,10 @@ def test_a_log_on_a_full_disk_is_not_worth_the_step(kitchen):
     assert kitchen.run([Step("talk", ("python", "-c", code), (), (kitchen.file("x"),))]) == 1
 
 
-def test_a_log_that_is_gone_still_leaves_a_line(tmp_path):
-    assert last_line(tmp_path / "x.log") == f"nothing ({tmp_path / 'x.log'}: No such file or directory)"
-
-
 def test_a_damaged_record_is_named(kitchen):
     kitchen.run([kitchen.step("a")])
     (kitchen.folder / "steps" / "a.json").write_text("{")
-    with pytest.raises(InputError, match="a.json: cannot be read: .*expected JSON"):
+    with pytest.raises(InputError, match="a.json: expected a JSON object, found no JSON"):
         kitchen.run([kitchen.step("a")])
 
 

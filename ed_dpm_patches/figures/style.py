@@ -88,11 +88,8 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def write(path: Path, data: bytes) -> None:
     """All of it or nothing. InputError when it cannot be written there."""
-    try:
-        with write_atomically(path) as file:
-            file.write(data)
-    except InputError as error:
-        raise InputError(f"--out: {error}") from error
+    with write_atomically(path) as file:
+        file.write(data)
 
 
 def _field(value: Any) -> Any:

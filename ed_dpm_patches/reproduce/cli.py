@@ -24,6 +24,7 @@ from typing import NoReturn
 from ed_dpm_patches.figures import cli as figures
 from guided_diffusion import dist_util, status
 from guided_diffusion.errors import InputError
+from guided_diffusion.files import read_json
 from guided_diffusion.streams import print_result
 
 from . import downloads
@@ -35,7 +36,6 @@ from .plan import check_files, plan, without_missing
 from .published import PUBLISHED
 from .rehearsal import SAMPLES, rehearsal
 from .report import write_report
-from .results import read_json
 from .runner import Runner
 from .steps import claim
 
@@ -173,8 +173,7 @@ def _run(args: argparse.Namespace) -> None:
         made = runner.run(steps, at_once)
         print(f"{len(steps)} steps: {made} run, {len(steps) - made} were done", flush=True)
     finally:  # what there is, whatever failed
-        for path in write_report(book, ROOT / out, args.rehearse):
-            print(f"report: {path}")
+        print("\n".join(f"report: {path}" for path in write_report(book, ROOT / out, args.rehearse)))
 
 
 def _report(args: argparse.Namespace) -> None:

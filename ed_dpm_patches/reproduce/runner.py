@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from guided_diffusion.errors import InputError
-from guided_diffusion.files import complaint
 
 from .book import ROOT
 from .commands import shell
@@ -86,7 +85,7 @@ class Runner:
                             count += 1
                             made.update(step.outputs)
                     except (InputError, OSError) as error:
-                        failures[step.name] = complaint(error) if isinstance(error, OSError) else str(error)
+                        failures[step.name] = str(error)
                         unmade.update(step.outputs)
         if failures:
             self._report(failures)
@@ -139,13 +138,12 @@ class Runner:
                     step.command, cwd=ROOT, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
                 )
                 self._processes.add(process)
+            targets = [file, sys.stderr.buffer] if self._showing else [file]
             for piece in iter(lambda: process.stdout.read1(1 << 16), b""):
-                with suppress(OSError):  # a full disk: not worth the step
-                    file.write(piece)
-                if self._showing:
-                    with suppress(OSError):
-                        sys.stderr.buffer.write(piece)
-                        sys.stderr.buffer.flush()
+                for target in targets:
+                    with suppress(OSError):  # a full disk, a closed pipe: not worth the step
+                        target.write(piece)
+                        target.flush()
             code = process.wait()
             process.stdout.close()
             self._processes.discard(process)
@@ -180,10 +178,6 @@ class Runner:
 
 def last_line(log: Path) -> str:
     """The last line of a log that says something: an error's where there is one."""
-    try:
-        text = log.read_text(errors="replace")
-    except OSError as error:
-        return f"nothing ({complaint(error)})"
-    lines = [line for line in re.split(r"[\r\n]+", text.strip()) if line.strip()]
+    lines = [line for line in re.split(r"[\r\n]+", log.read_text(errors="replace").strip()) if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     return (errors or lines or ["nothing"])[-1]

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from guided_diffusion.errors import InputError
-from guided_diffusion.files import hash_file, write_json
+from guided_diffusion.files import hash_file, read_json, write_json
 
 from .book import ROOT
-from .results import read_json
 
 # Flags that say how fast and not what.
 _INDIFFERENT = ("--batch_size", "--log_interval", "--inception")
