@@ -37,6 +37,7 @@ from evaluations.upstream_api import (  # noqa: E402
 )
 from guided_diffusion import dist_util, meeting  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
+from guided_diffusion.streams import print_result  # noqa: E402
 
 __all__ = [
     "INCEPTION_V3_PATH",
@@ -91,10 +92,11 @@ def _evaluate(args: argparse.Namespace, engine: FeatureEngine) -> None:
         seed=args.seed,
         cache=args.cache,
     )
-    for line in (format_markdown if args.markdown else format_metrics)(metrics):
-        print(line)
-    if args.json is not None:
-        log.info("wrote %s", write_metrics(metrics, args.json))
+    try:
+        print_result((format_markdown if args.markdown else format_metrics)(metrics))
+    finally:
+        if args.json is not None:
+            log.info("wrote %s", write_metrics(metrics, args.json))
 
 
 def _evaluate_on_ranks(args: argparse.Namespace) -> None:

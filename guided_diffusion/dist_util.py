@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from guided_diffusion import checkpoint, launch, meeting, run_directory, run_log
+from guided_diffusion import checkpoint, launch, meeting, run_directory, run_log, streams
 from guided_diffusion.errors import InputError, Stopped, first_line
 from guided_diffusion.heartbeat import Heartbeat
 
@@ -141,13 +141,14 @@ def sync_params(params: Iterable[torch.Tensor]) -> None:
 def run_main(main: Callable[[], None]) -> NoReturn:
     """Run a program's ``main`` and end the process so that no peer is left hanging.
 
-    ``InputError``: its line on stderr, exit status 2. Ctrl-C: 130. ``SystemExit``: its own status; ``Stopped``: the
-    same, and all ranks part as after success. Any other exception: the traceback, 1. After a failure among several
-    ranks the process leaves without the interpreter's clean-up, which could block in MPI; the launcher then ends the
-    other ranks. Those that it does not reach (frozen, or on other machines) end by themselves: see ``heartbeat``, and
-    ``meeting`` for the time before all have joined.
+    ``InputError``, and an ``OSError`` such as of a full disk: its line on stderr, exit status 2. Ctrl-C: 130.
+    ``SystemExit``: its own status; ``Stopped``: the same, and all ranks part as after success. Any other exception: the
+    traceback, 1. After a failure among several ranks the process leaves without the interpreter's clean-up, which could
+    block in MPI; the launcher then ends the other ranks. Those that it does not reach (frozen, or on other machines)
+    end by themselves: see ``heartbeat``, and ``meeting`` for the time before all have joined.
     """
     global _heart
+    streams.protect()
     _heart = Heartbeat(_leave_hard)
     try:
         if launch.detect().kind == "mpi" and launch.detect().world_size > 1:
@@ -189,14 +190,17 @@ def report_failure(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         run_log.keep_failure("interrupted", state="stopped")
         return 130
+    system = isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError)
     line = str(error) if isinstance(error, InputError) else _first_line_of(error)
+    if system:
+        line = ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
     details = "" if isinstance(error, InputError) else "".join(traceback.format_exception(error))
     run_log.keep_failure(line, details, consequence=_lost_a_peer(error))
     if _has_peers() and _is_said_elsewhere(error):
         # Meanwhile the rank that says it leaves, and the launcher or the heartbeat ends this one.
         time.sleep(5 if _lost_a_peer(error) and _heart.beating else 1)
-    sys.stderr.write(details or f"error: {line}\n")  # one write: ranks do not interleave
-    return 1 if details else 2
+    sys.stderr.write(f"error: {line}\n" if system or not details else details)  # one write: ranks do not interleave
+    return 2 if system or not details else 1
 
 
 def _first_line_of(error: BaseException) -> str:

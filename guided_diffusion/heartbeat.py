@@ -185,8 +185,7 @@ class Heartbeat:
     def _leave(self, status: int, line: str) -> None:
         if self._stopped.is_set():
             return
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(f"error: {line}\n")
+        sys.stderr.write(f"error: {line}\n")
         note = threading.Thread(target=run_log.keep_failure, args=(line,), kwargs={"consequence": True}, daemon=True)
         note.start()
         note.join(timeout=2)  # a disk that hangs must not hold up the end

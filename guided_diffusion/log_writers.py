@@ -6,9 +6,12 @@ A writer given an existing file adds to it, so that a resumed run continues its 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+import socket
 import sys
+import time
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import Any, TextIO
 
 from guided_diffusion.errors import InputError, InputValueError
 from guided_diffusion.files import write_atomically
+from guided_diffusion.streams import LogFile
 
 _COLUMN = 30  # widest cell of the text table, in characters
 
@@ -40,7 +44,7 @@ class HumanOutputFormat(KVWriter, SeqWriter):
     def __init__(self, filename_or_file: str | os.PathLike | TextIO):
         self.own_file = isinstance(filename_or_file, (str, os.PathLike))
         if self.own_file:
-            self.file = open(filename_or_file, "a", encoding="utf-8")  # noqa: SIM115
+            self.file = LogFile(filename_or_file)
         elif hasattr(filename_or_file, "write"):
             self.file = filename_or_file
         else:
@@ -68,25 +72,27 @@ class HumanOutputFormat(KVWriter, SeqWriter):
 
     def _write_line(self, text: str) -> None:
         self.file.write(f"{text}\n")
-        self.file.flush()
+        if not self.own_file:
+            self.file.flush()
 
 
-class JSONOutputFormat(KVWriter):
-    """One JSON object a line."""
-
+class _FileWriter(KVWriter):
     def __init__(self, filename: str | os.PathLike):
-        self.file = open(filename, "a", encoding="utf-8")  # noqa: SIM115
-
-    def writekvs(self, kvs: Mapping[str, Any]) -> None:
-        plain = {name: _as_number(value) if hasattr(value, "dtype") else value for name, value in kvs.items()}
-        self.file.write(json.dumps(plain, default=str) + "\n")
-        self.file.flush()
+        self.file = LogFile(filename)
 
     def close(self) -> None:
         self.file.close()
 
 
-class CSVOutputFormat(KVWriter):
+class JSONOutputFormat(_FileWriter):
+    """One JSON object a line."""
+
+    def writekvs(self, kvs: Mapping[str, Any]) -> None:
+        plain = {name: _as_number(value) if hasattr(value, "dtype") else value for name, value in kvs.items()}
+        self.file.write(json.dumps(plain, default=str) + "\n")
+
+
+class CSVOutputFormat(_FileWriter):
     """A CSV file whose header grows when new names turn up; cells without a value are empty.
 
     New names are sorted among themselves and appended. The file is then replaced as a whole, so that a
@@ -94,59 +100,57 @@ class CSVOutputFormat(KVWriter):
     """
 
     def __init__(self, filename: str | os.PathLike):
-        self.path = Path(filename)
+        super().__init__(filename)
+        self.path = self.file.path
         self.keys: list[str] = []
-        if self.path.exists():
-            with open(self.path, newline="", encoding="utf-8") as file:
-                self.keys = next(csv.reader(file), [])
-        self.file = self._open()
+        with self.file.attempt():
+            self._add_columns([])
 
     def writekvs(self, kvs: Mapping[str, Any]) -> None:
-        if new := sorted(set(kvs) - set(self.keys)):
-            self._add_columns(new)
-        row = ["" if kvs.get(name) is None else _as_cell(kvs[name]) for name in self.keys]
-        csv.writer(self.file, lineterminator="\n").writerow(row)
-        self.file.flush()
+        """One row; without what is new where the file cannot be replaced."""
+        if not self.keys or set(kvs) - set(self.keys):
+            with self.file.attempt():
+                self._add_columns(kvs)
+        if self.keys:
+            self.file.write(_as_csv([["" if kvs.get(name) is None else _as_cell(kvs[name]) for name in self.keys]]))
 
-    def close(self) -> None:
-        self.file.close()
-
-    def _open(self) -> TextIO:
-        return open(self.path, "a", newline="", encoding="utf-8")
-
-    def _add_columns(self, names: list[str]) -> None:
-        self.file.close()
-        with open(self.path, newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))[1:]
-        self.keys += names
-        table = [self.keys, *(row + [""] * (len(self.keys) - len(row)) for row in rows)]
-        with write_atomically(self.path) as file:
-            for row in table:
-                csv.writer(_Encoder(file), lineterminator="\n").writerow(row)
-        self.file = self._open()
+    def _add_columns(self, names: Iterable[str]) -> None:
+        text = self.path.read_bytes().decode(errors="backslashreplace") if self.path.exists() else ""
+        header, *rows = list(csv.reader(io.StringIO(text, newline=""))) or [[]]
+        keys = header + sorted(set(names) - set(header))
+        if keys != header:
+            self.file.close()  # it will be another file
+            table = [keys, *(row + [""] * (len(keys) - len(row)) for row in rows)]
+            with write_atomically(self.path) as file:
+                file.write(_as_csv(table).encode(errors="backslashreplace"))
+        self.keys = keys
 
 
-class TensorBoardOutputFormat(KVWriter):
+class TensorBoardOutputFormat(_FileWriter):
     """Scalars for TensorBoard, one step a dump, beginning with 1. Values that are no numbers are left out."""
 
     def __init__(self, dir: str | os.PathLike):
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            from tensorboard.compat.proto.event_pb2 import Event
+            from tensorboard.summary.writer.record_writer import RecordWriter
         except ImportError as error:
             raise InputError("the log format tensorboard needs the tensorboard package") from error
+        self._event, self._record_writer = Event, RecordWriter
         self.dir = os.fspath(dir)
         self.step = 1
-        self.writer = SummaryWriter(log_dir=self.dir)
+        super().__init__(Path(dir) / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}")
+        self._write(file_version="brain.Event:2")
 
     def writekvs(self, kvs: Mapping[str, Any]) -> None:
-        for name, value in kvs.items():
-            if (number := _as_number(value)) is not None:
-                self.writer.add_scalar(name, number, self.step)
-        self.writer.flush()
+        numbers = {name: number for name, value in kvs.items() if (number := _as_number(value)) is not None}
+        values = [{"tag": name, "simple_value": number} for name, number in numbers.items()]
+        self._write(step=self.step, summary={"value": values})
         self.step += 1
 
-    def close(self) -> None:
-        self.writer.close()
+    def _write(self, **fields: Any) -> None:
+        record = io.BytesIO()
+        self._record_writer(record).write(self._event(wall_time=time.time(), **fields).SerializeToString())
+        self.file.write(record.getvalue())
 
 
 def make_output_format(format: str, ev_dir: str | os.PathLike, log_suffix: str = "") -> KVWriter:
@@ -172,14 +176,10 @@ def make_output_format(format: str, ev_dir: str | os.PathLike, log_suffix: str =
     raise InputValueError(f"log format: expected stdout, log, json, csv or tensorboard, found {format!r}")
 
 
-class _Encoder:
-    """Lets ``csv.writer`` write to a binary file."""
-
-    def __init__(self, file: Any):
-        self.file = file
-
-    def write(self, text: str) -> None:
-        self.file.write(text.encode())
+def _as_csv(rows: Iterable[Iterable[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def _cut(text: str) -> str:

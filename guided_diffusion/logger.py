@@ -133,11 +133,11 @@ def configure(
     format_strs: names that ``make_output_format`` knows, else what the environment says.
     comm: see ``Logger``. log_suffix: goes before the extension of every file.
     """
-    directory = choose_directory(dir)
     try:
+        directory = choose_directory(dir)
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"log directory {directory}: cannot be made: {error.strerror}") from error
+        raise InputError(f"log directory {dir or error.filename}: cannot be made: {error.strerror}") from error
 
     rank = get_rank_without_mpi_import()
     if rank > 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 
 from . import logger, status
@@ -38,10 +37,9 @@ def keep_failure(line: str, details: str = "", state: str = status.FAILED, conse
 
 
 def write_to_log(text: str) -> None:
-    """To the log file alone, not to the screen. A full disk must not hide the error that is being reported."""
+    """To the log file alone, not to the screen."""
     if logger.Logger.CURRENT is None:
         return
     for writer in logger.Logger.CURRENT.output_formats:
         if isinstance(writer, HumanOutputFormat) and writer.own_file:
-            with contextlib.suppress(OSError, ValueError):
-                writer.writeseq([text.rstrip("\n")])
+            writer.writeseq([text.rstrip("\n")])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .files import read_json
 
 NAME = "status.json"
 PERIOD = 5.0  # seconds between two writings of a run that goes on
@@ -97,12 +98,9 @@ def note_failure(directory: str | os.PathLike, line: str, state: str = FAILED, c
 
 
 def read(path: str | os.PathLike) -> dict[str, Any]:
-    """The contents of a status.json. InputError naming it if that is not what it is."""
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: expected a run's status as JSON ({str(error).splitlines()[0]})") from error
-    if not isinstance(found, dict) or not isinstance(found.get("state"), str):
+    """The contents of a status.json. FileNotFoundError if there is none; InputError naming it if it is none."""
+    found = read_json(path, "a run's status as JSON")
+    if not isinstance(found.get("state"), str):
         raise InputError(f"{path}: expected a run's status, found JSON without a state")
     return found
 
@@ -111,7 +109,7 @@ def read_or_nothing(directory: str | os.PathLike) -> dict[str, Any]:
     """The status of a run; empty where there is none or it is damaged."""
     try:
         return read(Path(directory) / NAME)
-    except InputError:
+    except (FileNotFoundError, InputError):
         return {}
 
 

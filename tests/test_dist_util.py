@@ -1,6 +1,7 @@
 """The process group under every launcher, and how programs end."""
 
 import contextlib
+import io
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from unittest import mock
 import pytest
 import torch
 
-from guided_diffusion import dist_util
+from guided_diffusion import dist_util, logger
 from guided_diffusion.errors import InputError
 from tests.helpers import free_port
 
@@ -296,6 +297,34 @@ def test_an_unexpected_error_shows_its_traceback(alone, capsys):
     assert ended.value.code == 1
     shown = capsys.readouterr().err.splitlines()
     assert shown[0].startswith("Traceback") and shown[-1].startswith("ZeroDivisionError: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (FileNotFoundError(2, "No such file", "/x/\udcff.npz"), "/x/\\udcff.npz: No such file"),
+        (ConnectionResetError(104, "Connection reset by peer"), None),
+        (TimeoutError(110, "Connection timed out"), None),
+        (OSError("of a library's own"), None),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_with_the_traceback_in_the_log(alone, tmp_path, error, line):
+    def main():
+        raise error
+
+    stderr = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    with (
+        logger.scoped_configure(dir=tmp_path, format_strs=["log"]),
+        mock.patch.object(sys, "stderr", stderr),
+        pytest.raises(SystemExit) as ended,
+    ):
+        dist_util.run_main(main)
+    stderr.flush()
+    shown = stderr.buffer.getvalue().decode()
+    assert ended.value.code == (1 if line is None else 2)
+    assert shown.startswith("Traceback") if line is None else shown == f"error: {line}\n"
+    assert "Traceback" in (tmp_path / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from evaluations.classifier_features import ClassifierEngine  # noqa: E402
 from evaluations.metrics.frechet import frechet_distance  # noqa: E402
 from evaluations.metrics.statistics import fit_gaussian  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
+from tests.helpers import clean_environment  # noqa: E402
 
 PROGRAM = Path(__file__).resolve().parents[1] / "evaluations" / "evaluator.py"
 REFERENCE, SAMPLES = make_images(0, 24, 16), make_images(1, 20, 16)
@@ -64,6 +65,33 @@ def test_program_with_a_classifier(place):
     assert found == values
     assert written["engine"] == "classifier run/model000010.pt" and written["n_samples"] == 20
     assert not list(place.glob("*.tmp")) and not list(place.glob(".*"))
+
+
+@pytest.mark.parametrize("full", ["json", "stdout"])
+def test_what_can_be_told_is_told_on_a_full_disk(place, full):
+    """Metrics that cannot be printed are still written, and the other way round."""
+    os.mkdir("results")
+    if full == "json":  # becomes too small during the evaluation
+        code = (
+            "import runpy, sys, guided_diffusion.files as files\n"
+            "def full(_): raise OSError(28, 'No space left on device')\n"
+            "files.os.fsync = full\n"
+            f"sys.argv[:] = [{str(PROGRAM)!r}, *sys.argv[1:]]\n"
+            f"runpy.run_path({str(PROGRAM)!r}, run_name='__main__')"
+        )
+        command = [sys.executable, "-c", code]
+    else:
+        command = [sys.executable, PROGRAM]
+    command += ["ref.npz", "s.npz", "--features", "run/model000010.pt", "--json", "results/out.json"]
+    with open("/dev/full" if full == "stdout" else "printed", "w") as stdout:
+        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=clean_environment())
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    name = "results/out.json" if full == "json" else "standard output"
+    assert done.stderr.splitlines()[-1] == f"error: {name}: cannot be written: No space left on device"
+    if full == "json":
+        assert Path("printed").read_text().count("\n") == 6 and not os.listdir("results")
+    else:
+        assert json.loads(Path("results/out.json").read_text())["n_samples"] == 20
 
 
 def test_no_accuracy_without_labels_and_batch_size(place, monkeypatch, capsys):

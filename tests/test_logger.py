@@ -1,10 +1,15 @@
 """The logger's interface, its files, and where it puts them."""
 
+import builtins
+import errno
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -235,6 +240,149 @@ def test_the_environment_decides(tmp_path, variables, expected):
     os.environ.update(variables, OPENAI_LOGDIR=str(tmp_path / "there"))
     logger.configure()
     assert names(tmp_path / "there") == expected
+
+
+@contextmanager
+def no_more_bytes() -> Iterator[None]:
+    """Every write to a file fails, as on a full disk; opening does not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def nothing_opens(*names: str) -> Iterator[None]:
+    """Files of these names cannot be opened: the server that has them went away."""
+
+    def refuse(path, *args, **kwargs):
+        if Path(str(path)).name in names:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return really_open(path, *args, **kwargs)
+
+    really_open = builtins.open
+    with mock.patch.object(builtins, "open", refuse):
+        yield
+
+
+FILES = ["log.txt", "progress.csv", "progress.json"]
+
+
+def write_round(number: int, **more) -> None:
+    logger.log(f"round {number}")
+    logger.logkvs({"n": number, **more})
+    logger.dumpkvs()
+
+
+def test_a_full_disk_costs_lines_and_one_warning_a_file(tmp_path, caplog):
+    pytest.importorskip("tensorboard")
+    logger.configure(dir=tmp_path, format_strs=["log", "csv", "json", "tensorboard"])
+    write_round(0)
+    with no_more_bytes():
+        for number in (1, 2, 3):
+            write_round(number, **{f"new{number}": 1})
+    write_round(4)
+    write_round(5, other=6)
+    (events,) = (tmp_path / "tb").iterdir()
+    paths = [*(tmp_path / name for name in FILES), events]
+    expected = [rf"warning: {path}: .*File too large; the run goes on, with gaps in this file" for path in paths]
+    assert len(caplog.messages) == 4 and all(map(re.fullmatch, expected, caplog.messages))
+    assert re.findall("round .", (tmp_path / "log.txt").read_text()) == ["round 0", "round 4", "round 5"]
+    assert (tmp_path / "progress.csv").read_text() == "n,other\n0,\n4,\n5,6\n"
+    assert [json.loads(line)["n"] for line in (tmp_path / "progress.json").read_text().splitlines()] == [0, 4, 5]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert [(e.step, e.value) for e in EventAccumulator(str(tmp_path / "tb")).Reload().Scalars("n")] == [
+        (1, 0), (5, 4), (6, 5),
+    ]  # fmt: skip
+    assert names(tmp_path) == [*FILES, "tb"]  # no temporary file
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_files_that_cannot_be_opened_are_opened_later(tmp_path, caplog, begun):
+    if begun:
+        with logger.scoped_configure(dir=tmp_path, format_strs=["log", "csv", "json"]):
+            write_round(0, old=1)
+    with nothing_opens(*FILES):
+        logger.configure(dir=tmp_path, format_strs=["log", "csv", "json"])
+        write_round(1)
+    write_round(2)
+    assert [line.split(";")[0] for line in sorted(caplog.messages)] == [
+        f"warning: {tmp_path / name}: Stale file handle" for name in FILES
+    ]
+    assert (tmp_path / "progress.csv").read_text() == ("n,old\n0,1\n2,\n" if begun else "n\n2\n")
+    assert re.findall("round .", (tmp_path / "log.txt").read_text()) == ["round 0"] * begun + ["round 2"]
+
+
+def test_a_table_that_cannot_be_replaced_goes_on_without_the_new_columns(tmp_path, caplog, monkeypatch):
+    logger.configure(dir=tmp_path, format_strs=["csv"])
+    write_round(0)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", mock.Mock(side_effect=OSError(errno.EROFS, "Read-only file system")))
+        write_round(1, new=1)
+        write_round(2, new=2)
+    write_round(3, new=3)
+    assert (tmp_path / "progress.csv").read_text() == "n,new\n0,\n1,\n2,\n3,3\n"
+    (told,) = caplog.messages
+    assert "progress.csv: Read-only file system; the run goes on" in told
+
+
+def test_a_line_that_fits_half_is_left_out(tmp_path, caplog):
+    writer = logger.HumanOutputFormat(tmp_path / "log.txt")
+    writer.writeseq(["first"])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        writer.writeseq(["second", "x" * 100])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    writer.writeseq(["third"])
+    assert (tmp_path / "log.txt").read_text() == "first\nthird\n" and len(caplog.messages) == 1
+
+
+def test_the_warning_is_a_line_on_stderr_and_in_the_log(tmp_path):
+    (tmp_path / "out" / "progress.csv").mkdir(parents=True)
+    (tmp_path / "out" / "progress.json").symlink_to("/dev/full")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from guided_diffusion import dist_util, logger, run_log\n"
+        "def main():\n"
+        "    run_log.keep_warnings()\n"
+        "    logger.configure(dir='out', format_strs=['log', 'csv', 'json'])\n"
+        "    for n in range(3):\n"
+        "        logger.logkv('n', n)\n"
+        "        logger.dumpkvs()\n"
+        "dist_util.run_main(main)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, program], cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [
+        f"warning: {tmp_path}/out/progress.{kind}: {why}; the run goes on, with gaps in this file"
+        for kind, why in (("csv", "Is a directory"), ("json", "No space left on device"))
+    ]
+    assert done.stderr.splitlines() == lines
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert lines[1] in log and log.count("| n |") == 3
+
+
+def test_bytes_that_are_no_text_cost_nothing(tmp_path, caplog):
+    (tmp_path / "progress.csv").write_bytes(b"n,name\n0,\xff\xe9\n")
+    logger.configure(dir=tmp_path, format_strs=["log", "csv", "json"])
+    write_round(1, name="\udcff", more=2)
+    assert (tmp_path / "progress.csv").read_text() == "n,name,more\n0,\\xff\\xe9,\n1,\\udcff,2\n"
+    assert "\\udcff" in (tmp_path / "log.txt").read_text() and not caplog.messages
+    assert json.loads((tmp_path / "progress.json").read_text())["name"] == "\udcff"
+
+
+def test_the_default_directory_cannot_be_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(InputError, match=r"log directory .*/runs/.*: cannot be made: Not a directory"):
+        logger.configure()
 
 
 def test_suffixes_and_expanded_home(tmp_path):

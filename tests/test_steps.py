@@ -169,10 +169,37 @@ def test_a_resumed_step_has_no_time(kitchen):
     assert json.loads((kitchen.folder / "steps" / "a.json").read_text())["seconds"] is None
 
 
+@pytest.mark.parametrize("content", ["{", "folder"])
+def test_the_cache_of_hashes_is_of_no_consequence(kitchen, content):
+    cache = kitchen.folder / "steps" / "hashes.cache"
+    cache.parent.mkdir()
+    cache.mkdir() if content == "folder" else cache.write_text(content)
+    assert kitchen.run([kitchen.step("a")]) == 1 and kitchen.run([kitchen.step("a")]) == 0
+
+
+def test_a_record_that_cannot_be_written_fails_its_step_alone(kitchen):
+    """In one line that names the file; the others are run."""
+    (kitchen.folder / "steps" / "a.json").mkdir(parents=True)
+    (kitchen.folder / "logs" / "b.log").mkdir(parents=True)
+    steps = [kitchen.step("a"), kitchen.step("b"), kitchen.step("d")]
+    with pytest.raises(InputError, match=r"steps/a.json: cannot be .*1 more step") as caught:
+        kitchen.run(steps)
+    assert "\n" not in str(caught.value) and kitchen.file("d").read_text() == "d"
+    with pytest.raises(InputError, match=r"Is a directory: '.*/logs/b.log'; the same command goes on"):
+        kitchen.run(steps[1:])
+
+
+def test_a_log_on_a_full_disk_is_not_worth_the_step(kitchen):
+    (kitchen.folder / "logs").mkdir()
+    (kitchen.folder / "logs" / "talk.log").symlink_to("/dev/full")
+    code = f"print('words'); open({str(kitchen.file('x'))!r}, 'w').close()"
+    assert kitchen.run([Step("talk", ("python", "-c", code), (), (kitchen.file("x"),))]) == 1
+
+
 def test_a_damaged_record_is_named(kitchen):
     kitchen.run([kitchen.step("a")])
     (kitchen.folder / "steps" / "a.json").write_text("{")
-    with pytest.raises(InputError, match="a.json: cannot be read: .*expected JSON"):
+    with pytest.raises(InputError, match="a.json: expected a JSON object, found no JSON"):
         kitchen.run([kitchen.step("a")])
 
 

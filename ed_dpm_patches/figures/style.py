@@ -83,16 +83,13 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: _field(value) for key, value in row.items()} for row in rows)
-    write(path, text.getvalue().encode())
+    write(path, text.getvalue().encode(errors="backslashreplace"))
 
 
 def write(path: Path, data: bytes) -> None:
     """All of it or nothing. InputError when it cannot be written there."""
-    try:
-        with write_atomically(path) as file:
-            file.write(data)
-    except OSError as error:
-        raise InputError(f"--out: {path} cannot be written: {error.strerror or error}") from error
+    with write_atomically(path) as file:
+        file.write(data)
 
 
 def _field(value: Any) -> Any:

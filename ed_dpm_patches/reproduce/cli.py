@@ -18,14 +18,14 @@ import argparse
 import json
 import os
 import shutil
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
 from ed_dpm_patches.figures import cli as figures
 from guided_diffusion import dist_util, status
 from guided_diffusion.errors import InputError
+from guided_diffusion.files import read_json
+from guided_diffusion.streams import print_result
 
 from . import downloads
 from .book import RECIPES, ROOT, Row, short
@@ -36,7 +36,6 @@ from .plan import check_files, plan, without_missing
 from .published import PUBLISHED
 from .rehearsal import SAMPLES, rehearsal
 from .report import write_report
-from .results import read_json
 from .runner import Runner
 from .steps import claim
 
@@ -68,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     rehearse.add_argument("--rehearse", action="store_true", help="tiny stand-ins on embedded digits, in minutes")
 
     command = commands.add_parser("list", parents=[recipes], help="every row with method, paper's FID and sampler")
-    command.set_defaults(act=lambda args: _print(listing(load(args.recipes))))
+    command.set_defaults(act=lambda args: print_result(listing(load(args.recipes))))
     command = commands.add_parser("show", parents=[recipes, rehearse], help="what rows need and run")
     _add_making_options(command)
     command.set_defaults(act=_show)
@@ -82,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, default=Path("runs/paper"), metavar="DIR", help="of `run` (runs/paper)")
     command.set_defaults(act=_report)
     command = figures.add_parser(commands)
-    command.set_defaults(act=lambda args: _print(map(str, args.draw(args))))
+    command.set_defaults(act=lambda args: print_result(map(str, args.draw(args))))
     command = commands.add_parser("download", help="fetch published files: resumable, checked, remembered")
     command.add_argument("names", nargs="+", metavar="NAME|all|list", help="file names, as `download list` prints")
     command.add_argument("--out", type=Path, default=Path("models"), metavar="DIR", help="for the files (models)")
@@ -151,7 +150,7 @@ def _commands(args: argparse.Namespace) -> tuple[Commands, list[Row]]:
 
 
 def _show(args: argparse.Namespace) -> None:
-    _print(details(*_commands(args)))
+    print_result(details(*_commands(args)))
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -161,7 +160,7 @@ def _run(args: argparse.Namespace) -> None:
         raise InputError(f"{ROOT}: no folder scripts in it, expected the repository: install it with pip install -e")
     if args.skip_missing:
         rows, lines = without_missing(commands, rows)
-        _print(lines)
+        print("\n".join(lines))
     check_files(commands, rows)
     steps = plan(commands, rows)
     claim(ROOT / out / "book.json", {"recipes": str(short(args.recipes)), "rehearsal": args.rehearse})
@@ -174,7 +173,7 @@ def _run(args: argparse.Namespace) -> None:
         made = runner.run(steps, at_once)
         print(f"{len(steps)} steps: {made} run, {len(steps) - made} were done", flush=True)
     finally:  # what there is, whatever failed
-        _print(f"report: {path}" for path in write_report(book, ROOT / out, args.rehearse))
+        print("\n".join(f"report: {path}" for path in write_report(book, ROOT / out, args.rehearse)))
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -184,12 +183,12 @@ def _report(args: argparse.Namespace) -> None:
     book = load(ROOT / found["recipes"])
     if found["rehearsal"]:
         book = rehearsal(book)
-    _print(map(str, write_report(book, args.out.absolute(), found["rehearsal"])))
+    print_result(map(str, write_report(book, args.out.absolute(), found["rehearsal"])))
 
 
 def _download(args: argparse.Namespace) -> None:
     if args.names == ["list"]:
-        _print(downloads.listing())
+        print_result(downloads.listing())
         return
     for file in downloads.chosen(args.names):
         print(downloads.download(file, args.out), flush=True)
@@ -201,13 +200,6 @@ def _status(args: argparse.Namespace) -> None:
         entries = {
             str(directory.absolute()): entry | {"silent": status.is_silent(entry)} for directory, entry in found.items()
         }
-        _print([json.dumps(entries, indent=2)])
+        print_result([json.dumps(entries, indent=2)])
     else:
-        _print(status.table(found, args.directory))
-
-
-def _print(lines: Iterable[str]) -> None:
-    try:
-        print("\n".join(lines), flush=True)
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print_result(status.table(found, args.directory))

@@ -59,7 +59,7 @@ def write_report(book: Book, out: Path, rehearsal: bool) -> list[Path]:
     }
     for name, text in texts.items():
         with write_atomically(out / name) as file:
-            file.write(text.encode())
+            file.write(text.encode(errors="backslashreplace"))
     return [out / name for name in texts]
 
 

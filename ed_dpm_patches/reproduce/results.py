@@ -9,7 +9,6 @@ no hashes, commit or speed.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Collection, Iterable
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from guided_diffusion.errors import InputError
+from guided_diffusion.files import read_json
 
 from .book import Book, short
 
@@ -256,14 +256,3 @@ _RECORD_KINDS = {
     "processes": (int,), "inputs": (dict,),
 }  # fmt: skip
 _NAMES = {str: "text", int: "a whole number", float: "a number", dict: "an object", list: "a list"}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. InputError, one line naming it, for anything else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: found {str(error).splitlines()[0]}, expected JSON") from None
-    if type(content) is not dict:
-        raise InputError(f"{path}: found {type(content).__name__}, expected a JSON object")
-    return content

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -84,7 +84,7 @@ class Runner:
                         if future.result():
                             count += 1
                             made.update(step.outputs)
-                    except InputError as error:
+                    except (InputError, OSError) as error:
                         failures[step.name] = str(error)
                         unmade.update(step.outputs)
         if failures:
@@ -130,7 +130,7 @@ class Runner:
 
     def _run_alone(self, step: Step, log: Path) -> int:
         """As a process of its own; its exit status."""
-        with log.open("wb") as file:
+        with log.open("wb", buffering=0) as file:
             with self._lock:
                 if self._stopping:
                     raise InputError("interrupted")
@@ -138,12 +138,12 @@ class Runner:
                     step.command, cwd=ROOT, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
                 )
                 self._processes.add(process)
+            targets = [file, sys.stderr.buffer] if self._showing else [file]
             for piece in iter(lambda: process.stdout.read1(1 << 16), b""):
-                file.write(piece)
-                file.flush()
-                if self._showing:
-                    sys.stderr.buffer.write(piece)
-                    sys.stderr.buffer.flush()
+                for target in targets:
+                    with suppress(OSError):  # a full disk, a closed pipe: not worth the step
+                        target.write(piece)
+                        target.flush()
             code = process.wait()
             process.stdout.close()
             self._processes.discard(process)

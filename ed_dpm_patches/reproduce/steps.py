@@ -13,6 +13,7 @@ import platform
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,10 +21,9 @@ from typing import Any
 
 from guided_diffusion import dist_util, run_directory
 from guided_diffusion.errors import InputError
-from guided_diffusion.files import hash_file, write_json
+from guided_diffusion.files import hash_file, read_json, write_json
 
 from .book import ROOT
-from .results import read_json
 
 # Flags that say how fast and not what.
 _INDIFFERENT = ("--batch_size", "--log_interval", "--inception")
@@ -67,7 +67,9 @@ class Records:
         self._folder = ROOT / out / "steps"
         self._hashes_path = self._folder / "hashes.cache"
         self._lock = threading.Lock()
-        self._hashes: dict[str, list] = _read(self._hashes_path) or {}
+        self._hashes: dict[str, list] = {}
+        with suppress(InputError):
+            self._hashes = _read(self._hashes_path) or {}
 
     def is_done(self, step: Step) -> bool:
         """Whether a step needs not be run.
@@ -94,7 +96,7 @@ class Records:
     def start(self, step: Step) -> bool:
         """Note that a step begins, so that it is not continued with other files; whether it had begun before."""
         begun = self._started(step).exists()
-        _write(self._started(step), {"work": step.work, "inputs": self._all(step.inputs)})
+        write_json(self._started(step), {"work": step.work, "inputs": self._all(step.inputs)})
         return begun
 
     def finish(self, step: Step, seconds: float | None) -> None:
@@ -118,7 +120,7 @@ class Records:
             "inputs": self._all(step.inputs),
             "outputs": {file: {"size": sizes[file], "sha256": digest} for file, digest in hashes.items()},
         }
-        _write(self._folder / f"{step.name}.json", record)
+        write_json(self._folder / f"{step.name}.json", record)
         self._started(step).unlink(missing_ok=True)
 
     def sha256(self, file: Path) -> str:
@@ -132,7 +134,8 @@ class Records:
         digest = hash_file(path)
         with self._lock:
             self._hashes[str(path)] = [status.st_size, status.st_mtime_ns, digest]
-            _write(self._hashes_path, self._hashes)
+            with suppress(InputError):  # it only saves time
+                write_json(self._hashes_path, self._hashes)
         return digest
 
     def _started(self, step: Step) -> Path:
@@ -193,13 +196,8 @@ def claim(path: Path, purpose: dict[str, Any]) -> None:
     found = _read(path)
     if found not in (None, purpose):
         raise InputError(f"{path}: found {found}, expected {purpose}; use another --out, or remove that folder")
-    _write(path, purpose)
+    write_json(path, purpose)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     return read_json(path) if path.exists() else None
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, content)
