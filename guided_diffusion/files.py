@@ -121,18 +121,46 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
         raise InputError(f"{path}: cannot be read: {reason(error)}") from error
 
 
+@contextmanager
+def decoding(name: object, problem: str, kind: type[InputError] = DamagedError) -> Iterator[None]:
+    """Turn whatever the block raises into a ``kind`` that says ``name: problem: why``, as decoders raise nearly
+    everything on damaged files. What the system says of a file it cannot read stays apart, as in ``reading``."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # those are decoders' own
+            raise InputError(f"{name}: cannot be read: {reason(error)}") from error
+        raise kind(f"{name}: {problem}: {first_line(error)}") from error
+
+
 def open_regular(path: str | os.PathLike) -> BinaryIO:
     """Open a local file for reading bytes, without waiting where it is a named pipe.
 
     :raises InputError: it is anything but a regular file. ``OSError`` as ``open`` does.
     """
-    opener = lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # noqa: E731
-    file = open(path, "rb", opener=opener)  # noqa: SIM115
-    mode = os.fstat(file.fileno()).st_mode
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except ValueError as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
-        file.close()
+        os.close(descriptor)
         raise InputError(f"{path}: found {_KINDS.get(stat.S_IFMT(mode), 'something else')}, expected a regular file")
-    return file
+    return open(descriptor, "rb")
+
+
+def check_readable(name: str, path: str | os.PathLike) -> None:
+    """Raise the ``InputError`` that reading a local file would, now rather than later.
+
+    :param name: what the line calls it, perhaps with its flag.
+    """
+    try:
+        with reading(name):
+            open_regular(path).close()
+    except FileNotFoundError as error:
+        raise InputError(f"{name}: no such file") from error
 
 
 def list_names(directory: str | os.PathLike) -> list[str]:
