@@ -26,7 +26,7 @@ CHANNEL_MULT = {
 }
 SR_CHANNEL_MULT = {**CHANNEL_MULT, 512: (1, 1, 2, 2, 4, 4)}
 _WIDEST = 1e6  # times --num_channels
-_MOST_BLOCKS = 10_000  # residual blocks of the contracting half; the published networks have some tens
+_MOST_BLOCKS = 500  # residual blocks of the contracting half; the published networks have up to 28
 
 
 def create_gaussian_diffusion(

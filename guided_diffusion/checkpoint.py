@@ -7,11 +7,10 @@ import io
 import os
 import pickle
 import re
-import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from guided_diffusion.errors import InputError
-from guided_diffusion.files import is_remote, open_regular, parse_json, read_json, reason, write_atomically, write_json
+from guided_diffusion.files import (
+    check_readable,
+    is_remote,
+    open_regular,
+    parse_json,
+    read_json,
+    reason,
+    write_atomically,
+    write_json,
+)
 from guided_diffusion.nonfinite import check_weights
 
 _PATIENCE = 60.0  # seconds without an answer
@@ -173,22 +181,31 @@ def _open_for_reading(path: str) -> BinaryIO:
     """A seekable binary file; ``InputError`` naming the path if it cannot be had."""
     if not path:
         raise InputError("no checkpoint path given: expected a file name, found an empty string")
-    try:
-        if not is_remote(path):
-            return open_regular(path)
-        if _is_web(path):
-            with urllib.request.urlopen(path, timeout=_PATIENCE) as response:
-                return io.BytesIO(response.read())
-        with blobfile.BlobFile(path, "rb") as remote:
+    if is_remote(path):
+        with _open_remote(path) as remote:
             return io.BytesIO(remote.read())
+    check_readable(path, path)
+    return open_regular(path)
+
+
+def check_there(name: str, path: str) -> None:
+    """``InputError``, which calls it ``name``, unless there is such a file or address."""
+    if not is_remote(path):
+        check_readable(name, path)
+        return
+    with _open_remote(path, name):
+        pass
+
+
+@contextmanager
+def _open_remote(path: str, name: str = "") -> Iterator[BinaryIO]:
+    try:
+        with urllib.request.urlopen(path, timeout=_PATIENCE) if _is_web(path) else blobfile.BlobFile(path, "rb") as it:
+            yield it
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except urllib.error.URLError as error:
-        raise InputError(f"{path}: cannot be fetched: {_one_line(error)}") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {reason(error)}") from error
-    except (blobfile.Error, http.client.HTTPException, ValueError) as error:
-        raise InputError(f"{path}: cannot be fetched: {_one_line(error)}") from error
+        raise InputError(f"{name or path}: no such file") from error
+    except (OSError, blobfile.Error, http.client.HTTPException, ValueError) as error:
+        raise InputError(f"{name or path}: cannot be fetched: {_one_line(error)}") from error
 
 
 def _read_safetensors(file: BinaryIO, map_location: Any) -> dict[str, Tensor]:

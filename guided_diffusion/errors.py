@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_LONGEST = 1000  # characters of a line; a path or a value in it may have any number
+_LONGEST = 4000  # characters of a line; a path or a value in it may have any number
 
 class InputError(Exception):
     """Something the user gave us is wrong: a flag, a file, an environment variable.
@@ -16,7 +16,8 @@ class InputError(Exception):
 
     def __init__(self, message: object = ""):
         line = re.sub(r"[\x00-\x1f\x7f]", lambda found: repr(found[0])[1:-1], " ".join(str(message).splitlines()))
-        super().__init__(line if len(line) <= _LONGEST else f"{line[:600]} ... {line[-300:]}")
+        line = re.sub(r"(\S{200})\S{200,}(\S{100})", r"\1...\2", line)
+        super().__init__(line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 4 :]}")
 
 
 class InputValueError(InputError, ValueError):

@@ -135,19 +135,21 @@ def decoding(name: object, problem: str, kind: type[InputError] = DamagedError) 
         raise kind(f"{name}: {problem}: {first_line(error)}") from error
 
 
-def open_regular(path: str | os.PathLike) -> BinaryIO:
+def open_regular(path: str | os.PathLike, name: str = "") -> BinaryIO:
     """Open a local file for reading bytes, without waiting where it is a named pipe.
 
+    :param name: what an error calls it, if not by its path.
     :raises InputError: it is anything but a regular file. ``OSError`` as ``open`` does.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except ValueError as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+        raise InputError(f"{name or path}: cannot be read: {error}") from error
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise InputError(f"{path}: found {_KINDS.get(stat.S_IFMT(mode), 'something else')}, expected a regular file")
+        found = _KINDS.get(stat.S_IFMT(mode), "something else")
+        raise InputError(f"{name or path}: found {found}, expected a regular file")
     return open(descriptor, "rb")
 
 
@@ -158,7 +160,7 @@ def check_readable(name: str, path: str | os.PathLike) -> None:
     """
     try:
         with reading(name):
-            open_regular(path).close()
+            open_regular(path, name).close()
     except FileNotFoundError as error:
         raise InputError(f"{name}: no such file") from error
 

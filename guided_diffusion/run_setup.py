@@ -17,7 +17,6 @@ from . import checkpoint, dist_util, logger, run_log
 from .amp import amp_dtype
 from .configs import ClassifierConfig, DiffusionConfig, ModelConfig, RunConfig, SamplingConfig, SuperResConfig
 from .errors import InputError
-from .files import check_readable, is_remote
 from .flags import Given, architecture_from
 from .frozen import Frozen
 from .host_memory import keep_freed_memory
@@ -49,8 +48,7 @@ def checkpoint_config(flag: str, path: str) -> dict[str, Any] | None:
     """The config.json beside the checkpoint that a flag names; InputError when there is no such checkpoint."""
     if not path:
         raise InputError(f"--{flag}: missing, expected the path of a checkpoint")
-    if not is_remote(path):
-        check_readable(f"--{flag} {path}", path)  # rather than complain about flags that do not fit
+    checkpoint.check_there(f"--{flag} {path}", path)  # rather than complain about flags that do not fit
     saved = checkpoint.read_config(path)
     if saved is not None and not saved.get("class_cond", True):
         saved = {name: value for name, value in saved.items() if name != "num_classes"}  # it has no classes
