@@ -14,7 +14,7 @@ import numpy as np
 
 from evaluations.engine import Activations
 from evaluations.metrics.npz import read_array
-from guided_diffusion.errors import InputError
+from guided_diffusion.errors import DamagedError, InputError, InputValueError
 from guided_diffusion.files import write_atomically
 
 _FORMAT = 1
@@ -39,27 +39,34 @@ class ActivationCache:
 
     def __init__(self, directory: str | os.PathLike):
         self.directory = Path(directory).absolute()
+        self._unreadable: set[Path] = set()  # what may be intact
 
     def load(self, count: int, **key: Any) -> Seen | None:
         """The entry of ``count`` images under ``key`` (JSON values), or None where there is no good one."""
         path = self._path(key)
-        if not path.exists():
+        if not os.path.exists(path):
             return None
         try:
             arrays = [read_array(path, name) for name in ("pool", "spatial", "probabilities", "image_hashes")]
             if any(len(array) != count for array in arrays):
-                raise InputError(f"{path}: found {len(arrays[0])} images, expected {count}")
+                raise DamagedError(f"{path}: found {len(arrays[0])} images, expected {count}")
             if any(array.ndim != 2 or array.dtype != np.float32 for array in arrays[:3]):
-                raise InputError(f"{path}: expected float32 activations [N, D]")
-        except (InputError, OSError) as error:
+                raise DamagedError(f"{path}: expected float32 activations [N, D]")
+        except (DamagedError, InputValueError) as error:
             log.warning("warning: the cache entry is of no use and will be made again (%s)", error)
+            return None
+        except InputError as error:
+            log.warning("warning: the cache entry is left alone, its activations are computed (%s)", error)
+            self._unreadable.add(path)
             return None
         log.info("activations from %s", path)
         return Seen(Activations(*arrays[:3]), arrays[3])
 
     def store(self, seen: Seen, **key: Any) -> None:
-        """Write an entry atomically; a full disk or the like is a warning."""
+        """Write an entry atomically, unless one is there that cannot be read; a full disk or the like is a warning."""
         path = self._path(key)
+        if path in self._unreadable:
+            return
         try:
             with write_atomically(path) as file:
                 np.savez(file, **vars(seen.activations), image_hashes=seen.image_hashes)

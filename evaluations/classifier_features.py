@@ -6,17 +6,19 @@ import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from evaluations.engine import Activations, Spread, run_batches
 from guided_diffusion.checkpoint import load_weights, read_config
-from guided_diffusion.errors import InputError, first_line
-from guided_diffusion.script_util import create_classifier
+from guided_diffusion.configs import ClassifierConfig
+from guided_diffusion.errors import InputError
+from guided_diffusion.files import check_readable
+from guided_diffusion.flags import Given, architecture_from
+from guided_diffusion.script_util import build_classifier
 
 SPATIAL_CHANNELS = 7
 
@@ -31,7 +33,6 @@ _REQUIRED_KEYS = (
     "classifier_resblock_updown",
     "classifier_pool",
 )
-_OPTIONAL_KEYS = ("num_classes", "in_channels", "classifier_num_head_channels", "classifier_channel_mult")
 
 
 class ClassifierEngine:
@@ -57,9 +58,9 @@ class ClassifierEngine:
         self.name = f"classifier {os.fspath(checkpoint)}"
         self.batch_size = batch_size
         self.weights_path = Path(checkpoint)
-        self._model = _build(config, checkpoint)
-        self.image_size = int(config["image_size"])
-        self.channels = int(config.get("in_channels", 3))
+        with torch.device("meta"):  # memory is that of the file's weights, should they fit
+            self._model = build_classifier(config)
+        self.image_size, self.channels = config.image_size, config.in_channels
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         load_weights(self._model, checkpoint)
         self._model.to(self.device).eval().requires_grad_(False)
@@ -121,10 +122,9 @@ def match_channels(images_BHWC: np.ndarray, channels: int) -> np.ndarray:
     return images_BHWC[..., :1].copy()
 
 
-def _read_architecture(checkpoint: str | os.PathLike) -> dict[str, Any]:
-    """The classifier's keyword arguments out of ``config.json``; other keys are ignored."""
-    if not Path(checkpoint).is_file():
-        raise InputError(f"--features {checkpoint}: no such file")
+def _read_architecture(checkpoint: str | os.PathLike) -> ClassifierConfig:
+    """The classifier's config out of ``config.json``, in full precision; keys that are not its own are ignored."""
+    check_readable(f"--features {checkpoint}", checkpoint)
     config_path = Path(checkpoint).parent / "config.json"
     config = read_config(checkpoint)
     if config is None:
@@ -137,15 +137,4 @@ def _read_architecture(checkpoint: str | os.PathLike) -> dict[str, Any]:
             "images (scripts/classifier_train.py --noised False) that did not guide the samples",
             config_path,
         )
-    return {key: config[key] for key in (*_REQUIRED_KEYS, *_OPTIONAL_KEYS) if key in config}
-
-
-def _build(config: dict[str, Any], checkpoint: str | os.PathLike) -> nn.Module:
-    try:
-        return create_classifier(classifier_use_fp16=False, **config)
-    except InputError:
-        raise
-    except Exception as error:  # the values are anybody's, so the builder may fail in any way
-        path = Path(checkpoint).parent / "config.json"
-        reason = first_line(error)
-        raise InputError(f"{path}: no classifier can be built from it: {reason}") from error
+    return architecture_from(Given({}), ClassifierConfig, config, os.fspath(checkpoint))

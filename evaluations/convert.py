@@ -21,8 +21,9 @@ from tqdm.auto import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without installation
 
 from evaluations.metrics.npz import open_images, read_labels  # noqa: E402
-from guided_diffusion.errors import InputError, first_line  # noqa: E402
-from guided_diffusion.files import write_atomically  # noqa: E402
+from guided_diffusion.errors import InputError  # noqa: E402
+from guided_diffusion.files import decoding, open_regular, write_atomically  # noqa: E402
+from guided_diffusion.safe_images import NO_IMAGE, open_image  # noqa: E402
 
 _LABEL_HEIGHT = 12  # pixels, of PIL's built-in font
 
@@ -126,15 +127,10 @@ def _picture(pixels_HWC: np.ndarray) -> Image.Image:
 
 
 def _read(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image)
-            mode = image.mode
-    except Exception as error:  # PIL raises nearly everything on damaged files
-        reason = first_line(error)
-        raise InputError(f"{path}: cannot be read as an image: {reason}") from error
-    if mode not in ("L", "RGB"):
-        raise InputError(f"{path}: found an image of mode {mode}, expected 8 bits of grey or RGB")
+    with decoding(path, NO_IMAGE, InputError), open_regular(path) as file, open_image(file) as image:
+        if image.mode not in ("L", "RGB"):  # any other would not come back as it was
+            raise ValueError(f"found an image of mode {image.mode}, expected 8 bits of grey or RGB")
+        pixels = np.asarray(image)
     return pixels.reshape(*pixels.shape[:2], -1)
 
 

@@ -11,12 +11,12 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from guided_diffusion.errors import InputError
+from guided_diffusion.files import check_readable, decoding, open_regular, reading
 
 MAX_FILE_BYTES = 1 << 31  # protobuf's own limit
 MAX_RANK = 8
@@ -56,17 +56,17 @@ def read_graph(path: str | os.PathLike) -> dict[str, Node]:
 
     Raises ``InputError`` naming ``path`` if it cannot be read or is no graph.
     """
-    try:
-        size = Path(path).stat().st_size
-        if size > MAX_FILE_BYTES:
+    with decoding(path, "not a frozen TensorFlow graph"):
+        return _Reader(memoryview(read_bytes(path))).read()
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """What a graph's file holds. ``InputError`` if it cannot be read, or is larger than a graph may be."""
+    check_readable(path, path)
+    with reading(path), open_regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > MAX_FILE_BYTES:
             raise InputError(f"{path}: found {size} bytes, expected a frozen graph of at most {MAX_FILE_BYTES}")
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        return _Reader(memoryview(data)).read()
-    except ValueError as error:  # ours, numpy's about shapes and Python's about text
-        raise InputError(f"{path}: not a frozen TensorFlow graph: {error}") from error
+        return file.read()
 
 
 class _Reader:

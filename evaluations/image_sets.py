@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
 
 from evaluations.metrics.npz import list_arrays, open_images, read_labels, read_stored_statistics
 from evaluations.metrics.statistics import Gaussian
-from guided_diffusion.errors import InputError, first_line
-from guided_diffusion.files import hash_file
-from guided_diffusion.safe_images import open_image
+from guided_diffusion.errors import InputError
+from guided_diffusion.files import check_readable, decoding, hash_file, open_regular
+from guided_diffusion.safe_images import NO_IMAGE, open_image, read_image
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp"})
-_MODES = frozenset({"1", "L", "P", "RGB"})  # what becomes 8 bits of grey or RGB without a choice to make
+_GREY = ("1", "L", "LA")  # PIL's modes
+_DAMAGED = "damaged or truncated archive"
 _LARGEST = 1 << 28  # bytes of one file in an archive
 _LABELLED = re.compile(r"(\d+)_(\d+)$")
 
@@ -98,7 +98,7 @@ def open_image_set(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> Im
 
 def split_paths(text: str) -> list[str]:
     """A flag's ``a.npz,b.npz`` as a list; a name that exists as it is may hold commas."""
-    return [text] if Path(text).exists() else [part for part in text.split(",") if part] or [text]
+    return [text] if os.path.exists(text) else [part for part in text.split(",") if part] or [text]
 
 
 class _NpzPart:
@@ -132,9 +132,9 @@ class _FilesPart:
         self.path = path
         sizes, grey, names = {}, True, []
         for name, file in self._files():
-            with _decode(path, name, file) as image:
+            with decoding(f"{path}: {name}", NO_IMAGE, InputError), open_image(file) as image:
                 sizes.setdefault(image.size, name)
-                grey &= image.mode in ("1", "L")
+                grey &= image.mode in _GREY
             names.append(name)
             if len(sizes) > 1:
                 (one, first), (other, second) = sizes.items()
@@ -155,12 +155,8 @@ class _FilesPart:
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:
         batch: list[np.ndarray] = []
         for name, file in self._files():
-            with _decode(self.path, name, file) as image:
-                try:
-                    pixels = np.asarray(image.convert("L" if self.shape[3] == 1 else "RGB"), dtype=np.uint8)
-                except Exception as error:  # PIL raises nearly everything on damaged files
-                    raise InputError(f"{self.path}: {name}: cannot be read as an image: {first_line(error)}") from error
-            batch.append(pixels.reshape(self.shape[1:]))
+            image = read_image(f"{self.path}: {name}", file, "L" if self.shape[3] == 1 else "RGB")
+            batch.append(np.asarray(image).reshape(self.shape[1:]))
             if len(batch) == batch_size:
                 yield np.stack(batch)
                 batch = []
@@ -179,18 +175,15 @@ class _FilesPart:
         if Path(self.path).is_dir():
             yield from _folder_files(Path(self.path))
             return
-        try:
-            yield from (_zip_files if zipfile.is_zipfile(self.path) else _tar_files)(self.path)
-        except InputError:
-            raise
-        except Exception as error:  # zipfile, tarfile and what they unpack with raise nearly everything
-            raise InputError(f"{self.path}: damaged or truncated archive ({first_line(error)})") from error
+        with decoding(self.path, _DAMAGED), open_regular(self.path) as file:
+            yield from (_zip_files if zipfile.is_zipfile(file) else _tar_files)(self.path, file)
 
 
 def _open_part(path: str) -> _NpzPart | _FilesPart:
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         return _FilesPart(path)
-    if Path(path).is_file() and not path.endswith(".npz"):
+    check_readable(path, path)
+    if not path.endswith(".npz"):
         if _is_tar(path):
             return _FilesPart(path)
         if zipfile.is_zipfile(path) and not any(name.endswith(".npy") for name in list_names(path)):
@@ -207,26 +200,25 @@ def _is_tar(path: str) -> bool:
 
 def list_names(path: str) -> list[str]:
     """Names of the files in a zip archive. InputError when it is damaged."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
-    except Exception as error:  # it only begins or ends like an archive
-        raise InputError(f"{path}: damaged or truncated archive ({first_line(error)})") from error
+    with decoding(path, _DAMAGED), zipfile.ZipFile(path) as archive:  # it may only begin or end like one
+        return archive.namelist()
 
 
 def _folder_files(folder: Path) -> Iterator[tuple[str, BinaryIO]]:
     """Sorted by name; by INDEX where all are called LABEL_INDEX, so that samples keep the order they had."""
-    paths = sorted(path for path in folder.rglob("*") if _is_image(path.name) and path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if _is_image(path.name) and not path.is_dir())
     numbered = [_LABELLED.match(path.stem) for path in paths]
     if all(numbered):
         paths = [paths[i] for i in sorted(range(len(paths)), key=lambda i: int(numbered[i][2]))]
     for path in paths:
-        with open(path, "rb") as file:
+        with decoding(path, NO_IMAGE):
+            file = open_regular(path)
+        with file:
             yield str(path.relative_to(folder)), file
 
 
-def _zip_files(path: str) -> Iterator[tuple[str, BinaryIO]]:
-    with zipfile.ZipFile(path) as archive:
+def _zip_files(path: str, packed: BinaryIO) -> Iterator[tuple[str, BinaryIO]]:
+    with zipfile.ZipFile(packed) as archive:
         for member in archive.infolist():
             if _is_image(member.filename):
                 _check_size(path, member.filename, member.file_size)
@@ -234,8 +226,9 @@ def _zip_files(path: str) -> Iterator[tuple[str, BinaryIO]]:
                     yield member.filename, file
 
 
-def _tar_files(path: str) -> Iterator[tuple[str, BinaryIO]]:
-    with tarfile.open(path, "r:*") as archive:
+def _tar_files(path: str, packed: BinaryIO) -> Iterator[tuple[str, BinaryIO]]:
+    packed.seek(0)
+    with tarfile.open(fileobj=packed, mode="r:*") as archive:
         for member in archive:
             if member.isfile() and _is_image(member.name):
                 _check_size(path, member.name, member.size)
@@ -250,16 +243,6 @@ def _is_image(name: str) -> bool:
 def _check_size(path: str, name: str, size: int) -> None:
     if size > _LARGEST:
         raise InputError(f"{path}: {name} claims {size} bytes, expected an image of at most {_LARGEST}")
-
-
-def _decode(path: str, name: str, file: BinaryIO) -> Image.Image:
-    try:
-        image = open_image(file)
-    except Exception as error:  # PIL raises nearly everything on damaged files
-        raise InputError(f"{path}: {name}: cannot be read as an image: {first_line(error)}") from error
-    if image.mode not in _MODES:
-        raise InputError(f"{path}: {name}: found an image of mode {image.mode}, expected 8 bits of grey or RGB")
-    return image
 
 
 def _size(shape: Sequence[Any]) -> str:

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from evaluations.engine import Activations, RowStack, Spread, run_batches
-from evaluations.graphdef import Node, read_graph
+from evaluations.graphdef import Node, read_bytes, read_graph
 from guided_diffusion.download import fetch
-from guided_diffusion.errors import InputError, first_line
+from guided_diffusion.errors import InputError
+from guided_diffusion.files import decoding, is_remote, open_regular, reading
 
 INCEPTION_V3_URL = (
     "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/classify_image_graph_def.pb"
@@ -160,8 +161,11 @@ def describe_resize(nodes: Mapping[str, Node]) -> str:
 def find_graph(graph_path: str | os.PathLike | None) -> Path:
     """The absolute path of the frozen graph, downloaded if it is not there; ``InputError`` if it cannot be had."""
     path = Path(graph_path or INCEPTION_V3_PATH).absolute()
-    if path.is_dir():
-        raise InputError(f"{path}: expected the frozen Inception graph, found a directory")
+    with suppress(FileNotFoundError), reading(path):
+        open_regular(path).close()
+        return path
+    if is_remote(graph_path or ""):
+        raise InputError(f"--inception {graph_path}: expected a file on this machine, found an address")
     return fetch(
         INCEPTION_V3_URL,
         path,
@@ -175,8 +179,8 @@ def _import_frozen(tf: ModuleType, path: Path, images: Any) -> tuple[Any, Any, A
     Returns the pooled tensor, the spatial tensor and the product of features and last-layer weights.
     """
     frozen = tf.GraphDef()
-    try:
-        frozen.ParseFromString(path.read_bytes())
+    with decoding(path, "not the frozen Inception graph"):  # protobuf and TensorFlow raise nearly everything
+        frozen.ParseFromString(read_bytes(path))
         names = {node.name for node in frozen.node}
         wanted = (IMAGE_INPUT, POOL_OUTPUT, SPATIAL_OUTPUT, LOGITS_PRODUCT)
         if missing := [name for name in wanted if name.partition(":")[0] not in names]:
@@ -189,8 +193,3 @@ def _import_frozen(tf: ModuleType, path: Path, images: Any) -> tuple[Any, Any, A
             return_elements=[POOL_OUTPUT, SPATIAL_OUTPUT, LOGITS_PRODUCT],
             name=tf.get_default_graph().unique_name("inception"),
         )
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except Exception as error:  # protobuf and TensorFlow have no common exception for a damaged graph
-        reason = first_line(error)
-        raise InputError(f"{path}: not the frozen Inception graph: {reason}") from error

@@ -8,6 +8,7 @@ from typing import TypeVar
 from .configs import NUM_CLASSES
 from .errors import InputValueError
 from .gaussian_diffusion import LossType, ModelMeanType, ModelVarType, get_named_beta_schedule
+from .host_memory import machine_memory
 from .respace import SpacedDiffusion, space_timesteps
 from .unet import EncoderUNetModel, SuperResModel, UNetModel
 
@@ -24,6 +25,8 @@ CHANNEL_MULT = {
     8: (1, 2),
 }
 SR_CHANNEL_MULT = {**CHANNEL_MULT, 512: (1, 1, 2, 2, 4, 4)}
+_WIDEST = 1e6  # times --num_channels
+_MOST_BLOCKS = 500  # residual blocks of the contracting half; the published networks have up to 28
 
 
 def create_gaussian_diffusion(
@@ -82,7 +85,7 @@ def create_model(
 ) -> UNetModel:
     """The diffusion network. InputError (a ValueError) naming flags that do not fit together."""
     levels = _levels("image_size", image_size, "channel_mult", channel_mult, CHANNEL_MULT)
-    return _build(
+    return _network(
         UNetModel,
         "--num_channels, --channel_mult, --num_heads, --num_head_channels",
         image_size=image_size,
@@ -121,7 +124,7 @@ def create_classifier(
 ) -> EncoderUNetModel:
     """The noise-aware classifier. InputError (a ValueError) naming flags that do not fit together."""
     levels = _levels("image_size", image_size, "classifier_channel_mult", classifier_channel_mult, CHANNEL_MULT)
-    return _build(
+    return _network(
         EncoderUNetModel,
         "--classifier_width, --classifier_channel_mult, --classifier_num_head_channels",
         image_size=image_size,
@@ -163,7 +166,7 @@ def sr_create_model(
 ) -> SuperResModel:
     """The super-resolution network. InputError (a ValueError) naming flags that do not fit together."""
     levels = _levels("large_size", large_size, "channel_mult", channel_mult, SR_CHANNEL_MULT)
-    return _build(
+    return _network(
         SuperResModel,
         "--num_channels, --channel_mult, --num_heads, --num_head_channels",
         image_size=large_size,
@@ -183,6 +186,29 @@ def sr_create_model(
         resblock_updown=resblock_updown,
         use_fp16=use_fp16,
     )
+
+
+def _network(constructor: Callable[..., Built], flags: str, **arguments) -> Built:
+    """A network, unless it has too many blocks, or needs more memory than the machine has by a low estimate of its
+    parameters and of one feature map."""
+    channels, side, depth = arguments["model_channels"], arguments["image_size"], arguments["num_res_blocks"]
+    widths = [int(mult * channels) for mult in arguments["channel_mult"]]
+    if not all(widths) or depth * len(widths) > _MOST_BLOCKS:
+        raise InputValueError(
+            f"{flags}: found {depth} residual blocks on levels of {', '.join(map(str, widths))} channels, "
+            f"expected at least 1 channel and at most {_MOST_BLOCKS} blocks in all"
+        )
+    parameters = 20 * channels**2 + 9 * depth * sum(width**2 for width in widths)
+    parameters += channels * (arguments.get("num_classes") or arguments["out_channels"])
+    if arguments.get("pool") == "attention":
+        parameters += widths[-1] * (side >> len(widths) - 1) ** 2
+    needed, there = 4 * parameters + 2 * channels * side**2, machine_memory()
+    if needed > there:
+        raise InputValueError(
+            f"{flags}, number of classes: found a network that takes at least {needed / 2**30:.3g} GiB for an image, "
+            f"expected at most the {there / 2**30:.3g} GiB of this machine"
+        )
+    return _build(constructor, flags, **arguments)
 
 
 def _build(constructor: Callable[..., Built], flags: str, **arguments) -> Built:
@@ -207,9 +233,9 @@ def _levels(
         levels = tuple(float(part) for part in mult.split(","))
     except ValueError:
         raise InputValueError(f'--{mult_flag}: found {mult!r}, expected numbers such as "1,2,4"') from None
-    if not all(level > 0 for level in levels):
-        raise InputValueError(f"--{mult_flag}: found {mult!r}, expected positive numbers")
-    rate = 2 ** (len(levels) - 1)
+    if not all(0 < level <= _WIDEST for level in levels):
+        raise InputValueError(f"--{mult_flag}: found {mult!r}, expected positive numbers up to {_WIDEST:g}")
+    rate = 2 ** min(len(levels) - 1, 63)  # beyond that, more than any size
     if size % rate:
         raise InputValueError(
             f"--{size_flag}: found {size}, expected a multiple of {rate} for the {len(levels)} levels of --{mult_flag}"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import os
 import pickle
 import re
-import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,10 +21,24 @@ import torch
 from torch import Tensor, nn
 
 from guided_diffusion.errors import InputError
-from guided_diffusion.files import is_remote, open_regular, parse_json, read_json, reason, write_atomically, write_json
+from guided_diffusion.files import (
+    check_readable,
+    is_remote,
+    open_regular,
+    parse_json,
+    read_json,
+    reason,
+    write_atomically,
+    write_json,
+)
 from guided_diffusion.nonfinite import check_weights
 
+_PATIENCE = 60.0  # seconds without an answer
 CONFIG_NAME = "config.json"
+_NUMBERS = frozenset(
+    (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    + (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+)
 _SHOWN = 3  # keys of each kind named in an error line
 
 
@@ -67,20 +81,31 @@ def read_state_dict(path: str | os.PathLike, map_location: str | torch.device = 
             raise InputError(
                 f"{path}: expected a state dict (names to tensors), found {_describe(value)} under {key!r}"
             )
-        if value.layout is not torch.strided or value.is_meta or value.is_quantized or value.is_complex():
-            found = "no data" if value.is_meta else f"{value.dtype}, {value.layout}"
+        if found := oddity(value):
             raise InputError(f"{path}: {key}: expected a plain tensor of real numbers, found {found}")
     return dict(state)
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
-    """Copy a checkpoint's weights into ``model``; names and shapes must match exactly, and all must be finite.
+    """Copy a checkpoint's weights into ``model``; InputError as ``read_weights``, the model is then unchanged.
+
+    A model on the "meta" device, which has no memory of its own, takes that of the weights.
+    """
+    found, expected = read_weights(model, path), model.state_dict()
+    if any(values.is_meta for values in expected.values()):
+        found = {key: values.to(expected[key].dtype).contiguous() for key, values in found.items()}
+        model.load_state_dict(found, assign=True)
+    else:
+        model.load_state_dict(found)
+
+
+def read_weights(model: nn.Module, path: str | os.PathLike) -> dict[str, Tensor]:
+    """A checkpoint's weights for ``model``; names and shapes must match exactly, and all must be finite.
 
     Raises ``InputError`` in one line with the first few missing, unexpected and misshapen keys (found and
-    expected shape) and how many there are, or the first tensor with inf or nan; the model is then unchanged.
+    expected shape) and how many there are, or the first tensor of integers or with inf or nan.
     """
-    found = read_state_dict(path)
-    expected = model.state_dict()
+    found, expected = read_state_dict(path), model.state_dict()
     problems = _list_keys("missing", [key for key in expected if key not in found])
     problems += _list_keys("unexpected", [key for key in found if key not in expected])
     problems += _list_keys(
@@ -96,8 +121,11 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
             f"{path}: does not fit the model built from the flags ({len(found)} keys in the file, "
             f"{len(expected)} in the model): {'; '.join(problems)}"
         )
+    for key, values in found.items():
+        if expected[key].is_floating_point() and not values.is_floating_point():
+            raise InputError(f"{path}: {key}: found {values.dtype}, expected floating-point numbers")
     check_weights(found, path)
-    model.load_state_dict(found)
+    return found
 
 
 def save(obj: Any, path: str | os.PathLike) -> None:
@@ -153,22 +181,31 @@ def _open_for_reading(path: str) -> BinaryIO:
     """A seekable binary file; ``InputError`` naming the path if it cannot be had."""
     if not path:
         raise InputError("no checkpoint path given: expected a file name, found an empty string")
-    try:
-        if not is_remote(path):
-            return open_regular(path)
-        if _is_web(path):
-            with urllib.request.urlopen(path) as response:
-                return io.BytesIO(response.read())
-        with blobfile.BlobFile(path, "rb") as remote:
+    if is_remote(path):
+        with _open_remote(path) as remote:
             return io.BytesIO(remote.read())
+    check_readable(path, path)
+    return open_regular(path)
+
+
+def check_there(name: str, path: str) -> None:
+    """``InputError``, which calls it ``name``, unless there is such a file or address."""
+    if not is_remote(path):
+        check_readable(name, path)
+        return
+    with _open_remote(path, name):
+        pass
+
+
+@contextmanager
+def _open_remote(path: str, name: str = "") -> Iterator[BinaryIO]:
+    try:
+        with urllib.request.urlopen(path, timeout=_PATIENCE) if _is_web(path) else blobfile.BlobFile(path, "rb") as it:
+            yield it
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except urllib.error.URLError as error:
-        raise InputError(f"{path}: cannot be fetched: {_one_line(error)}") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {reason(error)}") from error
-    except blobfile.Error as error:
-        raise InputError(f"{path}: cannot be fetched: {_one_line(error)}") from error
+        raise InputError(f"{name or path}: no such file") from error
+    except (OSError, blobfile.Error, http.client.HTTPException, ValueError) as error:
+        raise InputError(f"{name or path}: cannot be fetched: {_one_line(error)}") from error
 
 
 def _read_safetensors(file: BinaryIO, map_location: Any) -> dict[str, Tensor]:
@@ -201,6 +238,16 @@ def _one_line(error: BaseException) -> str:
 
 def _describe(value: Any) -> str:
     return f"a {type(value).__name__}"
+
+
+def oddity(value: Tensor) -> str | None:
+    """What keeps a tensor from being a plain one of real numbers, each with memory of its own."""
+    if value.is_meta:
+        return "no data"
+    if value.is_nested or value.layout is not torch.strided or value.dtype not in _NUMBERS:
+        return f"{value.dtype}, {'nested' if value.is_nested else value.layout}"
+    held, claimed = value.untyped_storage().nbytes(), value.numel() * value.element_size()
+    return f"{claimed} bytes in {held}" if claimed > held else None
 
 
 def _shape(tensor: Tensor) -> str:

@@ -17,7 +17,7 @@ class DiffusionConfig:
     """Diffusion process."""
 
     learn_sigma: bool = flag(False, "the model also predicts the variance", architecture=True)
-    diffusion_steps: int = flag(1000, "timesteps T of the process", minimum=1, architecture=True)
+    diffusion_steps: int = flag(1000, "timesteps T", minimum=1, maximum=1_000_000, architecture=True)
     noise_schedule: str = flag("linear", "betas over time", choices=("linear", "cosine"), architecture=True)
     timestep_respacing: str = flag(
         "", 'timesteps to use: a count such as "250", counts per section "10,15,20", "ddim25", or "" for all'

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+_LONGEST = 4000  # characters of a line; a path or a value in it may have any number
 
 
 class InputError(Exception):
     """Something the user gave us is wrong: a flag, a file, an environment variable.
 
     ``str(error)`` is the single line shown to the user. It names the file or flag, what was found and what
-    was expected. ``dist_util.run_main`` prints it without a traceback. It stays a line where a file's own names,
-    such as the keys of a checkpoint, hold line breaks.
+    was expected. ``dist_util.run_main`` prints it without a traceback. It stays a line, and a readable one, where a
+    file's own names, such as the keys of a checkpoint, hold line breaks or other control characters, or are long.
     """
 
     def __init__(self, message: object = ""):
-        super().__init__(" ".join(str(message).splitlines()))
+        line = re.sub(r"[\x00-\x1f\x7f]", lambda found: repr(found[0])[1:-1], " ".join(str(message).splitlines()))
+        line = re.sub(r"(\S{200})\S{200,}(\S{100})", r"\1...\2", line)
+        super().__init__(line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 4 :]}")
 
 
 class InputValueError(InputError, ValueError):

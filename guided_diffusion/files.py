@@ -151,37 +151,57 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
 
 
 @contextmanager
-def decoding(path: Path) -> Iterator[None]:
-    """Turn what the block raises into an ``InputError`` if a file cannot be read, else into a ``DamagedError``.
+def decoding(name: object, problem: str, kind: Callable[[str], InputError] = DamagedError) -> Iterator[None]:
+    """Turn whatever the block raises into a ``kind`` that says ``name: problem: why``.
 
-    zipfile, zlib and NumPy raise nearly everything on damaged files, and zipfile hides a failing disk behind "not a zip
-    file". "No such file" stays a ``FileNotFoundError``.
+    Decoders raise nearly everything on damaged files, and zipfile hides a failing disk behind "not a zip file": what
+    the system says of a file that it cannot read stays apart, as in ``reading``.
     """
     try:
         yield
-    except (FileNotFoundError, InputError, MemoryError):
+    except InputError:
         raise
     except Exception as error:
         cause: BaseException | None = error
         while cause is not None:
-            if isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL):  # EINVAL: an impossible offset
-                raise InputError(f"{path}: cannot be read: {reason(cause)}") from error
+            if isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL):  # those are decoders' own
+                raise InputError(f"{name}: cannot be read: {reason(cause)}") from error
             cause = cause.__cause__ or cause.__context__
-        raise DamagedError(f"{path}: damaged ({first_line(error)})", path) from error
+        raise kind(f"{name}: {problem}: {first_line(error)}") from error
 
 
-def open_regular(path: str | os.PathLike) -> BinaryIO:
+def open_regular(path: str | os.PathLike, name: str = "") -> BinaryIO:
     """Open a local file for reading bytes, without waiting where it is a named pipe.
 
+    :param name: what an error calls it, if not by its path.
     :raises InputError: it is anything but a regular file. ``OSError`` as ``open`` does.
     """
     opener = lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # noqa: E731
-    file = open(path, "rb", opener=opener)  # noqa: SIM115
-    mode = os.fstat(file.fileno()).st_mode
-    if not stat.S_ISREG(mode):
+    try:
+        file = open(path, "rb", opener=opener)  # noqa: SIM115
+    except IsADirectoryError:
+        mode = stat.S_IFDIR
+    except ValueError as error:  # a byte of zero in the path
+        raise InputError(f"{name or path}: cannot be read: {error}") from error
+    else:
+        mode = os.fstat(file.fileno()).st_mode
+        if stat.S_ISREG(mode):
+            return file
         file.close()
-        raise InputError(f"{path}: found {_KINDS.get(stat.S_IFMT(mode), 'something else')}, expected a regular file")
-    return file
+    found = _KINDS.get(stat.S_IFMT(mode), "something else")
+    raise InputError(f"{name or path}: found {found}, expected a regular file")
+
+
+def check_readable(name: str, path: str | os.PathLike) -> None:
+    """Raise the ``InputError`` that reading a local file would, now rather than later.
+
+    :param name: what the line calls it, perhaps with its flag.
+    """
+    try:
+        with reading(name):
+            open_regular(path, name).close()
+    except FileNotFoundError as error:
+        raise InputError(f"{name}: no such file") from error
 
 
 def exists(path: str | os.PathLike) -> bool:

@@ -24,6 +24,8 @@ from .errors import InputError
 Config = TypeVar("Config")
 
 _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_BEYOND = 2**63  # what PyTorch's numbers do not hold
+_LONGEST = 100_000  # characters
 _TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
 
@@ -120,7 +122,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One line, from the first rank only, and status 2."""
-        self.exit(2, f"error: {message} (--help lists the flags)\n" if get_rank() == 0 else None)
+        self.exit(2, f"error: {InputError(message)} (--help lists the flags)\n" if get_rank() == 0 else None)
 
 
 def _checked(field: dataclasses.Field):
@@ -149,6 +151,10 @@ def _expected_instead(field: dataclasses.Field, value: Any) -> str | None:
         return _range(low, high)
     if isinstance(value, float) and not math.isfinite(value):
         return "a finite number"
+    if isinstance(value, int) and abs(value) >= _BEYOND:
+        return "a whole number of 63 bits"
+    if isinstance(value, str) and len(value) > _LONGEST:
+        return f"at most {_LONGEST} characters"
     return None
 
 

@@ -1,4 +1,4 @@
-"""What the C library does with freed memory."""
+"""How much memory there is, and what the C library does with freed memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import os
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST = 2**30
+
+
+def machine_memory() -> int:
+    """Return the bytes of this machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def keep_freed_memory() -> None:

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, Sequen
 
 from guided_diffusion import dist_util
 from guided_diffusion.errors import InputError, InputValueError
-from guided_diffusion.safe_images import open_image
+from guided_diffusion.files import decoding, is_remote, open_regular
+from guided_diffusion.safe_images import NO_IMAGE, read_image
 
 SUFFIXES = frozenset({"jpg", "jpeg", "png", "gif"})
 _MODES = {1: "L", 3: "RGB"}
@@ -208,14 +209,11 @@ def _window(pixels: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
 
 def _read_image(path: str, mode: str) -> Image.Image:
     """The first frame, converted to ``mode``. Raises ``InputError`` naming the file if it is no image."""
-    try:
-        with blobfile.BlobFile(path, "rb") as file, open_image(file) as image:
-            if image.mode.startswith("I"):  # 16 bits a pixel: PIL's conversion would clip nearly all to white
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return image.convert(mode)
-    except Exception as error:  # PIL raises nearly everything on damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: cannot be read as an image: {reason}") from error
+    with (
+        decoding(path, NO_IMAGE, InputError),
+        blobfile.BlobFile(path, "rb") if is_remote(path) else open_regular(path) as file,
+    ):
+        return read_image(path, file, mode)
 
 
 def _list_images(data_dir: str) -> list[str]:

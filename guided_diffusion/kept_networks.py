@@ -37,7 +37,8 @@ class KeptNetworks:
         key = (kind, dtype, compile)
         frozen = self._kept.pop(key, None)  # one whose weights cannot be loaded does not come back
         if frozen is None:
-            network = build()
+            with torch.device("meta"):  # memory is that of the file's weights, should they fit
+                network = build()
             checkpoint.load_weights(network, path)
             frozen = Frozen(network.to(dist_util.dev()), dtype, compile)
         else:

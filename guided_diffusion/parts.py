@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from . import logger
 from .errors import DamagedError
-from .files import decoding, exists, list_names, open_regular, set_aside, write_atomically
+from .files import decoding, exists, list_names, open_regular, reading, set_aside, write_atomically
 
 BLOCK = 1 << 20  # bytes copied at a time
 
@@ -192,11 +193,14 @@ def assemble(
 @contextmanager
 def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     """An npz file. DamagedError, also for what the block raises; InputError where it cannot be read."""
+    damaged = partial(DamagedError, path=path)
     try:
-        with decoding(path), open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            yield archive
+        with reading(path):
+            file = open_regular(path)
     except FileNotFoundError:
-        raise DamagedError(f"{path}: not there any more", path) from None
+        raise damaged(f"{path}: not there any more") from None
+    with decoding(path, "damaged", damaged), file, zipfile.ZipFile(file) as archive:
+        yield archive
 
 
 @contextmanager

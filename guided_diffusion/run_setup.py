@@ -53,8 +53,7 @@ def checkpoint_config(flag: str, path: str) -> dict[str, Any] | None:
     """The config.json beside the checkpoint that a flag names; InputError when there is no such checkpoint."""
     if not path:
         raise InputError(f"--{flag}: missing, expected the path of a checkpoint")
-    if "://" not in path and not Path(path).is_file():
-        raise InputError(f"--{flag} {path}: no such file")  # rather than complain about flags that do not fit
+    checkpoint.check_there(f"--{flag} {path}", path)  # rather than complain about flags that do not fit
     saved = checkpoint.read_config(path)
     if saved is not None and not saved.get("class_cond", True):
         saved = {name: value for name, value in saved.items() if name != "num_classes"}  # it has no classes

@@ -1,4 +1,4 @@
-"""Opening image files that nobody vouches for: few formats, and no decompression bombs."""
+"""Opening image files that nobody vouches for: few formats, no decompression bombs, 8 bits of grey or colour."""
 
 from __future__ import annotations
 
@@ -8,21 +8,25 @@ from typing import BinaryIO
 from PIL import Image
 
 from . import launch
-from .errors import first_line
+from .errors import InputError, first_line
+from .files import decoding
 
 LIMIT_VARIABLE = "ED_DPM_MAX_PIXELS"
+NO_IMAGE = "cannot be read as an image"
 _LIMIT = 89_478_485  # PIL's own, at which it only warns
 _LONGEST = 1000  # times the short side: training scales the short side up, and the long one with it
 
 # What a picture's name promises. PIL knows formats whose decoder starts other programs.
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM", "TIFF")
+_DEEP = ("F", "I")  # how PIL's modes of 16 and 32 bits begin, whose values it would clip to 8
 
 
 def open_image(file: BinaryIO) -> Image.Image:
     """The image in an open file, its pixels not yet decoded; works as ``Image.open``.
 
-    ValueError for more pixels than ED_DPM_MAX_PIXELS (0: any number), or than a thousand squares in a row; what
-    ``Image.open`` raises where the file is no image; InputError when ED_DPM_MAX_PIXELS is no whole number.
+    ValueError for more pixels than ED_DPM_MAX_PIXELS (0: any number), or than a thousand squares in a row, and for
+    more than 8 bits a value; what ``Image.open`` raises where the file is no image; InputError when ED_DPM_MAX_PIXELS
+    is no whole number.
     """
     limit = launch.whole_number(LIMIT_VARIABLE, default=_LIMIT)
     Image.MAX_IMAGE_PIXELS = limit or None
@@ -34,4 +38,14 @@ def open_image(file: BinaryIO) -> Image.Image:
             raise ValueError(f"{first_line(error)}; {LIMIT_VARIABLE} sets the limit") from error
     if max(image.size) > _LONGEST * min(image.size) and limit:
         raise ValueError(f"found {image.width}x{image.height} pixels, expected no side {_LONGEST} times the other")
+    if image.mode.startswith(_DEEP):
+        raise ValueError(f"found an image of mode {image.mode}, expected 8 bits of grey or RGB")
     return image
+
+
+def read_image(name: str, file: BinaryIO, mode: str) -> Image.Image:
+    """The first frame of an image in an open file, in 8 bits of grey (mode "L") or "RGB", as PIL converts it: alpha
+    is dropped. InputError that begins with ``name`` for what ``open_image`` refuses or a damaged file.
+    """
+    with decoding(name, NO_IMAGE, InputError), open_image(file) as image:
+        return image.convert(mode)

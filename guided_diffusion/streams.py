@@ -16,6 +16,7 @@ from guided_diffusion.errors import InputError
 
 _log = logging.getLogger(__name__)
 
+
 class BestEffort:
     """A text stream that is written to as far as that is possible; otherwise the one that it wraps."""
 

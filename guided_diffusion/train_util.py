@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from . import dist_util, logger, stop_signals
+from . import checkpoint, dist_util, logger, stop_signals
 from .amp import LowPrecision, OptimizerStepper, amp_dtype
 from .compiling import TOLERANCE, TOLERANCE_AUTOCAST, CompiledForTraining
 from .errors import InputError
-from .files import exists, is_remote
+from .files import decoding, exists, is_remote
 from .fp16_util import INITIAL_LOG_LOSS_SCALE, master_params_to_state_dict, state_dict_to_master_params
 from .nn import update_ema
 from .nonfinite import check_loss
@@ -118,8 +118,9 @@ class TrainLoop:
         if path is None:
             return [p.detach().clone() for p in self.params]
         logger.log(f"loading average from {path}")
-        state = dist_util.load_state_dict(path, map_location=dist_util.dev())
-        average = [p.detach() for p in state_dict_to_master_params(self.model, state, use_fp16=False)]
+        state = checkpoint.read_weights(self.model, path)
+        average = state_dict_to_master_params(self.model, state, use_fp16=False)
+        average = [p.detach().to(dist_util.dev()) for p in average]
         dist_util.sync_params(average)
         return average
 
@@ -214,10 +215,12 @@ def load_optimizer(opt: torch.optim.Optimizer, model_path: str, step: int, requi
         return
     # On the CPU: the moments follow their parameters to the device, but AdamW reads its counts of steps at every step.
     state = dist_util.load_state_dict(path, map_location="cpu")
-    try:
+    with decoding(path, "does not fit this model's parameters"):
         opt.load_state_dict(copy.copy(state))
-    except (ValueError, KeyError) as error:
-        raise InputError(f"{path}: does not fit this model's parameters ({error})") from error
+        for parameter, kept in opt.state.items():
+            for name, value in kept.items():
+                if checkpoint.oddity(value) or value.shape not in ((), parameter.shape):
+                    raise ValueError(f"found {name} of {list(value.shape)} for one of {list(parameter.shape)}")
 
 
 def trainable(model: nn.Module, dtype: torch.dtype | None, compile: bool) -> nn.Module:

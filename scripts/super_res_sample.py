@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +19,8 @@ from torch import Tensor
 
 from guided_diffusion import dist_util, run_setup
 from guided_diffusion.configs import DiffusionConfig, RunConfig, SamplingConfig, SuperResConfig
-from guided_diffusion.errors import InputError, first_line
+from guided_diffusion.errors import InputError
+from guided_diffusion.files import check_readable, decoding, open_regular
 from guided_diffusion.flags import Parser, flag
 from guided_diffusion.generate import Batch, SampleRun
 from guided_diffusion.nonfinite import Watch, timesteps_of
@@ -75,17 +75,17 @@ class BaseImages:
     """The low-resolution images of an npz. InputError when the file is not what the model needs."""
 
     def __init__(self, path: str, config: SuperResConfig):
-        if not path or not Path(path).is_file():
-            raise InputError(f"--base_samples: found {path!r}, expected an npz file")
-        try:
-            if not zipfile.is_zipfile(path):
+        if not path:
+            raise InputError("--base_samples: missing, expected an npz file")
+        name = f"--base_samples {path}"
+        check_readable(name, path)
+        with decoding(name, "not a readable npz with the arrays needed"), open_regular(path) as file:
+            if not zipfile.is_zipfile(file):
                 raise ValueError("no npz archive, or a truncated one")
-            with np.load(path, allow_pickle=False) as arrays:
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
                 self.images = arrays["arr_0"]
                 self.labels = arrays["arr_1"] if config.class_cond else None
-        except Exception as error:  # the decoders raise nearly everything, MemoryError where a file claims too much
-            reason = first_line(error)
-            raise InputError(f"--base_samples {path}: not a readable npz with the arrays needed ({reason})") from None
         expected = height, width, channels = config.small_size, config.small_size, config.in_channels
         found = f"{self.images.dtype} {list(self.images.shape)}"
         well_shaped = self.images.ndim == 4 and self.images.shape[1:] == expected and len(self.images) > 0

@@ -15,7 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
+from guided_diffusion import checkpoint
+from tests.bad_inputs import CONFIGS
 from tests.helpers import make_checkpoint, make_images
 
 
@@ -35,10 +38,17 @@ def make_bad_files(folder: Path, images: Path, checkpoints: dict[str, Path]) -> 
         "images": images,
         "nowhere": folder / "nowhere",
         "empty": folder / "empty",
+        "pipe": folder / "pipe",
+        "pipe_npz": folder / "pipe.npz",
+        "pipe_zip": folder / "pipe.zip",
+        "device": "/dev/zero",
+        "long_path": folder / ("a" * 5000),
         "corrupt": make_images(folder / "corrupt", classes=2, per_class=12),
         "five": make_images(folder / "five", classes=5),
     }
     found["empty"].mkdir()
+    for name in ("pipe", "pipe_npz", "pipe_zip"):
+        os.mkfifo(found[name])
     for path in found["corrupt"].glob("c1_*.png"):
         path.write_bytes(path.read_bytes()[:60])
     found |= _checkpoints(folder, checkpoints)
@@ -91,11 +101,24 @@ def _checkpoints(folder: Path, checkpoints: dict[str, Path]) -> dict[str, Path]:
         "meta": state | {"out.2.bias": bias.to("meta")},
         "sparse": state | {"out.2.weight": weight.to_sparse()},
         "complex": state | {"out.2.bias": bias.to(torch.complex64)},
+        "float8": state | {"out.2.bias": bias.to(torch.float8_e4m3fn)},
+        "integers": state | {"out.2.bias": bias.long()},
+        "expanded": state | {"out.2.weight": torch.zeros(()).expand(1 << 20, 1 << 20)},
+        "nested": state | {"out.2.bias": torch.nested.nested_tensor([bias, bias[:1]])},
+        "quantized": state | {"out.2.bias": torch.quantize_per_tensor(bias, 1.0, 0, torch.qint8)},
         "malicious": state | {"extra": Malicious(folder / "executed")},
     }
     for name, content in contents.items():
         found[name] = beside_config(name)
         torch.save(content, found[name])
+    found["float8_safetensors"] = beside_config("float8_safetensors", file="model.safetensors")
+    checkpoint.save(contents["float8"], found["float8_safetensors"])
+    for number, (_, key, value, *_) in enumerate(CONFIGS):
+        text = json.dumps(json.loads(config) | {key: "VALUE"}).replace('"VALUE"', value)
+        found[f"config_{number}"] = beside_config(f"config_{number}", whole, text)
+    found["config_pipe"] = beside_config("config_pipe", whole)
+    (folder / "config_pipe" / "config.json").unlink()
+    os.mkfifo(folder / "config_pipe" / "config.json")
     found["malicious_legacy"] = beside_config("malicious_legacy")
     torch.save(contents["malicious"], found["malicious_legacy"], _use_new_zipfile_serialization=False)
     pickled = pickle.dumps(Malicious(folder / "executed"), protocol=2)
@@ -124,10 +147,15 @@ def _pictures(folder: Path) -> dict[str, Path]:
         "text_png": four("text_png", b"no picture"),
         "postscript": four("postscript", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"),
         "empty_png": four("empty_png", b""),
+        "float_png": four("float_png", tiff_of_floats()),
+        "pipe_png": folder / "pipe_png",
         "two_sizes": make_images(folder / "two_sizes", classes=1),
         "bomb_zip": folder / "bomb.zip",
         "half_zip": folder / "half.zip",
     }
+    found["pipe_png"].mkdir()
+    for number in range(4):
+        os.mkfifo(found["pipe_png"] / f"c0_{number}.png")
     make_images(folder / "large", classes=1, size=16)
     shutil.copy(folder / "large" / "c0_0.png", found["two_sizes"] / "c9_9.png")
     with zipfile.ZipFile(found["bomb_zip"], "w") as archive:
@@ -136,6 +164,13 @@ def _pictures(folder: Path) -> dict[str, Path]:
     data[data.rindex(b"PK\x01\x02") + 2] = 9  # it ends like an archive, but its directory is damaged
     found["half_zip"].write_bytes(data)
     return found
+
+
+def tiff_of_floats() -> bytes:
+    """Values from 0 to 1, of 32 bits."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(buffer, format="TIFF")
+    return buffer.getvalue()
 
 
 def png_of_zeros(width: int, height: int) -> bytes:

@@ -47,13 +47,65 @@ def cases(script: str, *rows: tuple, **more) -> list[Case]:
     return [Case(name, script, flags, tuple(says), **more) for name, flags, *says in rows]
 
 
+# what the config.json beside a checkpoint says: name, key, value (text is JSON), what the line says
+CONFIGS = [
+    ("levels of inf", "channel_mult", '"inf,1"', "--channel_mult: found 'inf,1', expected positive numbers"),
+    ("levels of nan", "channel_mult", '"nan"', "--channel_mult: found 'nan', expected positive numbers"),
+    ("levels of 1e400", "channel_mult", '"1e400,1"', "--channel_mult: found '1e400,1', expected positive numbers"),
+    ("negative levels", "channel_mult", '"-1,2"', "--channel_mult: found '-1,2', expected positive numbers"),
+    ("a level of nothing", "channel_mult", '"1e-9,1"', "blocks on levels of 0, 32 channels, expected at least 1"),
+    ("a megabyte of levels", "channel_mult", f'"{"1" * 10**6}"', "expected at most 100000 characters"),
+    ("20000 levels", "channel_mult", f'"{"1," * 20000}1"', "expected a multiple of"),
+    ("a list of levels", "channel_mult", "[1, 2]", "config.json beside it has channel_mult [1, 2], expected text"),
+    ("a billion steps", "diffusion_steps", "1000000000", "diffusion_steps 1000000000, expected 1 to 1000000"),
+    ("a billion blocks", "num_res_blocks", "1000000000", "found 1000000000 residual blocks", "at most 500 blocks"),
+    ("ten million channels", "num_channels", "9999968", "found a network that takes at least", "of this machine"),
+    ("channels that the file lacks", "num_channels", "4096", "time_embed.0.weight (found 128x32, expected 16384x4096)"),
+    ("a number of 40 digits", "image_size", "9" * 40, "expected a whole number of 63 bits"),
+    ("a number of 5000 digits", "image_size", "9" * 5000, "config.json: expected a JSON object, found no JSON"),
+    ("infinite channels", "num_channels", "1e400", "num_channels inf, expected a whole number"),
+    ("a list for a number", "num_channels", "[32]", "num_channels [32], expected a whole number"),
+    ("attention at 0", "attention_resolutions", '"0"', "--attention_resolutions: found '0', expected sides"),
+    ("attention at letters", "attention_resolutions", '"a,b"', "--attention_resolutions: found 'a,b', expected sides"),
+    ("no heads", "num_heads", "0", "num_heads 0, expected at least 1"),
+    ("no heads upwards", "num_heads_upsample", "0", "cannot be divided evenly by 0 heads"),
+    ("nested without end", "num_heads", "[" * 200_000, "config.json: expected a JSON object, found no JSON"),
+]
+
+# of each the name in bad_files.py and what it is for the one line
+NO_FILES = {
+    "pipe": "found a named pipe, expected a regular file",
+    "device": "found a device, expected a regular file",
+    "images": "found a folder, expected a regular file",
+    "long_path": "cannot be read: File name too long",
+}
+ADDRESSES = {
+    "file:///etc/hostname": "hostname: cannot be",
+    "ftp://127.0.0.1/model.pt": "model.pt: cannot be",
+    "http://127.0.0.1:1/model.pt": "model.pt: cannot be fetched",
+    "http://127.0.0.1:port/model.pt": "model.pt: cannot be fetched",
+    "http://127.0.0.1:1/a model.pt": "model.pt: cannot be fetched",
+}
+_ANYWHERE = [(place, place, says) for place, says in ADDRESSES.items()]
+_ANYWHERE += [(name, f"{{{name}}}", says) for name, says in NO_FILES.items()]
+
 CHECKPOINTS = cases(
     "classifier_sample",
+    *((f"config.json with {name}", {"model_path": f"{{config_{key}}}"}, *says)
+      for key, (name, _, _, *says) in enumerate(CONFIGS)),
+    ("config.json is a pipe", {"model_path": "{config_pipe}"}, "config.json: found a named pipe, expected a regular"),
+    *((f"model_path {name}", {"model_path": path}, says) for name, path, says in _ANYWHERE),
+    *((f"classifier_path {name}", {"classifier_path": path}, says) for name, path, says in _ANYWHERE),
+    ("float8", {"model_path": "{float8}"}, "out.2.bias: expected a plain tensor of real numbers, found torch.float8"),
+    ("float8 in safetensors", {"model_path": "{float8_safetensors}"}, "out.2.bias: expected a plain tensor"),
+    ("integers", {"model_path": "{integers}"}, "out.2.bias: found torch.int64, expected floating-point numbers"),
+    ("terabytes of one number", {"model_path": "{expanded}"}, "out.2.weight: expected", "bytes in 4"),
+    ("quantized", {"model_path": "{quantized}"}, "model.pt: "),
+    ("nested", {"model_path": "{nested}"}, "model.pt: "),
     ("no model", {"model_path": ""}, "--model_path", "missing"),
     ("no classifier", {"classifier_path": ""}, "--classifier_path", "missing"),
     ("missing checkpoint", {"model_path": "{nowhere}/model.pt"}, "nowhere/model.pt: no such file"),
     ("missing classifier", {"classifier_path": "{nowhere}/model.pt"}, "nowhere/model.pt: no such file"),
-    ("folder", {"model_path": "{images}"}, "--model_path", "images: no such file"),
     ("truncated checkpoint", {"model_path": "{truncated}"}, "truncated"),
     ("truncated safetensors", {"model_path": "{truncated_safetensors}"}, "model.safetensors", "truncated"),
     ("text file", {"model_path": "{text}"}, "model.pt", "not a checkpoint"),
@@ -62,7 +114,7 @@ CHECKPOINTS = cases(
     ("wrong shape", {"classifier_path": "{wrong_shape}"}, "of the wrong shape", "found", "expected"),
     ("malicious pickle", {"model_path": "{malicious}"}, "refused"),
     ("other architecture", {"model_path": "{bare}", **MODEL, "num_channels": 64}, "does not fit"),
-    ("config.json is no JSON", {"model_path": "{no_json}"}, "config.json", "expected JSON"),
+    ("config.json is no JSON", {"model_path": "{no_json}"}, "config.json", "expected a JSON object, found no JSON"),
     ("config.json is a list", {"model_path": "{json_list}"}, "config.json", "JSON object"),
     ("config.json with a text for a number", {"model_path": "{odd_json}"}, "config.json", "image_size", "'8'"),
     ("contradiction", {"num_channels": 64, "num_heads": 2}, "--num_channels 64", "--num_heads 2", "config.json"),
@@ -139,7 +191,8 @@ BASE_SAMPLES = cases(
     ("unknown label", {"base_samples": "{label_9}", "model_path": "{super_res_classes}"}, "label", "9", "0 to 3"),
     ("claims a terabyte", {"base_samples": "{claims}"}, "--base_samples", "claims.npz"),
     ("damaged header", {"base_samples": "{odd_header}"}, "--base_samples", "odd_header.npz"),
-    ("folder", {"base_samples": "{images}"}, "--base_samples", "images"),
+    *((name, {"base_samples": f"{{{name}}}"}, "--base_samples", says) for name, says in NO_FILES.items()),
+    ("an address", {"base_samples": "ftp://127.0.0.1/base.npz"}, "--base_samples", "base.npz: no such file"),
     ("few labels", {"base_samples": "{one_label}", "model_path": "{super_res_classes}"}, "--base_samples", "arr_1"),
 )
 
@@ -181,6 +234,14 @@ TRAINING = (
         ("image_size not divisible", {"image_size": 9, "channel_mult": "1,2"}, "--image_size", "multiple of 2"),
         ("microbatch 0", {"microbatch": -2}, "--microbatch", "found -2"),
         ("wrong checkpoint to resume", {"resume_checkpoint": "{classifier}"}, "does not fit"),
+        *((f"resume {name}", {"resume_checkpoint": path}, says) for name, path, says in _ANYWHERE),
+        *((f"data_dir {place}", {"data_dir": place}, "data_dir", "cannot be listed") for place in ADDRESSES),
+        *((f"data_dir {name}", {"data_dir": f"{{{name}}}"}, "data_dir") for name in NO_FILES if name != "images"),
+        ("a billion steps", {"diffusion_steps": 10**9}, "--diffusion_steps", "found 1000000000, expected 1 to 1000000"),
+        ("a billion blocks", {"num_res_blocks": 10**9}, "found 1000000000 residual blocks"),
+        ("ten million channels", {"num_channels": 9999968}, "found a network that takes at least"),
+        ("a million pixels", {"image_size": 2**20, "channel_mult": "1,2"}, "found a network that takes at least"),
+        ("levels of inf", {"channel_mult": "inf,1"}, "--channel_mult: found 'inf,1'"),
     )
     + cases(
         "super_res_train",
@@ -206,6 +267,8 @@ MIDWAY = (
         ("text in a PNG's name", {"data_dir": "{text_png}"}, "png: cannot be read as an image"),
         ("a program in a PNG's name", {"data_dir": "{postscript}"}, "png: cannot be read as an image"),
         ("empty PNG", {"data_dir": "{empty_png}"}, "png: cannot be read as an image"),
+        ("a pipe in a PNG's name", {"data_dir": "{pipe_png}"}, "png: found a named pipe, expected a regular file"),
+        ("32 bits a pixel", {"data_dir": "{float_png}"}, "png: cannot be read as an image: found an image of"),
         midway=True,
     )
     + cases(
@@ -244,6 +307,13 @@ IMAGE_SETS = [
     ("a strip of pixels", "{strip}", "found 9000x1 pixels"),
     ("bomb in a zip archive", "{bomb_zip}", "c0_0.png: cannot be read as an image: Image size (400000000 pixels)"),
     ("a program in a PNG's name", "{postscript}", "c0_0.png: cannot be read as an image"),
+    ("a pipe in a PNG's name", "{pipe_png}", "c0_0.png: found a named pipe, expected a regular file"),
+    ("32 bits a pixel", "{float_png}", "c0_0.png: cannot be read as an image: found an image of mode F, expected 8"),
+    *((name, f"{{{name}}}", says) for name, says in NO_FILES.items() if name != "images"),
+    ("a pipe in an npz file's name", "{pipe_npz}", "found a named pipe, expected a regular file"),
+    ("a pipe in an archive's name", "{pipe_zip}", "found a named pipe, expected a regular file"),
+    ("a NUL byte", "a\0b.npz", "a\\x00b.npz: cannot be read: embedded null byte"),
+    *((place, place, ": no such file") for place in ADDRESSES),
     ("images of two sizes", "{two_sizes}", "found images of 8x8 pixels"),
     ("float images", "{floats}", "floats.npz: expected images in arr_0 as uint8"),
     ("object array", "{objects}", "objects.npz: array arr_0 holds pickled objects, which are refused"),
@@ -266,7 +336,12 @@ COMMANDS = [
     ("status of nothing", "status {empty}", "no status.json in it or below"),
     ("status of no folder", "status {nowhere}", "nowhere: no such folder"),
     ("unknown download", "download nothing.pt", "nothing.pt: no such published file"),
-    ("figure of no file", "figure vanishing A={nowhere}/a.npz", "no file"),
+    ("figure of no file", "figure vanishing A={nowhere}/a.npz", "a.npz: no such file"),
+    ("figure of a pipe", "figure vanishing A={pipe_npz}", "found a named pipe, expected a regular file"),
+    ("figure of a device", "figure compare A={device}", "found a device, expected a regular file"),
+    ("figure of a long path", "figure compare A={long_path}", "cannot be read: File name too long"),
+    ("a table that is a pipe", "figure sweep {pipe}", "found a named pipe, expected a regular file"),
+    ("names that are a pipe", "figure compare A={base_samples} --class_names {pipe}", "found a named pipe, expected"),
     ("figure of a text", "figure vanishing A={text}", "model.pt: not a readable npz file"),
     ("figure without labels", "figure vanishing {claims}", "expected LABEL=FILE"),
     ("figure of what is no trace", "figure vanishing A={base_samples}", "base_samples.npz"),

@@ -117,7 +117,7 @@ def test_truncated_files_are_named(tmp_path, state, suffix, keep):
     "prepare, message",
     [
         (lambda path: None, "no such file"),
-        (lambda path: path.mkdir(), "cannot be read: Is a directory"),
+        (lambda path: path.mkdir(), "found a folder, expected a regular file"),
         (lambda path: path.write_text("<html>not found</html>"), "not a checkpoint, or truncated"),
         (lambda path: torch.save([1, 2], path), "expected a state dict .* found a list"),
         (lambda path: torch.save({"a": 1}, path), "expected a state dict .* found a int under 'a'"),

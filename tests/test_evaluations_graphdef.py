@@ -123,7 +123,7 @@ def test_damaged_files(tmp_path, kind):
 
 
 def test_files_that_cannot_be_read(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="none.pb: cannot be read: No such file"):
+    with pytest.raises(InputError, match="none.pb: no such file"):
         read_graph(tmp_path / "none.pb")
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
         read_graph(tmp_path)

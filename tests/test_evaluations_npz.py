@@ -88,7 +88,7 @@ def _fails(path, match):
 
 def test_missing_file_and_array(tmp_path):
     _fails(tmp_path / "none.npz", "no such file")
-    _fails(tmp_path, "not an npz")
+    _fails(tmp_path, "found a folder, expected a regular file")
     np.savez(tmp_path / "a.npz", images=_images())
     _fails(tmp_path / "a.npz", "missing array arr_0; found images")
 

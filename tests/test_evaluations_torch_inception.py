@@ -145,7 +145,7 @@ def test_file_that_is_no_inception_graph(tmp_path, content):
     with pytest.raises(InputError, match=r"g\.pb: not (the|a) frozen") as caught:
         TorchInceptionEngine(tmp_path / "g.pb")
     assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="found a directory"):
+    with pytest.raises(InputError, match="found a folder, expected a regular file"):
         TorchInceptionEngine(tmp_path)
 
 

@@ -288,7 +288,7 @@ def test_bad_input(tmp_path):
     good = make_trace(tmp_path / "a.npz")
     for name in ("vanishing", "vanishing-points", "gradient-maps", "compare"):
         refused("expected LABEL=FILE", name, good)
-        refused("no file", name, f"a={tmp_path}/none.npz")
+        refused("none.npz: no such file", name, f"a={tmp_path}/none.npz")
         refused("different labels", name, f"a={good}", f"a={good}")
         refused("are required", name)
         for junk in (b"", b"no archive", good.read_bytes()[:-90]):

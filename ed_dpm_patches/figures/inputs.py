@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from guided_diffusion.errors import InputError
+from guided_diffusion.files import check_readable, decoding, open_regular
 
 SERIES = ("entropy_ratio", "grad_norm", "scale", "relative_guidance")
 MAPS = ("map_t", "map_x_t", "map_pred_xstart", "map_guidance")
@@ -51,8 +52,7 @@ def labelled(text: str) -> Labelled:
     label, separator, name = text.partition("=")
     if not separator or not label.strip() or not name:
         raise InputError(f"{text}: expected LABEL=FILE")
-    if not Path(name).is_file():
-        raise InputError(f"{text}: no file {name}")
+    check_readable(text, name)
     return Labelled(label.strip(), Path(name))
 
 
@@ -66,11 +66,9 @@ def check_labels(files: Sequence[Labelled]) -> None:
 
 def read_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
     """The named arrays of an npz file as far as it has them; all for None."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files if names is None or name in names}
-    except Exception as error:  # the decoders raise nearly everything on damaged files
-        raise InputError(f"{path}: not a readable npz file of plain arrays") from error
+    with decoding(path, "not a readable npz file of plain arrays"), open_regular(path) as file:
+        arrays = np.load(file, allow_pickle=False)
+        return {name: arrays[name] for name in arrays.files if names is None or name in names}
 
 
 def read_trace(file: Labelled, *, with_maps: bool = False) -> Trace:
@@ -112,10 +110,8 @@ def read_class_names(path: Path | None) -> list[str] | None:
     """One name a line, in the order of the classes."""
     if path is None:
         return None
-    try:
-        return [name.strip() for name in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--class_names: {path} cannot be read, expected a text file with one name a line") from error
+    with decoding(f"--class_names {path}", "expected a text file with one name a line"), open_regular(path) as file:
+        return [name.strip() for name in file.read().decode().splitlines()]
 
 
 def class_name(names: list[str] | None, label: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from guided_diffusion.errors import InputError
+from guided_diffusion.files import decoding, open_regular
 
 from . import style
 
@@ -65,12 +67,9 @@ def mark_rehearsal(figure: Figure, rows: Sequence[dict[str, str]]) -> None:
 
 def read_table(path: Path, metric: str) -> list[dict[str, str]]:
     """The lines of runs.csv. InputError when it is none, or misses a column."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, restval="")
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read, expected the runs.csv of `ed-dpm report`") from error
+    with decoding(path, "expected the runs.csv of `ed-dpm report`"), open_regular(path) as file:
+        reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline=""), restval="")
+        rows = list(reader)
     missing = [name for name in (*_COLUMNS, metric) if name not in (reader.fieldnames or ())]
     if missing:
         raise InputError(f"{path}: found no column {', '.join(missing)}, expected the runs.csv of `ed-dpm report`")

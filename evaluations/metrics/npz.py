@@ -6,13 +6,13 @@ import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from evaluations.metrics.statistics import Gaussian
-from guided_diffusion.errors import InputValueError, first_line
+from guided_diffusion.errors import InputValueError
+from guided_diffusion.files import decoding, open_regular, reading
 
 _HEADER_READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -21,7 +21,6 @@ _HEADER_READERS = {
 _LARGEST_ARRAY = 1 << 40  # bytes of a member that is streamed
 _LARGEST_IN_MEMORY = 1 << 32  # bytes of an array or a batch that is not
 _DEFLATE_RATIO = 1100  # no deflated stream grows by more than 1032
-_DAMAGE = Exception  # zipfile, zlib and NumPy raise nearly everything on damaged files
 
 
 class ArrayReader:
@@ -79,10 +78,8 @@ class _StreamReader(ArrayReader):
     def _read_rows(self, begin: int, rows: int) -> np.ndarray:
         shape = (rows, *self.shape[1:])
         size = int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize
-        try:
+        with decoding(self._label, "damaged or truncated", InputValueError):
             data = self._file.read(size)
-        except _DAMAGE as error:
-            raise InputValueError(f"{self._label}: damaged or truncated ({first_line(error)})") from error
         if len(data) != size:
             raise InputValueError(f"{self._label}: truncated: expected {size} more bytes, found {len(data)}")
         return np.frombuffer(data, dtype=self.dtype).reshape(shape)
@@ -109,10 +106,8 @@ def open_npz_array(path: str | os.PathLike, arr_name: str) -> Iterator[ArrayRead
     """
     with _open_archive(path) as archive:
         member = _find(archive, path, arr_name)
-        try:
+        with decoding(f"{path}: array {arr_name}", "damaged or of an unknown format", InputValueError):
             file = archive.open(member)
-        except _DAMAGE as error:
-            raise InputValueError(f"{path}: array {arr_name}: cannot be read ({first_line(error)})") from error
         with file:
             yield _make_reader(file, member, path, arr_name)
 
@@ -196,14 +191,16 @@ def read_stored_statistics(path: str | os.PathLike) -> tuple[Gaussian, Gaussian]
 
 @contextmanager
 def _open_archive(path: str | os.PathLike) -> Iterator[zipfile.ZipFile]:
-    if not Path(path).exists():
-        raise InputValueError(f"{path}: no such file")
-    try:
-        archive = zipfile.ZipFile(path)
-    except _DAMAGE as error:
-        raise InputValueError(f"{path}: not an npz file, or truncated ({first_line(error)})") from error
-    with archive:
-        yield archive
+    with reading(path):
+        try:
+            file = open_regular(path)
+        except FileNotFoundError as error:
+            raise InputValueError(f"{path}: no such file") from error
+    with file:
+        with decoding(path, "not an npz file, or truncated", InputValueError):
+            archive = zipfile.ZipFile(file)
+        with archive:
+            yield archive
 
 
 def _find(archive: zipfile.ZipFile, path: str | os.PathLike, name: str) -> zipfile.ZipInfo:
@@ -216,15 +213,13 @@ def _find(archive: zipfile.ZipFile, path: str | os.PathLike, name: str) -> zipfi
 
 def _make_reader(file: BinaryIO, member: zipfile.ZipInfo, path: str | os.PathLike, name: str) -> ArrayReader:
     """Parse the header at the start of ``file`` and choose how to read the rest."""
-    try:
+    with decoding(f"{path}: array {name}", "damaged or of an unknown format", InputValueError):
         version = np.lib.format.read_magic(file)
         if version not in _HEADER_READERS:
             raise ValueError(f"npy format {version}")
         shape, fortran_order, dtype = _HEADER_READERS[version](file)
         if any(length < 0 for length in shape):
             raise ValueError(f"shape {shape}")
-    except _DAMAGE as error:
-        raise InputValueError(f"{path}: array {name}: damaged or of an unknown format ({first_line(error)})") from error
     if dtype.hasobject:
         raise InputValueError(f"{path}: array {name} holds pickled objects, which are refused")
     size = int(np.prod(shape, dtype=object)) * dtype.itemsize
