@@ -10,20 +10,22 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import requests
 from tqdm.auto import tqdm
 
-from guided_diffusion.errors import InputError, first_line
-from guided_diffusion.files import hash_file
+from guided_diffusion.errors import DamagedError, InputError, first_line
+from guided_diffusion.files import hash_file, read_json, write_json
 
 ATTEMPTS = 5
 PAUSE_SECONDS = 1.0  # before the second attempt; twice as long before each further one
 TIMEOUT_SECONDS = (10.0, 60.0)  # to connect; between two pieces
+MOST_BYTES = 64 << 30  # of a file whose size nobody knows beforehand
 _PIECE = 1 << 14  # the most that a cut connection loses
+_NOTED = ("validator", "total")
 _HEADERS = {"Accept-Encoding": "identity"}  # lengths, ranges and digests are then those of the file itself
 
 log = logging.getLogger(__name__)
@@ -48,19 +50,21 @@ def fetch(
 ) -> Path:
     """Download ``url`` to ``path`` unless it is there already; return the absolute path.
 
-    The bytes collect in ``path`` + ".part". A cut or stalled connection, in this call or an earlier one, is
-    resumed where the server can do that and restarted where it cannot; a server's 5xx answer is asked again.
-    Of several processes that ask at once one downloads and the others wait.
+    The bytes collect in ``path`` + ".part", and ".part.json" beside it notes of which version of the file they are. A
+    cut or stalled connection, in this call or an earlier one, is resumed where the server still has that version and
+    restarted where not; a server's 5xx answer is asked again. Of several processes that ask at once one downloads
+    and the others wait.
 
-    A new file gets its final name only if it has the announced length, the MD5 of the server's Content-MD5
-    where that is sent, and ``size`` (bytes) and ``sha256`` (hexadecimal) where given; otherwise it is removed.
+    A new file gets its final name only if it is not empty and no HTML page, has the announced length, the MD5 of the
+    server's Content-MD5 where that is sent, and ``size`` (bytes) and ``sha256`` (hexadecimal) where given; otherwise
+    it is removed. What is longer than ``size``, or than ``MOST_BYTES`` without it, is not fetched to its end.
     A file that was there is held to ``size`` and ``sha256`` too, and set aside as ``path`` + ".rejected" if it
     fails. ``timeout`` is in seconds: to connect, and between two pieces.
 
     Raises ``InputError`` ending in ``advice`` if the file cannot be had or fails a check.
     """
     path = Path(path).absolute()
-    part = path.with_name(path.name + ".part")
+    part, note = (path.with_name(path.name + end) for end in (".part", ".part.json"))
     if path.is_dir():
         raise InputError(f"{path}: expected a file, found a directory; {advice}")
     try:
@@ -68,11 +72,15 @@ def fetch(
             with open_locked(part) as file:
                 if not path.exists():  # another process may have finished while we waited
                     log.info("downloading %s to %s", url, path)
-                    md5 = _Transfer(url, file, size, timeout).fill()
-                    if wrong := _mismatch(part, size, sha256, md5):
-                        file.truncate(0)  # resumed, it would fail for ever
-                        raise _Rejected(wrong)
-                    os.replace(part, path)
+                    try:
+                        md5 = _Transfer(url, file, note, size, timeout).fill()
+                        if wrong := _no_file(part) or _mismatch(part, size, sha256, md5):
+                            file.truncate(0)  # resumed, it would fail for ever
+                            raise _Rejected(wrong)
+                        os.replace(part, path)
+                    finally:
+                        if path.exists() or not os.fstat(file.fileno()).st_size:
+                            note.unlink(missing_ok=True)
                     return path
     except OSError as error:  # includes everything requests raises
         raise InputError(f"{path}: cannot be downloaded from {url}: {_brief(error)}; {advice}") from error
@@ -109,11 +117,15 @@ def open_locked(part: Path) -> Iterator[BinaryIO]:
 class _Transfer:
     """The requests that it takes to complete one partial file.
 
-    :param file: open for appending; size: of the whole file in bytes, where known beforehand.
+    :param file: open for appending; note: path of what is noted of it; size: in bytes, where known beforehand.
     """
 
-    def __init__(self, url: str, file: BinaryIO, size: int | None, timeout: tuple[float, float]):
-        self.url, self.file, self.size, self.timeout = url, file, size, timeout
+    def __init__(self, url: str, file: BinaryIO, note: Path, size: int | None, timeout: tuple[float, float]):
+        self.url, self.file, self.note, self.size, self.timeout = url, file, note, size, timeout
+        self.most = MOST_BYTES if size is None else size
+        self.version = _read_note(note)
+        if not any(self.version):  # nobody can tell what an earlier process's bytes are the beginning of
+            self.file.truncate(0)
         self.seen_whole = False  # an answer described the whole file, not a range of it
         self.md5: str | None = None
 
@@ -137,32 +149,39 @@ class _Transfer:
     def _request(self) -> None:
         """One request for what is still missing; raises ``_Cut`` if not all of it arrived."""
         have = self._have()
+        validator, noted_total = self.version
         headers = _HEADERS | ({"Range": f"bytes={have}-"} if have else {})
+        headers |= {"If-Range": validator} if have and validator else {}
         try:
             response = requests.get(self.url, headers=headers, stream=True, timeout=self.timeout)
         except requests.ReadTimeout as error:
             raise _Cut(_brief(error)) from error
         with response:
             if response.status_code == requests.codes.requested_range_not_satisfiable and have:
-                total = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", ""))
-                if total and int(total[1]) == have:
+                total = re.fullmatch(r"bytes \*/(\d{1,18})", response.headers.get("Content-Range", ""))
+                if total and int(total[1]) == have and noted_total in (None, have):
                     return
                 self._restart("the partial file did not fit the server's")
             if response.status_code >= 500:
                 raise _Cut(f"{response.status_code} {response.reason}")
             response.raise_for_status()
+            self._check_kind(response, have)
             total = self._announced_length(response, have)
-            if None not in (total, self.size) and total != self.size:
-                raise _Rejected(f"the server announces {total} bytes, expected {self.size}")
-            if response.status_code != requests.codes.partial_content:
+            if total is not None and (total > self.most or self.size not in (None, total)):
+                expected = f"at most {self.most}" if self.size is None else self.size
+                raise _Rejected(f"the server announces {total} bytes, expected {expected}")
+            version = _validator(response), total
+            if response.status_code == requests.codes.ok:
                 self.file.truncate(0)  # the server sends everything, perhaps again
                 have = 0
                 self.seen_whole = True
                 self.md5 = _content_md5(response)
+                self.version = version
+                write_json(self.note, dict(zip(_NOTED, version, strict=True)))
+            elif any(new and old and new != old for new, old in zip(version, self.version, strict=True)):
+                self._restart("the file has changed on the server")
             self._copy(response, have, total)
         if total is not None and (size := self._have()) != total:
-            if size > total:
-                self.file.truncate(0)
             raise _Cut(f"{size} of {total} bytes arrived")
 
     def _restart(self, why: str) -> None:
@@ -170,22 +189,37 @@ class _Transfer:
         self.file.truncate(0)
         raise _Cut(why)
 
+    def _check_kind(self, response: requests.Response, have: int) -> None:
+        """Raise ``_Rejected`` for an answer that is no file as it is: another status, a page, something packed."""
+        status, kind = response.status_code, response.headers.get("Content-Type", "")
+        encoding = response.headers.get("Content-Encoding", "").strip().lower()
+        if status != requests.codes.ok and not (have and status == requests.codes.partial_content):
+            raise _Rejected(f"found answer {status} {response.reason}, expected 200")
+        if encoding not in ("", "identity"):  # small as it comes, it may be of any size when unpacked
+            raise _Rejected(f"found Content-Encoding {encoding}, expected the file as it is")
+        if kind.lower().startswith("text/html"):
+            raise _Rejected(f"found an HTML page (Content-Type {kind}), expected a file")
+
     def _announced_length(self, response: requests.Response, have: int) -> int | None:
         """Length of the whole file as the server gives it, or None if it does not."""
         if response.status_code == requests.codes.partial_content:
             answer = response.headers.get("Content-Range", "")
-            span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer)
+            span = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18})", answer)
             if not span or int(span[1]) != have:
                 self._restart(f"asked for bytes {have}-, got Content-Range {answer!r}")
             return int(span[2])
         length = response.headers.get("Content-Length", "")
-        return int(length) if length.isdecimal() else None
+        return int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
 
     def _copy(self, response: requests.Response, have: int, total: int | None) -> None:
-        name = Path(self.file.name).stem
+        name, most = Path(self.file.name).stem, self.most if total is None else total
         with tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=name) as bar:
             try:
                 for piece in response.iter_content(_PIECE):
+                    have += len(piece)
+                    if have > most:
+                        self.file.truncate(0)
+                        raise _Rejected(f"more than {most} bytes arrive, expected no more")
                     self.file.write(piece)
                     bar.update(len(piece))
             except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
@@ -202,6 +236,20 @@ class _Transfer:
             return None
 
 
+def _read_note(note: Path) -> tuple[str | None, int | None]:
+    """Validator and length of the version that a partial file is of; None where that is not known."""
+    with suppress(FileNotFoundError, DamagedError):
+        validator, total = (read_json(note).get(name) for name in _NOTED)
+        return validator if isinstance(validator, str) else None, total if isinstance(total, int) else None
+    return None, None
+
+
+def _validator(response: requests.Response) -> str | None:
+    """What names this version of the file: a strong ETag, else the time of its last change."""
+    etag = response.headers.get("ETag", "")
+    return etag if etag.startswith('"') else response.headers.get("Last-Modified")
+
+
 def _content_md5(response: requests.Response) -> str | None:
     """The Content-MD5 header in hexadecimal; None where it is not sent or is not 16 bytes in base64."""
     try:
@@ -209,6 +257,15 @@ def _content_md5(response: requests.Response) -> str | None:
     except (binascii.Error, ValueError):
         return None
     return digest.hex() if len(digest) == 16 else None
+
+
+def _no_file(path: Path) -> str:
+    """What an answer is instead of a file; nothing if it may be one."""
+    with open(path, "rb") as file:
+        begin = file.read(4096)
+    if begin.lstrip(b"\xef\xbb\xbf \t\r\n\f").lower().startswith((b"<!doctype html", b"<html")):
+        return "found an HTML page, expected a file"
+    return "" if begin else "found an empty answer, expected a file"
 
 
 def _mismatch(path: Path, size: int | None, sha256: str | None, md5: str | None = None) -> str:
