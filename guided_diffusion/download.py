@@ -18,14 +18,13 @@ import requests
 from tqdm.auto import tqdm
 
 from guided_diffusion.errors import DamagedError, InputError, first_line
-from guided_diffusion.files import hash_file, read_json, write_json
+from guided_diffusion.files import hash_file, open_regular, read_json, write_json
 
 ATTEMPTS = 5
 PAUSE_SECONDS = 1.0  # before the second attempt; twice as long before each further one
 TIMEOUT_SECONDS = (10.0, 60.0)  # to connect; between two pieces
 MOST_BYTES = 64 << 30  # of a file whose size nobody knows beforehand
 _PIECE = 1 << 14  # the most that a cut connection loses
-_NOTED = ("validator", "total")
 _HEADERS = {"Accept-Encoding": "identity"}  # lengths, ranges and digests are then those of the file itself
 
 log = logging.getLogger(__name__)
@@ -50,16 +49,14 @@ def fetch(
 ) -> Path:
     """Download ``url`` to ``path`` unless it is there already; return the absolute path.
 
-    The bytes collect in ``path`` + ".part", and ".part.json" beside it notes of which version of the file they are. A
-    cut or stalled connection, in this call or an earlier one, is resumed where the server still has that version and
-    restarted where not; a server's 5xx answer is asked again. Of several processes that ask at once one downloads
-    and the others wait.
+    The bytes collect in ``path`` + ".part", and ".part.json" notes of which version of the file they are. A cut or
+    stalled connection, in this call or an earlier one, is resumed where the server still has that version and
+    restarted where not; a 5xx answer is asked again. Of several processes that ask at once one downloads.
 
-    A new file gets its final name only if it is not empty and no HTML page, has the announced length, the MD5 of the
-    server's Content-MD5 where that is sent, and ``size`` (bytes) and ``sha256`` (hexadecimal) where given; otherwise
-    it is removed. What is longer than ``size``, or than ``MOST_BYTES`` without it, is not fetched to its end.
-    A file that was there is held to ``size`` and ``sha256`` too, and set aside as ``path`` + ".rejected" if it
-    fails. ``timeout`` is in seconds: to connect, and between two pieces.
+    A new file gets its final name only if it is neither empty nor an HTML page, has the announced length, the MD5 of
+    the server's Content-MD5 where that is sent, and ``size`` (bytes, else at most ``MOST_BYTES``) and ``sha256``
+    (hexadecimal) where given; otherwise it is removed. A file that was there is held to all that needs no server, and
+    set aside as ``path`` + ".rejected" if it fails. ``timeout`` is in seconds: to connect, and between two pieces.
 
     Raises ``InputError`` ending in ``advice`` if the file cannot be had or fails a check.
     """
@@ -74,7 +71,7 @@ def fetch(
                     log.info("downloading %s to %s", url, path)
                     try:
                         md5 = _Transfer(url, file, note, size, timeout).fill()
-                        if wrong := _no_file(part) or _mismatch(part, size, sha256, md5):
+                        if wrong := _mismatch(part, size, sha256, md5):
                             file.truncate(0)  # resumed, it would fail for ever
                             raise _Rejected(wrong)
                         os.replace(part, path)
@@ -123,11 +120,11 @@ class _Transfer:
     def __init__(self, url: str, file: BinaryIO, note: Path, size: int | None, timeout: tuple[float, float]):
         self.url, self.file, self.note, self.size, self.timeout = url, file, note, size, timeout
         self.most = MOST_BYTES if size is None else size
-        self.version = _read_note(note)
-        if not any(self.version):  # nobody can tell what an earlier process's bytes are the beginning of
-            self.file.truncate(0)
-        self.seen_whole = False  # an answer described the whole file, not a range of it
-        self.md5: str | None = None
+        self.version: dict[str, str] = {}
+        with suppress(FileNotFoundError, DamagedError):
+            self.version = {name: str(value) for name, value in read_json(note).items() if value is not None}
+        if not self.version.keys() & {"validator", "total"}:  # nobody knows what these bytes are the beginning of
+            file.truncate(0)
 
     def fill(self) -> str | None:
         """Append until the file is complete and on disk; return its MD5 in hexadecimal if the server tells."""
@@ -135,7 +132,7 @@ class _Transfer:
             try:
                 self._request()
                 os.fsync(self.file.fileno())
-                return self.md5 if self.seen_whole else self._ask_md5()
+                return self.version.get("md5")
             except _Cut as error:
                 log.info("stopped after %d bytes (%s, attempt %d of %d)", self._have(), error, attempt, ATTEMPTS)
                 last = error
@@ -149,9 +146,9 @@ class _Transfer:
     def _request(self) -> None:
         """One request for what is still missing; raises ``_Cut`` if not all of it arrived."""
         have = self._have()
-        validator, noted_total = self.version
         headers = _HEADERS | ({"Range": f"bytes={have}-"} if have else {})
-        headers |= {"If-Range": validator} if have and validator else {}
+        if have and "validator" in self.version:
+            headers["If-Range"] = self.version["validator"]
         try:
             response = requests.get(self.url, headers=headers, stream=True, timeout=self.timeout)
         except requests.ReadTimeout as error:
@@ -159,7 +156,7 @@ class _Transfer:
         with response:
             if response.status_code == requests.codes.requested_range_not_satisfiable and have:
                 total = re.fullmatch(r"bytes \*/(\d{1,18})", response.headers.get("Content-Range", ""))
-                if total and int(total[1]) == have and noted_total in (None, have):
+                if total and total[1] == str(have) == self.version.get("total", str(have)):
                     return
                 self._restart("the partial file did not fit the server's")
             if response.status_code >= 500:
@@ -170,15 +167,13 @@ class _Transfer:
             if total is not None and (total > self.most or self.size not in (None, total)):
                 expected = f"at most {self.most}" if self.size is None else self.size
                 raise _Rejected(f"the server announces {total} bytes, expected {expected}")
-            version = _validator(response), total
+            version = _version(response, total)
             if response.status_code == requests.codes.ok:
                 self.file.truncate(0)  # the server sends everything, perhaps again
                 have = 0
-                self.seen_whole = True
-                self.md5 = _content_md5(response)
                 self.version = version
-                write_json(self.note, dict(zip(_NOTED, version, strict=True)))
-            elif any(new and old and new != old for new, old in zip(version, self.version, strict=True)):
+                write_json(self.note, version)
+            elif any(self.version.get(name, value) != value for name, value in version.items()):
                 self._restart("the file has changed on the server")
             self._copy(response, have, total)
         if total is not None and (size := self._have()) != total:
@@ -227,27 +222,13 @@ class _Transfer:
             finally:
                 self.file.flush()
 
-    def _ask_md5(self) -> str | None:
-        """For a download begun by an earlier process: a range's answer has no MD5 of the whole."""
-        try:
-            with requests.head(self.url, headers=_HEADERS, timeout=self.timeout, allow_redirects=True) as response:
-                return _content_md5(response) if response.ok else None
-        except requests.RequestException:
-            return None
 
-
-def _read_note(note: Path) -> tuple[str | None, int | None]:
-    """Validator and length of the version that a partial file is of; None where that is not known."""
-    with suppress(FileNotFoundError, DamagedError):
-        validator, total = (read_json(note).get(name) for name in _NOTED)
-        return validator if isinstance(validator, str) else None, total if isinstance(total, int) else None
-    return None, None
-
-
-def _validator(response: requests.Response) -> str | None:
-    """What names this version of the file: a strong ETag, else the time of its last change."""
-    etag = response.headers.get("ETag", "")
-    return etag if etag.startswith('"') else response.headers.get("Last-Modified")
+def _version(response: requests.Response, total: int | None) -> dict[str, str]:
+    """What tells one version of the file from another, where the server says it; and the MD5 of its whole."""
+    etag, whole = response.headers.get("ETag", ""), response.status_code == requests.codes.ok
+    validator = etag if etag.startswith('"') else response.headers.get("Last-Modified")  # a weak ETag is none
+    found = {"validator": validator, "total": total, "md5": _content_md5(response) if whole else None}
+    return {name: str(value) for name, value in found.items() if value is not None}
 
 
 def _content_md5(response: requests.Response) -> str | None:
@@ -259,19 +240,14 @@ def _content_md5(response: requests.Response) -> str | None:
     return digest.hex() if len(digest) == 16 else None
 
 
-def _no_file(path: Path) -> str:
-    """What an answer is instead of a file; nothing if it may be one."""
-    with open(path, "rb") as file:
-        begin = file.read(4096)
-    if begin.lstrip(b"\xef\xbb\xbf \t\r\n\f").lower().startswith((b"<!doctype html", b"<html")):
-        return "found an HTML page, expected a file"
-    return "" if begin else "found an empty answer, expected a file"
-
-
 def _mismatch(path: Path, size: int | None, sha256: str | None, md5: str | None = None) -> str:
     """What is wrong with a file; nothing if it is as expected."""
     if size is not None and (found := path.stat().st_size) != size:
         return f"found {found} bytes, expected {size}"
+    with open_regular(path) as file:
+        begin = file.read(4096)
+    if not begin or begin.lstrip(b"\xef\xbb\xbf \t\r\n\f").lower().startswith((b"<!doctype html", b"<html")):
+        return f"found {'an HTML page' if begin else 'an empty file'}, expected another file"
     for algorithm, expected in (("md5", md5), ("sha256", sha256)):
         if expected and (digest := hash_file(path, algorithm)) != expected.lower():
             return f"found {algorithm} {digest}, expected {expected}"
