@@ -10,19 +10,20 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import requests
 from tqdm.auto import tqdm
 
-from guided_diffusion.errors import InputError, first_line
-from guided_diffusion.files import hash_file
+from guided_diffusion.errors import DamagedError, InputError, first_line
+from guided_diffusion.files import hash_file, open_regular, read_json, write_json
 
 ATTEMPTS = 5
 PAUSE_SECONDS = 1.0  # before the second attempt; twice as long before each further one
 TIMEOUT_SECONDS = (10.0, 60.0)  # to connect; between two pieces
+MOST_BYTES = 64 << 30  # of a file whose size nobody knows beforehand
 _PIECE = 1 << 14  # the most that a cut connection loses
 _HEADERS = {"Accept-Encoding": "identity"}  # lengths, ranges and digests are then those of the file itself
 
@@ -48,19 +49,19 @@ def fetch(
 ) -> Path:
     """Download ``url`` to ``path`` unless it is there already; return the absolute path.
 
-    The bytes collect in ``path`` + ".part". A cut or stalled connection, in this call or an earlier one, is
-    resumed where the server can do that and restarted where it cannot; a server's 5xx answer is asked again.
-    Of several processes that ask at once one downloads and the others wait.
+    The bytes collect in ``path`` + ".part", and ".part.json" notes of which version of the file they are. A cut or
+    stalled connection, in this call or an earlier one, is resumed where the server still has that version and
+    restarted where not; a 5xx answer is asked again. Of several processes that ask at once one downloads.
 
-    A new file gets its final name only if it has the announced length, the MD5 of the server's Content-MD5
-    where that is sent, and ``size`` (bytes) and ``sha256`` (hexadecimal) where given; otherwise it is removed.
-    A file that was there is held to ``size`` and ``sha256`` too, and set aside as ``path`` + ".rejected" if it
-    fails. ``timeout`` is in seconds: to connect, and between two pieces.
+    A new file gets its final name only if it is neither empty nor an HTML page, has the announced length, the MD5 of
+    the server's Content-MD5 where that is sent, and ``size`` (bytes, else at most ``MOST_BYTES``) and ``sha256``
+    (hexadecimal) where given; otherwise it is removed. A file that was there is held to all that needs no server, and
+    set aside as ``path`` + ".rejected" if it fails. ``timeout`` is in seconds: to connect, and between two pieces.
 
     Raises ``InputError`` ending in ``advice`` if the file cannot be had or fails a check.
     """
     path = Path(path).absolute()
-    part = path.with_name(path.name + ".part")
+    part, note = (path.with_name(path.name + end) for end in (".part", ".part.json"))
     if path.is_dir():
         raise InputError(f"{path}: expected a file, found a directory; {advice}")
     try:
@@ -68,11 +69,15 @@ def fetch(
             with open_locked(part) as file:
                 if not path.exists():  # another process may have finished while we waited
                     log.info("downloading %s to %s", url, path)
-                    md5 = _Transfer(url, file, size, timeout).fill()
-                    if wrong := _mismatch(part, size, sha256, md5):
-                        file.truncate(0)  # resumed, it would fail for ever
-                        raise _Rejected(wrong)
-                    os.replace(part, path)
+                    try:
+                        md5 = _Transfer(url, file, note, size, timeout).fill()
+                        if wrong := _mismatch(part, size, sha256, md5):
+                            file.truncate(0)  # resumed, it would fail for ever
+                            raise _Rejected(wrong)
+                        os.replace(part, path)
+                    finally:
+                        if path.exists() or not os.fstat(file.fileno()).st_size:
+                            note.unlink(missing_ok=True)
                     return path
     except OSError as error:  # includes everything requests raises
         raise InputError(f"{path}: cannot be downloaded from {url}: {_brief(error)}; {advice}") from error
@@ -109,13 +114,17 @@ def open_locked(part: Path) -> Iterator[BinaryIO]:
 class _Transfer:
     """The requests that it takes to complete one partial file.
 
-    :param file: open for appending; size: of the whole file in bytes, where known beforehand.
+    :param file: open for appending; note: path of what is noted of it; size: in bytes, where known beforehand.
     """
 
-    def __init__(self, url: str, file: BinaryIO, size: int | None, timeout: tuple[float, float]):
-        self.url, self.file, self.size, self.timeout = url, file, size, timeout
-        self.seen_whole = False  # an answer described the whole file, not a range of it
-        self.md5: str | None = None
+    def __init__(self, url: str, file: BinaryIO, note: Path, size: int | None, timeout: tuple[float, float]):
+        self.url, self.file, self.note, self.size, self.timeout = url, file, note, size, timeout
+        self.most = MOST_BYTES if size is None else size
+        self.version: dict[str, str] = {}
+        with suppress(FileNotFoundError, DamagedError):
+            self.version = {name: str(value) for name, value in read_json(note).items() if value is not None}
+        if not self.version.keys() & {"validator", "total"}:  # nobody knows what these bytes are the beginning of
+            file.truncate(0)
 
     def fill(self) -> str | None:
         """Append until the file is complete and on disk; return its MD5 in hexadecimal if the server tells."""
@@ -123,7 +132,7 @@ class _Transfer:
             try:
                 self._request()
                 os.fsync(self.file.fileno())
-                return self.md5 if self.seen_whole else self._ask_md5()
+                return self.version.get("md5")
             except _Cut as error:
                 log.info("stopped after %d bytes (%s, attempt %d of %d)", self._have(), error, attempt, ATTEMPTS)
                 last = error
@@ -138,31 +147,36 @@ class _Transfer:
         """One request for what is still missing; raises ``_Cut`` if not all of it arrived."""
         have = self._have()
         headers = _HEADERS | ({"Range": f"bytes={have}-"} if have else {})
+        if have and "validator" in self.version:
+            headers["If-Range"] = self.version["validator"]
         try:
             response = requests.get(self.url, headers=headers, stream=True, timeout=self.timeout)
         except requests.ReadTimeout as error:
             raise _Cut(_brief(error)) from error
         with response:
             if response.status_code == requests.codes.requested_range_not_satisfiable and have:
-                total = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", ""))
-                if total and int(total[1]) == have:
+                total = re.fullmatch(r"bytes \*/(\d{1,18})", response.headers.get("Content-Range", ""))
+                if total and total[1] == str(have) == self.version.get("total", str(have)):
                     return
                 self._restart("the partial file did not fit the server's")
             if response.status_code >= 500:
                 raise _Cut(f"{response.status_code} {response.reason}")
             response.raise_for_status()
+            self._check_kind(response, have)
             total = self._announced_length(response, have)
-            if None not in (total, self.size) and total != self.size:
-                raise _Rejected(f"the server announces {total} bytes, expected {self.size}")
-            if response.status_code != requests.codes.partial_content:
+            if total is not None and (total > self.most or self.size not in (None, total)):
+                expected = f"at most {self.most}" if self.size is None else self.size
+                raise _Rejected(f"the server announces {total} bytes, expected {expected}")
+            version = _version(response, total)
+            if response.status_code == requests.codes.ok:
                 self.file.truncate(0)  # the server sends everything, perhaps again
                 have = 0
-                self.seen_whole = True
-                self.md5 = _content_md5(response)
+                self.version = version
+                write_json(self.note, version)
+            elif any(self.version.get(name, value) != value for name, value in version.items()):
+                self._restart("the file has changed on the server")
             self._copy(response, have, total)
         if total is not None and (size := self._have()) != total:
-            if size > total:
-                self.file.truncate(0)
             raise _Cut(f"{size} of {total} bytes arrived")
 
     def _restart(self, why: str) -> None:
@@ -170,22 +184,37 @@ class _Transfer:
         self.file.truncate(0)
         raise _Cut(why)
 
+    def _check_kind(self, response: requests.Response, have: int) -> None:
+        """Raise ``_Rejected`` for an answer that is no file as it is: another status, a page, something packed."""
+        status, kind = response.status_code, response.headers.get("Content-Type", "")
+        encoding = response.headers.get("Content-Encoding", "").strip().lower()
+        if status != requests.codes.ok and not (have and status == requests.codes.partial_content):
+            raise _Rejected(f"found answer {status} {response.reason}, expected 200")
+        if encoding not in ("", "identity"):  # small as it comes, it may be of any size when unpacked
+            raise _Rejected(f"found Content-Encoding {encoding}, expected the file as it is")
+        if kind.lower().startswith("text/html"):
+            raise _Rejected(f"found an HTML page (Content-Type {kind}), expected a file")
+
     def _announced_length(self, response: requests.Response, have: int) -> int | None:
         """Length of the whole file as the server gives it, or None if it does not."""
         if response.status_code == requests.codes.partial_content:
             answer = response.headers.get("Content-Range", "")
-            span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer)
+            span = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18})", answer)
             if not span or int(span[1]) != have:
                 self._restart(f"asked for bytes {have}-, got Content-Range {answer!r}")
             return int(span[2])
         length = response.headers.get("Content-Length", "")
-        return int(length) if length.isdecimal() else None
+        return int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
 
     def _copy(self, response: requests.Response, have: int, total: int | None) -> None:
-        name = Path(self.file.name).stem
+        name, most = Path(self.file.name).stem, self.most if total is None else total
         with tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=name) as bar:
             try:
                 for piece in response.iter_content(_PIECE):
+                    have += len(piece)
+                    if have > most:
+                        self.file.truncate(0)
+                        raise _Rejected(f"more than {most} bytes arrive, expected no more")
                     self.file.write(piece)
                     bar.update(len(piece))
             except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
@@ -193,13 +222,13 @@ class _Transfer:
             finally:
                 self.file.flush()
 
-    def _ask_md5(self) -> str | None:
-        """For a download begun by an earlier process: a range's answer has no MD5 of the whole."""
-        try:
-            with requests.head(self.url, headers=_HEADERS, timeout=self.timeout, allow_redirects=True) as response:
-                return _content_md5(response) if response.ok else None
-        except requests.RequestException:
-            return None
+
+def _version(response: requests.Response, total: int | None) -> dict[str, str]:
+    """What tells one version of the file from another, where the server says it; and the MD5 of its whole."""
+    etag, whole = response.headers.get("ETag", ""), response.status_code == requests.codes.ok
+    validator = etag if etag.startswith('"') else response.headers.get("Last-Modified")  # a weak ETag is none
+    found = {"validator": validator, "total": total, "md5": _content_md5(response) if whole else None}
+    return {name: str(value) for name, value in found.items() if value is not None}
 
 
 def _content_md5(response: requests.Response) -> str | None:
@@ -215,6 +244,10 @@ def _mismatch(path: Path, size: int | None, sha256: str | None, md5: str | None 
     """What is wrong with a file; nothing if it is as expected."""
     if size is not None and (found := path.stat().st_size) != size:
         return f"found {found} bytes, expected {size}"
+    with open_regular(path) as file:
+        begin = file.read(4096)
+    if not begin or begin.lstrip(b"\xef\xbb\xbf \t\r\n\f").lower().startswith((b"<!doctype html", b"<html")):
+        return f"found {'an HTML page' if begin else 'an empty file'}, expected another file"
     for algorithm, expected in (("md5", md5), ("sha256", sha256)):
         if expected and (digest := hash_file(path, algorithm)) != expected.lower():
             return f"found {algorithm} {digest}, expected {expected}"

@@ -364,7 +364,7 @@ RECIPES = [
     ("tables/table4.toml", 'key = "range"', 'key = "constant"', "rows[1].key: found 'constant'"),
     ("tables/table1.toml", 'reference = "VIRTUAL_imagenet256_labeled.npz"', "", "rows[4].reference: missing"),
     ("networks/cadm-256.toml", "256x256_diffusion.pt", "mine.pt", "checkpoint: found 'mine.pt'"),
-    ("networks/cadm-256.toml", "image_size = 256", "", "flags.image_size: found None"),
+    ("networks/cadm-256.toml", "image_size = 256", "", "flags.image_size: missing, expected a whole number"),
     ("networks/classifier-64-ect.toml", "batch_size = 256", "batch_size = 2.5", "training.batch_size: found 2.5"),
 ]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import gzip
 import hashlib
 import json
 import os
@@ -31,13 +33,23 @@ TIMEOUT = (5.0, 0.3)
 
 
 class _Server(ThreadingHTTPServer):
-    """Serves ``data``. ``acts`` are what the first requests meet: a status, or how many bytes before a cut."""
+    """Serves ``data``. ``acts`` are what the first requests meet: a status, or how many bytes before a cut.
+
+    ``headers`` go with every answer; an ETag or Last-Modified among them is compared with If-Range where the server
+    ``checks_if_range``. ``length`` is announced instead of the true one ("none": nothing is), ``surplus`` is sent
+    behind the data. ``change`` is what ``data`` and ``headers`` become after the first answer.
+    """
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.data, self.md5, self.length = DATA, None, None
+        self.headers: dict[str, str] = {}
+        self.change: tuple[bytes, dict[str, str]] | None = None
+        self.checks_if_range = True
+        self.conditions: list[str | None] = []
+        self.surplus, self.sent = b"", 0
         self.acts: list[tuple[str, int]] = []
         self.knows_ranges = True
         self.asked: list[str] = []
@@ -51,39 +63,52 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         server, wanted = self.server, self.headers.get("Range")
         server.asked.append(wanted or "all")
-        act, value = server.acts.pop(0) if server.acts else ("cut", len(server.data))
-        if act == "status":
+        server.conditions.append(self.headers.get("If-Range"))
+        data, headers = server.data, server.headers
+        if server.change:
+            (server.data, server.headers), server.change = server.change, None
+        act, value = server.acts.pop(0) if server.acts else ("cut", 1 << 30)
+        if act == "status" and value >= 400:
             self.send_error(value)
+            return
+        if act == "status":
+            self.send_response(value)
+            self.end_headers()
+            return
+        if act == "endless":
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while server.sent < 1 << 28:
+                    server.sent += self.wfile.write(bytes(1 << 16))
             return
         if act == "silence":
             server.over.wait(10)
             return
-        begin = int(wanted[len("bytes=") : -1]) if wanted and server.knows_ranges else 0
-        total = len(server.data)
-        if begin >= total:
+        condition, versions = server.conditions[-1], (headers.get("ETag"), headers.get("Last-Modified"))
+        knows = server.knows_ranges and not (server.checks_if_range and condition and condition not in versions)
+        begin = int(wanted[len("bytes=") : -1]) if wanted and knows else 0
+        total = len(data)
+        if begin and begin >= total:
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{total}")
             self.end_headers()
             return
         self.send_response(206 if begin else 200)
+        for name, text in headers.items():
+            self.send_header(name, text)
         if begin:
             self.send_header("Content-Range", f"bytes {begin + (act == 'shift')}-{total - 1}/{total}")
         elif server.md5:
             self.send_header("Content-MD5", server.md5)
-        self.send_header("Content-Length", str((server.length or total) - begin))
+        if server.length != "none":
+            self.send_header("Content-Length", str((server.length or total) - begin))
         self.end_headers()
-        body = server.data[begin:]
+        body = data[begin:] + server.surplus
         self.wfile.write(body if act == "shift" else body[:value])
         self.wfile.flush()
         if act == "stall":
             server.over.wait(10)
-
-    def do_HEAD(self):
-        self.server.asked.append("head")
-        self.send_response(200)
-        if self.server.md5:
-            self.send_header("Content-MD5", self.server.md5)
-        self.end_headers()
 
     def log_message(self, *args):
         pass
@@ -119,6 +144,12 @@ def refused(directory: Path, match: str) -> None:
 
 def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
+
+
+def write_partial(directory: Path, data: bytes, **version: str | int) -> None:
+    """What a process leaves that was ended in the middle."""
+    (directory / f"{NAME}.part").write_bytes(data)
+    (directory / f"{NAME}.part.json").write_text(json.dumps(version))
 
 
 def md5_header(data: bytes) -> str:
@@ -210,11 +241,10 @@ def test_a_length_that_is_too_small(server, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("partial", [100_000, len(DATA)])
 def test_a_corrupt_partial_file_fails_once(server, tmp_path, partial):
-    """Its beginning is from elsewhere. A range's answer has no MD5 of the whole, so that is asked for."""
-    server.md5 = md5_header(DATA)
-    (tmp_path / f"{NAME}.part").write_bytes(bytes(partial))
+    """Its beginning is from elsewhere. A range's answer has no MD5 of the whole, but the first answer had."""
+    write_partial(tmp_path, bytes(partial), total=len(DATA), md5=hashlib.md5(DATA).hexdigest())
     refused(tmp_path, "found md5")
-    assert server.asked == [f"bytes={partial}-", "head"] and names(tmp_path) == []
+    assert server.asked == [f"bytes={partial}-"] and names(tmp_path) == []
     assert get(tmp_path).read_bytes() == DATA
 
 
@@ -222,9 +252,110 @@ def test_a_later_run_resumes(server, tmp_path, monkeypatch):
     pin(monkeypatch, size=len(DATA), sha256=SHA256)
     server.acts = [("cut", 20_000)] * download.ATTEMPTS
     refused(tmp_path, "failed 5 times")
-    assert names(tmp_path) == [f"{NAME}.part"]
+    assert names(tmp_path) == [f"{NAME}.part", f"{NAME}.part.json"]
     assert get(tmp_path).read_bytes() == DATA
     assert int(server.asked[5][len("bytes=") : -1]) >= 5 * 16_000
+
+
+# ---- answers that are no file
+
+
+PAGE = b"\n <!DOCTYPE html><html><body>Please log in</body></html>"
+
+
+@pytest.mark.parametrize(("what", "says"), [
+    ({"acts": [("status", 204)]}, "found answer 204 No Content, expected 200"),
+    ({"acts": [("status", 304)]}, "found answer 304 Not Modified, expected 200"),
+    ({"acts": [("status", 206)]}, "found answer 206 Partial Content, expected 200"),
+    ({"data": b""}, "found an empty file"),
+    ({"data": b"", "length": "none"}, "found an empty file"),
+    ({"data": PAGE}, "found an HTML page, expected another file"),
+    ({"data": b"\xef\xbb\xbf<HTML>"}, "found an HTML page, expected another file"),
+    ({"headers": {"Content-Type": "Text/HTML; charset=utf-8"}}, "found an HTML page .Content-Type Text/HTML"),
+    ({"data": gzip.compress(DATA), "headers": {"Content-Encoding": "gzip"}}, "found Content-Encoding gzip"),
+], ids=["204", "304", "206", "empty", "empty, no length", "page", "page with BOM", "type", "gzip"])  # fmt: skip
+def test_what_is_no_file_is_neither_kept_nor_recorded(server, tmp_path, what, says):
+    for name, value in what.items():
+        setattr(server, name, value)
+    refused(tmp_path, says)
+    assert names(tmp_path) == []
+    vars(server).update(data=DATA, length=None, headers={}, acts=[])
+    assert get(tmp_path).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("known", [{"size": 1_000_000}, {}])
+def test_an_endless_answer_is_stopped(server, tmp_path, monkeypatch, known):
+    monkeypatch.setattr(download, "MOST_BYTES", 1_000_000)
+    pin(monkeypatch, **known)
+    server.acts = [("endless", 0)]
+    refused(tmp_path, "more than 1000000 bytes arrive")
+    assert names(tmp_path) == [] and server.sent < 1 << 26
+
+
+def test_an_answer_that_is_announced_to_be_too_long_is_not_fetched(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "MOST_BYTES", len(DATA) - 1)
+    refused(tmp_path, "the server announces 200000 bytes, expected at most 199999")
+    assert names(tmp_path) == []
+
+
+def test_a_range_that_goes_on_beyond_the_end_is_stopped(server, tmp_path):
+    write_partial(tmp_path, DATA[:100_000], total=len(DATA))
+    server.length, server.surplus = "none", bytes(1 << 16)
+    refused(tmp_path, "more than 200000 bytes arrive")
+    assert server.asked == ["bytes=100000-"] and names(tmp_path) == []
+
+
+def test_an_announcement_that_is_no_number_is_none(server, tmp_path):
+    server.length, server.headers = "none", {"Content-Length": "9" * 5000}
+    assert get(tmp_path).read_bytes() == DATA
+
+
+# ---- a file that changes on the server between two ranges
+
+
+OLD, NEW = {"ETag": '"old"'}, {"ETag": '"new"'}
+MONDAY, TUESDAY = ({"Last-Modified": f"{day} Jan 2024 00:00:00 GMT"} for day in ("Mon, 01", "Tue, 02"))
+CHANGED = DATA[::-1]
+
+
+@pytest.mark.parametrize("checks", [True, False])
+@pytest.mark.parametrize(("old", "new"), [(OLD, NEW), (MONDAY, TUESDAY)], ids=["etag", "date"])
+def test_a_file_that_changes_is_started_again(server, tmp_path, old, new, checks):
+    """By the server, which is told what we have; or by us, where it sends the new version's range all the same."""
+    server.headers, server.change, server.checks_if_range = old, (CHANGED, new), checks
+    server.acts = [("cut", 100_000)]
+    assert get(tmp_path).read_bytes() == CHANGED
+    assert server.conditions[:2] == [None, *old.values()]
+    assert names(tmp_path) == [downloads.LOCK_NAME, NAME]
+
+
+@pytest.mark.parametrize("checks", [True, False])
+def test_a_file_that_changes_between_two_processes_is_started_again(server, tmp_path, checks):
+    server.headers, server.checks_if_range = OLD, checks
+    server.acts = [("cut", 20_000)] * download.ATTEMPTS
+    refused(tmp_path, "failed 5 times")
+    server.data, server.headers = CHANGED, NEW
+    assert get(tmp_path).read_bytes() == CHANGED
+    assert names(tmp_path) == [downloads.LOCK_NAME, NAME]
+
+
+@pytest.mark.parametrize(("headers", "condition"), [
+    (OLD, '"old"'), (MONDAY, MONDAY["Last-Modified"]), ({"ETag": 'W/"weak"'}, None),
+    (MONDAY | {"ETag": 'W/"weak"'}, MONDAY["Last-Modified"]),
+], ids=str)  # fmt: skip
+def test_a_file_that_stays_is_resumed(server, tmp_path, headers, condition):
+    server.headers, server.acts = headers, [("cut", 100_000)]
+    assert get(tmp_path).read_bytes() == DATA
+    assert server.conditions == [None, condition] and server.asked[1].startswith("bytes=")
+
+
+@pytest.mark.parametrize("note", ["none", "", "[]", '{"validator": 5}', '{"total": null}', '{"total": 200001}'])
+def test_a_partial_file_of_unknown_origin_is_not_resumed(server, tmp_path, note):
+    (tmp_path / f"{NAME}.part").write_bytes(CHANGED[:100_000])
+    if note != "none":
+        (tmp_path / f"{NAME}.part.json").write_text(note)
+    assert get(tmp_path).read_bytes() == DATA
+    assert names(tmp_path) == [downloads.LOCK_NAME, NAME]
 
 
 def test_another_content_under_a_recorded_name_is_refused(server, tmp_path):

@@ -95,7 +95,7 @@ def test_resume_in_a_later_run(server, tmp_path):
     server.cuts = [20_000] * download.ATTEMPTS
     with pytest.raises(InputError, match="failed 5 times.*help"):
         download.fetch(server.url, tmp_path / "g.pb", "help")
-    assert _names(tmp_path) == ["g.pb.part"]
+    assert _names(tmp_path) == ["g.pb.part", "g.pb.part.json"]
     assert download.fetch(server.url, tmp_path / "g.pb", "help").read_bytes() == DATA
     assert _start(server.ranges[-1]) >= 5 * 16_000
     assert _names(tmp_path) == ["g.pb"]
@@ -110,12 +110,14 @@ def test_server_that_ignores_ranges(server, tmp_path):
 
 def test_partial_file_that_is_already_whole(server, tmp_path):
     (tmp_path / "g.pb.part").write_bytes(DATA)
+    (tmp_path / "g.pb.part.json").write_text('{"total": "300000"}')
     assert download.fetch(server.url, tmp_path / "g.pb", "help").read_bytes() == DATA
     assert server.ranges == ["bytes=300000-"]
 
 
 def test_partial_file_that_is_too_long_is_started_again(server, tmp_path):
     (tmp_path / "g.pb.part").write_bytes(DATA + b"x")
+    (tmp_path / "g.pb.part.json").write_text('{"total": "300000"}')
     assert download.fetch(server.url, tmp_path / "g.pb", "help").read_bytes() == DATA
 
 

@@ -57,7 +57,7 @@ class Training:
 class Derivation:
     """How a program makes a network of another one, or a further part of the data with the help of one.
 
-    :param program: of the repository; checkpoint, npz file and new file are its arguments.
+    :param program: of the repository, with flags; checkpoint, npz file and new file are its further arguments.
     :param network: key of `Book.networks`; part: of the written data, whose npz file it reads.
     """
 
@@ -157,7 +157,7 @@ class Book:
     """All experiments of a folder.
 
     :param data: where training images and references come from: "imagenet", files that the user has and
-        published ones; else the program of the repository, with its arguments, that writes `PARTS` into the folder
+        published ones; else the program of the repository, with its flags, that writes `PARTS` into the folder
         that follows them.
     :param features: name of the network that judges samples; None: Inception.
     :param seeds: a run is sampled once with each.

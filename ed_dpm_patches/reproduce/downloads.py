@@ -10,7 +10,6 @@ on only that very content is accepted under its name, whoever serves it.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 import sys
@@ -19,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guided_diffusion.download import TIMEOUT_SECONDS, fetch, open_locked
-from guided_diffusion.errors import InputError
-from guided_diffusion.files import hash_file, write_json
+from guided_diffusion.errors import InputError, first_line
+from guided_diffusion.files import hash_file, read_json, write_json
 
 from .published import PUBLISHED, PublishedFile, published
 
@@ -97,19 +96,16 @@ def download(
 
 def read_lock(lock: Path) -> dict[str, Seen]:
     """The lock file: what was seen of each name. Empty if there is none; InputError if it is damaged."""
+    expected = "JSON, name to url, size and sha256"
     try:
-        entries = json.loads(lock.read_text())
-        seen = {name: Seen(**entry) for name, entry in entries.items()}
+        seen = {name: Seen(**entry) for name, entry in read_json(lock, expected).items()}
         for name, entry in seen.items():
             if not (isinstance(entry.size, int) and re.fullmatch(r"[0-9a-f]{64}", entry.sha256)):
                 raise ValueError(f"{name}: size or sha256 is malformed")
     except FileNotFoundError:
         return {}
-    except OSError as error:
-        raise InputError(f"{lock}: cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        why = str(error).splitlines()[0]
-        raise InputError(f"{lock}: expected JSON, name to url, size and sha256; found otherwise ({why})") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{lock}: expected {expected}; found otherwise ({first_line(error)})") from error
     return seen
 
 

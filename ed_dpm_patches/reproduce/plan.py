@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 from guided_diffusion.errors import InputError
@@ -32,22 +33,27 @@ def preparation(commands: Commands, rows: Sequence[Row]) -> list[Step]:
     if book.writes_data:
         steps.append(_data(commands))
     steps += [_training(commands, network) for network in networks if network.training]
-    derived = [network for network in networks if network.derived]
-    steps += [_derivation(f"derive-{network.name}", commands.derive(network)) for network in derived]
+    steps += [_derivation(f"derive-{other.name}", commands.derive(other)) for other in networks if other.derived]
     parts = {network.training.part: None for network in networks if network.training}
-    return steps + [_derivation(f"part-{part}", commands.derive_part(part)) for part in parts if part in book.parts]
+    steps += [_derivation(f"part-{part}", commands.derive_part(part)) for part in parts if part in book.parts]
+    # Each after those that make its files, however long the chain; the order is the one above where that is free.
+    makers = {output: step for step in steps for output in step.outputs}
+    needs = {step: [makers[file] for file in step.inputs if file in makers] for step in steps}
+    return list(TopologicalSorter(needs).static_order())
 
 
 def needed_networks(commands: Commands, rows: Sequence[Row]) -> list[Network]:
-    """The networks that rows need, those that sample first."""
+    """The networks that rows need, those that sample first, then those that others are made of."""
     book = commands.book
     names = [book.features] if book.features and any(row.run_names or row.batch for row in rows) else []
     for run in (book.runs[name] for row in rows for name in row.run_names):
         names = [run.model] + [run.classifier] * bool(run.classifier) + names
-    for network in [book.networks[name] for name in dict.fromkeys(names)]:
+    names = list(dict.fromkeys(names))
+    for name in names:  # grows by what is needed in turn
+        network = book.networks[name]
         part = book.parts.get(network.training.part) if network.training else None
-        names += [origin.network for origin in (network.derived, part) if origin]
-    return [book.networks[name] for name in dict.fromkeys(names)]
+        names += [origin.network for origin in (network.derived, part) if origin and origin.network not in names]
+    return [book.networks[name] for name in names]
 
 
 def needed_files(commands: Commands, rows: Sequence[Row]) -> list[str]:

@@ -63,4 +63,5 @@ def _small_model(network: Network) -> Network:
         parameters=0,
         flags=network.flags | narrower | _DIGITS,
         training=Training(_IMAGES, training, script="image_train"),
+        derived=None,
     )
