@@ -5,6 +5,7 @@ They stay in its process group, so that what kills the group kills them as well;
 
 from __future__ import annotations
 
+import concurrent.futures.thread
 import os
 import signal
 import subprocess
@@ -28,6 +29,7 @@ class ForkedProcess:
         if self.pid == 0:
             points.suspend()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            concurrent.futures.thread._threads_queues.clear()  # else the end would wait for this very thread
             os.close(reading)
             become(request, environment, [f"/dev/fd/{writing}"] * 2, session=False)
         os.close(writing)

@@ -71,6 +71,7 @@ class Prepared:
     :param expected: digests of its results.
     :param before: so much is finished there.
     :param points: of an undisturbed run, in their order.
+    :param problems: that even the undisturbed run had.
     """
 
     job: Job
@@ -79,6 +80,7 @@ class Prepared:
     before: int
     points: tuple[Point, ...]
     seconds: float
+    problems: tuple[str, ...] = ()
 
 
 @dataclass
@@ -96,7 +98,7 @@ class Row:
 
     def __str__(self) -> str:
         numbers = "".join(f"{count:>14}" for count in self.counts.values())
-        text = f"{self.job:20} {self.action:10} {self.points:6} {self.runs:6}{numbers}"
+        text = f"{self.job:20} {self.action:11} {self.points:6} {self.runs:6}{numbers}"
         text += f"   ({self.unreached} not reached)" * (self.unreached > 0)
         text += f"   ({self.left_out} left out: time is over)" * (self.left_out > 0)
         shown = [f"\n    {problem}" for problem in self.problems[:_SHOWN]]
@@ -104,7 +106,7 @@ class Row:
         return text + "".join(shown) + f"\n    and {more} more, see problems.txt" * (more > 0)
 
 
-HEADER = f"{'job':20} {'action':10} {'points':>6} {'runs':>6}" + f"{LOST:>14}{STATUS:>14}{'hangs':>14}"
+HEADER = f"{'job':20} {'action':11} {'points':>6} {'runs':>6}" + f"{LOST:>14}{STATUS:>14}{'hangs':>14}"
 
 
 def execute(job: Job, folder: Path, arguments: Sequence[str] | None = None, plan: Plan | None = None) -> Ended:
@@ -158,11 +160,12 @@ def prepare(job: Job, folder: Path) -> Prepared:
     whole = folder / f"{job.name}-whole"
     shutil.copytree(start, whole)
     ended = execute(job, whole)
-    problems = [] if ended.status else _unfinished(job, whole)
-    if ended.status or problems:
-        raise RuntimeError(f"{job.name}: undisturbed it ends with {ended.status} {problems} {ended.stderr[-2000:]}")
+    expected = None if ended.status else digests(job.result(whole / RUN))
+    if expected is None:
+        raise RuntimeError(f"{job.name}: undisturbed it ends with {ended.status}: {ended.stderr[-2000:]}")
     found = tuple(point for point, _ in points.read_trace(whole / "trace"))
-    return Prepared(job, start, digests(job.result(whole / RUN)), job.finished(start / RUN), found, ended.seconds)
+    problems = tuple(_unfinished(job, whole))
+    return Prepared(job, start, expected, job.finished(start / RUN), found, ended.seconds, problems)
 
 
 def digests(result: Result | None) -> dict[str, str] | None:
@@ -352,6 +355,10 @@ def main(names: Sequence[str], actions: Sequence[str], every: int, seconds: floa
     with Sweep(folder, every, began + seconds if seconds else None) as sweep:
         for job in jobs.values():
             job_began, prepared = time.time(), sweep.prepare(job)
+            if prepared.problems:
+                told = [f"{job.name}-whole: {LOST}: {problem}" for problem in prepared.problems]
+                rows.append(Row(job.name, "undisturbed", 0, 1, counts={LOST: 1, STATUS: 0, HANG: 0}, problems=told))
+                print(rows[-1], flush=True)
             for action in actions if at is None else [at.partition("@")[0]]:
                 given = None if at is None else [Point.parse(at.partition("@")[2])]
                 rows.append(sweep.row(prepared, action, given))

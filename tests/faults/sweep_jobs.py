@@ -193,22 +193,22 @@ def _common(folder: Path) -> dict:
 def training_flags(images: Path, **more) -> dict:
     """Flags of both kinds of training but for those of the network."""
     return DIFFUSION | {
-        "data_dir": images, "batch_size": 2, "iterations": 5, "save_interval": 2, "log_interval": 2, "seed": 3,
+        "data_dir": images, "batch_size": 2, "save_interval": 2, "log_interval": 2, "seed": 3,
         "log_dir": RUN,
     } | more  # fmt: skip
 
 
 def _classifier_train(name: str, folder: Path, images: Path) -> Job:
-    flags = CLASSIFIER | training_flags(images, keep=2)
-    return Training(name, SCRIPTS / "classifier_train.py", as_arguments(flags), last=4)
+    flags = CLASSIFIER | training_flags(images, iterations=7, keep=2)  # checkpoints 2, 4, 6
+    return Training(name, SCRIPTS / "classifier_train.py", as_arguments(flags), last=6)
 
 
 def _image_train(name: str, folder: Path, images: Path) -> Job:
-    flags = MODEL | training_flags(images, ema_rate="0.9", class_cond=True, keep=2)
+    flags = MODEL | training_flags(images, iterations=4, ema_rate="0.9", class_cond=True, keep=2)  # checkpoints 0, 2, 4
     before = ()
     if name == "image_train-resumed":  # killed in the midst of its third checkpoint, which is number 4
         before = ((as_arguments(flags), Plan(KILL, Point(WRITE, "replace", "opt000004.pt", 1))),)
-    return Training(name, SCRIPTS / "image_train.py", as_arguments(flags), before, last=5)
+    return Training(name, SCRIPTS / "image_train.py", as_arguments(flags), before, last=4)
 
 
 def _evaluator(name: str, folder: Path, images: Path) -> Job:
