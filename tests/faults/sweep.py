@@ -126,26 +126,33 @@ class start:  # noqa: N801
         self._trace.unlink(missing_ok=True)
         argv = [word.replace("{folder}", str(folder)) for word in (job.arguments if arguments is None else arguments)]
         request = {"program": str(job.program), "argv": argv, "cwd": str(folder)}
-        self._began = time.monotonic()
+        self._began, self._status, self.seconds = time.monotonic(), None, 0.0
         self.pid = os.fork()
         if self.pid == 0:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            multiprocessing.current_process()._config["daemon"] = False  # it may have data workers
             become(request, clean_environment(), self._outputs, watch)
+
+    def has_ended(self) -> bool:
+        """Whether it has come to its end by itself."""
+        if self._status is None:
+            done, found = os.waitpid(self.pid, os.WNOHANG)
+            if done:
+                self._status, self.seconds = os.waitstatus_to_exitcode(found), time.monotonic() - self._began
+        return self._status is not None
 
     def wait(self) -> Ended:
         """Wait for the end, which comes by force after a minute."""
-        status = None
-        while status is None and time.monotonic() < self._began + PATIENCE:
-            done, found = os.waitpid(self.pid, os.WNOHANG)
-            status = os.waitstatus_to_exitcode(found) if done else None
-            time.sleep(0 if done else 0.005)
-        seconds = time.monotonic() - self._began
+        while not self.has_ended() and time.monotonic() < self._began + PATIENCE:
+            time.sleep(0.005)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)  # whatever it has left behind as well
-        if status is None:
+        if self._status is None:
             os.waitpid(self.pid, 0)
+            self.seconds = time.monotonic() - self._began
         texts = [Path(path).read_text(errors="replace") for path in self._outputs]
-        return Ended(status, *texts, seconds, self._trace.exists() and self._trace.stat().st_size > 0)
+        fired = self._trace.exists() and self._trace.stat().st_size > 0
+        return Ended(self._status, *texts, self.seconds, fired)
 
 
 def prepare(job: Job, folder: Path) -> Prepared:

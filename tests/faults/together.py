@@ -6,7 +6,6 @@ and a line that says who is there. What the folder holds in the end is one run's
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import time
@@ -91,20 +90,26 @@ def _meet_once(pair: Pair, folder: Path, delay: float) -> list[tuple[str, str]]:
     folder.mkdir()
     first = start(pair.job, folder, pair.commands[0], mark="0")
     time.sleep(delay)
-    overlap = not os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    overlap = not first.has_ended()
     second = start(pair.job, folder, pair.commands[1], mark="1")
+    while not second.has_ended() and not first.has_ended():
+        time.sleep(0.005)
+    still = not first.has_ended()  # when the second had ended
     ended = [first.wait(), second.wait()]
     wrong = [(HANG, f"command {i} hangs") for i in (0, 1) if ended[i].status is None]
     with _damage(wrong):
-        wrong += _judge_both(pair, ended, (first.pid, second.pid), overlap, pair.job.result(folder / RUN))
+        wrong += _judge_both(pair, ended, (first.pid, second.pid), overlap, still, pair.job.result(folder / RUN))
         wrong += [(LOST, text) for text in _unfinished(pair.job, folder)]
     return wrong
 
 
 def _judge_both(
-    pair: Pair, ended: list[Ended], pids: tuple[int, int], overlap: bool, result: Result | None
+    pair: Pair, ended: list[Ended], pids: tuple[int, int], overlap: bool, still: bool, result: Result | None
 ) -> list[tuple[str, str]]:
-    """:param overlap: whether the first still ran when the second started."""
+    """What is wrong.
+
+    :param overlap, still: whether the first still ran when the second started, and when the second had ended.
+    """
     statuses = [run.status for run in ended]
     told = f"statuses {statuses}, {[_last_line(run.stderr) for run in ended]}"
     wrong = []
@@ -120,7 +125,7 @@ def _judge_both(
         lines = [line for line in ended[i].stderr.splitlines() if line.startswith("error: ")]
         refused = statuses[i] == 2 and len(lines) == 1 and "Traceback" not in ended[i].stderr
         busy = refused and "in use by" in lines[0] and re.search(rf"\b{pids[1 - i]}\b", lines[0])
-        other = refused and i == 1 and "another run" in lines[0]
+        other = refused and i == 1 and not still and "another run" in lines[0]
         if not (busy or other):
             wrong.append((STATUS, f"command {i} should say by whom the folder is in use; {told}"))
     return wrong
