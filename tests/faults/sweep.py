@@ -13,7 +13,8 @@ file system; then the same command runs again, undisturbed. What is asked of bot
 
 Kills come before writes only, for what is on disk is the same before a read and before the write that follows it; and
 after renames. Of points that come in long runs, reads or writes of one file after one another, the first, the middle
-and the last are taken. `every` K: of what is then left of reads, writes and looks (stat, listdir) each K-th.
+and the last are taken. `every` K: of what is then left of reads (also of opening for them), writes and looks (stat,
+listdir) each K-th; all of what makes, names and syncs files stays.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -131,6 +133,7 @@ class start:  # noqa: N801
         if self.pid == 0:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             multiprocessing.current_process()._config["daemon"] = False  # it may have data workers
+            sys.stdout, sys.stderr = open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115 - not those of pytest
             become(request, clean_environment(), self._outputs, watch)
 
     def has_ended(self) -> bool:
@@ -194,7 +197,11 @@ def choose(found: Sequence[Point], action: str, every: int) -> list[Point]:
         long = call not in _ALWAYS and len(members) > 3
         chosen += [members[0], members[len(members) // 2], members[-1]] if long else members
     others = itertools.count()
-    return [point for point in chosen if point.call in _ALWAYS or next(others) % every == 0]
+    return [point for point in chosen if _matters(point) or next(others) % every == 0]
+
+
+def _matters(point: Point) -> bool:
+    return point.call in _ALWAYS and point.kind == points.WRITE
 
 
 def disturb(prepared: Prepared, plan: Plan, folder: Path) -> tuple[bool, list[tuple[str, str]]]:
