@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 import numpy  # noqa: F401
@@ -42,9 +43,19 @@ def main() -> None:
         print(json.dumps(wait(children, request["timeout"])), flush=True)
 
 
-def become(request: dict, environment: dict[str, str], outputs: list[str]) -> NoReturn:
-    """Turn this forked process into a fresh run of the program, and end with it."""
-    os.setsid()
+def become(
+    request: dict,
+    environment: dict[str, str],
+    outputs: list[str],
+    before: Callable[[], object] | None = None,
+    session: bool = True,
+) -> NoReturn:
+    """Turn this forked process into a fresh run of the program, and end with it.
+
+    :param before: called just before the program; session: whether it begins a process group of its own.
+    """
+    if session:
+        os.setsid()
     for descriptor, path in zip((0, 1, 2), (os.devnull, *outputs), strict=True):
         flags = os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         opened = os.open(path, flags, 0o644)
@@ -57,6 +68,8 @@ def become(request: dict, environment: dict[str, str], outputs: list[str]) -> No
     sys.path[0] = os.path.dirname(request["program"])
     status = 0
     try:
+        if before is not None:
+            before()
         runpy.run_path(request["program"], run_name="__main__")
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)

@@ -1,6 +1,7 @@
 """Disturb sampling and training in every way we know, and compare what they end with.
 
     python -m tests.faults --kills 200 --seed 0
+    python -m tests.faults --sweep                  # one by one at every operation on files, see `sweep`
 
 Each run is disturbed a few times; then the same command runs to its end, and its npz or its checkpoints (model,
 average, optimizer) must equal those of a run that nobody disturbed, byte by byte. Prints a table; exit status 1
@@ -15,16 +16,18 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from tests.faults import inject
+from tests.faults import inject, points, sweep
 from tests.faults.jobs import Job, make_jobs
 from tests.faults.ranks import Ranks
+from tests.faults.sweep_jobs import JOB_NAMES
+from tests.faults.together import PAIRS
 
 KILLS_OF_A_RUN = 8  # at most; the run is over earlier where they come late
 
@@ -114,7 +117,17 @@ def main() -> int:
     parser.add_argument("--others", type=int, default=2, help="runs with each of the other faults (default 2)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--patience", type=int, help="seconds of silence of a frozen rank; default: the programs' own")
+    parser.add_argument("--sweep", action="store_true", help="disturb every operation on files, in place of all that")
+    jobs, actions = (*JOB_NAMES, *PAIRS), points.ACTIONS
+    parser.add_argument("--jobs", default=",".join(jobs), help=f"of the sweep: some of {', '.join(jobs)}")
+    parser.add_argument("--actions", default=",".join(actions), help=f"of the sweep: some of {', '.join(actions)}")
+    parser.add_argument("--every", type=int, default=1, metavar="K", help="each K-th of reads, writes, looks (1)")
+    parser.add_argument("--seconds", type=float, help="begin nothing after so long")
+    parser.add_argument("--at", metavar="ACTION@POINT", help="this one alone, as problems are printed")
     args = parser.parse_args()
+    if args.sweep:
+        return sweep.main(_listed(parser, args.jobs, jobs), _listed(parser, args.actions, actions), args.every,
+                          args.seconds, args.at)  # fmt: skip
     torch.set_num_threads(1)
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
@@ -155,6 +168,14 @@ def main() -> int:
         return 1
     shutil.rmtree(folder)
     return 0
+
+
+def _listed(parser: argparse.ArgumentParser, text: str, known: Sequence[str]) -> list[str]:
+    """The names in a list, all of which must be known."""
+    names = text.split(",")
+    if unknown := set(names) - set(known):
+        parser.error(f"{', '.join(sorted(unknown))}: expected some of {', '.join(known)}")
+    return names
 
 
 if __name__ == "__main__":
