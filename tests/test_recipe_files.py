@@ -9,6 +9,7 @@ import signal
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -316,10 +317,13 @@ def test_mutated_recipes_make_a_plan_or_one_line(valid, data):
     folder, contents = valid
     keys = {str(key) for content in contents.values() for path in places(content) for key in path}
     words = sorted(keys) + sorted(Path(name).stem for name in contents)
+    odd = st.sampled_from(ODD).map(deepcopy)  # what is drawn may be changed in its turn
     file = data.draw(st.sampled_from(sorted(contents)))
-    content = json.loads(json.dumps(contents[file]))
+    content = deepcopy(contents[file])
     for _ in range(data.draw(st.integers(1, 3))):
-        *way, key = data.draw(st.sampled_from(list(places(content)) or [("title",)]))
+        if not content:
+            break
+        *way, key = data.draw(st.sampled_from(list(places(content))))
         holder = content
         for step in way:
             holder = holder[step]
@@ -329,10 +333,10 @@ def test_mutated_recipes_make_a_plan_or_one_line(valid, data):
         elif act == "key" and isinstance(holder, dict):
             holder[data.draw(st.sampled_from(words))] = holder.pop(key)
         elif act == "add" and isinstance(holder, dict):
-            holder[data.draw(st.sampled_from(words) | st.text(max_size=5))] = data.draw(st.sampled_from(ODD))
+            holder[data.draw(st.sampled_from(words) | st.text(max_size=5))] = data.draw(odd)
         else:
             text = st.text(st.characters(codec="utf-8"), max_size=5)
-            holder[key] = data.draw(st.sampled_from(words) if act == "name" else st.sampled_from(ODD) | text)
+            holder[key] = data.draw(st.sampled_from(words) if act == "name" else odd | text)
     before = (folder / file).read_text()
     try:
         (folder / file).write_text("".join(f"{json.dumps(key)} = {toml(value)}\n" for key, value in content.items()))
