@@ -105,7 +105,7 @@ class SampleRun:
         # One rank looks, so that all deal out the same list.
         missing = dist_util.from_rank_0(lambda: self._finish_or_miss(output))
         made = self.num_samples - sum(map(len, missing))
-        if made and missing:
+        if made:
             logger.log(f"resuming: {made} of {self.num_samples} images are there")
         with Progress(self.num_samples, "images", made, directory=self.directory) as progress:
             passes = 0
