@@ -23,7 +23,7 @@ from ed_dpm_patches.reproduce.book import HELDOUT, ROOT
 from ed_dpm_patches.reproduce.book_files import load
 from ed_dpm_patches.reproduce.cli import Parser
 from ed_dpm_patches.reproduce.results import read_json
-from guided_diffusion import dist_util
+from guided_diffusion import dist_util, run_directory
 from guided_diffusion.errors import InputError
 
 from .__main__ import PROTOCOLS, RECIPES, RESULTS
@@ -104,6 +104,7 @@ def main() -> None:
         rows = read_rows(RESULTS / args.protocol / "runs.csv")
         row = random.Random(args.pick).choice(rows)
         run, seed = row["run"], row["seed"]
+    run_directory.claim(ROOT / args.out, dist_util.fail)
     for line in run_again(args.protocol, run, seed, args.out):
         print(line, flush=True)
 

@@ -15,7 +15,7 @@ import numpy as np
 from evaluations.engine import Activations
 from evaluations.metrics.npz import read_array
 from guided_diffusion.errors import DamagedError, InputError, InputValueError
-from guided_diffusion.files import write_atomically
+from guided_diffusion.files import remove_leftovers, write_atomically
 
 _FORMAT = 1
 
@@ -67,6 +67,7 @@ class ActivationCache:
         path = self._path(key)
         if path in self._unreadable:
             return
+        remove_leftovers(self.directory)
         try:
             with write_atomically(path) as file:
                 np.savez(file, **vars(seen.activations), image_hashes=seen.image_hashes)

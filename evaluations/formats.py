@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from evaluations.metrics_record import Metrics
-from guided_diffusion.files import write_json
+from guided_diffusion.files import remove_leftovers, write_json
 
 _TITLES = {
     "inception_score": "Inception Score",
@@ -49,6 +49,7 @@ def format_markdown(metrics: Metrics) -> list[str]:
 
 def write_metrics(metrics: Metrics, path: str | os.PathLike) -> Path:
     """All of it as JSON, atomically; returns the absolute path."""
+    remove_leftovers(Path(path).parent, Path(path).name)
     write_json(path, asdict(metrics))
     return Path(path).absolute()
 

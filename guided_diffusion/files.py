@@ -247,12 +247,11 @@ def remove_leftovers(directory: Path, name: str | None = None, owned: bool = Fal
     :param owned: nobody else has any business there but trying to own it. Otherwise a file whose writer is not a
         process of this machine is only a left-over when it has not changed for a day.
     """
-    for found in list_names(directory):
-        match = _TEMPORARY.fullmatch(found)
-        if match and name in (None, match["name"]):
-            with suppress(OSError):  # it is a nuisance, not a fault
-                if _is_abandoned(directory / found, match, owned):
-                    (directory / found).unlink(missing_ok=True)
+    with suppress(OSError, InputError):  # they are a nuisance, not a fault
+        for found in list_names(directory):
+            match = _TEMPORARY.fullmatch(found)
+            if match and name in (None, match["name"]) and _is_abandoned(directory / found, match, owned):
+                (directory / found).unlink(missing_ok=True)
 
 
 def reason(error: OSError) -> str:

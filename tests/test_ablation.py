@@ -18,10 +18,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ablation import __main__ as ablation
-from ablation import again, calibrate, choice, clusters, conclusion, later, models, paired, photographs
+from ablation import again, calibrate, choice, clusters, conclusion, models, paired, photographs
 from ablation.choice import MATCHED, WIDER, Match, choose, matched_scale, matches, move, refine, with_wider_scales
 from ablation.paired import Difference
-from ablation.report import PAIRED_COLUMNS
 from ed_dpm_patches.reproduce.book import Book, Figures, Row, Table
 from ed_dpm_patches.reproduce.book_files import load
 from ed_dpm_patches.reproduce.commands import Commands, Options
@@ -307,12 +306,11 @@ def test_documented_commands_are_understood(command, monkeypatch, tmp_path):
     monkeypatch.setattr(Runner, "run", lambda *_: 0)
     monkeypatch.setattr(again, "read_rows", lambda _: [{"run": "a", "seed": "1"}, {"run": "b", "seed": "2"}])
     monkeypatch.setattr(again, "run_again", lambda *words: [str(words)])
-    monkeypatch.setattr(later.Report, "complete", lambda *_: None)
     monkeypatch.setattr(models, "copy_models", lambda *_: [Path(__file__)])
     _, _, module, *words = shlex.split(command)
     words += ["--out", str(tmp_path / "out")] + ["--results", str(tmp_path)] * (module == "ablation")
     monkeypatch.setattr(sys, "argv", [module, *words])
-    {"ablation": ablation, "ablation.again": again, "ablation.later": later, "ablation.models": models}[module].main()
+    {"ablation": ablation, "ablation.again": again, "ablation.models": models}[module].main()
 
 
 # ---- choice
@@ -608,7 +606,6 @@ def forked_steps(fork_server, zips, monkeypatch):
 
     monkeypatch.setattr(Runner, "_call", call)
     monkeypatch.setattr(again, "call", call_again)
-    monkeypatch.setattr(later, "call", call_again)
     return called
 
 
@@ -676,21 +673,6 @@ def test_the_whole_way_from_archives_to_a_report_and_back(tmp_path, forked_steps
     assert str(results / "models" / "reduced" / "uncond" / "model.safetensors") in lines[0]
     new, old = re.search(r"FID ([\d.]+); reported ([\d.]+) ", lines[-1]).groups()
     assert float(new) == pytest.approx(float(old), abs=1e-6)
-
-    before, lines = text, (folder / "paired.csv").read_text().splitlines()
-    one = {"row": tests[0]["row"], "against": tests[0]["against"]}
-    kept = [line for line in lines if f",{one['row']}," not in line or f",{one['against']}," not in line]
-    assert len(kept) == len(lines) - 2
-    (folder / "paired.csv").write_text("\n".join([*kept, ""]))
-    for module in (later, again):
-        monkeypatch.setattr(module, "RESULTS", results)
-    monkeypatch.setattr(later, "RECIPES", book.parent)
-    later.Report("reduced", tmp_path / "again").complete(1)
-    assert (folder / "README.md").read_text() == before
-    restored = list(csv.DictReader((folder / "paired.csv").open(newline="")))
-    for found, expected in zip(restored, tests, strict=True):
-        assert all(found[name] == expected[name] for name in PAIRED_COLUMNS[:6])
-        assert float(found["fid_difference"]) == pytest.approx(float(expected["fid_difference"]), abs=1e-6)
 
     table = (folder / "intervals.csv").read_text()
     moved = re.sub(rf"(?m)^{re.escape(run)},{seed},fid,.*$", f"{run},{seed},fid,1,0,1e-9", table)
