@@ -130,8 +130,9 @@ def decoding(name: object, problem: str, kind: type[InputError] = DamagedError) 
     except InputError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # those are decoders' own
-            raise InputError(f"{name}: cannot be read: {reason(error)}") from error
+        for cause in (error, error.__context__):  # zipfile calls a file that it cannot read no zip file
+            if isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL):  # those are decoders' own
+                raise InputError(f"{name}: cannot be read: {reason(cause)}") from error
         raise kind(f"{name}: {problem}: {first_line(error)}") from error
 
 
