@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def main() -> None:
     source, target = Path(args.source), Path(args.target)
     if args.grid < 0:
         raise InputError(f"--grid: found {args.grid}, expected at least 0")
-    if target.suffix == ".npz" and source.is_dir():
+    if target.suffix == ".npz" and os.path.isdir(source):
         folder_to_npz(source, target)
     elif source.suffix == ".npz":
         npz_to_folder(source, target, args.grid)

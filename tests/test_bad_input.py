@@ -20,12 +20,14 @@ from ed_dpm_patches.reproduce import cli
 from ed_dpm_patches.reproduce.book import RECIPES as THE_RECIPES
 from ed_dpm_patches.reproduce.book_files import load
 from evaluations.image_sets import open_image_set
-from guided_diffusion import checkpoint
+from guided_diffusion import builders, checkpoint
+from guided_diffusion.configs import ClassifierConfig, DiffusionConfig, ModelConfig
 from guided_diffusion.errors import InputError
+from guided_diffusion.script_util import build_classifier, build_model
 from tests.bad_files import Malicious, make_bad_files
 from tests.bad_inputs import BASE, COMMANDS, ENVIRONMENT, IMAGE_SETS, MIDWAY, RECIPES, SCRIPTS, Case
+from tests.helpers import CLASSIFIER, MODEL, as_arguments, tree
 from tests.helpers import SCRIPTS as FOLDER
-from tests.helpers import as_arguments, tree
 
 SOON = 60  # seconds; a hang would last for ever, a busy machine needs some of them
 PRECIOUS = ("samples_4x8x8x3.npz", "vb_terms.npz", "model000000.pt", "opt000000.pt", "config.json")
@@ -112,6 +114,25 @@ def fails(run, files, tmp_path):
         return ended
 
     return check
+
+
+@pytest.mark.parametrize("pool", ["adaptive", "attention", "spatial", "spatial_v2", "none"])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_network_is_measured_before_it_is_built(monkeypatch, pool, depth):
+    """By no more than it takes: its weights and one feature map."""
+    if pool == "none":
+        config = ModelConfig(**MODEL | {"num_res_blocks": depth}, class_cond=True, num_classes=500)
+        build, width = lambda: build_model(config, DiffusionConfig()), config.num_channels
+    else:
+        config = ClassifierConfig(**CLASSIFIER | {"classifier_depth": depth}, classifier_pool=pool)
+        build, width = lambda: build_classifier(config), config.classifier_width
+    size = sum(values.nbytes for values in build().parameters())
+    monkeypatch.setattr(builders, "machine_memory", lambda: size + 4 * width * config.image_size**2)
+    build()
+    monkeypatch.setattr(builders, "machine_memory", lambda: size // 4)
+    monkeypatch.setattr(builders, "_build", lambda *args, **kwargs: pytest.fail("it was built"))
+    with pytest.raises(InputError, match="found a network that takes at least"):
+        build()
 
 
 def test_the_marker_of_the_malicious_files_works(tmp_path):

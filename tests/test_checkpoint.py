@@ -13,6 +13,7 @@ from torch import nn
 from guided_diffusion import checkpoint, dist_util
 from guided_diffusion.errors import InputError
 from guided_diffusion.files import write_atomically
+from guided_diffusion.train_util import load_optimizer
 
 
 class Opens:
@@ -173,6 +174,42 @@ def test_loading_is_strict_and_says_what_differs(tmp_path):
     assert "5 unexpected: extra0, extra1, extra2 and 2 more;" in line
     assert "2 of the wrong shape: 0.bias (found 7, expected 4), 2.bias (found scalar, expected 2)" in line
     assert_same(model.state_dict(), before)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_and_the_counts_that_a_model_expects(tmp_path, device, dtype):
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+    state = {key: values.to(dtype) if values.ndim else values + 3 for key, values in make().state_dict().items()}
+    checkpoint.save(state, tmp_path / "model.pt")
+    with torch.device(device):
+        model = make()
+    checkpoint.load_weights(model, tmp_path / "model.pt")
+    found = model.state_dict()
+    assert found["1.num_batches_tracked"] == 3 and {value.dtype for value in model.parameters()} == {torch.float32}
+    assert_same(found, {key: value.to(found[key].dtype) for key, value in state.items()})
+
+
+def test_an_optimizer_state_of_odd_tensors_is_refused(tmp_path):
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    for odd in (torch.zeros(7), torch.zeros(()).expand(4, 3), torch.zeros(4, 3).to_sparse(), [1]):
+        state["state"][0]["exp_avg"] = odd
+        checkpoint.save(state, tmp_path / "opt000001.pt")
+        with pytest.raises(InputError, match="opt000001.pt: does not fit this model's parameters") as caught:
+            load_optimizer(torch.optim.AdamW(model.parameters()), str(tmp_path / "model000001.pt"), 1, required=True)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_long_line_is_shortened_and_control_characters_are_shown():
+    line = str(InputError(f"--model_path {'a' * 5000}: no\x1b such\0file"))
+    assert line == f"--model_path {'a' * 200}...{'a' * 99}: no\\x1b such\\x00file"
+    assert len(str(InputError("a " * 10**6))) < 4100
 
 
 @pytest.mark.parametrize("existing", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -93,4 +94,13 @@ def test_convert_refuses(tmp_path, monkeypatch):
     Image.fromarray(np.zeros((3, 3, 3), np.uint8)).save(folder / "03.png")
     with pytest.raises(InputError, match="03.png: found"):
         _main(convert, monkeypatch, folder, tmp_path / "b.npz")
+    (folder / "03.png").unlink()
+    os.mkfifo(folder / "03.png")
+    with pytest.raises(InputError, match="03.png: found a named pipe, expected a regular file"):
+        _main(convert, monkeypatch, folder, tmp_path / "b.npz")
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(InputError, match="pipe.npz: found a named pipe, expected a regular file"):
+        _main(convert, monkeypatch, tmp_path / "pipe.npz", tmp_path / "other")
+    with pytest.raises(InputError, match="aaa: cannot be read: File name too long|expected a npz file and a folder"):
+        _main(convert, monkeypatch, "a" * 5000, tmp_path / "b.npz")
     assert not (tmp_path / "b.npz").exists()

@@ -125,7 +125,7 @@ def test_damaged_files(tmp_path, kind):
 def test_files_that_cannot_be_read(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="none.pb: no such file"):
         read_graph(tmp_path / "none.pb")
-    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+    with pytest.raises(InputError, match="found a folder, expected a regular file"):
         read_graph(tmp_path)
     monkeypatch.setattr(graphdef, "MAX_FILE_BYTES", 10)
     (tmp_path / "g.pb").write_bytes(bytes(11))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -22,6 +23,7 @@ from test_evaluations_recipes import make_images  # noqa: E402
 from evaluations import cache, checks, evaluator  # noqa: E402
 from evaluations.classifier_features import ClassifierEngine  # noqa: E402
 from evaluations.image_sets import open_image_set, split_paths  # noqa: E402
+from evaluations.metrics import npz  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 
 REFERENCE, SAMPLES = make_images(0, 24, 16), make_images(1, 20, 16)
@@ -339,6 +341,24 @@ def test_damaged_cache_entries_are_made_again(place, engine, monkeypatch, caplog
     evaluator.evaluate("ref.npz", "s.npz", engine, cache="cache")
     assert len(seen) == 2 and "made again" in caplog.text
     assert entry.stat().st_size == len(good)
+
+
+def test_a_cache_entry_that_cannot_be_read_is_left_alone(place, engine, monkeypatch, caplog):
+    evaluator.evaluate("ref.npz", "s.npz", engine, cache="cache")
+    (entry,) = Path("cache").iterdir()
+    before = entry.read_bytes(), entry.stat().st_ino
+    seen = _counted(engine, monkeypatch)
+    opened = npz.open_regular
+
+    def fail(path):
+        if Path(path) == entry.absolute():
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return opened(path)
+
+    monkeypatch.setattr(npz, "open_regular", fail)
+    evaluator.evaluate("ref.npz", "s.npz", engine, cache="cache")
+    assert len(seen) == 2 and "cannot be read: Stale file handle" in caplog.text and "made again" not in caplog.text
+    assert (entry.read_bytes(), entry.stat().st_ino) == before
 
 
 def test_a_full_disk_does_not_stop_the_evaluation(place, engine, monkeypatch, caplog):

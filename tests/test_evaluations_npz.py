@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import tracemalloc
@@ -86,9 +87,35 @@ def _fails(path, match):
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
+class _Failing(io.BytesIO):
+    """A file on a disk that fails after a few reads."""
+
+    def read(self, *arguments):
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().read(*arguments)
+
+
+@pytest.mark.parametrize("reads", range(7))
+def test_what_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch, reads):
+    np.savez(tmp_path / "a.npz", _images())
+
+    def fail(path):
+        file = _Failing((tmp_path / "a.npz").read_bytes())
+        file.left = reads
+        return file
+
+    monkeypatch.setattr(npz, "open_regular", fail)
+    with pytest.raises(InputError, match=r"a\.npz.*: cannot be read: Input/output error") as caught:
+        npz.read_array(tmp_path / "a.npz", "arr_0")
+    assert "damaged" not in str(caught.value) and "truncated" not in str(caught.value)
+
+
 def test_missing_file_and_array(tmp_path):
     _fails(tmp_path / "none.npz", "no such file")
-    _fails(tmp_path, "found a folder, expected a regular file")
+    with pytest.raises(InputError, match="found a folder, expected a regular file"), npz.open_images(tmp_path):
+        pass
     np.savez(tmp_path / "a.npz", images=_images())
     _fails(tmp_path / "a.npz", "missing array arr_0; found images")
 

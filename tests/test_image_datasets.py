@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from evaluations.image_sets import open_image_set
 from guided_diffusion import image_datasets
 from guided_diffusion.errors import InputError
 from guided_diffusion.image_datasets import ImageDataset, list_class_names, load_data
@@ -120,19 +121,35 @@ def test_pixels_are_scaled_exactly(tmp_path):
         assert (image == expected).all()
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "P with transparency", "PA", "RGB", "RGBA", "CMYK"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_readable_mode(tmp_path, mode, channels):
-    path = str(tmp_path / ("a.jpg" if mode == "CMYK" else "a.png"))
-    if mode == "I;16":
-        grey = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
-        Image.fromarray(grey).save(path)
-    else:
-        noise(16, 16).convert(mode).save(path)
-    image, _ = ImageDataset(16, [path], random_flip=False, channels=channels)[0]
+def test_training_and_evaluation_read_every_mode_alike(tmp_path, mode, channels):
+    """And as upstream does: PIL's conversion."""
+    path = tmp_path / "a.png"
+    picture = noise(16, 16).convert(mode.split()[0])
+    more = {"transparency": 3} if "with" in mode else {}
+    picture.save(path, format="TIFF" if mode in ("CMYK", "PA") else "PNG", **more)
+    image, _ = ImageDataset(16, [str(path)], random_flip=False, channels=channels)[0]
     assert image.shape == (channels, 16, 16) and image.min() < -0.5 and image.max() > 0.5
-    if mode == "I;16":  # the upper eight bits, rather than nearly everything clipped to white
-        assert (image[0] == np.arange(256, dtype=np.float32).reshape(16, 16) / 127.5 - 1).all()
+    with Image.open(path) as opened:
+        expected = np.asarray(opened.convert("L" if channels == 1 else "RGB")).reshape(16, 16, channels)
+    assert np.array_equal(np.rint((image.transpose(1, 2, 0) + 1) * 127.5), expected)
+    (judged,) = open_image_set(tmp_path).batches(1)
+    if judged.shape[3] == channels:
+        assert np.array_equal(judged[0], expected)
+    assert judged.shape[3] == (1 if mode in ("1", "L", "LA") else 3)
+
+
+@pytest.mark.parametrize("mode", ["F", "I", "I;16"])
+def test_training_and_evaluation_refuse_more_than_8_bits_alike(tmp_path, mode):
+    values = np.arange(256).reshape(16, 16) * 257
+    kind = {"F": np.float32, "I": np.int32, "I;16": np.uint16}[mode]
+    Image.fromarray(values.astype(kind)).save(tmp_path / "a.png", format="TIFF")
+    line = f"a.png: cannot be read as an image: found an image of mode {mode}, expected 8 bits of grey or RGB"
+    for read in (lambda: ImageDataset(16, [str(tmp_path / "a.png")])[0], lambda: open_image_set(tmp_path)):
+        with pytest.raises(InputError) as error:
+            read()
+        assert str(error.value).endswith(line)
 
 
 def test_flips_follow_the_crop_and_happen_half_the_time(folder):

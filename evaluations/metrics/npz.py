@@ -102,7 +102,7 @@ def open_npz_array(path: str | os.PathLike, arr_name: str) -> Iterator[ArrayRead
 
     C-ordered arrays are streamed; Fortran-ordered ones are loaded whole. Raises ``InputValueError`` (an
     ``InputError`` and a ``ValueError``) naming the file when it is missing, not an npz, truncated, lacks the
-    array, or holds pickled objects, which are never loaded.
+    array, or holds pickled objects, which are never loaded; an ``InputError`` when the system cannot read it.
     """
     with _open_archive(path) as archive:
         member = _find(archive, path, arr_name)
