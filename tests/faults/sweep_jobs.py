@@ -154,7 +154,7 @@ def _contents(path: Path) -> Result:
     if path.suffix == ".pt":
         return _tensors(path)
     values = json.loads(path.read_text())
-    return {name: repr(value).encode() for name, value in values.items() if not isinstance(value, str)}
+    return {name: repr(value).encode() for name, value in values.items() if isinstance(value, (int, float))}
 
 
 JOB_NAMES = (
