@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from guided_diffusion.files import hash_file
 from tests.faults.jobs import _arrays, _tensors
 from tests.faults.points import KILL, WRITE, Plan, Point
 from tests.helpers import (
@@ -112,6 +113,10 @@ class Training(Job):
         files = sorted(run.glob(f"*{self.last:06d}.pt"))
         if not files or not (run / f"state{self.last:06d}.json").exists():
             return None
+        for state in run.glob("state*.json"):
+            for name, said in json.loads(state.read_text())["files"].items():
+                if hash_file(run / name) != said["sha256"]:
+                    raise ValueError(f"{state.name}: {name} is not the file that it was")
         return {name: value for path in files for name, value in _tensors(path).items()}
 
     def found(self, stdout: str) -> int:
@@ -149,7 +154,7 @@ def _contents(path: Path) -> Result:
     if path.suffix == ".pt":
         return _tensors(path)
     values = json.loads(path.read_text())
-    return {name: repr(value).encode() for name, value in values.items() if not isinstance(value, str)}
+    return {name: repr(value).encode() for name, value in values.items() if isinstance(value, (int, float))}
 
 
 JOB_NAMES = (

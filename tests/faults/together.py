@@ -35,23 +35,22 @@ class Pair:
     same: bool
 
 
-# Name of a pair: its job and the flag in which the commands differ, with the second's value.
+# Name of a pair: its job, and what the first and the second command have besides.
 PAIRS = {
-    "two-sampling": ("sampling", "--seed", "4"),
-    "two-image_train": ("image_train", "--lr", "1e-2"),
-    "two-classifier_train": ("classifier_train", "--lr", "1e-2"),
-    "two-ed-dpm": ("ed-dpm", "", ""),
+    "two-sampling": ("sampling", ["--seed", "1"], ["--seed", "2"]),
+    "two-image_train": ("image_train", ["--lr", "1e-3"], ["--lr", "1e-2"]),
+    "two-classifier_train": ("classifier_train", ["--lr", "1e-3"], ["--lr", "1e-2"]),
+    "two-ed-dpm": ("ed-dpm", [], []),
 }
 
 
 def make_pair(name: str, folder: Path) -> Pair:
     """Make a pair, after running each of its commands alone."""
-    job_name, flag, value = PAIRS[name]
+    job_name, *more = PAIRS[name]
     folder = folder / name
     folder.mkdir()
     job = make_jobs(folder, (job_name,))[job_name]
-    first = job.arguments
-    second = [*first, flag, value] if flag else first  # of a flag that is there twice the last counts
+    first, second = ([*job.arguments, *words] for words in more)  # of a flag that is there twice the last counts
     expected, seconds = [], 0.0
     for number, command in enumerate((first, second)):
         alone = folder / f"alone{number}"
@@ -61,7 +60,7 @@ def make_pair(name: str, folder: Path) -> Pair:
             raise RuntimeError(f"{name}: alone it ends with {ended.status}: {ended.stderr[-2000:]}")
         expected.append(digests(job.result(alone / RUN)))
         seconds = seconds or ended.seconds
-    return Pair(name, replace(job, before=()), (first, second), tuple(expected), seconds, not flag)
+    return Pair(name, replace(job, before=()), (first, second), tuple(expected), seconds, first == second)
 
 
 def meet(pair: Pair, folder: Path, deadline: float | None = None, timings: int = TIMINGS) -> Row:
