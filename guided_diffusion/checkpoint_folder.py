@@ -11,15 +11,15 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import checkpoint, logger
 from .errors import DamagedError, InputError
-from .files import hash_file, list_names, read_json, reading, reason, set_aside, write_json
+from .files import hash_file, list_names, read_json, reading, reason, set_aside, write_atomically, write_json
 from .run_directory import check_held
 
 _NUMBERED = re.compile(r"(model|opt|ema_.+_|state)(\d{6,})\.(pt|json)")
@@ -126,17 +126,22 @@ class CheckpointFolder:
         if number - 1 not in self.numbers():
             entry = self._read(number)
             for name in entry["files"]:
-                with _writing(self.directory / name):
-                    _link(self.directory / name, self.directory / _renumbered(name, number - 1))
+                _link(self.directory / name, self.directory / _renumbered(name, number - 1))
             files = {_renumbered(name, number - 1): expected for name, expected in entry["files"].items()}
             self._write_state(number - 1, entry | {"files": files})
-        with _writing(self._state_path(number)):
+        try:
             self._state_path(number).unlink()
+        except OSError as error:
+            raise InputError(f"{self._state_path(number)}: cannot be removed: {reason(error)}") from error
 
     def _remove(self, number: int) -> None:
-        for path in sorted(self._files(number), key=lambda path: path.suffix == ".json"):  # the state last: it is
-            with _writing(path):  # by the state that the next call finds what an interrupted one has left
+        # The state last: it is by the state that the next call finds what an interrupted one has left.
+        for path in sorted(self._files(number), key=lambda path: path.suffix == ".json"):
+            try:
                 path.unlink(missing_ok=True)
+            except OSError as error:  # what is kept is whole, so the run goes on
+                logger.warn(f"{path}: cannot be deleted ({reason(error)}); tried again later")
+                return
 
     def _files(self, number: int) -> list[Path]:
         found = {name: _NUMBERED.fullmatch(name) for name in list_names(self.directory)}
@@ -178,22 +183,18 @@ class CheckpointFolder:
         return Checkpoint(self.directory, number, entry["state"])
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn an OSError of the block into an InputError that names a file."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{path}: cannot be renamed or removed: {reason(error)}") from error
-
-
 def _link(path: Path, new: Path) -> None:
     """A second name for a file, or a copy where the file system knows no such thing."""
-    new.unlink(missing_ok=True)
+    with write_atomically(new, lambda temporary: _relink(path, temporary)):
+        pass
+
+
+def _relink(path: Path, temporary: Path) -> None:
+    temporary.unlink()
     try:
-        new.hardlink_to(path)
+        temporary.hardlink_to(path)
     except OSError:
-        shutil.copyfile(path, new)
+        shutil.copyfile(path, temporary)
 
 
 def _renumbered(name: str, number: int) -> str:

@@ -123,7 +123,9 @@ def open_run(
 
     def look() -> Checkpoint | None:
         _check_flags(folder, flags, changeable)
-        return folder.newest_intact()
+        newest = folder.newest_intact()
+        folder.prune(keep)  # what a call that was ended did not come to
+        return newest
 
     found = dist_util.from_rank_0(look)
     kept = {"seed": seed, "folder": folder, "flags": dict(flags), "keep": keep}
