@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import BinaryIO
 
+import numpy as np
 from PIL import Image
 
 from . import launch
@@ -18,14 +19,14 @@ _LONGEST = 1000  # times the short side: training scales the short side up, and 
 
 # What a picture's name promises. PIL knows formats whose decoder starts other programs.
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM", "TIFF")
-_DEEP = ("F", "I")  # how PIL's modes of 16 and 32 bits begin, whose values it would clip to 8
+_DEEP = ("F", "I")  # PIL's modes of 32 bits, of whose range nobody knows
 
 
 def open_image(file: BinaryIO) -> Image.Image:
     """The image in an open file, its pixels not yet decoded; works as ``Image.open``.
 
     ValueError for more pixels than ED_DPM_MAX_PIXELS (0: any number), or than a thousand squares in a row, and for
-    more than 8 bits a value; what ``Image.open`` raises where the file is no image; InputError when ED_DPM_MAX_PIXELS
+    32 bits a value; what ``Image.open`` raises where the file is no image; InputError when ED_DPM_MAX_PIXELS
     is no whole number.
     """
     limit = launch.whole_number(LIMIT_VARIABLE, default=_LIMIT)
@@ -38,14 +39,18 @@ def open_image(file: BinaryIO) -> Image.Image:
             raise ValueError(f"{first_line(error)}; {LIMIT_VARIABLE} sets the limit") from error
     if max(image.size) > _LONGEST * min(image.size) and limit:
         raise ValueError(f"found {image.width}x{image.height} pixels, expected no side {_LONGEST} times the other")
-    if image.mode.startswith(_DEEP):
+    if image.mode in _DEEP:
         raise ValueError(f"found an image of mode {image.mode}, expected 8 bits of grey or RGB")
     return image
 
 
 def read_image(name: str, file: BinaryIO, mode: str) -> Image.Image:
-    """The first frame of an image in an open file, in 8 bits of grey (mode "L") or "RGB", as PIL converts it: alpha
-    is dropped. InputError that begins with ``name`` for what ``open_image`` refuses or a damaged file.
+    """Return the first frame of an image in an open file, in 8 bits of grey (mode "L") or "RGB".
+
+    As PIL converts it: alpha is dropped. Of 16 bits the upper 8 are taken. InputError that begins with ``name`` for
+    what ``open_image`` refuses or a damaged file.
     """
     with decoding(name, NO_IMAGE, InputError), open_image(file) as image:
+        if image.mode.startswith("I;16"):  # PIL's conversion would clip nearly all to white
+            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert(mode)
         return image.convert(mode)

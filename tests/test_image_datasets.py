@@ -140,10 +140,20 @@ def test_training_and_evaluation_read_every_mode_alike(tmp_path, mode, channels)
     assert judged.shape[3] == (1 if mode in ("1", "L", "LA") else 3)
 
 
-@pytest.mark.parametrize("mode", ["F", "I", "I;16"])
-def test_training_and_evaluation_refuse_more_than_8_bits_alike(tmp_path, mode):
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_training_and_evaluation_take_the_upper_8_of_16_bits(tmp_path, form):
+    values = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    Image.fromarray(values).save(tmp_path / "a.png", format=form)
+    image, _ = ImageDataset(16, [str(tmp_path / "a.png")], random_flip=False, channels=1)[0]
+    (judged,) = open_image_set(tmp_path).batches(1)
+    assert np.array_equal(np.rint((image[0] + 1) * 127.5), values >> 8)
+    assert np.array_equal(judged[0, ..., 0], values >> 8)
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_training_and_evaluation_refuse_32_bits_alike(tmp_path, mode):
     values = np.arange(256).reshape(16, 16) * 257
-    kind = {"F": np.float32, "I": np.int32, "I;16": np.uint16}[mode]
+    kind = {"F": np.float32, "I": np.int32}[mode]
     Image.fromarray(values.astype(kind)).save(tmp_path / "a.png", format="TIFF")
     line = f"a.png: cannot be read as an image: found an image of mode {mode}, expected 8 bits of grey or RGB"
     for read in (lambda: ImageDataset(16, [str(tmp_path / "a.png")])[0], lambda: open_image_set(tmp_path)):

@@ -21,7 +21,7 @@ from typing import Any
 
 from guided_diffusion import dist_util, run_directory
 from guided_diffusion.errors import InputError
-from guided_diffusion.files import hash_file, read_json, write_json
+from guided_diffusion.files import hash_file, read_json, remove_leftovers, write_json
 
 from .book import ROOT
 
@@ -192,6 +192,7 @@ def claim(path: Path, purpose: dict[str, Any]) -> None:
     InputError where another process owns it, or it is for something else.
     """
     run_directory.claim(path.parent, dist_util.fail)
+    remove_leftovers(path.parent / "steps", owned=True)
     purpose = json.loads(json.dumps(purpose))  # as it will be read: tuples are lists
     found = _read(path)
     if found not in (None, purpose):
