@@ -182,7 +182,7 @@ def test_a_record_that_cannot_be_written_fails_its_step_alone(kitchen):
     (kitchen.folder / "steps" / "a.json").mkdir(parents=True)
     (kitchen.folder / "logs" / "b.log").mkdir(parents=True)
     steps = [kitchen.step("a"), kitchen.step("b"), kitchen.step("d")]
-    with pytest.raises(InputError, match=r"steps/a.json: cannot be .*1 more step") as caught:
+    with pytest.raises(InputError, match=r"steps/a.json: found a folder.*1 more step") as caught:
         kitchen.run(steps)
     assert "\n" not in str(caught.value) and kitchen.file("d").read_text() == "d"
     with pytest.raises(InputError, match=r"Is a directory: '.*/logs/b.log'; the same command goes on"):
