@@ -27,10 +27,7 @@ from evaluations.engine import FeatureEngine  # noqa: E402
 from evaluations.evaluator import add_network_flags, check_writable, create_engine  # noqa: E402
 from evaluations.metrics.statistics import fit_gaussian  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
-from guided_diffusion.files import (
-    hash_file,  # noqa: E402
-    write_atomically,  # noqa: E402
-)
+from guided_diffusion.files import hash_file, write_atomically  # noqa: E402
 from guided_diffusion.image_datasets import (  # noqa: E402
     ImageDataset,
     _list_image_files_recursively,
