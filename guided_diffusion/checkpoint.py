@@ -20,18 +20,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from guided_diffusion.errors import InputError
-from guided_diffusion.files import (
-    check_readable,
-    is_remote,
-    open_regular,
-    parse_json,
-    read_json,
-    reason,
-    write_atomically,
-    write_json,
-)
-from guided_diffusion.nonfinite import check_weights
+from .errors import InputError
+from .files import check_readable, is_remote, open_regular, parse_json, read_json, reason, write_atomically, write_json
+from .nonfinite import check_weights
 
 _PATIENCE = 60.0  # seconds without an answer
 CONFIG_NAME = "config.json"
@@ -92,11 +83,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
     A model on the "meta" device, which has no memory of its own, takes that of the weights.
     """
     found, expected = read_weights(model, path), model.state_dict()
-    if any(values.is_meta for values in expected.values()):
-        found = {key: values.to(expected[key].dtype).contiguous() for key, values in found.items()}
-        model.load_state_dict(found, assign=True)
-    else:
-        model.load_state_dict(found)
+    found = {key: values.to(expected[key].dtype).contiguous() for key, values in found.items()}
+    model.load_state_dict(found, assign=any(values.is_meta for values in expected.values()))
 
 
 def read_weights(model: nn.Module, path: str | os.PathLike) -> dict[str, Tensor]:

@@ -24,7 +24,6 @@ from .errors import InputError
 Config = TypeVar("Config")
 
 _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-_BEYOND = 2**63  # what PyTorch's numbers do not hold
 _LONGEST = 100_000  # characters
 _TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
@@ -151,7 +150,7 @@ def _expected_instead(field: dataclasses.Field, value: Any) -> str | None:
         return _range(low, high)
     if isinstance(value, float) and not math.isfinite(value):
         return "a finite number"
-    if isinstance(value, int) and abs(value) >= _BEYOND:
+    if isinstance(value, int) and abs(value) >= 2**63:  # beyond PyTorch's
         return "a whole number of 63 bits"
     if isinstance(value, str) and len(value) > _LONGEST:
         return f"at most {_LONGEST} characters"

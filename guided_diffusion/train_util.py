@@ -119,8 +119,8 @@ class TrainLoop:
             return [p.detach().clone() for p in self.params]
         logger.log(f"loading average from {path}")
         state = checkpoint.read_weights(self.model, path)
-        average = state_dict_to_master_params(self.model, state, use_fp16=False)
-        average = [p.detach().to(dist_util.dev()) for p in average]
+        params = state_dict_to_master_params(self.model, state, use_fp16=False)
+        average = [p.detach().to(dist_util.dev()) for p in params]
         dist_util.sync_params(average)
         return average
 

@@ -129,7 +129,7 @@ def test_a_network_is_measured_before_it_is_built(monkeypatch, pool, depth):
     size = sum(values.nbytes for values in build().parameters())
     monkeypatch.setattr(builders, "machine_memory", lambda: size + 4 * width * config.image_size**2)
     build()
-    monkeypatch.setattr(builders, "machine_memory", lambda: size // 4)
+    monkeypatch.setattr(builders, "machine_memory", lambda: size // 30)
     monkeypatch.setattr(builders, "_build", lambda *args, **kwargs: pytest.fail("it was built"))
     with pytest.raises(InputError, match="found a network that takes at least"):
         build()
