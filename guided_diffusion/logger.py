@@ -129,16 +129,11 @@ def configure(
 ) -> None:
     """Make a new current logger and say where it writes.
 
-    dir: see ``choose_directory``. It is made if need be.
+    dir: see ``make_directory``.
     format_strs: names that ``make_output_format`` knows, else what the environment says.
     comm: see ``Logger``. log_suffix: goes before the extension of every file.
     """
-    try:
-        directory = choose_directory(dir)
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"log directory {dir or error.filename}: cannot be made: {error.strerror}") from error
-
+    directory = make_directory(dir)
     rank = get_rank_without_mpi_import()
     if rank > 0:
         log_suffix += f"-rank{rank:03d}"
@@ -151,14 +146,20 @@ def configure(
     log(f"Logging to {directory}")
 
 
-def choose_directory(dir: str | os.PathLike | None = None) -> Path:
-    """Return the absolute path of the directory that ``configure`` would use.
+def make_directory(dir: str | os.PathLike | None = None) -> Path:
+    """Make the directory that ``configure`` would use, and return its absolute path.
 
     dir: the directory, else OPENAI_LOGDIR, else a new ``runs/<script>-<time>`` under the working directory,
     the same one on all ranks of a process group; ``~`` is expanded.
     """
     dir = dir if dir is not None else os.environ.get("OPENAI_LOGDIR")
-    return _agree_on_new_directory() if dir is None else Path(dir).expanduser().absolute()
+    try:
+        directory = _agree_on_new_directory() if dir is None else Path(dir).expanduser().absolute()
+        directory.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~ of an unknown user
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"log directory {dir or error.filename}: cannot be made: {why}") from error
+    return directory
 
 
 def reset() -> None:

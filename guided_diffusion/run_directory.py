@@ -32,7 +32,6 @@ from .files import (
     parse_json,
     read_json,
     reading,
-    reason,
     remove_leftovers,
     write_json,
 )
@@ -113,10 +112,6 @@ def claim(directory: str | os.PathLike, lost: Callable[[str], None]) -> None:
     directory = Path(directory).resolve()
     if directory in _claims:
         return
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{directory}: cannot be made: {reason(error)}; expected the folder of a run") from error
     owner = Owner.here()
     while True:
         try:

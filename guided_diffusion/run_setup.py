@@ -37,7 +37,7 @@ def begin(run: RunConfig) -> Path:
     """
     keep_freed_memory()
     dist_util.setup_dist()
-    directory = logger.choose_directory(run.log_dir or None)
+    directory = logger.make_directory(run.log_dir or None)
     dist_util.from_rank_0(lambda: run_directory.claim(directory, dist_util.fail))
     logger.configure(dir=directory)
     run_log.keep_warnings()
