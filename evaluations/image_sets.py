@@ -21,7 +21,7 @@ from guided_diffusion.files import check_readable, decoding, hash_file, open_reg
 from guided_diffusion.safe_images import NO_IMAGE, open_image, read_image
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp"})
-_GREY = ("1", "L", "LA", "I;16", "I;16B")  # PIL's modes
+_GREY = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N")  # PIL's modes
 _DAMAGED = "damaged or truncated archive"
 _LARGEST = 1 << 28  # bytes of one file in an archive
 _LABELLED = re.compile(r"(\d+)_(\d+)$")

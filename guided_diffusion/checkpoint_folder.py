@@ -81,8 +81,7 @@ class CheckpointFolder:
                 damaged[number] = error
         warnings = [f"{error}; kept as *.damaged" for error in damaged.values()]
         for number in damaged:
-            for path in sorted(self._files(number), key=lambda path: path.suffix == ".json"):  # the state last
-                set_aside(path)
+            self._set_aside(number)
         unfinished = set(self._numbers("model")) - set(self.numbers())
         newer = [number for number in unfinished if found is None or number > found.number]
         if newer and not warnings:
@@ -123,7 +122,10 @@ class CheckpointFolder:
         """
         if number not in self.numbers():
             return
-        if number - 1 not in self.numbers():
+        try:
+            self._check(number - 1)
+        except DamagedError:  # or not there
+            self._set_aside(number - 1)
             entry = self._read(number)
             for name in entry["files"]:
                 _link(self.directory / name, self.directory / _renumbered(name, number - 1))
@@ -134,9 +136,12 @@ class CheckpointFolder:
         except OSError as error:
             raise InputError(f"{self._state_path(number)}: cannot be removed: {reason(error)}") from error
 
+    def _set_aside(self, number: int) -> None:
+        for path in self._files(number):
+            set_aside(path)
+
     def _remove(self, number: int) -> None:
-        # The state last: it is by the state that the next call finds what an interrupted one has left.
-        for path in sorted(self._files(number), key=lambda path: path.suffix == ".json"):
+        for path in self._files(number):
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:  # what is kept is whole, so the run goes on
@@ -144,8 +149,10 @@ class CheckpointFolder:
                 return
 
     def _files(self, number: int) -> list[Path]:
+        """A checkpoint's files, the state last: by it the next call finds what an interrupted one has left."""
         found = {name: _NUMBERED.fullmatch(name) for name in list_names(self.directory)}
-        return [self.directory / name for name, match in found.items() if match and int(match[2]) == number]
+        names = [name for name, match in found.items() if match and int(match[2]) == number]
+        return [self.directory / name for name in sorted(names, key=lambda name: name.endswith(".json"))]
 
     def _state_path(self, number: int) -> Path:
         return self.directory / f"state{number:06d}.json"

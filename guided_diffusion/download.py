@@ -123,8 +123,6 @@ class _Transfer:
         self.version: dict[str, str] = {}
         with suppress(FileNotFoundError, DamagedError):
             self.version = {name: str(value) for name, value in read_json(note).items() if value is not None}
-        if not self.version.keys() & {"validator", "total"}:  # nobody knows what these bytes are the beginning of
-            file.truncate(0)
 
     def fill(self) -> str | None:
         """Append until the file is complete and on disk; return its MD5 in hexadecimal if the server tells."""
@@ -145,6 +143,8 @@ class _Transfer:
 
     def _request(self) -> None:
         """One request for what is still missing; raises ``_Cut`` if not all of it arrived."""
+        if not self.version.keys() & {"validator", "total"}:  # nobody knows what these bytes are the beginning of
+            self.file.truncate(0)
         have = self._have()
         headers = _HEADERS | ({"Range": f"bytes={have}-"} if have else {})
         if have and "validator" in self.version:

@@ -22,7 +22,11 @@ from guided_diffusion import processes
 from guided_diffusion.errors import DamagedError, InputError, first_line
 
 # .NAME.<machine>-<process>-<random>.tmp; earlier versions wrote .NAME.<random>.tmp and .status.json.<process>.tmp
-_TEMPORARY = re.compile(r"\.(?P<name>.+?)\.((?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}|[0-9a-f]{8}|\d+)\.tmp")
+_TEMPORARY = re.compile(
+    r"\.(?P<name>.+?)\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.tmp"
+    r"|\.(?P<old>(samples_|part-|model|opt|ema_|state|run|config|progress|trace|nonfinite).+)\.[0-9a-f]{8}\.tmp"
+    r"|\.status\.json\.\d+\.tmp"
+)
 _ABANDONED = 24 * 3600.0  # seconds without a change after which nobody can be writing a temporary file any more
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF)  # a directory, on some systems
 _KINDS = {
@@ -159,7 +163,7 @@ def decoding(name: object, problem: str, kind: Callable[[str], InputError] = Dam
     """
     try:
         yield
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:
         cause: BaseException | None = error
@@ -250,7 +254,8 @@ def remove_leftovers(directory: Path, name: str | None = None, owned: bool = Fal
     with suppress(OSError, InputError):  # they are a nuisance, not a fault
         for found in list_names(directory):
             match = _TEMPORARY.fullmatch(found)
-            if match and name in (None, match["name"]) and _is_abandoned(directory / found, match, owned):
+            wanted = match and name in (None, match["name"] or match["old"])
+            if wanted and _is_abandoned(directory / found, match, owned):
                 (directory / found).unlink(missing_ok=True)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,17 @@ from torch import Tensor
 
 from . import dist_util, logger
 from .errors import DamagedError, InputError
-from .files import exists, hash_file, open_regular, parse_json, reading, remove_leftovers, write_atomically, write_json
+from .files import (
+    exists,
+    hash_file,
+    open_regular,
+    parse_json,
+    reading,
+    remove_leftovers,
+    set_aside,
+    write_atomically,
+    write_json,
+)
 from .nonfinite import Watch, as_records
 from .parts import (
     PartStore,
@@ -95,7 +104,7 @@ class SampleRun:
 
         :param draw: batch -> images [B, C, H, W], nominally in [-1, 1].
         :param extras: called after each batch for more arrays to keep, samples on the first axis (all of the
-            batch, some or none); they end in `extras_path`.
+            batch, or those among the first of the run); they end in `extras_path`.
         :raises InputError: the directory holds another run's samples; a sample is not finite (but see `watch`).
         """
         rank, world_size = dist_util.get_rank(), dist_util.get_world_size()
@@ -253,8 +262,13 @@ class SampleRun:
         """Write `nonfinite.json` where samples are not finite."""
         path = self.directory / f"{NONFINITE}.json"
         found = []
-        with suppress(FileNotFoundError), reading(path), open_regular(path) as file:  # of an earlier result
-            found = parse_json(file.read(), path, kind=list)
+        try:
+            with reading(path), open_regular(path) as file:  # of an earlier result
+                found = parse_json(file.read(), path, kind=list)
+        except FileNotFoundError:
+            pass
+        except DamagedError as error:
+            logger.warn(f"{error}; kept as {set_aside(path).name}")
         for piece in pieces:
             if NONFINITE in piece.names():
                 found += [json.loads(text) for text in read_array(piece.path, NONFINITE)]

@@ -77,7 +77,9 @@ def _deadline(
     """Have the process ended, whatever it waits for, if it is too long in this block."""
 
     def give_up() -> None:
-        ranks = ", ".join(map(str, sorted(find_missing())))
+        ranks = ""
+        with contextlib.suppress(Exception):  # whatever it is, this process has to end
+            ranks = ", ".join(map(str, sorted(find_missing())))
         who = f"ranks {ranks} of {here.world_size} have" if "," in ranks else f"rank {ranks} of {here.world_size} has"
         line = f"{who if ranks else f'some of {here.world_size} ranks have'} not come within {seconds} s"
         with contextlib.suppress(OSError, ValueError):  # a closed pipe, a closed stream
@@ -112,4 +114,4 @@ def _leave_mark(mark: socket.socket, here: Launch) -> Callable[[], set[int]]:
         return set  # nothing is known
     everyone = range(count if count == here.world_size else 0)  # and nothing of the ranks of other machines
     names = Path("/proc/net/unix")
-    return lambda: {rank for rank in everyone if f"@{prefix}{rank}\n" not in names.read_text()}
+    return lambda: {rank for rank in everyone if f"@{prefix}{rank}\n" not in names.read_text(errors="replace")}

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from . import logger
-from .errors import DamagedError
+from .errors import DamagedError, InputError
 from .files import decoding, exists, list_names, open_regular, reading, set_aside, write_atomically
 
 BLOCK = 1 << 20  # bytes copied at a time
@@ -38,7 +38,7 @@ class Piece:
 
     def rows(self, name: str) -> range:
         """Which rows of an array belong to the samples; fewer than there are samples where the array is of the
-        first samples of a batch only."""
+        first samples of the run only."""
         with _open_array(self._file(name), name) as (_, shape, _):
             return range(shape[0])[self.indices.start - self.start : self.indices.stop - self.start]
 
@@ -99,10 +99,11 @@ class PartStore:
 
     def remove(self, below: int) -> None:
         """Delete the parts of samples below that number, which a finished file holds; as far as that is possible."""
-        for piece in self.pieces():
-            if piece.indices.stop <= below:
-                with suppress(OSError):
-                    piece.path.unlink(missing_ok=True)
+        with suppress(InputError):
+            for piece in self.pieces():
+                if piece.indices.stop <= below:
+                    with suppress(OSError):
+                        piece.path.unlink(missing_ok=True)
         with suppress(OSError):  # other parts, damaged ones, or gone already
             self.directory.rmdir()
 
@@ -130,7 +131,7 @@ def check_result(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 def set_damaged_aside(error: DamagedError) -> None:
     """Rename the file that an error is about, if it is still there, with a warning."""
     kept = f"kept as {set_aside(error.path).name}" if exists(error.path) else "gone"
-    logger.warn(f"{error}; {kept}; its samples will be made again")
+    logger.warn(f"{error}; {kept}; its samples are made again if no other file has them")
 
 
 def read_array(path: Path, name: str, rows: int | None = None) -> np.ndarray:

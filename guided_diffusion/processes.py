@@ -26,12 +26,18 @@ def machine_digest() -> str:
 
 
 def start_time(pid: int) -> str | None:
-    """Return when a process started, in clock ticks after the boot; None if it has ended.
+    """Return when a process started, in clock ticks after the boot; None if it has ended, "" if nobody can tell.
 
     A process that waits for its parent to take notice has ended.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return None
+    except OSError:  # also where others' processes are hidden
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except (OSError, OverflowError):
+            pass
+        return ""
     return None if fields[0] in (b"Z", b"X") else fields[19].decode()

@@ -38,7 +38,7 @@ from .files import (
 
 OWNER, MANIFEST = "owner.json", "run.json"
 TOUCH_SECONDS, SILENT_SECONDS = 10.0, 60.0
-_NOTES = ("sha256", "versions", "results", "extras_sha256")  # entries of run.json that are not flags
+_NOTES = ("sha256", "versions", "results")  # entries of run.json that are not flags
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,9 @@ def claim(directory: str | os.PathLike, lost: Callable[[str], None]) -> None:
 def check_held(directory: str | os.PathLike) -> None:
     """Raise InputError if this process has claimed a directory and lost it; to be called before writing results."""
     found = _claims.get(Path(directory).resolve())
-    if found is not None and not found.is_held():
-        raise InputError(_lost_line(found.path.parent))
+    with reading(directory):
+        if found is not None and not found.is_held():
+            raise InputError(_lost_line(found.path.parent))
 
 
 def release() -> None:
@@ -146,7 +147,9 @@ def _free(path: Path) -> None:
     with suppress(FileNotFoundError):
         found, signature = _look(path)
         if found is not None and found.machine == processes.machine():
-            if found.started is not None and processes.start_time(found.pid) == found.started:
+            started = processes.start_time(found.pid)
+            lives = started is not None and (started == found.started or "" in (started, found.started))
+            if lives and found.pid != os.getpid():  # else an earlier claim of this very process could not remove it
                 raise InputError(_in_use(path, str(found)))
         else:
             silent = _wait_for_silence(path, signature, found)
@@ -154,9 +157,13 @@ def _free(path: Path) -> None:
         aside = path.with_name(f".{OWNER}.{processes.machine_digest()}-{os.getpid()}-00000000.tmp")
         os.rename(path, aside)
         if _look(aside)[0] != found:  # somebody else was quicker, and that one lives: give it back
-            with suppress(FileExistsError):
+            try:
                 os.link(aside, path)
-        aside.unlink()
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links
+                os.rename(aside, path)
+        aside.unlink(missing_ok=True)
 
 
 def _wait_for_silence(path: Path, signature: tuple, found: Owner | None) -> float:
@@ -188,7 +195,9 @@ def _look(path: Path) -> tuple[Owner | None, tuple]:
     with open_regular(path) as file:
         status, data = os.fstat(file.fileno()), file.read()
     with suppress(DamagedError, TypeError):
-        return Owner(**parse_json(data, path)), (status.st_mtime, data)
+        found = Owner(**parse_json(data, path))
+        if type(found.pid) is int:
+            return found, (status.st_mtime, data)
     return None, (status.st_mtime, data)
 
 
@@ -261,6 +270,8 @@ def check_manifest(
     try:
         create_exclusively(directory / MANIFEST, manifest)
     except FileExistsError:  # another run has begun here just now
+        if not read_manifest(directory):
+            raise InputError(f"{directory / MANIFEST}: holds nothing, expected the flags of a run; delete it") from None
         check_manifest(directory, flags, changeable, sha256, versions)
 
 

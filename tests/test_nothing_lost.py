@@ -202,6 +202,37 @@ def test_ended_anywhere_between_the_last_part_and_the_end(tmp_path, monkeypatch,
     assert status.read(folder / status.NAME)["state"] == status.FINISHED
 
 
+def test_a_damaged_list_of_what_is_not_finite(tmp_path, told):
+    (tmp_path / "nonfinite.json").write_text("[1")
+    maker = Maker(tmp_path, num_samples=2)
+    maker.run.watch.take = lambda images, indices: []
+    maker.generate()
+    assert (tmp_path / "nonfinite.json.damaged").exists() and "nonfinite.json.damaged" in told.read_text()
+
+
+def test_an_empty_manifest_is_one_line(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(InputError, match="run.json: holds nothing, expected the flags of a run"):
+        Maker(tmp_path).generate()
+
+
+def test_old_parts_that_cannot_be_read_do_not_fail_a_finished_run(tmp_path, monkeypatch, expected):
+    folder = tmp_path / "run"
+    real, done = parts.assemble, []
+
+    def assemble(pieces, names, path, commit):
+        real(pieces, names, path, commit)
+        done.append(path)
+        monkeypatch.setattr(parts, "list_names", fail)
+
+    def fail(_):
+        raise InputError("parts: cannot be read")
+
+    monkeypatch.setattr(generate, "assemble", assemble)
+    assert same(Maker(folder).generate(), expected) and done
+    assert status.read(folder / status.NAME)["state"] == status.FINISHED
+
+
 def test_a_trace_that_was_deleted_is_missed(tmp_path, told):
     options = {"extras_path": tmp_path / "run" / "trace.npz"}
     Maker(tmp_path / "run", **options).generate()

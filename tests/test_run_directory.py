@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from guided_diffusion import files, run_directory
+from guided_diffusion import files, processes, run_directory
 from guided_diffusion.errors import InputError
 from guided_diffusion.run_directory import OWNER, Owner, check_held, claim, release
 from tests.helpers import SCRIPTS, as_arguments, clean_environment, read_npz
@@ -76,7 +76,57 @@ def test_a_process_id_that_is_used_again_is_another_process(tmp_path):
     check_held(tmp_path)
 
 
-@pytest.mark.parametrize("contents", [json.dumps(elsewhere()), "", '{"pid": 3}'])
+def test_what_this_process_could_not_remove_is_its_own(tmp_path):
+    (tmp_path / OWNER).write_text(json.dumps(asdict(Owner.here())))
+    claim(tmp_path, pytest.fail)
+    check_held(tmp_path)
+
+
+def test_a_process_that_is_hidden_from_us_is_alive(tmp_path, holder, monkeypatch):
+    """On hosts whose /proc shows everyone only their own processes."""
+    real = Path.read_bytes
+
+    def hidden(path):
+        if str(path) == f"/proc/{holder.pid}/stat":
+            raise FileNotFoundError(path)
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", hidden)
+    assert processes.start_time(holder.pid) == "" and processes.start_time(2**22 + 1) is None
+    with pytest.raises(InputError, match="in use by"):
+        claim(tmp_path / "run", pytest.fail)
+
+
+def test_other_programs_temporary_files_stay(tmp_path):
+    for name in (".report.20261128.tmp", ".cache.deadbeef.tmp", ".model000003.pt.0123abcd.tmp", ".status.json.77.tmp"):
+        (tmp_path / name).touch()
+    claim(tmp_path, pytest.fail)
+    assert {path.name for path in tmp_path.iterdir()} == {".report.20261128.tmp", ".cache.deadbeef.tmp", OWNER}
+
+
+def test_a_quicker_owner_gets_its_file_back_without_links(tmp_path, monkeypatch):
+    """Between the look at a dead owner's file and its removal another process has taken the folder."""
+    path, real = tmp_path / OWNER, os.rename
+    path.write_text(json.dumps(asdict(replace(Owner.here(), pid=2**22 + 1))))
+
+    def rename(old, new):
+        if old == path and "4711" not in path.read_text():
+            path.write_text(json.dumps(elsewhere()))
+        real(old, new)
+
+    def no_links(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(os, "link", no_links)
+    run_directory._free(path)
+    assert json.loads(path.read_text())["pid"] == 4711 and [p.name for p in tmp_path.iterdir()] == [OWNER]
+
+
+ODD = json.dumps(asdict(Owner.here()) | {"pid": "../1"})
+
+
+@pytest.mark.parametrize("contents", [json.dumps(elsewhere()), "", '{"pid": 3}', ODD])
 def test_an_owner_elsewhere_is_waited_for_until_it_is_silent(tmp_path, monkeypatch, capsys, contents):
     monkeypatch.setattr(run_directory, "SILENT_SECONDS", 1.5)
     (tmp_path / OWNER).write_text(contents)

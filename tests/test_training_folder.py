@@ -179,6 +179,18 @@ def test_a_number_is_used_again(folder):
     assert (older.number, older.state["steps_done"]) == (24, 25)
 
 
+def test_a_number_is_used_again_beside_a_damaged_one(folder, tmp_path):
+    """What was whole stays a checkpoint until the new one is."""
+    save(folder, 24, steps_done=25)
+    save(folder, 25, steps_done=25)
+    flip(tmp_path / "model000024.pt", 300)
+    folder._make_way(25)  # and killed then
+    found = folder.newest_intact()
+    assert (found.number, found.state["steps_done"]) == (24, 25)
+    assert torch.load(found.model, weights_only=True)["w"][0] == 25
+    assert (tmp_path / "model000024.pt.damaged").exists()
+
+
 def test_a_disk_that_is_full(folder, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")

@@ -180,6 +180,8 @@ def _report(args: argparse.Namespace) -> None:
     if not (args.out / "book.json").exists():
         raise InputError(f"--out {args.out}: no book.json in it, expected a folder that `ed-dpm run` has made")
     found = read_json(args.out / "book.json")
+    if not (isinstance(found.get("recipes"), str) and isinstance(found.get("rehearsal"), bool)):
+        raise InputError(f"{args.out / 'book.json'}: found no recipes and rehearsal, expected what `ed-dpm run` writes")
     book = load(ROOT / found["recipes"])
     if found["rehearsal"]:
         book = rehearsal(book)

@@ -15,7 +15,7 @@ from guided_diffusion.files import open_regular, reading
 
 FlagValue = bool | int | float | str
 Flags = dict[str, FlagValue]
-KIND_NAMES = {str: "text", int: "a whole number", float: "a number", dict: "a table", list: "a list"}
+_KIND_NAMES = {str: "text", int: "a whole number", float: "a number", dict: "a table", list: "a list"}
 # Flags that are not only handed to scripts: files are named and disk is estimated by them.
 _COUNTS = ("image_size", "in_channels", "num_samples", "iterations", "lr_anneal_steps", "save_interval")
 # Flags that name files, which commands give; a script also takes the beginning of a flag for it.
@@ -36,13 +36,13 @@ class Entry:
     def take(self, key: str, kind: type, default: Any = dataclasses.MISSING, least: int = 1) -> Any:
         if key not in self.values:
             if default is dataclasses.MISSING:
-                raise InputError(f"{self.file}: {self.prefix}{key}: missing, expected {KIND_NAMES[kind]}")
+                raise InputError(f"{self.file}: {self.prefix}{key}: missing, expected {_KIND_NAMES[kind]}")
             return default
         value = self.values.pop(key)
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind or kind is int and value < least:
-            raise self.fail(key, value, KIND_NAMES[kind] + f" from {least} on" * (kind is int))
+            raise self.fail(key, value, _KIND_NAMES[kind] + f" from {least} on" * (kind is int))
         return value
 
     def inner(self, key: str, default: Any = dataclasses.MISSING) -> Entry:
