@@ -180,6 +180,14 @@ def test_an_unreliable_server(server, tmp_path, acts, knows_ranges):
         assert server.asked[0] == "all" and server.asked[1].startswith("bytes=")
 
 
+def test_what_has_neither_version_nor_length_is_not_resumed(server, tmp_path):
+    """Within one call: the file changes after the first answer has stalled."""
+    other = DATA[::-1]
+    server.length, server.acts, server.change = "none", [("stall", 50_000)], (other, {})
+    assert get(tmp_path).read_bytes() == other
+    assert server.asked == ["all", "all"]
+
+
 def test_a_server_that_never_recovers(server, tmp_path):
     server.acts = [("status", 503)] * 100
     refused(tmp_path, "weights.pt: cannot be downloaded from http.*failed 5 times, at last: 503")
