@@ -11,8 +11,8 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from .errors import DamagedError, InputError
 from .files import hash_file, list_names, read_json, reading, reason, set_aside, write_atomically, write_json
 from .run_directory import check_held
 
-_NUMBERED = re.compile(r"(model|opt|ema_.+_|state)(\d{6,})\.(pt|json)")
+_NUMBERED = re.compile(r"(model|opt|ema_.+_|state|deleted)(\d{6,})\.(pt|json)")
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,18 @@ class CheckpointFolder:
         self._write_state(number, {"state": state, "files": files})
 
     def prune(self, keep: int) -> None:
-        """Delete all checkpoints but the newest `keep`; none where that is 0."""
+        """Delete all checkpoints but the newest `keep`; none where that is 0.
+
+        First a state becomes deletedNNNNNN.json: the checkpoint no longer counts, and the next call finds what an
+        interrupted one has left.
+        """
         for number in self.numbers()[keep:] if keep else []:
-            self._remove(number)
+            with _deleting(number):
+                self._state_path(number).rename(self._deleted_path(number))
+        for number in self._numbers("deleted"):
+            with _deleting(number):
+                for path in self._files(number):
+                    path.unlink(missing_ok=True)
 
     def _make_way(self, number: int) -> None:
         """Take the number away from an intact checkpoint.
@@ -120,42 +129,40 @@ class CheckpointFolder:
         At a run's end the number is the count of steps, on the way the step just trained, which is one less. Where
         a run goes on after its end, the end's checkpoint becomes one on the way before the number is used again.
         """
-        if number not in self.numbers():
-            return
-        try:
-            self._check(number - 1)
-        except DamagedError:  # or not there
+        if number in self.numbers() and not self._is_intact(number - 1):
             self._set_aside(number - 1)
             entry = self._read(number)
             for name in entry["files"]:
                 _link(self.directory / name, self.directory / _renumbered(name, number - 1))
             files = {_renumbered(name, number - 1): expected for name, expected in entry["files"].items()}
             self._write_state(number - 1, entry | {"files": files})
-        try:
-            self._state_path(number).unlink()
-        except OSError as error:
-            raise InputError(f"{self._state_path(number)}: cannot be removed: {reason(error)}") from error
+        for path in (self._state_path(number), self._deleted_path(number)):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise InputError(f"{path}: cannot be removed: {reason(error)}") from error
+
+    def _is_intact(self, number: int) -> bool:
+        with suppress(DamagedError):  # or not there
+            self._check(number)
+            return True
+        return False
 
     def _set_aside(self, number: int) -> None:
         for path in self._files(number):
             set_aside(path)
 
-    def _remove(self, number: int) -> None:
-        for path in self._files(number):
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:  # what is kept is whole, so the run goes on
-                logger.warn(f"{path}: cannot be deleted ({reason(error)}); tried again later")
-                return
-
     def _files(self, number: int) -> list[Path]:
-        """A checkpoint's files, the state last: by it the next call finds what an interrupted one has left."""
+        """A checkpoint's files, the state last: without it nobody would know what the others are."""
         found = {name: _NUMBERED.fullmatch(name) for name in list_names(self.directory)}
         names = [name for name, match in found.items() if match and int(match[2]) == number]
         return [self.directory / name for name in sorted(names, key=lambda name: name.endswith(".json"))]
 
     def _state_path(self, number: int) -> Path:
         return self.directory / f"state{number:06d}.json"
+
+    def _deleted_path(self, number: int) -> Path:
+        return self.directory / f"deleted{number:06d}.json"
 
     def _write_state(self, number: int, entry: dict[str, Any]) -> None:
         write_json(self._state_path(number), entry | {"sha256": _digest(entry)})
@@ -188,6 +195,15 @@ class CheckpointFolder:
             if digest != expected["sha256"]:
                 raise DamagedError(f"{path}: damaged (SHA-256 {digest[:12]}, expected {expected['sha256'][:12]})")
         return Checkpoint(self.directory, number, entry["state"])
+
+
+@contextmanager
+def _deleting(number: int) -> Iterator[None]:
+    """Make a failure of the block a warning: what is kept is whole."""
+    try:
+        yield
+    except OSError as error:
+        logger.warn(f"checkpoint {number:06d} cannot be deleted, tried again later: {error}")
 
 
 def _link(path: Path, new: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -110,21 +111,24 @@ def test_what_cannot_be_read_is_not_damaged(folder, tmp_path, monkeypatch, code,
     assert folder.newest_intact().number == (10 if name == "opt000010.pt" else 20)
 
 
-def test_pruning_that_is_interrupted_is_done_later(folder, tmp_path, monkeypatch):
-    """A state goes last: without it nobody would know what the other files are."""
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(5, "x")])
+def test_pruning_that_is_interrupted_is_done_later(folder, tmp_path, monkeypatch, warnings, failure):
+    """By a kill or by an error, which is a warning."""
     real, count = Path.unlink, 0
 
     def unlink(path, **options):
         nonlocal count
         count += 1
         if count == 2:
-            raise KeyboardInterrupt
+            raise failure
         real(path, **options)
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
         patched.setattr(Path, "unlink", unlink)
         folder.prune(1)
     assert folder.newest_intact().number == 20
+    assert warnings == (["checkpoint 000000 cannot be deleted, tried again later: [Errno 5] x"] * (failure.args != ()))
+    assert folder.numbers() == [20], "none whose files are not all there counts as a checkpoint"
     folder.prune(1)
     assert {Path(name).stem[-6:] for name in tree(tmp_path)} == {"000020"}
 
