@@ -137,8 +137,8 @@ class Watch:
             self._thread.busy = False
             if self.plan is None:
                 self._note(f"{point}\t{result if type(result) is int else ''}\n")
-        if hit:
-            os.killpg(0, signal.SIGKILL)
+            if hit:  # also after a call that failed, such as a link to a name that is taken
+                os.killpg(0, signal.SIGKILL)
         return result
 
     def _note(self, line: str) -> None:
