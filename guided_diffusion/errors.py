@@ -17,7 +17,8 @@ class InputError(Exception):
     """
 
     def __init__(self, message: object = ""):
-        line = " ".join(str(message)[:100_000].splitlines())
+        text = str(message)
+        line = " ".join((text if len(text) < 100_000 else text[:50_000] + text[-50_000:]).splitlines())
         line = re.sub(r"[\x00-\x1f\x7f]", lambda found: repr(found[0])[1:-1], line)
         line = re.sub(r"(\S{200})\S{200,}(\S{100})", r"\1...\2", line)
         super().__init__(line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 4 :]}")

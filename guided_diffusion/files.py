@@ -163,8 +163,10 @@ def decoding(name: object, problem: str, kind: Callable[[str], InputError] = Dam
     """
     try:
         yield
-    except (InputError, MemoryError):
+    except InputError:
         raise
+    except MemoryError as error:  # that of a file which claims too much, or of this machine: no damage
+        raise InputError(f"{name}: {problem}: {first_line(error)}") from error
     except Exception as error:
         cause: BaseException | None = error
         while cause is not None:

@@ -124,7 +124,7 @@ def open_run(
     def look() -> Checkpoint | None:
         _check_flags(folder, flags, changeable)
         newest = folder.newest_intact()
-        folder.prune(keep)  # what a call that was ended did not come to
+        folder.prune(0)  # to the end of what an interrupted call began to delete
         return newest
 
     found = dist_util.from_rank_0(look)

@@ -245,7 +245,7 @@ def test_the_values_of_a_sweep_are_numbers(book, values):
 
 
 ODD_FILES: dict[str, Callable[[Path], Any]] = {
-    "Is a directory": Path.mkdir,
+    "found a folder": Path.mkdir,
     "a named pipe": os.mkfifo,
     "regular file": lambda path: path.symlink_to("/dev/null"),
     "No such file": lambda path: path.symlink_to("nowhere"),

@@ -205,23 +205,25 @@ def test_of_many_at_once_one_gets_it(tmp_path, left_behind):
         directory.mkdir()
         if left_behind:
             (directory / OWNER).write_text(json.dumps(asdict(replace(Owner.here(), pid=2**22 + 1))))
-        gate, children = time.monotonic() + 0.2, []
+        gate, (wait, go) = time.monotonic() + 0.2, os.pipe()
         for _ in range(8):
-            pid = os.fork()
-            if pid == 0:
+            if os.fork() == 0:
                 status = 1
                 try:
+                    os.close(go)
                     time.sleep(max(0.0, gate - time.monotonic()))
                     claim(directory, print)
                     status = 0
+                    os.read(wait, 1)  # alive while the others try
                 except InputError as error:
                     status = 2 if "in use by" in str(error) else 1
                 finally:
-                    time.sleep(1)  # alive while the others try
                     os._exit(status)
-            children.append(pid)
-        statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-        assert sorted(statuses) == [0] + [2] * 7
+        os.close(wait)
+        statuses = [os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(7)]
+        os.close(go)
+        statuses.append(os.waitstatus_to_exitcode(os.wait()[1]))
+        assert statuses == [2] * 7 + [0]
 
 
 def test_two_samplings_at_once(run, tmp_path, checkpoints):
