@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from guided_diffusion.errors import InputError
-from guided_diffusion.files import check_readable, decoding, open_regular, reading
+from guided_diffusion.files import decoding, open_readable, reading
 
 MAX_FILE_BYTES = 1 << 31  # protobuf's own limit
 MAX_RANK = 8
@@ -62,8 +62,7 @@ def read_graph(path: str | os.PathLike) -> dict[str, Node]:
 
 def read_bytes(path: str | os.PathLike) -> bytes:
     """What a graph's file holds. ``InputError`` if it cannot be read, or is larger than a graph may be."""
-    check_readable(path, path)
-    with reading(path), open_regular(path) as file:
+    with reading(path), open_readable(path, path) as file:
         if (size := os.fstat(file.fileno()).st_size) > MAX_FILE_BYTES:
             raise InputError(f"{path}: found {size} bytes, expected a frozen graph of at most {MAX_FILE_BYTES}")
         return file.read()

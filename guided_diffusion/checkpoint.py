@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
-from .files import check_readable, is_remote, open_regular, parse_json, read_json, reason, write_atomically, write_json
+from .files import check_readable, is_remote, open_readable, parse_json, read_json, reason, write_atomically, write_json
 from .nonfinite import check_weights
 
 _PATIENCE = 60.0  # seconds without an answer
@@ -172,8 +172,7 @@ def _open_for_reading(path: str) -> BinaryIO:
     if is_remote(path):
         with _open_remote(path) as remote:
             return io.BytesIO(remote.read())
-    check_readable(path, path)
-    return open_regular(path)
+    return open_readable(path, path)
 
 
 def check_there(name: str, path: str) -> None:

@@ -64,8 +64,7 @@ def write_atomically(path: str | os.PathLike, commit: Callable[[Path], None] | N
     try:
         target = target.resolve()  # through a symbolic link, so that the link itself survives
         target.parent.mkdir(parents=True, exist_ok=True)
-        writer = f"{processes.machine_digest()}-{os.getpid()}-{secrets.token_hex(4)}"
-        temporary = target.with_name(f".{target.name}.{writer}.tmp")
+        temporary = temporary_path(target)
         with open(temporary, "xb") as file:
             yield file
             file.flush()
@@ -82,6 +81,11 @@ def write_atomically(path: str | os.PathLike, commit: Callable[[Path], None] | N
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def temporary_path(path: Path) -> Path:
+    """Return a new name beside a file that says who writes it, so that `remove_leftovers` knows what is left over."""
+    return path.with_name(f".{path.name}.{processes.machine_digest()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 class _AlreadyThere(Exception):
@@ -198,16 +202,21 @@ def open_regular(path: str | os.PathLike, name: str = "") -> BinaryIO:
     raise InputError(f"{name or path}: found {found}, expected a regular file")
 
 
-def check_readable(name: str, path: str | os.PathLike) -> None:
-    """Raise the ``InputError`` that reading a local file would, now rather than later.
+def open_readable(name: str, path: str | os.PathLike) -> BinaryIO:
+    """Open a local file as ``open_regular`` does, with an ``InputError`` for whatever keeps it from being read.
 
     :param name: what the line calls it, perhaps with its flag.
     """
     try:
         with reading(name):
-            open_regular(path, name).close()
+            return open_regular(path, name)
     except FileNotFoundError as error:
         raise InputError(f"{name}: no such file") from error
+
+
+def check_readable(name: str, path: str | os.PathLike) -> None:
+    """Raise the ``InputError`` that opening a local file would, now rather than later."""
+    open_readable(name, path).close()
 
 
 def exists(path: str | os.PathLike) -> bool:

@@ -33,6 +33,7 @@ from .files import (
     read_json,
     reading,
     remove_leftovers,
+    temporary_path,
     write_json,
 )
 
@@ -154,7 +155,7 @@ def _free(path: Path) -> None:
         else:
             silent = _wait_for_silence(path, signature, found)
             _tell(f"{path.parent}: taking over from {found or 'an unknown process'}, silent for {silent:.0f} s")
-        aside = path.with_name(f".{OWNER}.{processes.machine_digest()}-{os.getpid()}-00000000.tmp")
+        aside = temporary_path(path)
         os.rename(path, aside)
         if _look(aside)[0] != found:  # somebody else was quicker, and that one lives: give it back
             try:
@@ -168,7 +169,7 @@ def _free(path: Path) -> None:
 
 def _wait_for_silence(path: Path, signature: tuple, found: Owner | None) -> float:
     """Return for how many seconds an owner has not touched its file, at least a minute; InputError once it does."""
-    clock = path.with_name(f".{OWNER}.{processes.machine_digest()}-{os.getpid()}-ffffffff.tmp")
+    clock = temporary_path(path)
     told = False
     try:
         while True:
