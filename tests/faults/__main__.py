@@ -121,7 +121,7 @@ def main() -> int:
     jobs, actions = (*JOB_NAMES, *PAIRS), points.ACTIONS
     parser.add_argument("--jobs", default=",".join(jobs), help=f"of the sweep: some of {', '.join(jobs)}")
     parser.add_argument("--actions", default=",".join(actions), help=f"of the sweep: some of {', '.join(actions)}")
-    parser.add_argument("--every", type=int, default=1, metavar="K", help="each K-th of reads, writes, looks (1)")
+    parser.add_argument("--every", type=int, metavar="K", help="each K-th of reads, writes, looks; default: 12, or 60")
     parser.add_argument("--seconds", type=float, help="begin nothing after so long")
     parser.add_argument("--at", metavar="ACTION@POINT", help="this one alone, as problems are printed")
     args = parser.parse_args()

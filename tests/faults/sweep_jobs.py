@@ -42,12 +42,14 @@ class Job:
 
     :param arguments: relative to the job's folder, which is the working directory.
     :param before: what was run in the folder earlier, arguments and how it was killed. The sweep leaves it alone.
+    :param every: K of the sweep, of this job: see `sweep`.
     """
 
     name: str
     program: Path
     arguments: list[str]
     before: tuple[tuple[list[str], Plan | None], ...] = ()
+    every: int = 12
 
     def finished(self, run: Path) -> int:
         """How much of the run is safely on disk."""
@@ -240,7 +242,7 @@ def _book(name: str, folder: Path, images: Path) -> Job:
     flags = {"recipes": recipes, "out": f"{{folder}}/{RUN}", "nproc": 1, "at_once": 1}
     patterns = ("samples/*/samples_*.npz", "networks/features/model*.pt", "metrics/*.json")
     program, arguments = Path(__file__).with_name("book_program.py"), ["run", "all", *as_arguments(flags)]
-    return Files(name, program, arguments, patterns=patterns, cached=("report.*",))
+    return Files(name, program, arguments, patterns=patterns, cached=("report.*",), every=60)
 
 
 _MAKERS: dict[str, Callable[[str, Path, Path], Job]] = {
