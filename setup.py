@@ -26,7 +26,7 @@ setup(
     ],
     extras_require={
         "mpi": ["mpi4py", "mpich"],  # mpich's wheel brings mpiexec; leave it out where a system MPI exists
-        "inception": ["tensorflow-cpu"],  # evaluations/evaluator.py on the published Inception graph
+        "inception": ["tensorflow-cpu", "tensorboard"],  # the published Inception graph; reading it
         "demo": ["matplotlib", "scikit-learn"],  # plots; the handwritten digits
         "tensorboard": ["tensorboard"],
         "test": [

@@ -3,7 +3,7 @@
     python -m ablation --protocol reduced
     python -m ablation --protocol full --tables rules table2
     python -m ablation --protocol reduced --at_once 2      # two steps at a time, one core each
-    python -m ablation --protocol short --tables rules+table2 table3 --samplers 3 --at_once 16      # one GPU
+    python -m ablation --protocol short --tables rules+table2 table3 --at_once 3      # one GPU
 
 Interrupted? The same command goes on. Table after table is tuned, sampled, tested and reported;
 results/cifar10/PROTOCOL.md says what is done and why.
@@ -19,7 +19,7 @@ from pathlib import Path
 from ed_dpm_patches.figures import cli as figures
 from ed_dpm_patches.reproduce.book import ROOT, Book, Figures, Row, Table, short
 from ed_dpm_patches.reproduce.book_files import load
-from ed_dpm_patches.reproduce.cli import Parser, add_samplers_option, count
+from ed_dpm_patches.reproduce.cli import NoLongerActs, Parser, count
 from ed_dpm_patches.reproduce.commands import Commands, Options
 from ed_dpm_patches.reproduce.plan import plan, preparation
 from ed_dpm_patches.reproduce.report import runs_csv
@@ -74,7 +74,7 @@ def main() -> None:
                         help=f"of {', '.join(TABLES)} (all), one after the other, TABLE+TABLE at once")  # fmt: skip
     parser.add_argument("--recipes", type=Path, metavar="DIR", help="another book, for a trial (ablation/recipes/...)")
     parser.add_argument("--at_once", type=count, default=1, metavar="K", help="steps at a time (1)")
-    add_samplers_option(parser)
+    parser.add_argument("--samplers", action=NoLongerActs, help=argparse.SUPPRESS)
     parser.add_argument("--dry_run", action="store_true", help="show the networks' and the tuning's commands, run none")
     args = parser.parse_args()
     recipes = args.recipes or RECIPES / args.protocol
@@ -84,7 +84,6 @@ def main() -> None:
         args.results.absolute() / args.protocol,
         PROTOCOLS[args.protocol].tuning_share,
         args.at_once,
-        args.samplers,
     )
     groups = [[name for name in group if name in ablation.book.tables] for group in args.tables]
     names = [name for group in groups for name in group]
@@ -110,19 +109,17 @@ class Ablation:
     """A book, the folder of its runs, the folder of its report.
 
     :param tuning_share: a tuning run has so many times fewer samples than one that is reported.
-    :param at_once: steps at a time; samplers: see `Runner`.
+    :param at_once: steps at a time.
     """
 
-    def __init__(
-        self, book: Book, out: Path, results: Path, tuning_share: int, at_once: int = 1, samplers: int = 0
-    ):
+    def __init__(self, book: Book, out: Path, results: Path, tuning_share: int, at_once: int = 1):
         self.at_once, self.tuning_share = at_once, tuning_share
         known = [name for name in TABLES if name in book.tables]
         book = replace(book, tables={name: book.tables[name] for name in dict.fromkeys([*known, *book.tables])})
         book = with_wider_scales(book)
         self.book, self.out, self.results = book, out, results
         self.tuning = self._tuning(book)
-        self.runner = Runner(out, {"OMP_NUM_THREADS": "1"}, samplers=samplers)
+        self.runner = Runner(out, {"OMP_NUM_THREADS": "1"})
 
     def show(self, names: Sequence[str]) -> None:
         """Print every step that is not done, but for the rows, which tuning decides."""

@@ -21,7 +21,6 @@ from .flags import Given, architecture_from
 from .frozen import Frozen
 from .host_memory import keep_freed_memory
 from .image_datasets import list_class_names
-from .kept_networks import KeptNetworks
 from .script_util import build_classifier
 
 Config = TypeVar("Config", ModelConfig, SuperResConfig)
@@ -71,15 +70,12 @@ def output_file(flag: str, path: str) -> Path | None:
     return target
 
 
-def wants_compiling(sampling: SamplingConfig, steps: int, kept: KeptNetworks | None = None) -> bool:
-    """Whether to compile: as --compile says, else on CUDA where a rank makes enough steps to pay for it.
-
-    :param kept: networks that stay for runs to come, which then pay too.
-    """
+def wants_compiling(sampling: SamplingConfig, steps: int) -> bool:
+    """Whether to compile: as --compile says, else on CUDA where a rank makes enough steps to pay for it."""
     if sampling.compile is not None:
         return sampling.compile
     batches = sampling.num_samples / (sampling.batch_size * dist_util.get_world_size())
-    return dist_util.dev().type == "cuda" and (kept is not None or batches * steps >= _LONG_RUN)
+    return dist_util.dev().type == "cuda" and batches * steps >= _LONG_RUN
 
 
 def model_configs(given: Given, path: str, config_class: type[Config]) -> tuple[Config, DiffusionConfig]:
@@ -98,35 +94,26 @@ def load_model(
     path: str,
     run: RunConfig,
     compile: bool = False,
-    kept: KeptNetworks | None = None,
 ) -> Frozen:
     """The diffusion model, frozen, on this rank's device; InputError for a checkpoint that does not fit.
 
     :param build: build_model or build_super_res_model.
-    :param kept: networks of earlier runs of this process, for reuse.
     """
     plain = dataclasses.replace(config, use_fp16=False)  # autocast, not half weights
-    return (kept or KeptNetworks()).load(
-        (plain, dataclasses.replace(diffusion_config, timestep_respacing="")),  # the network sees all timesteps
-        lambda: build(plain, diffusion_config),
-        path,
-        amp_dtype(config.use_fp16, run.amp_dtype),
-        compile,
-    )
+    return _load(lambda: build(plain, diffusion_config), path, amp_dtype(config.use_fp16, run.amp_dtype), compile)
 
 
-def load_classifier(
-    config: ClassifierConfig, path: str, run: RunConfig, compile: bool = False, kept: KeptNetworks | None = None
-) -> Frozen:
+def load_classifier(config: ClassifierConfig, path: str, run: RunConfig, compile: bool = False) -> Frozen:
     """The noise-aware classifier, as `load_model` loads the diffusion model."""
     plain = dataclasses.replace(config, classifier_use_fp16=False)
-    return (kept or KeptNetworks()).load(
-        plain,
-        lambda: build_classifier(plain),
-        path,
-        amp_dtype(config.classifier_use_fp16, run.amp_dtype),
-        compile,
-    )
+    return _load(lambda: build_classifier(plain), path, amp_dtype(config.classifier_use_fp16, run.amp_dtype), compile)
+
+
+def _load(build: Callable[[], nn.Module], path: str, dtype: torch.dtype | None, compile: bool) -> Frozen:
+    with torch.device("meta"):  # memory is that of the file's weights, should they fit
+        network = build()
+    checkpoint.load_weights(network, path)
+    return Frozen(network.to(dist_util.dev()), dtype, compile)
 
 
 def count_classes(given: Given, data_dir: str) -> tuple[int, list[str]]:

@@ -28,7 +28,6 @@ from guided_diffusion.configs import (
 from guided_diffusion.errors import InputError
 from guided_diffusion.flags import Given, Parser, architecture_from, flag
 from guided_diffusion.generate import Batch, SampleRun
-from guided_diffusion.kept_networks import KeptNetworks
 from guided_diffusion.nonfinite import Watch, timesteps_of
 from guided_diffusion.sample_noise import LabelPlan
 from guided_diffusion.script_util import build_diffusion, build_model
@@ -91,8 +90,7 @@ class GuidanceConfig:
     trace_maps: int = flag(8, "at how many steps, evenly spaced, it keeps them; more than there are: all", minimum=1)
 
 
-def main(kept: KeptNetworks | None = None) -> None:
-    """Sample. :param kept: networks of earlier runs of this process, for reuse."""
+def main() -> None:
     given = Parser(
         __doc__, SamplingConfig, GuidanceConfig, LabelConfig, ModelConfig, ClassifierConfig, DiffusionConfig, RunConfig
     ).parse()
@@ -103,9 +101,9 @@ def main(kept: KeptNetworks | None = None) -> None:
 
     diffusion = build_diffusion(diffusion_config)
     loop = sampling_loop(diffusion, sampling.sampler, sampling.use_ddim)
-    compile = run_setup.wants_compiling(sampling, diffusion.num_timesteps, kept)
-    model = run_setup.load_model(build_model, model_config, diffusion_config, sampling.model_path, run, compile, kept)
-    classifier = run_setup.load_classifier(classifier_config, guide.classifier_path, run, compile, kept)
+    compile = run_setup.wants_compiling(sampling, diffusion.num_timesteps)
+    model = run_setup.load_model(build_model, model_config, diffusion_config, sampling.model_path, run, compile)
+    classifier = run_setup.load_classifier(classifier_config, guide.classifier_path, run, compile)
 
     def model_fn(x, t, y):
         return model(x, t, y=y) if model_config.class_cond else model(x, t)

@@ -15,15 +15,13 @@ from guided_diffusion.configs import DiffusionConfig, LabelConfig, ModelConfig, 
 from guided_diffusion.errors import InputError
 from guided_diffusion.flags import Parser
 from guided_diffusion.generate import Batch, SampleRun
-from guided_diffusion.kept_networks import KeptNetworks
 from guided_diffusion.nonfinite import Watch, timesteps_of
 from guided_diffusion.sample_noise import LabelPlan
 from guided_diffusion.script_util import build_diffusion, build_model
 from guided_diffusion.solvers import sampling_loop
 
 
-def main(kept: KeptNetworks | None = None) -> None:
-    """Sample. :param kept: networks of earlier runs of this process, for reuse."""
+def main() -> None:
     given = Parser(__doc__, SamplingConfig, LabelConfig, ModelConfig, DiffusionConfig, RunConfig).parse()
     run, sampling, label_config = given.make(RunConfig), given.make(SamplingConfig), given.make(LabelConfig)
     directory = run_setup.begin(run)
@@ -33,8 +31,8 @@ def main(kept: KeptNetworks | None = None) -> None:
 
     diffusion = build_diffusion(diffusion_config)
     loop = sampling_loop(diffusion, sampling.sampler, sampling.use_ddim)
-    compile = run_setup.wants_compiling(sampling, diffusion.num_timesteps, kept)
-    model = run_setup.load_model(build_model, config, diffusion_config, sampling.model_path, run, compile, kept)
+    compile = run_setup.wants_compiling(sampling, diffusion.num_timesteps)
+    model = run_setup.load_model(build_model, config, diffusion_config, sampling.model_path, run, compile)
     shape = (config.in_channels, config.image_size, config.image_size)
 
     def draw(batch: Batch):

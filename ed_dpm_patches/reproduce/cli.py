@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -47,6 +48,13 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (--help explains)")
 
 
+class NoLongerActs(argparse.Action):
+    """Of a flag that earlier versions had: accepted with its value, and said to do nothing."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"warning: {self.option_strings[0]} no longer acts: every run is a process of its own", file=sys.stderr)
+
+
 def run() -> NoReturn:
     """Entry point of the console script."""
     dist_util.run_main(main)
@@ -74,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("run", parents=[recipes, rehearse], help="download, train, sample, evaluate, report")
     _add_making_options(command)
     command.add_argument("--at_once", type=count, metavar="K", help="steps at a time (1; --rehearse: one a core)")
-    add_samplers_option(command)
+    command.add_argument("--samplers", action=NoLongerActs, help=argparse.SUPPRESS)
     command.add_argument("--skip_missing", action="store_true", help="leave out rows whose files you must bring")
     command.set_defaults(act=_run)
     command = commands.add_parser("report", help="tables of what has been run: Markdown, HTML, CSV")
@@ -112,13 +120,6 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from 1 on")
     return int(text)
-
-
-def add_samplers_option(parser: argparse.ArgumentParser) -> None:
-    """--samplers of programs that run steps."""
-    parser.add_argument("--samplers", type=count, default=0, metavar="K",
-                        help="sample in K processes that stay and, on a GPU, compile each kind of network once; with "
-                        "runs of one process (0: a new process for every run)")  # fmt: skip
 
 
 def _seeds(text: str) -> tuple[int, ...]:
@@ -166,7 +167,7 @@ def _run(args: argparse.Namespace) -> None:
     claim(ROOT / out / "book.json", {"recipes": str(short(args.recipes)), "rehearsal": args.rehearse})
     small = book.writes_data
     at_once = args.at_once or (max(1, (os.cpu_count() or 1) // commands.options.processes) if small else 1)
-    runner = Runner(out, {"OMP_NUM_THREADS": "1"} if small else {}, samplers=args.samplers)
+    runner = Runner(out, {"OMP_NUM_THREADS": "1"} if small else {})
     print(f"{len(rows)} rows, {len(steps)} steps; logs: {runner.logs}", flush=True)
     print(f"disk in all: {disk(commands, rows)}; free: {shutil.disk_usage(runner.logs.parent).free / 1e9:,.0f} GB")
     try:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .book import ROOT, Book, Figures, Network, Row, Run
+from .book import Book, Figures, Network, Row, Run
 from .commands import Commands, checkpoint_bytes, sample_bytes, shell, training_bytes
-from .estimate import gpu_hours
 from .published import PUBLISHED
-
-BENCHMARKS = ROOT / "benchmarks" / "results"
 
 _COLUMNS = {"fid": "FID", "sfid": "sFID", "inception_score": "IS", "precision": "precision", "recall": "recall"}
 
@@ -109,12 +106,6 @@ def _run(commands: Commands, run: Run, row: Row) -> Iterator[str]:
         yield "evaluate:"
         yield shell(commands.evaluate(run, seed))
     yield f"disk: {disk(commands, (row,))}"
-    measured = gpu_hours(book, run, commands.out, BENCHMARKS)
-    if measured:
-        hours = measured[0] * count / run.num_samples * len(commands.seeds)
-        yield f"GPU-hours of sampling: about {hours:,.1f} ({measured[1]})"
-    else:
-        yield "GPU-hours of sampling: nothing measured to estimate them from"
 
 
 def _networks(book: Book, run: Run) -> list[Network]:

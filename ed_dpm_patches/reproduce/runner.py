@@ -21,7 +21,6 @@ from guided_diffusion.errors import InputError
 from .book import ROOT
 from .commands import shell
 from .steps import Records, Step
-from .workers import Workers
 
 
 class Runner:
@@ -29,13 +28,9 @@ class Runner:
 
     :param environment: variables for the commands on top of this process's.
     :param show: also show a step's output as it comes, when there is one at a time.
-    :param samplers: so many processes that stay do all the sampling, others that stay the evaluating (as far as these
-        are steps of one process): nothing is imported and compiled twice. 0: every step is a process of its own.
     """
 
-    def __init__(
-        self, out: Path, environment: dict[str, str] | None = None, show: bool = True, samplers: int = 0
-    ):
+    def __init__(self, out: Path, environment: dict[str, str] | None = None, show: bool = True):
         self.records = Records(out)
         self.logs = ROOT / out / "logs"
         self._show, self._added = show, environment or {}
@@ -47,7 +42,6 @@ class Runner:
         code = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self._environment = {**os.environ, **self._added, "PATH": search, "PYTHONPATH": code}
         self._processes: set[subprocess.Popen] = set()
-        self._workers = Workers(samplers, self._environment)
         self._stopping, self._lock = False, threading.Lock()
 
     def run(self, steps: Sequence[Step], at_once: int = 1) -> int:
@@ -68,9 +62,6 @@ class Runner:
                 for step in [step for step in waiting if not busy & set(step.inputs)]:
                     if len(running) == at_once:
                         break
-                    # Its worker is busy: another step can have the place.
-                    if self._workers.is_full(step.command, [other.command for other in running.values()]):
-                        continue
                     waiting.remove(step)
                     if unmade & set(step.inputs):
                         unmade.update(step.outputs)
@@ -123,13 +114,6 @@ class Runner:
         """Run the command with its output in the log. InputError with the log's end where it fails."""
         self.logs.mkdir(parents=True, exist_ok=True)
         log = self.logs / f"{step.name}.log"
-        words = self._workers.take(step.command)
-        code = self._run_alone(step, log) if words is None else self._workers.run(words, log)
-        if code:
-            raise InputError(f"exit status {code}, expected 0; {log} ends with: {last_line(log)}")
-
-    def _run_alone(self, step: Step, log: Path) -> int:
-        """As a process of its own; its exit status."""
         with log.open("wb", buffering=0) as file:
             with self._lock:
                 if self._stopping:
@@ -147,7 +131,8 @@ class Runner:
             code = process.wait()
             process.stdout.close()
             self._processes.discard(process)
-        return code
+        if code:
+            raise InputError(f"exit status {code}, expected 0; {log} ends with: {last_line(log)}")
 
     @contextmanager
     def _ending_children(self) -> Iterator[None]:
@@ -160,9 +145,6 @@ class Runner:
         before = signal.signal(signal.SIGTERM, stop) if main else None
         try:
             yield
-        except BaseException:
-            self._workers.end()
-            raise
         finally:
             if main:
                 signal.signal(signal.SIGTERM, before)
