@@ -137,9 +137,9 @@ class Runner:
 
 
 def as_arguments(flags: dict | list[str]) -> list[str]:
+    """--name value; the name alone where the value is None."""
     if isinstance(flags, list):
         return flags
-    """--name value; the name alone where the value is None."""
     pairs = [(f"--{name}", value) for name, value in flags.items()]
     return [str(text) for pair in pairs for text in pair if text is not None]
 
