@@ -52,6 +52,8 @@ def main() -> None:
         random_flip=data_config.random_flip,
         channels=config.in_channels,
         class_names=saved.get("class_names"),
+        labels=data_config.labels,
+        reading=data_config.reading,
     )
     evaluate(model, build_diffusion(diffusion_config), data, nll, directory)
 
