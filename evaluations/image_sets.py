@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,8 +18,8 @@ from evaluations.metrics.npz import list_arrays, open_images, read_stored_statis
 from evaluations.metrics.statistics import Gaussian
 from guided_diffusion.errors import InputError
 from guided_diffusion.files import check_readable, decoding, hash_file
-from guided_diffusion.image_files import EXPECTED, is_tar, list_images
-from guided_diffusion.image_labels import numbered, read_labels
+from guided_diffusion.image_files import EXPECTED, is_image_archive, list_images
+from guided_diffusion.image_labels import read_labels, read_sample_labels
 from guided_diffusion.safe_images import NO_IMAGE, Oddities, open_image, read_image
 
 _GREY = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N")  # PIL's modes
@@ -139,10 +138,7 @@ class _FilesPart:
     def __init__(self, path: str):
         self.path = path
         self._listed = list_images(path)
-        self._numbers = numbered(self._listed.names, labelled=True)
-        if self._numbers and os.path.isdir(path):
-            order = sorted(zip(self._numbers, self._listed.names, strict=True), key=lambda one: one[0][1])
-            self._numbers, self._listed.names = [number for number, _ in order], [name for _, name in order]
+        self._numbers = read_sample_labels(self._listed)
         sizes, grey, names, oddities = {}, True, [], Oddities()
         for name, file in self._files():
             with decoding(f"{path}: {name}", NO_IMAGE, InputError), open_image(file) as image:
@@ -166,7 +162,7 @@ class _FilesPart:
 
     def labels(self, class_names: Sequence[str] | None = None) -> np.ndarray | None:
         if self._numbers:
-            return np.array([label for label, _ in self._numbers], dtype=np.int64)
+            return np.array(self._numbers, dtype=np.int64)
         found = read_labels(self._listed, class_names=class_names) if class_names else None
         if found is None or not set(found.labels) <= set(class_names):
             return None
@@ -199,18 +195,7 @@ def _open_part(path: str) -> _NpzPart | _FilesPart:
     if os.path.isdir(path):
         return _FilesPart(path)
     check_readable(path, path)
-    if not path.endswith(".npz"):
-        if is_tar(path):
-            return _FilesPart(path)
-        if zipfile.is_zipfile(path) and not any(name.endswith(".npy") for name in list_names(path)):
-            return _FilesPart(path)
-    return _NpzPart(path)
-
-
-def list_names(path: str) -> list[str]:
-    """Names of the files in a zip archive. InputError when it is damaged."""
-    with decoding(path, _DAMAGED), zipfile.ZipFile(path) as archive:  # it may only begin or end like one
-        return archive.namelist()
+    return (_FilesPart if is_image_archive(path) else _NpzPart)(path)
 
 
 @lru_cache

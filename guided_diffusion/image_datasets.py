@@ -124,7 +124,7 @@ def open_dataset(
         if found.warning:
             logger.warn(found.warning)
     if dist_util.get_rank() == 0:
-        _warn_of_oddities(files, reading)
+        warn_of_oddities(files, reading)
     return ImageDataset(
         image_size,
         [files.path(name) for name in files.names],
@@ -159,8 +159,10 @@ def fingerprint(dataset: ImageDataset, data_dir: str) -> str:
     return f"{len(dataset)} with names of SHA-256 {digest}"
 
 
-def _warn_of_oddities(files: ImageFiles, reading: Reading | None) -> None:
-    """Look at a few images, evenly spaced; one that cannot be read is left to the training."""
+def warn_of_oddities(
+    files: ImageFiles, reading: Reading | None, warn: Callable[[str], None] = logger.warn
+) -> None:
+    """Warn of what is unusual about a few images, evenly spaced; one that cannot be read is left to its reader."""
     oddities = Oddities(reading)
     for name in files.names[:: -(-len(files) // _LOOKED_AT)]:
         path = files.path(name)
@@ -172,7 +174,7 @@ def _warn_of_oddities(files: ImageFiles, reading: Reading | None) -> None:
         ):
             oddities.look(image)
     for line in oddities.describe(files.title):
-        logger.warn(line)
+        warn(line)
 
 
 class ImageDataset(Dataset):

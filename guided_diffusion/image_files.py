@@ -35,6 +35,7 @@ class ImageFiles:
     files of each suffix are no images, and how many folders (their names end in a slash) are not looked into.
     """
 
+    is_folder = True
     random_access = True  # whether opening a file does not mean reading all before it
 
     def __init__(self, place: str, title: str, names: Sequence[str], skipped: Counter[str]):
@@ -107,7 +108,7 @@ def list_images(place: str, title: str = "") -> ImageFiles:
     with _listing(title), open_regular(place, title) as file:
         if zipfile.is_zipfile(file):
             return _ZipFiles(place, title)
-        if is_tar(place):
+        if _is_tar(place):
             return _TarFiles(place, title)
     raise InputError(f"{title}: cannot be listed: found a file, expected a folder, a zip or a tar archive of images")
 
@@ -117,8 +118,19 @@ def open_image_file(path: str) -> BinaryIO:
     return blobfile.BlobFile(path, "rb") if is_remote(path) else open_regular(path)
 
 
-def is_tar(path: str) -> bool:
-    """Return whether a local file is a tar archive, perhaps a damaged one."""
+def is_image_archive(path: str) -> bool:
+    """Return whether a local file is a tar archive or a zip archive other than an npz file; perhaps a damaged one."""
+    if path.endswith(".npz"):
+        return False
+    if _is_tar(path):
+        return True
+    if not zipfile.is_zipfile(path):
+        return False
+    with decoding(path, _DAMAGED), zipfile.ZipFile(path) as archive:  # it may only begin or end like one
+        return not any(name.endswith(".npy") for name in archive.namelist())
+
+
+def _is_tar(path: str) -> bool:
     try:
         return tarfile.is_tarfile(path)
     except Exception:  # it begins like a packed one and is damaged: reading it will say how
@@ -126,6 +138,8 @@ def is_tar(path: str) -> bool:
 
 
 class _Archive(ImageFiles):
+    is_folder = False
+
     def path(self, name: str) -> str:
         return f"{self.place}/{name}"
 

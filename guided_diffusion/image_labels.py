@@ -108,6 +108,18 @@ def numbered(names: Iterable[str], labelled: bool) -> list[tuple[int, int]] | No
     return [(int(match["label"] or 0), int(match["index"])) for match in found] if all(found) else None
 
 
+def read_sample_labels(files: ImageFiles) -> list[int] | None:
+    """Return the classes' numbers in the names of samples, LABEL_INDEX; None unless all files are called so.
+
+    Those of a folder are sorted by INDEX first, the order that the samples had.
+    """
+    found = numbered(files.names, labelled=True)
+    if found and files.is_folder:
+        order = sorted(zip(found, files.names, strict=True), key=lambda one: one[0][1])
+        found, files.names = [number for number, _ in order], [name for _, name in order]
+    return found and [label for label, _ in found]
+
+
 _BY_NAME = ("file name", "folder")
 
 
