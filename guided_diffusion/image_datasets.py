@@ -124,7 +124,7 @@ def open_dataset(
         if found.warning:
             logger.warn(found.warning)
     if dist_util.get_rank() == 0:
-        warn_of_oddities(files, reading)
+        warn_of_oddities(files, reading, logger.warn)
     return ImageDataset(
         image_size,
         [files.path(name) for name in files.names],
@@ -159,9 +159,7 @@ def fingerprint(dataset: ImageDataset, data_dir: str) -> str:
     return f"{len(dataset)} with names of SHA-256 {digest}"
 
 
-def warn_of_oddities(
-    files: ImageFiles, reading: Reading | None, warn: Callable[[str], None] = logger.warn
-) -> None:
+def warn_of_oddities(files: ImageFiles, reading: Reading | None, warn: Callable[[str], None]) -> None:
     """Warn of what is unusual about a few images, evenly spaced; one that cannot be read is left to its reader."""
     oddities = Oddities(reading)
     for name in files.names[:: -(-len(files) // _LOOKED_AT)]:
