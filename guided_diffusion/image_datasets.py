@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO
 
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, Sequen
 from guided_diffusion import dist_util, logger
 from guided_diffusion.errors import InputError, InputValueError
 from guided_diffusion.files import decoding
-from guided_diffusion.image_files import EXPECTED, ImageFiles, list_images, open_image_file
+from guided_diffusion.image_files import SUFFIXES, UPSTREAMS, ImageFiles, list_images, open_image_file
 from guided_diffusion.image_labels import Labels, read_labels
 from guided_diffusion.safe_images import NO_IMAGE, Oddities, Reading, open_image, read_image
 
@@ -42,6 +42,7 @@ def load_data(
     channels: int = 3,
     class_names: Sequence[str] | None = None,
     labels: str = "filename",
+    files: ImageFiles | None = None,
     reading: Reading | None = None,
 ) -> Iterator[Batch]:
     """Batches for ever from the images under ``data_dir``, which is searched recursively.
@@ -57,6 +58,7 @@ def load_data(
     channels: 3 for RGB, 1 for grey.
     class_names: number the labels by this list (a classifier's, say) rather than by the folder's own.
     labels: where labels are read, as ``read_labels`` knows; upstream's rule unless given.
+    files: what ``find_images`` found in data_dir; unless given, files of upstream's four suffixes only.
     reading: how pixels become 8 bits; as upstream does unless given.
 
     Arguments and folder are checked here, before the first batch. Raises ``InputError`` if the folder is
@@ -73,6 +75,7 @@ def load_data(
         channels=channels,
         class_names=class_names,
         labels=labels,
+        files=files or find_images(data_dir, UPSTREAMS),
         reading=reading,
         shard=dist_util.get_rank(),
         num_shards=dist_util.get_world_size(),
@@ -139,14 +142,15 @@ def open_dataset(
     )
 
 
-def find_images(data_dir: str) -> ImageFiles:
+def find_images(data_dir: str, suffixes: Collection[str] = SUFFIXES) -> ImageFiles:
     """The images of a folder or archive to learn from: at least one, each of which can be opened by itself."""
     if not data_dir:
         raise InputValueError("data_dir: expected a folder of images, found an empty string")
-    files = list_images(data_dir, f"data_dir {data_dir}")
+    files = list_images(data_dir, f"data_dir {data_dir}", suffixes)
     if not files.names:
-        skipped = f" ({skipped})" if (skipped := files.describe_skipped().removeprefix(f"{files.title}: ")) else ""
-        raise InputError(f"data_dir {data_dir}: expected images ({EXPECTED}), found none in the tree{skipped}")
+        line = f"data_dir {data_dir}: expected images ({', '.join(sorted(suffixes))}), found none in the tree"
+        skipped = files.describe_skipped().removeprefix(f"{files.title}: ")
+        raise InputError(f"{line} ({skipped})" if skipped else line)
     if not files.random_access:
         raise InputError(f"data_dir {data_dir}: found a packed tar; expected a folder, a zip or an unpacked tar")
     return files
@@ -269,7 +273,7 @@ def _window(pixels: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
 
 def _list_image_files_recursively(data_dir: str) -> list[str]:
     """All image files below a folder: depth first, files and subfolders in one sorted order."""
-    files = list_images(data_dir)
+    files = list_images(data_dir, suffixes=UPSTREAMS)
     return [files.path(name) for name in files.names]
 
 

@@ -11,7 +11,7 @@ import stat
 import tarfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, BinaryIO
 
@@ -22,6 +22,7 @@ from .files import decoding, exists, is_remote, open_regular, reason
 from .safe_images import NO_IMAGE
 
 SUFFIXES = frozenset(("bmp", "gif", "jpeg", "jpg", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp"))
+UPSTREAMS = frozenset(("gif", "jpeg", "jpg", "png"))  # all that upstream's own functions look for
 EXPECTED = ", ".join(sorted(SUFFIXES))
 LABEL_FILE = "dataset.json"  # at the top; EDM's data tools write it
 _DAMAGED = "damaged or truncated archive"
@@ -82,19 +83,19 @@ class ImageFiles:
         return f"{self.title}: {'; '.join(parts)}" if parts else ""
 
 
-def list_images(place: str, title: str = "") -> ImageFiles:
+def list_images(place: str, title: str = "", suffixes: Collection[str] = SUFFIXES) -> ImageFiles:
     """Find the image files of a folder (searched recursively) or an archive; perhaps none.
 
     Those of a folder come depth first, files and subfolders in one sorted order; those of an archive in its own. Hidden
     folders, __MACOSX and files called ._* are skipped. Links to folders are followed.
 
-    :param title: what errors call the place; itself when not given.
+    :param title: what errors call the place; itself when not given. suffixes: of images, in lower case.
     :raises InputError: nothing there, a part that cannot be listed, a link to nothing, no archive or a damaged one.
     """
     title = title or place
     skipped: Counter[str] = Counter()
     if is_remote(place):
-        return ImageFiles(place, title, list(_walk_remote(place, title, skipped)), skipped)
+        return ImageFiles(place, title, list(_walk_remote(place, title, suffixes, skipped)), skipped)
     try:
         mode = os.stat(place).st_mode
     except FileNotFoundError as error:
@@ -104,12 +105,12 @@ def list_images(place: str, title: str = "") -> ImageFiles:
     except (OSError, ValueError) as error:
         raise InputError(f"{title}: cannot be listed: {_why(error)}") from error
     if stat.S_ISDIR(mode):
-        return ImageFiles(place, title, list(_walk(place, "", title, skipped)), skipped)
+        return ImageFiles(place, title, list(_walk(place, "", title, suffixes, skipped)), skipped)
     with _listing(title), open_regular(place, title) as file:
         if zipfile.is_zipfile(file):
-            return _ZipFiles(place, title)
+            return _ZipFiles(place, title, suffixes)
         if _is_tar(place):
-            return _TarFiles(place, title)
+            return _TarFiles(place, title, suffixes)
     raise InputError(f"{title}: cannot be listed: found a file, expected a folder, a zip or a tar archive of images")
 
 
@@ -146,11 +147,12 @@ class _Archive(ImageFiles):
     def _name(self, path: str) -> str:
         return path.removeprefix(f"{self.place}/")
 
-    def _choose(self, members: Iterator[tuple[str, int]]) -> None:
+    def _choose(self, members: Iterator[tuple[str, int]], suffixes: Collection[str]) -> None:
         """Sort the archive's files, of these names and sizes, into images and others."""
         for name, size in members:
             *folders, base = name.split("/")
-            kind = next((f"{folder}/" for folder in folders if _is_hidden_folder(folder)), None) or _other_kind(base)
+            hidden = next((f"{folder}/" for folder in folders if _is_hidden_folder(folder)), None)
+            kind = hidden or _other_kind(base, suffixes)
             if kind is None:
                 if size > _LARGEST:
                     raise InputError(
@@ -164,11 +166,12 @@ class _Archive(ImageFiles):
 
 
 class _ZipFiles(_Archive):
-    def __init__(self, place: str, title: str):
+    def __init__(self, place: str, title: str, suffixes: Collection[str]):
         super().__init__(place, title, (), Counter())
         self._opened: tuple[int, zipfile.ZipFile] | None = None
         with decoding(title, _DAMAGED), zipfile.ZipFile(place) as archive:
-            self._choose((member.filename, member.file_size) for member in archive.infolist() if not member.is_dir())
+            members = (member for member in archive.infolist() if not member.is_dir())
+            self._choose(((member.filename, member.file_size) for member in members), suffixes)
             self._has_labels = LABEL_FILE in archive.namelist()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -190,13 +193,13 @@ class _ZipFiles(_Archive):
 
 
 class _TarFiles(_Archive):
-    def __init__(self, place: str, title: str):
+    def __init__(self, place: str, title: str, suffixes: Collection[str]):
         super().__init__(place, title, (), Counter())
         self._places: dict[str, tuple[int, int]] = {}  # offset and size of each file's bytes
         self._label_file: bytes | None = None
         self.random_access = _is_plain_tar(place)
         with self._members() as members:
-            self._choose(self._note(members))
+            self._choose(self._note(members), suffixes)
 
     @contextmanager
     def _members(self) -> Iterator[Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]]]:
@@ -240,12 +243,14 @@ def _is_plain_tar(path: str) -> bool:
     return True
 
 
-def _walk(place: str, inside: str, title: str, skipped: Counter[str]) -> Iterator[str]:
+def _walk(
+    place: str, inside: str, title: str, suffixes: Collection[str], skipped: Counter[str]
+) -> Iterator[str]:
     folder = os.path.join(place, inside)
     with _listing(title if not inside else f"{title}: {inside.rstrip('/')}"), os.scandir(folder) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
     for entry in found:
-        kind = _other_kind(entry.name)
+        kind = _other_kind(entry.name, suffixes)
         if kind is not None and entry.is_dir():
             if _is_hidden_folder(entry.name):
                 skipped[f"{entry.name}/"] += 1
@@ -253,7 +258,7 @@ def _walk(place: str, inside: str, title: str, skipped: Counter[str]) -> Iterato
             real = os.path.realpath(folder)
             if entry.is_symlink() and f"{real}/".startswith(os.path.realpath(entry.path).rstrip("/") + "/"):
                 raise InputError(f"{title}: {inside}{entry.name} links to a folder that it is in; remove the link")
-            yield from _walk(place, f"{inside}{entry.name}/", title, skipped)
+            yield from _walk(place, f"{inside}{entry.name}/", title, suffixes, skipped)
         elif entry.is_symlink() and (kind is None or "." not in entry.name) and not os.path.exists(entry.path):
             raise InputError(_broken(entry.path, f"{title}: {inside}{entry.name}"))
         elif kind is None:
@@ -262,11 +267,13 @@ def _walk(place: str, inside: str, title: str, skipped: Counter[str]) -> Iterato
             skipped[kind] += 1
 
 
-def _walk_remote(place: str, title: str, skipped: Counter[str], inside: str = "") -> Iterator[str]:
+def _walk_remote(
+    place: str, title: str, suffixes: Collection[str], skipped: Counter[str], inside: str = ""
+) -> Iterator[str]:
     with _listing(title):
         names = sorted(blobfile.listdir(blobfile.join(place, inside) if inside else place))
     for name in names:
-        kind = _other_kind(name)
+        kind = _other_kind(name, suffixes)
         if kind is None:
             yield inside + name
             continue
@@ -277,19 +284,19 @@ def _walk_remote(place: str, title: str, skipped: Counter[str], inside: str = ""
         elif _is_hidden_folder(name):
             skipped[f"{name}/"] += 1
         else:
-            yield from _walk_remote(place, title, skipped, f"{inside}{name}/")
+            yield from _walk_remote(place, title, suffixes, skipped, f"{inside}{name}/")
 
 
 def _is_hidden_folder(name: str) -> bool:
     return name == "__MACOSX" or (name.startswith(".") and name not in (".", ".."))
 
 
-def _other_kind(name: str) -> str | None:
+def _other_kind(name: str, suffixes: Collection[str]) -> str | None:
     """Return what a file that is no image counts as; None for an image, by its name."""
     if name.startswith("._"):  # what macOS keeps beside a file
         return "._*"
     stem, dot, suffix = name.rpartition(".")
-    if dot and suffix.lower() in SUFFIXES:
+    if dot and suffix.lower() in suffixes:
         return None
     return f".{suffix.lower()}" if stem else name
 

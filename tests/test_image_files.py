@@ -78,13 +78,18 @@ def test_every_suffix_is_found_and_the_rest_counted(folder, kind):
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
 def test_training_and_evaluation_read_the_same_files(folder, kind, warnings):
     place = str(folder if kind == "folder" else packed(folder, kind))
-    data = load_data(data_dir=place, batch_size=6, image_size=8, deterministic=True, random_flip=False)
-    images, _ = next(data)
-    data.close()
+    dataset = open_dataset(data_dir=place, batch_size=6, image_size=8, random_flip=False)
+    images = np.stack([dataset[i][0] for i in range(len(dataset))])
     (judged,) = open_image_set(place).batches(6)
-    found = np.rint((images.numpy().transpose(0, 2, 3, 1) + 1) * 127.5)
-    assert np.array_equal(found, judged)
+    assert np.array_equal(np.rint((images.transpose(0, 2, 3, 1) + 1) * 127.5), judged)
     assert len(warnings) == 1 and "4 files skipped" in warnings[0] and ".ipynb_checkpoints/" in warnings[0]
+
+
+def test_upstreams_function_takes_upstreams_suffixes_and_says_so(folder, warnings):
+    load_data(data_dir=str(folder), batch_size=2, image_size=8)
+    assert "8 files skipped: " in warnings[0] and "1 .webp" in warnings[0]
+    with pytest.raises(InputError, match="2 images leave 2 to a process"):
+        load_data(data_dir=str(folder), batch_size=3, image_size=8)
 
 
 def test_training_refuses_a_packed_tar(folder):
