@@ -1,19 +1,21 @@
-"""From an npz file of images to PNG files with a labelled grid, and back, losslessly.
+"""From an npz file of images to PNG files with a labelled grid, and back, losslessly; or from any folder of images.
 
     python evaluations/convert.py SAMPLES.npz FOLDER
     python evaluations/convert.py FOLDER SAMPLES.npz
 
 The files are named ``LABEL_INDEX.png``, or ``INDEX.png`` without labels, so that training reads the labels and
-the way back finds the order. The grid is ``FOLDER.png``, beside the folder.
+the way back finds the order. The grid is ``FOLDER.png``, beside the folder. A folder of other names, or of JPEG files,
+gives the images and labels that training on it sees.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
-import os
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -21,9 +23,11 @@ from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without installation
 
-from evaluations.metrics.npz import open_images, read_labels  # noqa: E402
+from evaluations.metrics import npz  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
-from guided_diffusion.files import decoding, open_regular, write_atomically  # noqa: E402
+from guided_diffusion.files import decoding, exists, write_atomically  # noqa: E402
+from guided_diffusion.image_files import EXPECTED, ImageFiles, list_images  # noqa: E402
+from guided_diffusion.image_labels import HELP, numbered, read_labels  # noqa: E402
 from guided_diffusion.safe_images import NO_IMAGE, open_image  # noqa: E402
 
 _LABEL_HEIGHT = 12  # pixels, of PIL's built-in font
@@ -34,31 +38,36 @@ log = logging.getLogger("convert")
 def main() -> None:
     """Parse the command line, convert; ``InputError`` for anything wrong with the input."""
     parser = argparse.ArgumentParser(description="From npz to PNG files and a labelled grid, or back.")
-    parser.add_argument("source", help="npz file of images, or folder that this program wrote")
+    parser.add_argument("source", help="npz file of images, or a folder, zip or tar archive of images")
     parser.add_argument("target", help="folder to make, or npz file to write")
     parser.add_argument("--grid", type=int, default=64, help="images in the grid; 0 for none")
+    parser.add_argument("--labels", default="auto", help=HELP)
+    parser.add_argument("--overwrite", action="store_true", help="replace the npz file or grid that is there already")
     args = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     source, target = Path(args.source), Path(args.target)
     if args.grid < 0:
         raise InputError(f"--grid: found {args.grid}, expected at least 0")
-    if target.suffix == ".npz" and os.path.isdir(source):
-        folder_to_npz(source, target)
-    elif source.suffix == ".npz":
-        npz_to_folder(source, target, args.grid)
+    if target.suffix == ".npz" and source.suffix != ".npz":
+        folder_to_npz(source, target, args.labels, args.overwrite)
+    elif source.suffix == ".npz" and target.suffix != ".npz":
+        npz_to_folder(source, target, args.grid, args.overwrite)
     else:
         raise InputError(f"{source} to {target}: expected a npz file and a folder, or a folder and a npz file")
 
 
-def npz_to_folder(source: Path, folder: Path, grid: int = 64) -> None:
+def npz_to_folder(source: Path, folder: Path, grid: int = 64, overwrite: bool = False) -> None:
     """Write the images of ``source`` (``arr_0``, labels ``arr_1`` if any) as PNG files; streamed.
 
-    Raises ``InputError`` if ``folder`` holds something already or the file is bad.
+    Raises ``InputError`` if ``folder`` holds something already, the grid is there already, or the file is bad.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: expected a new or empty folder")
-    with open_images(source) as reader:
-        labels = read_labels(source, reader.shape[0])
+    picture = folder.with_name(f"{folder.name}.png")
+    if grid:
+        _check_free(picture, overwrite)
+    with npz.open_images(source) as reader:
+        labels = npz.read_labels(source, reader.shape[0])
         if labels is not None and labels.min() < 0:
             raise InputError(f"{source}: found the label {labels.min()} in arr_1, expected 0 or more")
         digits = len(str(reader.shape[0] - 1))
@@ -71,41 +80,82 @@ def npz_to_folder(source: Path, folder: Path, grid: int = 64) -> None:
             with write_atomically(folder / f"{prefix}{i:0{digits}d}.png") as file:
                 _picture(pixels).save(file, format="PNG")
     if first:
-        path = folder.with_name(f"{folder.name}.png")
-        with write_atomically(path) as file:
+        with write_atomically(picture) as file:
             draw_grid(first, labels).save(file, format="PNG")
-        log.info("grid: %s", path.absolute())
+        log.info("grid: %s", picture.absolute())
     log.info("wrote %d images to %s", i + 1, folder.absolute())
 
 
-def folder_to_npz(folder: Path, target: Path) -> None:
-    """The inverse of ``npz_to_folder``: ``arr_0`` in the order of the numbers, ``arr_1`` if there are labels.
+def folder_to_npz(folder: Path, target: Path, rule: str = "auto", overwrite: bool = False) -> None:
+    """Write the images of a folder, searched recursively, or archive: ``arr_0``, and ``arr_1`` if there are labels.
 
-    Raises ``InputError`` if a name is not of its kind, a number is missing or images differ in size.
+    The inverse of ``npz_to_folder`` where all files are called as that calls them; their order is that of the numbers
+    then. Otherwise images and labels are those of training on the folder, and ``settings`` tells the classes' names.
+
+    :param rule: where labels are read, see ``image_labels``.
+    :raises InputError: a number is missing, images differ in size, or ``target`` is there already.
     """
-    found = {}
-    for path in folder.glob("*.png"):
-        label, _, index = path.stem.rpartition("_")
-        if not index.isdecimal() or not (label.isdecimal() or not label):
-            raise InputError(f"{path}: expected a name such as 3_0012.png or 0012.png")
-        found[int(index)] = (label, path)
-    if sorted(found) != list(range(len(found))) or not found:
-        raise InputError(f"{folder}: found {len(found)} png files, expected them numbered from 0 without a gap")
-    labels = [found[i][0] for i in range(len(found))]
-    if len({bool(label) for label in labels}) > 1:
-        raise InputError(f"{folder}: found names with and without labels, expected one kind")
+    _check_free(target, overwrite)
+    files = list_images(str(folder))
+    if not files.names:
+        raise InputError(f"{folder}: found no images, expected some of {EXPECTED}")
+    if skipped := files.describe_skipped():
+        log.warning("warning: %s", skipped)
+    if rule == "auto" and _sort_by_number(files):
+        found, more = numbered(files.names, labelled=True), {}
+        labels = found and np.array([label for label, _ in found], dtype=np.int64)
+    else:
+        labels, more = _training_labels(files, rule)
     images = None
-    for i in tqdm(range(len(found)), desc="images", unit="image"):
-        pixels = _read(found[i][1])
+    for i, (name, file) in enumerate(tqdm(files.stream(), total=len(files), desc="images", unit="image")):
+        pixels = _read(f"{folder}: {name}", file)
         if images is None:
-            images = np.empty((len(found), *pixels.shape), dtype=np.uint8)
+            images = np.empty((len(files), *pixels.shape), dtype=np.uint8)
         if pixels.shape != images.shape[1:]:
-            raise InputError(f"{found[i][1]}: found {pixels.shape}, expected {images.shape[1:]} as in the first")
+            raise InputError(
+                f"{folder}: {name}: found {pixels.shape}, expected {images.shape[1:]} as in {files.names[0]}"
+            )
         images[i] = pixels
-    arrays = [images] if not labels[0] else [images, np.array(labels, dtype=np.int64)]
+    arrays = [images] if labels is None else [images, labels]
     with write_atomically(target) as file:
-        np.savez(file, *arrays)
-    log.info("wrote %d images to %s", len(found), target.absolute())
+        np.savez(file, *arrays, **more)
+    log.info("wrote %d images to %s", len(files), target.absolute())
+
+
+def _sort_by_number(files: ImageFiles) -> bool:
+    """Sort the files of one folder by INDEX where all are called LABEL_INDEX or INDEX; return whether they are."""
+    found = numbered(files.names, labelled=True) or numbered(files.names, labelled=False)
+    indices = [index for _, index in found or ()]
+    folders = {name.rpartition("/")[0] for name in files.names}
+    if not found or len(folders) > 1 or len(set(indices)) < len(indices):
+        return False
+    missing = sorted(set(range(len(indices))) - set(indices))
+    if missing:
+        raise InputError(
+            f"{files.place}: found {len(found)} images, expected them numbered from 0 without a gap, but {missing[0]} "
+            "is missing; --labels filename takes any numbers"
+        )
+    names = [name for _, name in sorted(zip(indices, files.names, strict=True))]
+    if names != files.names and not files.random_access:
+        raise InputError(f"{files.place}: found a packed tar out of the order of its numbers, expected a folder")
+    files.names = names
+    return True
+
+
+def _training_labels(files: ImageFiles, rule: str) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+    """Class numbers int64 [N] as in training, and an array that tells the names; none where auto finds none."""
+    try:
+        found = read_labels(files, rule)
+    except InputError as error:
+        if rule != "auto":
+            raise
+        log.warning("warning: no labels are written: %s", error)
+        return None, {}
+    log.info("%s: %s", files.place, found.describe())
+    if found.warning:
+        log.warning("warning: %s", found.warning)
+    settings = np.array(json.dumps({"class_names": found.names}))
+    return np.array(found.number(files), dtype=np.int64), {"settings": settings}
 
 
 def draw_grid(images: list[np.ndarray], labels: np.ndarray | None, columns: int = 8) -> Image.Image:
@@ -127,12 +177,17 @@ def _picture(pixels_HWC: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels_HWC[..., 0] if pixels_HWC.shape[2] == 1 else pixels_HWC))
 
 
-def _read(path: Path) -> np.ndarray:
-    with decoding(path, NO_IMAGE, InputError), open_regular(path) as file, open_image(file) as image:
+def _read(name: str, file: BinaryIO) -> np.ndarray:
+    with decoding(name, NO_IMAGE, InputError), open_image(file) as image:
         if image.mode not in ("L", "RGB"):  # any other would not come back as it was
             raise ValueError(f"found an image of mode {image.mode}, expected 8 bits of grey or RGB")
         pixels = np.asarray(image)
     return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _check_free(path: Path, overwrite: bool) -> None:
+    if not overwrite and exists(path):
+        raise InputError(f"{path}: is there already; --overwrite replaces it")
 
 
 if __name__ == "__main__":

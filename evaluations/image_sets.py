@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-import re
-import tarfile
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from evaluations.metrics.npz import list_arrays, open_images, read_labels, read_stored_statistics
+from evaluations.metrics import npz
+from evaluations.metrics.npz import list_arrays, open_images, read_stored_statistics
 from evaluations.metrics.statistics import Gaussian
 from guided_diffusion.errors import InputError
-from guided_diffusion.files import check_readable, decoding, hash_file, open_regular
-from guided_diffusion.safe_images import NO_IMAGE, open_image, read_image
+from guided_diffusion.files import check_readable, decoding, hash_file
+from guided_diffusion.image_files import EXPECTED, is_image_archive, list_images
+from guided_diffusion.image_labels import read_labels, read_sample_labels
+from guided_diffusion.safe_images import NO_IMAGE, Oddities, open_image, read_image
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp"})
 _GREY = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N")  # PIL's modes
 _DAMAGED = "damaged or truncated archive"
-_LARGEST = 1 << 28  # bytes of one file in an archive
-_LABELLED = re.compile(r"(\d+)_(\d+)$")
+
+log = logging.getLogger("image_sets")
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,12 @@ class ImageSet:
         """The images as uint8 [B, H, W, C] in order, from the beginning; ``len`` is how many batches."""
         return ImageBatches(self, batch_size)
 
-    def labels(self) -> np.ndarray | None:
-        """Class labels, int64 [N], or None unless all parts have some; ``InputError`` if they do not fit."""
-        found = [part.labels() for part in self.parts]
+    def labels(self, class_names: Sequence[str] | None = None) -> np.ndarray | None:
+        """Class labels, int64 [N], or None unless all parts have some; ``InputError`` if they do not fit.
+
+        class_names: where files are not called LABEL_INDEX, labels are read as training does, and numbered by these.
+        """
+        found = [part.labels(class_names) for part in self.parts]
         return None if any(labels is None for labels in found) else np.concatenate(found)
 
     def digest(self) -> str:
@@ -111,8 +115,8 @@ class _NpzPart:
         with open_images(path) as reader:
             self.shape = reader.shape
 
-    def labels(self) -> np.ndarray | None:
-        return read_labels(self.path, self.shape[0]) if self.shape[0] else None
+    def labels(self, class_names: Sequence[str] | None = None) -> np.ndarray | None:
+        return npz.read_labels(self.path, self.shape[0]) if self.shape[0] else None
 
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:
         if self.shape[0]:
@@ -124,17 +128,23 @@ class _NpzPart:
 
 
 class _FilesPart:
-    """Image files in a folder (sorted) or an archive (in its order). Grey only if all of them are."""
+    """Image files in a folder (sorted) or an archive (in its order). Grey only if all of them are.
+
+    A folder whose files are all called LABEL_INDEX is sorted by INDEX, so that samples keep the order they had.
+    """
 
     stored = None
 
     def __init__(self, path: str):
         self.path = path
-        sizes, grey, names = {}, True, []
+        self._listed = list_images(path)
+        self._numbers = read_sample_labels(self._listed)
+        sizes, grey, names, oddities = {}, True, [], Oddities()
         for name, file in self._files():
             with decoding(f"{path}: {name}", NO_IMAGE, InputError), open_image(file) as image:
                 sizes.setdefault(image.size, name)
                 grey &= image.mode in _GREY
+                oddities.look(image)
             names.append(name)
             if len(sizes) > 1:
                 (one, first), (other, second) = sizes.items()
@@ -143,14 +153,20 @@ class _FilesPart:
                     f"({second}), expected one size"
                 )
         if not names:
-            raise InputError(f"{path}: found no images, expected some of {', '.join(sorted(SUFFIXES))}")
+            skipped = self._listed.describe_skipped().removeprefix(f"{path}: ")
+            raise InputError(f"{path}: found no images, expected some of {EXPECTED}; {skipped}".removesuffix("; "))
+        for line in filter(None, [self._listed.describe_skipped(), *oddities.describe(path)]):
+            _warn_once(line)
         ((width, height),) = sizes
         self.shape = (len(names), height, width, 1 if grey else 3)
-        self._names = names
 
-    def labels(self) -> np.ndarray | None:
-        found = [_LABELLED.match(Path(name).stem) for name in self._names]
-        return np.array([int(match[1]) for match in found], dtype=np.int64) if all(found) else None
+    def labels(self, class_names: Sequence[str] | None = None) -> np.ndarray | None:
+        if self._numbers:
+            return np.array(self._numbers, dtype=np.int64)
+        found = read_labels(self._listed, class_names=class_names) if class_names else None
+        if found is None or not set(found.labels) <= set(class_names):
+            return None
+        return np.array(found.number(self._listed, class_names), dtype=np.int64)
 
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:
         batch: list[np.ndarray] = []
@@ -167,82 +183,24 @@ class _FilesPart:
         if Path(self.path).is_file():
             return hash_file(self.path)
         whole = hashlib.sha256()
-        for name, file in self._files():
-            whole.update(name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+        for name, file in self._files():  # a name need not be text
+            whole.update(name.encode(errors="surrogateescape") + b"\0" + hashlib.file_digest(file, "sha256").digest())
         return whole.hexdigest()
 
     def _files(self) -> Iterator[tuple[str, BinaryIO]]:
-        if Path(self.path).is_dir():
-            yield from _folder_files(Path(self.path))
-            return
-        with decoding(self.path, _DAMAGED), open_regular(self.path) as file:
-            yield from (_zip_files if zipfile.is_zipfile(file) else _tar_files)(self.path, file)
+        return self._listed.stream()
 
 
 def _open_part(path: str) -> _NpzPart | _FilesPart:
     if os.path.isdir(path):
         return _FilesPart(path)
     check_readable(path, path)
-    if not path.endswith(".npz"):
-        if _is_tar(path):
-            return _FilesPart(path)
-        if zipfile.is_zipfile(path) and not any(name.endswith(".npy") for name in list_names(path)):
-            return _FilesPart(path)
-    return _NpzPart(path)
+    return (_FilesPart if is_image_archive(path) else _NpzPart)(path)
 
 
-def _is_tar(path: str) -> bool:
-    try:
-        return tarfile.is_tarfile(path)
-    except Exception:  # it begins like a packed one and is damaged: reading it will say how
-        return True
-
-
-def list_names(path: str) -> list[str]:
-    """Names of the files in a zip archive. InputError when it is damaged."""
-    with decoding(path, _DAMAGED), zipfile.ZipFile(path) as archive:  # it may only begin or end like one
-        return archive.namelist()
-
-
-def _folder_files(folder: Path) -> Iterator[tuple[str, BinaryIO]]:
-    """Sorted by name; by INDEX where all are called LABEL_INDEX, so that samples keep the order they had."""
-    paths = sorted(path for path in folder.rglob("*") if _is_image(path.name) and not path.is_dir())
-    numbered = [_LABELLED.match(path.stem) for path in paths]
-    if all(numbered):
-        paths = [paths[i] for i in sorted(range(len(paths)), key=lambda i: int(numbered[i][2]))]
-    for path in paths:
-        with decoding(path, NO_IMAGE):
-            file = open_regular(path)
-        with file:
-            yield str(path.relative_to(folder)), file
-
-
-def _zip_files(path: str, packed: BinaryIO) -> Iterator[tuple[str, BinaryIO]]:
-    with zipfile.ZipFile(packed) as archive:
-        for member in archive.infolist():
-            if _is_image(member.filename):
-                _check_size(path, member.filename, member.file_size)
-                with archive.open(member) as file:
-                    yield member.filename, file
-
-
-def _tar_files(path: str, packed: BinaryIO) -> Iterator[tuple[str, BinaryIO]]:
-    packed.seek(0)
-    with tarfile.open(fileobj=packed, mode="r:*") as archive:
-        for member in archive:
-            if member.isfile() and _is_image(member.name):
-                _check_size(path, member.name, member.size)
-                yield member.name, archive.extractfile(member)
-
-
-def _is_image(name: str) -> bool:
-    base = name.rpartition("/")[2]
-    return not base.startswith(".") and Path(base).suffix.lower() in SUFFIXES
-
-
-def _check_size(path: str, name: str, size: int) -> None:
-    if size > _LARGEST:
-        raise InputError(f"{path}: {name} claims {size} bytes, expected an image of at most {_LARGEST}")
+@lru_cache
+def _warn_once(line: str) -> None:
+    log.warning("warning: %s", line)
 
 
 def _size(shape: Sequence[Any]) -> str:

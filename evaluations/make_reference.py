@@ -28,11 +28,10 @@ from evaluations.evaluator import add_network_flags, check_writable, create_engi
 from evaluations.metrics.statistics import fit_gaussian  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 from guided_diffusion.files import hash_file, remove_leftovers, write_atomically  # noqa: E402
-from guided_diffusion.image_datasets import (  # noqa: E402
-    ImageDataset,
-    _list_image_files_recursively,
-    list_class_names,
-)
+from guided_diffusion.flags import str2bool  # noqa: E402
+from guided_diffusion.image_datasets import ImageDataset, find_images, warn_of_oddities  # noqa: E402
+from guided_diffusion.image_labels import HELP, Labels, read_labels  # noqa: E402
+from guided_diffusion.safe_images import Reading  # noqa: E402
 
 log = logging.getLogger("make_reference")
 
@@ -47,7 +46,8 @@ def main() -> None:
     if Path(args.out).suffix != ".npz":
         raise InputError(f"{args.out}: expected a name that ends in .npz")
     check_writable("OUT", args.out)
-    pictures = Pictures(args.folder, args.image_size)
+    reading = Reading(args.bit_depth, args.exif_transpose, args.alpha)
+    pictures = Pictures(args.folder, args.image_size, args.labels, reading)
     arrays = make_reference(pictures, create_engine(args), args.num_images, args.seed)
     remove_leftovers(Path(args.out).parent, Path(args.out).name)
     with write_atomically(args.out) as file:
@@ -56,28 +56,49 @@ def main() -> None:
 
 
 class Pictures:
-    """The images of a folder, searched recursively, as upstream's training sees them: centre crops.
+    """The images of a folder, searched recursively, or archive, as training sees them: centre crops.
 
-    Resized by halvings with a box filter, then bicubically, so that the short side is ``size``. A label is a
-    file name's part before its first underscore, numbered in sorted order. Raises ``InputError`` if there are
-    fewer than 4 images.
+    Resized by halvings with a box filter, then bicubically, so that the short side is ``size``. Labels are those of
+    training by the same rule; where auto finds none, there are none. Raises ``InputError`` if there are fewer than 4
+    images.
     """
 
-    def __init__(self, folder: str, size: int):
+    def __init__(self, folder: str, size: int, rule: str = "auto", reading: Reading | None = None):
         self.folder, self.size = folder, size
-        self.class_names = list_class_names(folder)  # complains of a folder that is missing or empty
-        self.paths = _list_image_files_recursively(folder)
-        if len(self.paths) < 4:
-            raise InputError(f"{folder}: found {len(self.paths)} images, expected at least 4")
-        self._images = ImageDataset(size, self.paths, random_crop=False, random_flip=False)
+        self._files = find_images(folder)
+        if len(self._files) < 4:
+            raise InputError(f"{folder}: found {len(self._files)} images, expected at least 4")
+        if skipped := self._files.describe_skipped():
+            log.warning("warning: %s", skipped)
+        self._labels = self._read_labels(rule)
+        warn_of_oddities(self._files, reading, lambda line: log.warning("warning: %s", line))
+        paths = [self._files.path(name) for name in self._files.names]
+        self._images = ImageDataset(size, paths, random_flip=False, open_file=self._files.open, reading=reading)
+
+    def _read_labels(self, rule: str) -> Labels | None:
+        try:
+            found = read_labels(self._files, rule)
+        except InputError as error:
+            if rule != "auto":
+                raise
+            log.warning("warning: no labels are written: %s", error)
+            return None
+        log.info("%s: %s", self.folder, found.describe())
+        if found.warning:
+            log.warning("warning: %s", found.warning)
+        return found
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self._files)
 
-    def labels(self) -> np.ndarray:
-        """Int64 [N]."""
-        numbers = {name: i for i, name in enumerate(self.class_names)}
-        return np.array([numbers[Path(path).name.partition("_")[0]] for path in self.paths], dtype=np.int64)
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes in the order of their numbers; None without labels."""
+        return self._labels and self._labels.names
+
+    def labels(self) -> np.ndarray | None:
+        """Int64 [N]; None without labels."""
+        return self._labels and np.array(self._labels.number(self._files), dtype=np.int64)
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """Uint8 [B, size, size, 3]."""
@@ -116,8 +137,9 @@ def make_reference(pictures: Pictures, engine: FeatureEngine, num_images: int, s
         "network_sha256": hash_file(engine.weights_path) if getattr(engine, "weights_path", None) else None,
         "images_sha256": batches.digest.hexdigest(),
     }
-    labels = pictures.labels()[kept]
-    return {"arr_0": batches.kept, "arr_1": labels, **statistics, "settings": np.array(json.dumps(settings))}
+    labels = pictures.labels()
+    arrays = {"arr_0": batches.kept} | ({} if labels is None else {"arr_1": labels[kept]})
+    return {**arrays, **statistics, "settings": np.array(json.dumps(settings))}
 
 
 class _Batches:
@@ -145,11 +167,17 @@ class _Batches:
 
 def _create_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Make a reference file for the evaluator out of a folder of images.")
-    parser.add_argument("folder", help="folder of images, searched recursively")
+    parser.add_argument("folder", help="folder of images, searched recursively, or a zip or tar archive")
     parser.add_argument("out", help="npz file to write")
     parser.add_argument("--image_size", type=int, required=True, help="side of the square centre crops, in pixels")
     parser.add_argument("--num_images", type=int, default=10_000, help="images to keep; statistics are of all")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of images to keep")
+    parser.add_argument("--labels", default="auto", help=HELP)
+    parser.add_argument("--bit_depth", type=int, default=16, choices=range(8, 17), metavar="N", help="of 16-bit files")
+    parser.add_argument("--exif_transpose", type=str2bool, nargs="?", const=True, default=False, metavar="BOOL",
+                        help="turn images as their EXIF orientation says")  # fmt: skip
+    parser.add_argument("--alpha", default="keep", choices=("keep", "white", "black"),
+                        help="colour behind transparent pixels; keep: the colours they hide")  # fmt: skip
     add_network_flags(parser)
     return parser
 

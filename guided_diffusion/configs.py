@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from . import meeting, nonfinite
+from . import image_labels, meeting, nonfinite
 from .flags import flag
+from .safe_images import Reading
 from .solvers import SAMPLERS
 
 NUM_CLASSES = 1000  # upstream's constant: the default of --num_classes, nowhere assumed
@@ -131,9 +132,20 @@ class LabelConfig:
 class DataConfig:
     """Training data."""
 
-    data_dir: str = flag("", "folder of images; the class is the file name up to the first _")
+    data_dir: str = flag("", "folder of images, searched recursively, or a zip or tar archive")
+    labels: str = flag("auto", image_labels.HELP)
     random_flip: bool = flag(True, "mirror images left to right at random")
     data_workers: int = flag(1, "processes that read images ahead, for each process that trains", minimum=1)
+    bit_depth: int = flag(16, "bits that the values of 16-bit files use", minimum=8, maximum=16)
+    exif_transpose: bool = flag(False, "turn images as their EXIF orientation says")
+    alpha: str = flag(
+        "keep", "colour behind transparent pixels; keep: the colours they hide", choices=("keep", "white", "black")
+    )
+
+    @property
+    def reading(self) -> Reading:
+        """How images become 8 bits."""
+        return Reading(self.bit_depth, self.exif_transpose, self.alpha)
 
 
 def decay_rates(text: str) -> str:

@@ -1,7 +1,6 @@
-"""Folders of images as endless batches of training data.
+"""Images as endless batches of training data: cropped to a square, perhaps flipped, and scaled to [-1, 1].
 
-A label is the part of a file's name before the first underscore; its number is its place among the sorted
-labels of the whole tree. Pixels are cropped to a square, perhaps flipped, and scaled to [-1, 1].
+Which files they are is in image_files.py, what class they have in image_labels.py.
 """
 
 from __future__ import annotations
@@ -9,21 +8,23 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, BinaryIO
 
-import blobfile
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler, default_collate
 
-from guided_diffusion import dist_util
+from guided_diffusion import dist_util, logger
 from guided_diffusion.errors import InputError, InputValueError
-from guided_diffusion.files import decoding, is_remote, open_regular
-from guided_diffusion.safe_images import NO_IMAGE, read_image
+from guided_diffusion.files import decoding
+from guided_diffusion.image_files import SUFFIXES, UPSTREAMS, ImageFiles, list_images, open_image_file
+from guided_diffusion.image_labels import Labels, read_labels
+from guided_diffusion.safe_images import NO_IMAGE, Oddities, Reading, open_image, read_image
 
-SUFFIXES = frozenset({"jpg", "jpeg", "png", "gif"})
+_LOOKED_AT = 48  # images that are looked at before training, for what is unusual about them
 _MODES = {1: "L", 3: "RGB"}
 
 Batch = tuple[torch.Tensor, dict[str, torch.Tensor]]
@@ -40,6 +41,9 @@ def load_data(
     random_flip: bool = True,
     channels: int = 3,
     class_names: Sequence[str] | None = None,
+    labels: str = "filename",
+    files: ImageFiles | None = None,
+    reading: Reading | None = None,
 ) -> Iterator[Batch]:
     """Batches for ever from the images under ``data_dir``, which is searched recursively.
 
@@ -47,12 +51,15 @@ def load_data(
     [-1, 1], and a dict that holds int64 ``y`` ``[batch_size]`` when ``class_cond`` is set. With several
     processes rank r gets every world-size-th file from the r-th; incomplete last batches are dropped.
 
-    data_dir: local, or remote in a form that blobfile knows.
+    data_dir: local, or remote in a form that blobfile knows; a zip or tar archive too.
     deterministic: keep the files' order; otherwise each epoch is shuffled with torch's global generator.
     random_crop: crop at random scale and place, otherwise the centre.
     random_flip: mirror left to right with probability 1/2.
     channels: 3 for RGB, 1 for grey.
     class_names: number the labels by this list (a classifier's, say) rather than by the folder's own.
+    labels: where labels are read, as ``read_labels`` knows; upstream's rule unless given.
+    files: what ``find_images`` found in data_dir; unless given, files of upstream's four suffixes only.
+    reading: how pixels become 8 bits; as upstream does unless given.
 
     Arguments and folder are checked here, before the first batch. Raises ``InputError`` if the folder is
     missing, empty or too small for a batch on every rank, if a label is not in ``class_names``, or, while
@@ -67,6 +74,9 @@ def load_data(
         random_flip=random_flip,
         channels=channels,
         class_names=class_names,
+        labels=labels,
+        files=files or find_images(data_dir, UPSTREAMS),
+        reading=reading,
         shard=dist_util.get_rank(),
         num_shards=dist_util.get_world_size(),
     )
@@ -83,46 +93,90 @@ def open_dataset(
     random_flip: bool = True,
     channels: int = 3,
     class_names: Sequence[str] | None = None,
+    labels: str | Labels = "filename",
+    files: ImageFiles | None = None,
+    reading: Reading | None = None,
     shard: int = 0,
     num_shards: int = 1,
 ) -> ImageDataset:
     """The images under ``data_dir`` as a dataset, checked as ``load_data`` does, which explains the arguments.
 
-    shard, num_shards: only every num_shards-th file from the shard-th. batch_size: of each process; what the
-    number of images must suffice for.
+    Logs how many images and classes there are and what was skipped, and warns of what is unusual.
+
+    labels: a rule, or what it gave. files: what ``find_images`` found, where that is known. shard, num_shards: only
+    every num_shards-th file from the shard-th. batch_size: of each process; what the number of images must suffice
+    for.
     """
     if batch_size < 1:
         raise InputValueError(f"batch_size: expected at least 1, found {batch_size}")
-    paths = _list_images(data_dir)
+    files = files or find_images(data_dir)
+    if skipped := files.describe_skipped():
+        logger.warn(skipped)
     world_size = dist_util.get_world_size()
-    smallest_share = len(paths) // world_size
+    smallest_share = len(files) // world_size
     if smallest_share < batch_size:
         shared = f" shared among {world_size} processes" if world_size > 1 else ""
         raise InputError(
-            f"data_dir {data_dir}: {len(paths)} images{shared} leave {smallest_share} to a process; "
+            f"data_dir {data_dir}: {len(files)} images{shared} leave {smallest_share} to a process; "
             f"expected at least one batch of {batch_size}"
         )
+    found = None
+    if class_cond:
+        found = read_labels(files, labels, class_names) if isinstance(labels, str) else labels
+        logger.log(f"{files.title}: {found.describe()}")
+        if found.warning:
+            logger.warn(found.warning)
+    if dist_util.get_rank() == 0:
+        warn_of_oddities(files, reading, logger.warn)
     return ImageDataset(
         image_size,
-        paths,
-        classes=_number_labels(paths, class_names) if class_cond else None,
+        [files.path(name) for name in files.names],
+        classes=found.number(files, class_names) if found else None,
         shard=shard,
         num_shards=num_shards,
         random_crop=random_crop,
         random_flip=random_flip,
         channels=channels,
+        open_file=files.open,
+        reading=reading,
     )
+
+
+def find_images(data_dir: str, suffixes: Collection[str] = SUFFIXES) -> ImageFiles:
+    """The images of a folder or archive to learn from: at least one, each of which can be opened by itself."""
+    if not data_dir:
+        raise InputValueError("data_dir: expected a folder of images, found an empty string")
+    files = list_images(data_dir, f"data_dir {data_dir}", suffixes)
+    if not files.names:
+        line = f"data_dir {data_dir}: expected images ({', '.join(sorted(suffixes))}), found none in the tree"
+        skipped = files.describe_skipped().removeprefix(f"{files.title}: ")
+        raise InputError(f"{line} ({skipped})" if skipped else line)
+    if not files.random_access:
+        raise InputError(f"data_dir {data_dir}: found a packed tar; expected a folder, a zip or an unpacked tar")
+    return files
 
 
 def fingerprint(dataset: ImageDataset, data_dir: str) -> str:
     """What stands for a folder's images in a run's flags: how many, and a digest of their names in it."""
     names = "\n".join(path.removeprefix(data_dir).lstrip("/") for path in dataset.local_images)
-    return f"{len(dataset)} with names of SHA-256 {hashlib.sha256(names.encode()).hexdigest()[:12]}"
+    digest = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:12]
+    return f"{len(dataset)} with names of SHA-256 {digest}"
 
 
-def list_class_names(data_dir: str) -> list[str]:
-    """The labels of a folder in the order of their numbers. Raises ``InputError`` as ``load_data`` does."""
-    return sorted(set(map(_label, _list_images(data_dir))))
+def warn_of_oddities(files: ImageFiles, reading: Reading | None, warn: Callable[[str], None]) -> None:
+    """Warn of what is unusual about a few images, evenly spaced; one that cannot be read is left to its reader."""
+    oddities = Oddities(reading)
+    for name in files.names[:: -(-len(files) // _LOOKED_AT)]:
+        path = files.path(name)
+        with (
+            suppress(InputError),
+            decoding(path, NO_IMAGE, InputError),
+            files.open(path) as file,
+            open_image(file) as image,
+        ):
+            oddities.look(image)
+    for line in oddities.describe(files.title):
+        warn(line)
 
 
 class ImageDataset(Dataset):
@@ -131,6 +185,8 @@ class ImageDataset(Dataset):
     Items are ``(image, condition)``: float32 ``[channels, resolution, resolution]`` in [-1, 1], and a dict
     with int64 ``y`` if ``classes`` (one number a path) are given. Crops and flips draw from Python's global
     ``random``. Reading raises ``InputError`` naming a file that is no image.
+
+    open_file: opens what a path names. reading: how pixels become 8 bits.
     """
 
     def __init__(
@@ -143,6 +199,8 @@ class ImageDataset(Dataset):
         random_crop: bool = False,
         random_flip: bool = True,
         channels: int = 3,
+        open_file: Callable[[str], BinaryIO] = open_image_file,
+        reading: Reading | None = None,
     ):
         super().__init__()
         if channels not in _MODES:
@@ -153,13 +211,14 @@ class ImageDataset(Dataset):
         self.random_crop = random_crop
         self.random_flip = random_flip
         self.channels = channels
+        self._open_file, self._reading = open_file, reading
 
     def __len__(self) -> int:
         return len(self.local_images)
 
     def __getitem__(self, idx: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         crop = random_crop_arr if self.random_crop else center_crop_arr
-        pixels_HW = crop(_read_image(self.local_images[idx], _MODES[self.channels]), self.resolution)
+        pixels_HW = crop(self._read(self.local_images[idx]), self.resolution)
         if self.random_flip and random.random() < 0.5:
             pixels_HW = np.fliplr(pixels_HW)
         pixels_HWC = pixels_HW.reshape(self.resolution, self.resolution, self.channels)
@@ -167,6 +226,11 @@ class ImageDataset(Dataset):
         if self.local_classes is None:
             return image_CHW, {}
         return image_CHW, {"y": np.array(self.local_classes[idx], dtype=np.int64)}
+
+    def _read(self, path: str) -> Image.Image:
+        """The first frame. Raises ``InputError`` naming the file if it is no image."""
+        with decoding(path, NO_IMAGE, InputError), self._open_file(path) as file:
+            return read_image(path, file, _MODES[self.channels], self._reading)
 
 
 def center_crop_arr(pil_image: Image.Image, image_size: int) -> np.ndarray:
@@ -207,63 +271,10 @@ def _window(pixels: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
     return pixels[top : top + side, left : left + side]
 
 
-def _read_image(path: str, mode: str) -> Image.Image:
-    """The first frame, converted to ``mode``. Raises ``InputError`` naming the file if it is no image."""
-    with (
-        decoding(path, NO_IMAGE, InputError),
-        blobfile.BlobFile(path, "rb") if is_remote(path) else open_regular(path) as file,
-    ):
-        return read_image(path, file, mode)
-
-
-def _list_images(data_dir: str) -> list[str]:
-    """The images of a tree, of which there must be at least one."""
-    if not data_dir:
-        raise InputValueError("data_dir: expected a folder of images, found an empty string")
-    try:
-        paths = _list_image_files_recursively(data_dir)
-    except FileNotFoundError as error:
-        raise InputError(f"data_dir {data_dir}: no such folder") from error
-    except (OSError, blobfile.Error) as error:
-        raise InputError(f"data_dir {data_dir}: cannot be listed: {error}") from error
-    if not paths:
-        raise InputError(
-            f"data_dir {data_dir}: expected images ({', '.join(sorted(SUFFIXES))}), found none in the tree"
-        )
-    return paths
-
-
 def _list_image_files_recursively(data_dir: str) -> list[str]:
     """All image files below a folder: depth first, files and subfolders in one sorted order."""
-    return list(_walk(data_dir))
-
-
-def _walk(folder: str) -> Iterator[str]:
-    for name in sorted(blobfile.listdir(folder)):
-        path = blobfile.join(folder, name)
-        _, dot, suffix = name.rpartition(".")
-        if dot and suffix.lower() in SUFFIXES:
-            yield path
-        elif blobfile.isdir(path):
-            yield from _walk(path)
-
-
-def _label(path: str) -> str:
-    return blobfile.basename(path).partition("_")[0]
-
-
-def _number_labels(paths: Sequence[str], class_names: Sequence[str] | None) -> list[int]:
-    """Each path's class number."""
-    labels = [_label(path) for path in paths]
-    names = sorted(set(labels)) if class_names is None else class_names
-    numbers = {name: number for number, name in enumerate(names)}
-    for path, label in zip(paths, labels, strict=True):
-        if label not in numbers:
-            shown = ", ".join(list(names)[:3]) + (", ..." if len(names) > 3 else "")
-            raise InputError(
-                f"{path}: its label {label!r} is none of the {len(names)} known classes ({shown})"
-            )
-    return [numbers[label] for label in labels]
+    files = list_images(data_dir, suffixes=UPSTREAMS)
+    return [files.path(name) for name in files.names]
 
 
 def _batches_for_ever(dataset: ImageDataset, batch_size: int, shuffle: bool) -> Iterator[Batch]:

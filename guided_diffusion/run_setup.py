@@ -20,7 +20,6 @@ from .errors import InputError
 from .flags import Given, architecture_from
 from .frozen import Frozen
 from .host_memory import keep_freed_memory
-from .image_datasets import list_class_names
 from .script_util import build_classifier
 
 Config = TypeVar("Config", ModelConfig, SuperResConfig)
@@ -116,12 +115,11 @@ def _load(build: Callable[[], nn.Module], path: str, dtype: torch.dtype | None, 
     return Frozen(network.to(dist_util.dev()), dtype, compile)
 
 
-def count_classes(given: Given, data_dir: str) -> tuple[int, list[str]]:
+def count_classes(given: Given, data_dir: str, names: list[str]) -> tuple[int, list[str]]:
     """Number and names of a training folder's classes; --num_classes when given.
 
     InputError when the folder holds more classes than --num_classes; a note when it holds fewer.
     """
-    names = list_class_names(data_dir)
     wanted = given.values.get("num_classes")
     if wanted is None:
         return len(names), names

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from . import launch
 from .errors import InputError, first_line
@@ -19,6 +21,7 @@ _LONGEST = 1000  # times the short side: training scales the short side up, and 
 
 # What a picture's name promises. PIL knows formats whose decoder starts other programs.
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM", "TIFF")
+_ORIENTATION = ExifTags.Base.Orientation
 _DEEP = ("F", "I")  # PIL's modes of 32 bits, of whose range nobody knows
 
 
@@ -44,13 +47,74 @@ def open_image(file: BinaryIO) -> Image.Image:
     return image
 
 
-def read_image(name: str, file: BinaryIO, mode: str) -> Image.Image:
+@dataclass(frozen=True)
+class Reading:
+    """How pixels become 8 bits of grey or colour; the defaults are what upstream does.
+
+    bit_depth: how many of 16 bits a value uses. exif_transpose: turn as the camera noted. alpha: what is seen through
+    transparent pixels, white or black; keep: the colours that they hide.
+    """
+
+    bit_depth: int = 16
+    exif_transpose: bool = False
+    alpha: str = "keep"
+
+
+def read_image(name: str, file: BinaryIO, mode: str, reading: Reading | None = None) -> Image.Image:
     """Return the first frame of an image in an open file, in 8 bits of grey (mode "L") or "RGB".
 
-    As PIL converts it: alpha is dropped. Of 16 bits the upper 8 are taken. InputError that begins with ``name`` for
-    what ``open_image`` refuses or a damaged file.
+    As PIL converts it, but of 16 bits the upper 8 are taken. InputError that begins with ``name`` for what
+    ``open_image`` refuses or a damaged file.
+
+    :param reading: what is done otherwise.
     """
+    reading = reading or Reading()
     with decoding(name, NO_IMAGE, InputError), open_image(file) as image:
+        if reading.exif_transpose:
+            image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):  # PIL's conversion would clip nearly all to white
-            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert(mode)
+            values = np.asarray(image) >> (reading.bit_depth - 8)
+            return Image.fromarray(values.clip(max=255).astype(np.uint8)).convert(mode)
+        if reading.alpha != "keep" and image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, reading.alpha), image)
         return image.convert(mode)
+
+
+class Oddities:
+    """What is unusual about the images that it is shown, counted. ``describe`` gives a warning for each kind."""
+
+    def __init__(self, reading: Reading | None = None):
+        self._reading = reading or Reading()
+        self._seen = 0
+        self._counts: Counter[str] = Counter()
+
+    def look(self, image: Image.Image) -> None:
+        """Look at an image as ``open_image`` opens it; decodes it only where its header leaves a question."""
+        self._seen += 1
+        if not self._reading.exif_transpose and image.getexif().get(_ORIENTATION, 1) != 1:
+            self._counts["turned"] += 1
+        if image.mode.startswith("I;16"):
+            used = int(np.asarray(image).max()).bit_length()
+            self._counts["dark"] += used <= self._reading.bit_depth - 4
+            self._counts["clipped"] += used > self._reading.bit_depth
+        elif ";16" in str(image.tile[:1]):  # colour, of which PIL keeps the upper 8 bits
+            self._counts["dark colour"] += np.asarray(image.convert("RGB")).max() < 16
+        if self._reading.alpha == "keep" and image.has_transparency_data:
+            self._counts["transparent"] += np.asarray(image.convert("RGBA"))[..., 3].min() < 255
+
+    def describe(self, title: str) -> list[str]:
+        """Return a line for each kind that was found."""
+        bits = self._reading.bit_depth
+        lines = {
+            "turned": "say in EXIF that they are to be turned, and are not; --exif_transpose True turns them",
+            "dark": f"have 16 bits a value and use under a sixteenth of {bits} bits, and so come out nearly black; "
+            "--bit_depth says how many bits they use, such as 12",
+            "clipped": f"have values of more than {bits} bits, which come out white; --bit_depth 16 keeps them",
+            "dark colour": "have 16 bits a colour and use under a sixteenth of them, and so come out nearly black; "
+            "scale the files to 8 bits",
+            "transparent": "have transparent pixels, of which the hidden colours are seen; --alpha white or black "
+            "shows that colour there",
+        }
+        found = ((kind, text) for kind, text in lines.items() if self._counts[kind])
+        return [f"{title}: {self._counts[kind]} of {self._seen} images looked at {text}" for kind, text in found]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from . import dist_util, logger, run_setup, train_util
+from . import checkpoint, dist_util, logger, run_setup, train_util
 from .configs import (
     ClassifierTrainConfig,
     DataConfig,
@@ -19,8 +21,11 @@ from .configs import (
     TrainConfig,
 )
 from .data_order import ResumableBatches
+from .errors import InputError
 from .flags import Given
-from .image_datasets import ImageDataset, fingerprint, open_dataset
+from .image_datasets import ImageDataset, find_images, fingerprint, open_dataset
+from .image_files import ImageFiles
+from .image_labels import Labels, read_labels
 from .progress import note_complete
 from .random_streams import Purpose
 from .resample import create_named_schedule_sampler
@@ -46,9 +51,10 @@ def train_diffusion_model(
     run_config, data_config, train = given.make(RunConfig), given.make(DataConfig), given.make(TrainConfig)
     diffusion_config = given.make(DiffusionConfig)
     run_setup.begin(run_config)
-    class_names = None
+    files, labels, class_names = find_images(data_config.data_dir), None, None
     if config.class_cond:
-        num_classes, class_names = run_setup.count_classes(given, data_config.data_dir)
+        labels = read_run_labels(files, data_config.labels)
+        num_classes, class_names = run_setup.count_classes(given, data_config.data_dir, labels.names)
         config = dataclasses.replace(config, num_classes=num_classes)
     dataset = open_dataset(
         data_dir=data_config.data_dir,
@@ -58,9 +64,12 @@ def train_diffusion_model(
         random_flip=data_config.random_flip,
         channels=config.in_channels,
         class_names=class_names,
+        labels=labels,
+        files=files,
+        reading=data_config.reading,
     )
     flags = given.resolve(DataConfig, TrainConfig, DiffusionConfig, RunConfig) | dataclasses.asdict(config)
-    flags |= {"class_names": class_names}
+    flags |= {"class_names": class_names, "labels": labels and labels.digest()}
     run = find_run(flags, CHANGEABLE | {"iterations"}, train, dataset)
     steps = min((n for n in (train.lr_anneal_steps, train.iterations) if n), default=None)
     # A run's last checkpoint bears the count of steps, unless there was one on the way after the last step.
@@ -85,6 +94,18 @@ def train_diffusion_model(
         run_setup.save_config(run.flags)
         loop.run_loop()
     logger.log(f"checkpoints: {logger.get_dir()}")
+
+
+def read_run_labels(files: ImageFiles, rule: str) -> Labels:
+    """The labels to train with, auto's those that the run in the log's directory has, if they can be had so."""
+    names = None
+    with suppress(InputError):  # a damaged config.json: find_run has the flags from another file too
+        names = (checkpoint.read_config(Path(logger.get_dir()) / "model.pt") or {}).get("class_names")
+    if rule == "auto" and names:
+        found = read_labels(files, rule, names)
+        if found.names == names:
+            return found
+    return read_labels(files, rule)
 
 
 def find_run(

@@ -26,10 +26,10 @@ from guided_diffusion.configs import (
 )
 from guided_diffusion.errors import InputError
 from guided_diffusion.flags import Given, Parser, flag
-from guided_diffusion.image_datasets import open_dataset
+from guided_diffusion.image_datasets import find_images, open_dataset
 from guided_diffusion.progress import note_complete
 from guided_diffusion.script_util import build_classifier, build_diffusion
-from guided_diffusion.train_setup import batches, find_run, validation_batches
+from guided_diffusion.train_setup import batches, find_run, read_run_labels, validation_batches
 from guided_diffusion.training_run import CHANGEABLE
 
 
@@ -56,14 +56,20 @@ def main() -> None:
         raise InputError("--timestep_respacing: the classifier is trained on all timesteps; expected none")
     run_setup.begin(run)
 
-    num_classes, class_names = run_setup.count_classes(given, data_config.data_dir)
+    files = find_images(data_config.data_dir)
+    labels = read_run_labels(files, data_config.labels)
+    num_classes, class_names = run_setup.count_classes(given, data_config.data_dir, labels.names)
     config = dataclasses.replace(given.make(ClassifierConfig), num_classes=num_classes)
     weight = ect_weight(given)
     logger.log(f"{num_classes} classes; " + (f"ECT with weight {weight}" if weight else "plain cross entropy"))
-    dataset = load(data_config.data_dir, data_config, train, config, class_names, train.random_crop)
-    val_dataset = load(train.val_data_dir, data_config, train, config, class_names, False)
+    dataset = load(
+        data_config.data_dir, data_config, train, config, class_names, train.random_crop, labels=labels, files=files
+    )
+    val_dataset = load(
+        train.val_data_dir, data_config, train, config, class_names, False, labels=data_config.labels
+    )
     flags = given.resolve(DataConfig, ClassifierTrainConfig, EctConfig, DiffusionConfig, RunConfig)
-    flags |= dataclasses.asdict(config) | {"class_names": class_names, "ect": weight > 0}
+    flags |= dataclasses.asdict(config) | {"class_names": class_names, "ect": weight > 0, "labels": labels.digest()}
     # Where the rate falls until the last iteration, every step depends on when that is.
     changeable = CHANGEABLE if train.anneal_lr else CHANGEABLE | {"iterations"}
     training_run = find_run(flags, changeable, train, dataset)
@@ -99,8 +105,8 @@ def ect_weight(given: Given) -> float:
     return config.ect_weight if asked else 0.0
 
 
-def load(data_dir, data_config, train, config, class_names, random_crop):
-    """The images of a folder; None for no folder."""
+def load(data_dir, data_config, train, config, class_names, random_crop, **found):
+    """The images of a folder, with what was found there; None for no folder."""
     if not data_dir:
         return None
     return open_dataset(
@@ -112,6 +118,8 @@ def load(data_dir, data_config, train, config, class_names, random_crop):
         random_flip=data_config.random_flip,
         channels=config.in_channels,
         class_names=class_names,
+        reading=data_config.reading,
+        **found,
     )
 
 

@@ -19,7 +19,7 @@ from guided_diffusion import dist_util, logger, run_setup
 from guided_diffusion.configs import DataConfig, DiffusionConfig, ModelConfig, RunConfig
 from guided_diffusion.files import write_atomically
 from guided_diffusion.flags import Parser, flag
-from guided_diffusion.image_datasets import load_data
+from guided_diffusion.image_datasets import find_images, load_data
 from guided_diffusion.progress import Progress
 from guided_diffusion.script_util import build_diffusion, build_model
 
@@ -52,6 +52,9 @@ def main() -> None:
         random_flip=data_config.random_flip,
         channels=config.in_channels,
         class_names=saved.get("class_names"),
+        labels=data_config.labels,
+        files=find_images(data_config.data_dir),
+        reading=data_config.reading,
     )
     evaluate(model, build_diffusion(diffusion_config), data, nll, directory)
 

@@ -3,13 +3,15 @@
     mpiexec -n 8 python scripts/super_res_sample.py --base_samples samples_10000x64x64x3.npz \\
         --model_path 64_256_upsampler.pt --timestep_respacing 250 --log_dir runs/upsampled
 
-Sample i is made from image i of the npz (starting over when there are fewer). Interrupted? The same command
+Sample i is made from image i of the npz or folder (starting over when there are fewer). Interrupted? The same command
 with the same --log_dir goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
 import zipfile
 from dataclasses import dataclass
 
@@ -17,13 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guided_diffusion import dist_util, run_setup
+from guided_diffusion import dist_util, logger, run_setup
 from guided_diffusion.configs import DiffusionConfig, RunConfig, SamplingConfig, SuperResConfig
 from guided_diffusion.errors import InputError
 from guided_diffusion.files import check_readable, decoding, open_regular
 from guided_diffusion.flags import Parser, flag
 from guided_diffusion.generate import Batch, SampleRun
+from guided_diffusion.image_files import EXPECTED, ImageFiles, is_image_archive, list_images
+from guided_diffusion.image_labels import read_labels, read_sample_labels
 from guided_diffusion.nonfinite import Watch, timesteps_of
+from guided_diffusion.safe_images import read_image
 from guided_diffusion.script_util import build_diffusion, build_super_res_model
 from guided_diffusion.solvers import sampling_loop
 
@@ -32,7 +37,11 @@ from guided_diffusion.solvers import sampling_loop
 class BaseConfig:
     """Images to upsample."""
 
-    base_samples: str = flag("", "npz with arr_0, uint8 [N, H, W, C], and arr_1, labels, with --class_cond")
+    base_samples: str = flag(
+        "",
+        "npz with arr_0, uint8 [N, H, W, C], and arr_1, labels, with --class_cond; or a folder, zip or tar of images",
+    )
+    labels: str = flag("", "of a folder's images, as in training: auto (as \"\"), folder, filename or a FILE.csv")
 
 
 def main() -> None:
@@ -40,7 +49,9 @@ def main() -> None:
     run, sampling = given.make(RunConfig), given.make(SamplingConfig)
     directory = run_setup.begin(run)
     config, diffusion_config = run_setup.model_configs(given, sampling.model_path, SuperResConfig)
-    base = BaseImages(given.make(BaseConfig).base_samples, config)
+    base_config = given.make(BaseConfig)
+    class_names = (run_setup.checkpoint_config("model_path", sampling.model_path) or {}).get("class_names")
+    base = BaseImages(base_config.base_samples, config, base_config.labels or "auto", class_names)
 
     diffusion = build_diffusion(diffusion_config)
     # Upstream's upsampler takes no notice of --use_ddim.
@@ -64,6 +75,7 @@ def main() -> None:
         seed=run.seed,
         directory=directory,
         flags=given.resolve(SamplingConfig, BaseConfig, RunConfig)
+        | base.facts
         | dataclasses.asdict(config)
         | dataclasses.asdict(diffusion_config),
         save_images=sampling.save_images,
@@ -72,20 +84,24 @@ def main() -> None:
 
 
 class BaseImages:
-    """The low-resolution images of an npz. InputError when the file is not what the model needs."""
+    """The low-resolution images of an npz, a folder or an archive. InputError when it is not what the model needs.
 
-    def __init__(self, path: str, config: SuperResConfig):
+    Files that are called LABEL_INDEX carry the number of their class, and in a folder their order; of others labels are
+    read as in training, by `rule`, and numbered by the model's class_names.
+    """
+
+    def __init__(self, path: str, config: SuperResConfig, rule: str = "auto", class_names: list[str] | None = None):
         if not path:
-            raise InputError("--base_samples: missing, expected an npz file")
-        name = f"--base_samples {path}"
-        check_readable(name, path)
-        with decoding(name, "not a readable npz with the arrays needed"), open_regular(path) as file:
-            if not zipfile.is_zipfile(file):
-                raise ValueError("no npz archive, or a truncated one")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                self.images = arrays["arr_0"]
-                self.labels = arrays["arr_1"] if config.class_cond else None
+            raise InputError("--base_samples: missing, expected an npz file or a folder of images")
+        name, self.facts = f"--base_samples {path}", {}
+        if not os.path.isdir(path):
+            check_readable(name, path)
+        if os.path.isdir(path) or is_image_archive(path):
+            self._read_files(list_images(path, name), config, rule, class_names)
+            digest = hashlib.sha256(self.images).hexdigest()
+            self.facts = {"base_images": f"of SHA-256 {digest[:12]}"}  # of an npz the run keeps the file's
+        else:
+            self._read_npz(path, name, config.class_cond)
         expected = height, width, channels = config.small_size, config.small_size, config.in_channels
         found = f"{self.images.dtype} {list(self.images.shape)}"
         well_shaped = self.images.ndim == 4 and self.images.shape[1:] == expected and len(self.images) > 0
@@ -93,6 +109,39 @@ class BaseImages:
             raise InputError(f"--base_samples {path}: found {found}, expected uint8 [N, {height}, {width}, {channels}]")
         if self.labels is not None:
             self._check_labels(path, config.num_classes)
+
+    def _read_npz(self, path: str, name: str, class_cond: bool) -> None:
+        with decoding(name, "not a readable npz with the arrays needed"), open_regular(path) as file:
+            if not zipfile.is_zipfile(file):
+                raise ValueError("no npz archive, or a truncated one")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                self.images = arrays["arr_0"]
+                self.labels = arrays["arr_1"] if class_cond else None
+
+    def _read_files(
+        self, files: ImageFiles, config: SuperResConfig, rule: str, class_names: list[str] | None
+    ) -> None:
+        if skipped := files.describe_skipped():
+            logger.warn(skipped)
+        if not files.names:
+            raise InputError(f"{files.title}: found no images, expected some of {EXPECTED}")
+        numbers, self.labels = read_sample_labels(files) if rule == "auto" else None, None
+        if config.class_cond and numbers:
+            self.labels = np.array(numbers, dtype=np.int64)
+        elif config.class_cond:
+            found = read_labels(files, rule, class_names)
+            logger.log(f"{files.title}: {found.describe()}")
+            self.labels = np.array(found.number(files, class_names), dtype=np.int64)
+        mode, side = "L" if config.in_channels == 1 else "RGB", config.small_size
+        self.images = np.empty((len(files), side, side, config.in_channels), dtype=np.uint8)
+        for i, (name, file) in enumerate(files.stream()):
+            image = read_image(f"{files.title}: {name}", file, mode)
+            if image.size != (side, side):
+                raise InputError(
+                    f"{files.title}: {name}: found {image.height}x{image.width} pixels, expected {side}x{side}"
+                )
+            self.images[i] = np.asarray(image).reshape(self.images.shape[1:])
 
     def _check_labels(self, path: str, num_classes: int) -> None:
         if self.labels.shape != (len(self.images),) or not np.issubdtype(self.labels.dtype, np.integer):

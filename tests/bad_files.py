@@ -133,12 +133,13 @@ def _checkpoints(folder: Path, checkpoints: dict[str, Path]) -> dict[str, Path]:
 
 
 def _pictures(folder: Path) -> dict[str, Path]:
-    """Folders with four files c0_0.png ... c0_3.png of one kind, and archives."""
+    """Folders with four files c0_0.png ... c1_1.png of one kind, others without classes, and archives."""
+    names = ("c0_0.png", "c0_1.png", "c1_0.png", "c1_1.png")
 
-    def four(name: str, data: bytes) -> Path:
+    def four(name: str, data: bytes, names: tuple[str, ...] = names) -> Path:
         (folder / name).mkdir()
-        for number in range(4):
-            (folder / name / f"c0_{number}.png").write_bytes(data)
+        for file in names:
+            (folder / name / file).write_bytes(data)
         return folder / name
 
     found = {
@@ -149,13 +150,21 @@ def _pictures(folder: Path) -> dict[str, Path]:
         "empty_png": four("empty_png", b""),
         "float_png": four("float_png", tiff_of_floats()),
         "pipe_png": folder / "pipe_png",
+        "flat": four("flat", png_of_zeros(8, 8), ("IMG0001.png", "IMG0002.png", "IMG0003.png")),
+        "heic": four("heic", b"", ("a.heic", "b.heic")),
+        "broken_link": folder / "broken_link",
+        "link_loop": folder / "link_loop",
         "two_sizes": make_images(folder / "two_sizes", classes=1),
         "bomb_zip": folder / "bomb.zip",
         "half_zip": folder / "half.zip",
     }
     found["pipe_png"].mkdir()
-    for number in range(4):
-        os.mkfifo(found["pipe_png"] / f"c0_{number}.png")
+    for name in names:
+        os.mkfifo(found["pipe_png"] / name)
+    for name in ("broken_link", "link_loop"):
+        (folder / name).mkdir()
+    (folder / "broken_link" / "cats").symlink_to(folder / "nowhere")
+    (folder / "link_loop" / "cats").symlink_to(folder / "link_loop")
     make_images(folder / "large", classes=1, size=16)
     shutil.copy(folder / "large" / "c0_0.png", found["two_sizes"] / "c9_9.png")
     with zipfile.ZipFile(found["bomb_zip"], "w") as archive:

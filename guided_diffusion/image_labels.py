@@ -1,0 +1,236 @@
+"""The class label of every image: from file names, folders, a CSV file or EDM's dataset.json."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .errors import InputError
+from .files import decoding, open_readable, parse_json
+from .image_files import LABEL_FILE, ImageFiles
+
+RULES = ("auto", "folder", "filename")
+HELP = (
+    "where the class of an image is read: auto, folder (the first one below the data), filename (up to the first _, as "
+    'upstream), or a FILE.csv with lines "file,label"'
+)
+_NUMBERED = {  # of at most 63 bits
+    True: re.compile(r"(?P<label>\d{1,18})_(?P<index>\d{1,18})", re.ASCII),
+    False: re.compile(r"(?P<index>\d{1,18})(?P<label>)", re.ASCII),
+}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """One label an image, in the images' order.
+
+    source: what they were read from, as "file name". warning: what a user must know of the choice; "" for nothing.
+    """
+
+    labels: tuple[str, ...]
+    source: str
+    warning: str = ""
+
+    @property
+    def names(self) -> list[str]:
+        """The classes in the order of their numbers: sorted as upstream does; by value where a file lists numbers."""
+        found = set(self.labels)
+        by_value = self.source not in _BY_NAME and all(map(_is_number, found))
+        return sorted(found, key=int) if by_value else sorted(found)
+
+    def number(self, files: ImageFiles, class_names: Sequence[str] | None = None) -> list[int]:
+        """Return each image's class number among these classes; ``InputError`` for a label that is none of them."""
+        names = self.names if class_names is None else class_names
+        numbers = {name: number for number, name in enumerate(names)}
+        for name, label in zip(files.names, self.labels, strict=True):
+            if label not in numbers:
+                shown = ", ".join(list(names)[:3]) + (", ..." if len(names) > 3 else "")
+                raise InputError(
+                    f"{files.path(name)}: its label {label!r} is none of the {len(names)} known classes ({shown})"
+                )
+        return [numbers[label] for label in self.labels]
+
+    def describe(self) -> str:
+        """Return the line that every run prints: images, classes, and how many of each."""
+        counts = Counter(self.labels)
+        shown = self.names if len(counts) <= 20 else self.names[:5]
+        table = ", ".join(f"{name} {counts[name]}" for name in shown) + (", ..." if len(shown) < len(counts) else "")
+        fewest, most = min(counts.values()), max(counts.values())
+        classes = "1 class" if len(counts) == 1 else f"{len(counts)} classes"
+        return f"{len(self.labels)} images, {classes} by {self.source}: {table} (smallest {fewest}, largest {most})"
+
+    def digest(self) -> str:
+        """Return the first digits of the SHA-256 of all labels in order."""
+        whole = "\n".join(self.labels).encode(errors="surrogateescape")
+        return hashlib.sha256(whole).hexdigest()[:12]
+
+
+def read_labels(files: ImageFiles, rule: str = "auto", class_names: Sequence[str] | None = None) -> Labels:
+    """Read the label of every image.
+
+    ``auto`` takes dataset.json where there is one; else of N images the file names' labels if every name has a "_" and
+    there are 2 to N/2 of them, else the folders' within the same bound. With ``class_names`` it takes the one
+    of these, whatever their number, that gives such names most often.
+
+    :param rule: auto, folder, filename, or the path of a CSV file.
+    :raises InputError: the rule cannot be applied, or auto finds none that fits; the line names the remedies.
+    """
+    if rule == "filename":
+        return Labels(_by_name(files), "file name")
+    if rule == "folder":
+        labels = _by_folder(files)
+        if labels is None:
+            raise InputError(f"{files.title}: expected every image in a folder of its class (--labels folder)")
+        return Labels(labels, "folder")
+    if rule != "auto":
+        return _read_csv(files, rule)
+    listed = _read_label_file(files)
+    if class_names is None:
+        return listed or _choose(files)
+    choices = [listed, Labels(_by_name(files), "file name")]
+    if (labels := _by_folder(files)) is not None:
+        choices.append(Labels(labels, "folder"))
+    known = set(class_names)
+    return max(filter(None, choices), key=lambda found: sum(label in known for label in found.labels))
+
+
+def numbered(names: Iterable[str], labelled: bool) -> list[tuple[int, int]] | None:
+    """Return label and index of files that are called LABEL_INDEX as samples are, or INDEX where not ``labelled``.
+
+    None unless all are called so. The label is then the number of the class; it is 0 where there is none.
+    """
+    found = [_NUMBERED[labelled].fullmatch(_base(name).rpartition(".")[0]) for name in names]
+    return [(int(match["label"] or 0), int(match["index"])) for match in found] if all(found) else None
+
+
+def read_sample_labels(files: ImageFiles) -> list[int] | None:
+    """Return the classes' numbers in the names of samples, LABEL_INDEX; None unless all files are called so.
+
+    Those of a folder are sorted by INDEX first, the order that the samples had.
+    """
+    found = numbered(files.names, labelled=True)
+    if found and files.is_folder:
+        order = sorted(zip(found, files.names, strict=True), key=lambda one: one[0][1])
+        found, files.names = [number for number, _ in order], [name for _, name in order]
+    return found and [label for label, _ in found]
+
+
+_BY_NAME = ("file name", "folder")
+
+
+def _by_name(files: ImageFiles) -> tuple[str, ...]:
+    return tuple(_base(name).partition("_")[0] for name in files.names)
+
+
+def _by_folder(files: ImageFiles) -> tuple[str, ...] | None:
+    """Return the first folder of each, below those that all share; None where an image is in no folder."""
+    folders = [name.split("/")[:-1] for name in files.names]
+    while folders and all(len(path) > 1 and path[0] == folders[0][0] for path in folders):
+        folders = [path[1:] for path in folders]
+    return tuple(path[0] for path in folders) if all(folders) else None
+
+
+def _choose(files: ImageFiles) -> Labels:
+    """Return the labels that auto takes of names and folders."""
+    count, most = len(files), len(files) // 2
+    names, folders = _by_name(files), _by_folder(files)
+    bare = sum("_" not in _base(name) for name in files.names)
+    names_fit = not bare and 2 <= len(set(names)) <= most
+    folders_fit = folders is not None and 2 <= len(set(folders)) <= most
+    last = tuple(name.split("/")[-2] for name in files.names) if folders_fit else ()
+    if names_fit:
+        warning = ""
+        if folders_fit and folders != names:
+            warning = (
+                f"{files.title}: file names give {_some(names)}, folders {_some(folders)}; taking the file names', as "
+                "upstream does; --labels folder takes the others"
+            )
+        return Labels(names, "file name", warning)
+    if folders_fit and last != folders and 2 <= len(set(last)) <= most and not _refines(last, folders):
+        raise InputError(
+            f"{files.title}: folders lie in folders: the first ones give {_some(folders)}, the last {_some(last)}; "
+            "--labels folder takes the first, as ImageFolder of torchvision does; else begin with a folder further in, "
+            'or give --labels FILE.csv with lines "file,label"'
+        )
+    if folders_fit:
+        return Labels(folders, "folder")
+    lacking = f" ({bare} of {count} have no _)" if bare else ""
+    by_folder = "there is no folder for each class" if folders is None else f"folders {_some(folders)}"
+    raise InputError(
+        f"{files.title}: found no classes in {count} images: file names give {_some(names)}{lacking}, {by_folder}; "
+        f"expected 2 to {most}. --labels filename or --labels folder takes that rule whatever the number, "
+        '--labels FILE.csv reads lines "file,label"'
+    )
+
+
+def _refines(last: Sequence[str], first: Sequence[str]) -> bool:
+    """Return whether each last folder's name occurs below one first folder only, as those of sessions do."""
+    return len(set(zip(last, first, strict=True))) == len(set(last))
+
+
+def _some(labels: Sequence[str]) -> str:
+    found = sorted(set(labels))
+    shown = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+    return f"{len(found)} {'class' if len(found) == 1 else 'classes'} ({shown})"
+
+
+def _read_label_file(files: ImageFiles) -> Labels | None:
+    """Return what EDM's dataset.json says: {"labels": [["a/0.png", 3], ...]}; None where it has no labels."""
+    data = files.read_label_file()
+    if data is None:
+        return None
+    title = f"{files.title}: {LABEL_FILE}"
+    pairs = parse_json(data, title).get("labels")
+    if pairs is None:
+        return None
+    wanted = 'expected "labels": [["file", number], ...]'
+    if not isinstance(pairs, list):
+        raise InputError(f"{title}: {wanted}, found a {type(pairs).__name__}")
+    for pair in pairs:
+        if not (isinstance(pair, list) and list(map(type, pair)) == [str, int] and pair[1] >= 0):
+            raise InputError(f"{title}: {wanted}, found {str(pair)[:60]}")
+    return Labels(_look_up(files, {name: str(label) for name, label in pairs}, title), LABEL_FILE)
+
+
+def _read_csv(files: ImageFiles, path: str) -> Labels:
+    title = f"--labels {path}"
+    if not path.lower().endswith((".csv", ".tsv", ".txt")):
+        raise InputError(f"{title}: expected one of {', '.join(RULES)}, or a FILE.csv")
+    with open_readable(title, path) as file, decoding(title, "no text in UTF-8", InputError):
+        text = file.read().decode("utf-8-sig")
+    rows = [row for row in csv.reader(io.StringIO(text)) if row] if "\0" not in text else [["\0"]]
+    table: dict[str, str] = {}
+    for number, row in enumerate(rows, start=1):
+        if len(row) != 2:
+            raise InputError(f'{title}: row {number} has {len(row)} columns, expected two: "file,label"')
+        name, label = (cell.strip() for cell in row)
+        if table.setdefault(name, label) != label:
+            raise InputError(f"{title}: gives {name} two labels, {table[name]!r} and {label!r}")
+    return Labels(_look_up(files, table, title), path)
+
+
+def _look_up(files: ImageFiles, table: dict[str, str], title: str) -> tuple[str, ...]:
+    """Return each image's label from a table of paths, names, or names without suffix."""
+    labels, missing = [], []
+    for name in files.names:
+        base = _base(name)
+        label = next((table[key] for key in (name, base, base.rpartition(".")[0]) if key in table), None)
+        labels.append(label)
+        if label is None:
+            missing.append(name)
+    if missing:
+        raise InputError(f"{title}: has no label for {len(missing)} of {len(labels)} images, such as {missing[0]}")
+    return tuple(labels)
+
+
+def _base(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _is_number(label: str) -> bool:
+    return label.isascii() and label.isdecimal() and len(label) < 19

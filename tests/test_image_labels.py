@@ -1,0 +1,241 @@
+"""The layouts of folders that users have, and the classes that training takes from them."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluations.image_sets import open_image_set
+from guided_diffusion.errors import InputError
+from guided_diffusion.files import read_json
+from guided_diffusion.image_files import ImageFiles, list_images
+from guided_diffusion.image_labels import read_labels
+from tests.helpers import CLASSIFIER, DIFFUSION, MODEL, Runner
+
+CATS, DOGS = ("cat",) * 4, ("dog",) * 4
+
+
+def files_of(*names: str) -> ImageFiles:
+    return ImageFiles("data", "data_dir data", sorted(names), Counter())
+
+
+def numbered(*patterns: str) -> ImageFiles:
+    """Four files by each pattern."""
+    return files_of(*(pattern.format(i) for pattern in patterns for i in range(4)))
+
+
+LAYOUTS = {
+    "upstream's names": (["cat_{}.png", "dog_{}.png"], CATS + DOGS, "file name"),
+    "class folders": (["cat/000{}.png", "dog/000{}.png"], CATS + DOGS, "folder"),
+    "class folders, one prefix": (["cat/train_{}.png", "dog/train_{}.png"], CATS + DOGS, "folder"),
+    "class folders, other names": (["cat/IMG{}_a.png", "dog/IMG1{}_a.png"], CATS + DOGS, "folder"),
+    "ImageNet": (["n01/n01_{}.JPEG", "n02/n02_{}.JPEG"], ("n01",) * 4 + ("n02",) * 4, "file name"),
+    "ImageNet, flat": (["n01_{}.JPEG", "n02_{}.JPEG"], ("n01",) * 4 + ("n02",) * 4, "file name"),
+    "ImageFolder": (["cat/s1/{}.png", "dog/s2/{}.png"], CATS + DOGS, "folder"),
+    "ImageFolder, images below": (["cat/images/{}.png", "dog/images/{}.png"], CATS + DOGS, "folder"),
+    "a folder around all": (["data/train/cat/{}.png", "data/train/dog/{}.png"], CATS + DOGS, "folder"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_auto_finds_the_classes_of_every_usual_layout(layout):
+    patterns, expected, source = LAYOUTS[layout]
+    found = read_labels(numbered(*patterns))
+    assert (found.labels, found.source, found.warning) == (expected, source, "")
+    assert found.number(numbered(*patterns)) == [0] * 4 + [1] * 4
+    names = "cat 4, dog 4" if "cat" in expected else "n01 4, n02 4"
+    assert found.describe() == f"8 images, 2 classes by {source}: {names} (smallest 4, largest 4)"
+
+
+def test_where_both_fit_the_file_name_wins_with_a_warning():
+    files = numbered("cat/a_{}.png", "dog/b_{}.png", "dog/c_{}.png")
+    found = read_labels(files)
+    assert found.names == ["a", "b", "c"] and found.warning == (
+        "data_dir data: file names give 3 classes (a, b, c), folders 2 classes (cat, dog); taking the file names', as "
+        "upstream does; --labels folder takes the others"
+    )
+    assert read_labels(files, "folder").names == ["cat", "dog"] and not read_labels(files, "folder").warning
+
+
+REFUSED = {
+    "flat, numbered": (["IMG000{}.png"], "4 classes (IMG0000.png, IMG0001.png, IMG0002.png, ...) (4 of 4 have no _), "),
+    "one class": (["cat_{}.png"], "give 1 class (cat), there is no folder for each class; expected 2 to 2. --labels"),
+    "one class folder": (["cat/{}.png"], "folders 1 class (cat); expected 2 to 2. --labels filename or --labels"),
+    "ImageNet's validation": (["ILSVRC2012_val_{}.JPEG"], "file names give 1 class (ILSVRC2012), "),
+}
+
+
+@pytest.mark.parametrize("layout", REFUSED)
+def test_auto_refuses_what_has_no_classes_and_names_the_remedies(layout):
+    patterns, fragment = REFUSED[layout]
+    with pytest.raises(InputError) as caught:
+        read_labels(numbered(*patterns))
+    line = str(caught.value)
+    assert line.startswith("data_dir data: found no classes in 4 images: ") and fragment in line
+    assert "--labels filename or --labels folder takes that rule whatever the number" in line
+    assert line.endswith('--labels FILE.csv reads lines "file,label"')
+    assert len(read_labels(numbered(*patterns), "filename").labels) == 4
+
+
+def test_auto_refuses_folders_in_folders_that_can_be_read_in_two_ways():
+    files = numbered("train/cat/{}.png", "train/dog/{}.png", "val/cat/{}.png", "val/dog/{}.png")
+    with pytest.raises(InputError) as caught:
+        read_labels(files)
+    assert "the first ones give 2 classes (train, val), the last 2 classes (cat, dog); " in str(caught.value)
+    assert read_labels(files, "folder").names == ["train", "val"]
+
+
+def test_folder_needs_a_folder_for_every_image():
+    with pytest.raises(InputError, match=r"expected every image in a folder of its class \(--labels folder\)"):
+        read_labels(files_of("cat/1.png", "2.png"), "folder")
+
+
+def test_known_classes_choose_the_rule():
+    """Validation sets and resumed runs: too few images for auto's bound, but the names are known."""
+    names = ["n01", "n02", "n03"]
+    found = read_labels(files_of("n01/ILSVRC2012_val_1.JPEG", "n03/ILSVRC2012_val_2.JPEG"), class_names=names)
+    assert (found.labels, found.source) == (("n01", "n03"), "folder")
+    assert read_labels(files_of("a/n01_1.JPEG", "b/n03_2.JPEG"), class_names=names).source == "file name"
+    files = files_of("n01/0.png", "n07/1.png")
+    with pytest.raises(InputError, match=r"n07/1.png: its label 'n07' is none of the 3 known classes \(n01, n02, "):
+        read_labels(files, class_names=names).number(files, names)
+
+
+def csv(tmp_path: Path, text: str) -> str:
+    (tmp_path / "labels.csv").write_text(text)
+    return str(tmp_path / "labels.csv")
+
+
+@pytest.mark.parametrize(
+    "rows", ["a/1.png,dog\nb/2.png,cat\n", "file,label\n1.png, dog\n2.png,cat\n", "id,breed\n1,dog\n2,cat"]
+)
+def test_labels_of_a_csv_file(tmp_path, rows):
+    files = files_of("a/1.png", "b/2.png")
+    found = read_labels(files, csv(tmp_path, rows))
+    assert found.labels == ("dog", "cat") and found.number(files) == [1, 0]
+
+
+def test_numbers_in_a_file_are_in_the_order_of_numbers(tmp_path):
+    files = files_of(*(f"{i:02}.png" for i in range(12)))
+    found = read_labels(files, csv(tmp_path, "".join(f"{i:02}.png,{i}\n" for i in range(12))))
+    assert found.number(files) == list(range(12))
+    by_name = read_labels(files_of(*(f"{i}_{k}.png" for i in range(12) for k in range(2))))
+    assert by_name.names[:4] == ["0", "1", "10", "11"]  # upstream's order, which checkpoints depend on
+
+
+def test_bad_csv_files(tmp_path):
+    files = files_of("a/1.png", "b/2.png")
+    for rows, line in {
+        "1.png,dog\n": r"labels.csv: has no label for 1 of 2 images, such as b/2.png",
+        "1.png,dog\n1.png,cat\n": "gives 1.png two labels, 'dog' and 'cat'",
+        "1.png,dog\n2.png,cat,3\n": 'row 2 has 3 columns, expected two: "file,label"',
+        "\0": "row 1 has 1 columns",
+        "": "has no label for 2 of 2 images",
+    }.items():
+        with pytest.raises(InputError, match=line):
+            read_labels(files, csv(tmp_path, rows))
+    with pytest.raises(InputError, match="--labels none.csv: no such file"):
+        read_labels(files, "none.csv")
+    with pytest.raises(InputError, match="--labels folders: expected one of auto, folder, filename, or a FILE.csv"):
+        read_labels(files, "folders")
+    (tmp_path / "labels.csv").write_bytes(b"1.png,\xff\n")
+    with pytest.raises(InputError, match="labels.csv: no text in UTF-8"):
+        read_labels(files, str(tmp_path / "labels.csv"))
+
+
+def edm_zip(path: Path, content: object, count: int = 6) -> Path:
+    """As EDM's dataset_tool.py writes: 00000/img00000000.png and dataset.json."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(count):
+            file = io.BytesIO()
+            Image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)).save(file, format="PNG")
+            archive.writestr(f"00000/img{i:08}.png", file.getvalue())
+        archive.writestr("dataset.json", json.dumps(content))
+    return path
+
+
+def test_the_dataset_json_of_edm(tmp_path):
+    pairs = [[f"00000/img{i:08}.png", 10 * (i % 2)] for i in range(6)]
+    files = list_images(str(edm_zip(tmp_path / "a.zip", {"labels": pairs})))
+    found = read_labels(files)
+    assert found.source == "dataset.json" and not files.skipped
+    assert found.names == ["0", "10"] and found.number(files) == [0, 1, 0, 1, 0, 1]
+    with pytest.raises(InputError, match="found no classes in 6 images"):
+        read_labels(list_images(str(edm_zip(tmp_path / "b.zip", {"labels": None}))))
+    for content, line in (
+        ({"labels": pairs[:5]}, "a.zip: dataset.json: has no label for 1 of 6 images"),
+        ({"labels": [["x", "y"]]}, r"dataset.json: expected \"labels\": .*, found \['x', 'y'\]"),
+        ({"labels": 3}, "found a int"),
+        ([], "expected a JSON object, found a list"),
+    ):
+        with pytest.raises(InputError, match=line):
+            read_labels(list_images(str(edm_zip(tmp_path / "a.zip", content))))
+
+
+def test_labels_of_an_image_set_by_known_names(tmp_path):
+    for name in ("cat/0.png", "dog/0.png"):
+        (tmp_path / "s" / name).parent.mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "s" / name)
+    images = open_image_set(tmp_path / "s")
+    assert images.labels() is None and images.labels(["ant", "cat", "dog"]).tolist() == [1, 2]
+    assert images.labels(["ant", "cat"]) is None
+
+
+@pytest.fixture
+def class_folders(tmp_path) -> Path:
+    """Three class folders of files that are numbered from 0 in each."""
+    generator = np.random.default_rng(0)
+    for label, name in enumerate(("cat", "dog", "fox")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(4 + label):
+            pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i:04}.png")
+    return tmp_path / "images"
+
+
+TRAIN = {"iterations": 2, "batch_size": 2, "save_interval": 1, **DIFFUSION}
+TABLE = "15 images, 3 classes by folder: cat 4, dog 5, fox 6 (smallest 4, largest 6)"
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"), [("classifier_train", CLASSIFIER), ("image_train", {**MODEL, "class_cond": True})]
+)
+def test_training_on_class_folders(run: Runner, class_folders, tmp_path, script, flags):
+    command = {"data_dir": class_folders, "log_dir": "out", **TRAIN, **flags}
+    assert TABLE in run(script, command).stdout
+    config = read_json(tmp_path / "out" / "config.json")
+    assert config["class_names"] == ["cat", "dog", "fox"] and config["num_classes"] == 3
+    run(script, command | {"labels": "folder", "iterations": 3})  # the same labels: the same run
+    line = run(script, command | {"labels": "filename", "iterations": 4}, fails=True).error_lines[0]
+    assert "classes ['0000.png', '0001.png'" in line and "(the run there has ['cat', 'dog', 'fox'])" in line
+
+
+def test_a_run_that_began_with_upstreams_rule_keeps_its_labels(run: Runner, class_folders, tmp_path):
+    command = {"data_dir": class_folders, "log_dir": "out", **TRAIN, **CLASSIFIER}
+    run("classifier_train", command | {"labels": "filename"})
+    config = read_json(tmp_path / "out" / "config.json")
+    del config["labels"]  # an earlier version had no such flag
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    assert "6 classes by file name" in run("classifier_train", command | {"iterations": 3}).stdout
+
+
+def test_training_without_classes_needs_no_labels(run: Runner, class_folders, tmp_path):
+    for number, path in enumerate(sorted(class_folders.rglob("*.png"))):
+        path.rename(class_folders / f"IMG{number:04}.png")
+    command = {"data_dir": class_folders, "log_dir": "out", **TRAIN, **MODEL}
+    run("image_train", command)
+    line = run("image_train", command | {"class_cond": True, "log_dir": "other"}, fails=True).error_lines[0]
+    assert "found no classes in 15 images" in line
+
+
+def test_training_on_a_zip_of_edm(run: Runner, tmp_path):
+    edm_zip(tmp_path / "d.zip", {"labels": [[f"00000/img{i:08}.png", i % 3] for i in range(6)]})
+    done = run("classifier_train", {"data_dir": "d.zip", "log_dir": "out", **TRAIN, **CLASSIFIER, "data_workers": 2})
+    assert "6 images, 3 classes by dataset.json: 0 2, 1 2, 2 2 (smallest 2, largest 2)" in done.stdout
