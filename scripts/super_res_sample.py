@@ -37,8 +37,10 @@ class BaseConfig:
 
 def main() -> None:
     given = Parser(__doc__, SamplingConfig, BaseConfig, SuperResConfig, DiffusionConfig, RunConfig).parse()
-    run, sampling = given.make(RunConfig), given.make(SamplingConfig)
+    run = given.make(RunConfig)
     directory = run_setup.begin(run)
+    given = run_setup.choose_files(given, "model_path")
+    sampling = given.make(SamplingConfig)
     config, diffusion_config = run_setup.model_configs(given, sampling.model_path, SuperResConfig)
     base = BaseImages(given.make(BaseConfig).base_samples, config)
 
