@@ -54,6 +54,6 @@ def warn_of_start(path: str | os.PathLike) -> None:
     rate, number = _AVERAGE.fullmatch(Path(path).name).groups()
     better = Path(path).with_name(f"model{number}.pt")
     logger.warn(
-        f"{path}: an average with rate {rate} after {int(number)} steps is still {100 * share:.1f} % the weights that "
+        f"{path}: an average with rate {rate} at step {int(number)} is still {100 * share:.1f} % the weights that "
         f"training began with; better sample from {better if better.exists() else 'the weights themselves'}"
     )

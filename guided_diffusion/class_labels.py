@@ -48,8 +48,7 @@ class Classes:
         if not text:
             return list(range(self.count) if self.seen is None else self.seen)
         chosen = [self._number(part.strip()) for part in text.split(",")]
-        unseen = sorted(set(chosen) - set(chosen if self.seen is None else self.seen))
-        if unseen:
+        if unseen := self.unseen(chosen):
             logger.warn(f"--classes: training never saw {self.listed(unseen)}: such samples show nothing in particular")
         return chosen
 
@@ -74,6 +73,10 @@ class Classes:
         if not self.names:
             return "class numbers such as 3,7 (no config.json beside the checkpoint tells the classes' names)"
         return f"numbers from 0 to {self.count - 1}, or names: {_shortened(self.names)}"
+
+    def unseen(self, numbers: Sequence[int]) -> list[int]:
+        """Those of the classes that are known not to have been in the training data, ascending."""
+        return [] if self.seen is None else sorted(set(numbers) - set(self.seen))
 
     def listed(self, numbers: Sequence[int]) -> str:
         """The classes with their names, "0 = cat, 1 = dog"."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guided_diffusion import dist_util, run_setup
+from guided_diffusion import dist_util, logger, run_setup
 from guided_diffusion.configs import DiffusionConfig, RunConfig, SamplingConfig, SuperResConfig
 from guided_diffusion.errors import InputError
 from guided_diffusion.files import check_readable, decoding, open_regular
@@ -43,6 +43,10 @@ def main() -> None:
     sampling = given.make(SamplingConfig)
     config, diffusion_config = run_setup.model_configs(given, sampling.model_path, SuperResConfig)
     base = BaseImages(given.make(BaseConfig).base_samples, config)
+    if base.labels is not None:
+        classes = run_setup.classes_of(sampling.model_path, config.num_classes)
+        if unseen := classes.unseen(np.unique(base.labels).tolist()):
+            logger.warn(f"--base_samples: arr_1 has labels that training never saw: {classes.listed(unseen)}")
 
     diffusion = build_diffusion(diffusion_config)
     # Upstream's upsampler takes no notice of --use_ddim.
