@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import http.client
 import io
+import logging
 import os
 import pickle
 import re
 import urllib.request
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from . import checkpoint_flags, launch
 from .errors import InputError
 from .files import check_readable, is_remote, open_readable, parse_json, read_json, reason, write_atomically, write_json
 from .nonfinite import check_weights
@@ -30,7 +32,13 @@ _NUMBERS = frozenset(
     (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     + (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 )
+State = dict[str, Tensor]
+
 _SHOWN = 3  # keys of each kind named in an error line
+_NESTED = ("ema", "model_ema", "state_dict", "model")  # where other programs keep weights; the average comes first
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # of names, by DistributedDataParallel, torch.compile and the like
+
+log = logging.getLogger(__name__)
 
 
 def read_object(path: str | os.PathLike, **kwargs: Any) -> Any:
@@ -62,11 +70,14 @@ def read_object(path: str | os.PathLike, **kwargs: Any) -> Any:
 def read_state_dict(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> dict[str, Tensor]:
     """The weights in a ``.pt`` or ``.safetensors`` file: names to tensors (``nn.Parameter`` values are fine).
 
+    Where a training program put them under "ema", "model" or "state_dict", or wrappers put "module." before every
+    name, the weights themselves are returned, with a warning that says what was done.
+
     Raises ``InputError`` as ``read_object`` does, and when the file holds anything but named tensors.
     """
-    state = read_object(path, map_location=map_location)
-    if not isinstance(state, Mapping):
-        raise InputError(f"{path}: expected a state dict (names to tensors), found {_describe(state)}")
+    state, how = _unwrap(read_object(path, map_location=map_location), path)
+    if how and launch.detect().rank == 0:
+        log.warning("%s: %s", path, how)
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise InputError(
@@ -77,23 +88,55 @@ def read_state_dict(path: str | os.PathLike, map_location: str | torch.device = 
     return dict(state)
 
 
-def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
+def read_shapes(path: str | os.PathLike) -> dict[str, torch.Size]:
+    """The names and shapes of a checkpoint's weights, without their values; InputError as ``read_object``."""
+    state, _ = _unwrap(read_object(path, map_location="meta"), path)
+    return {key: value.shape for key, value in state.items() if isinstance(value, Tensor) and not value.is_nested}
+
+
+def _unwrap(state: Any, path: str | os.PathLike) -> tuple[Mapping, str]:
+    """The mapping that holds the weights, without prefixes, and what was done to get it; "" for a plain state dict."""
+    if not isinstance(state, Mapping):
+        raise InputError(f"{path}: expected a state dict (names to tensors), found {_describe(state)}")
+    done = []
+    for key in _NESTED:
+        inner = state.get(key)
+        if isinstance(inner, Mapping) and inner and all(isinstance(value, Tensor) for value in inner.values()):
+            done.append(f"found {', '.join(map(str, state))}; taking the weights under {key!r}")
+            state = inner
+            break
+    while state and (prefix := next((p for p in _PREFIXES if all(str(key).startswith(p) for key in state)), "")):
+        done.append(f"leaving out {prefix!r} before every name")
+        state = {str(key).removeprefix(prefix): value for key, value in state.items()}
+    return state, "; ".join(done)
+
+
+def load_weights(
+    model: nn.Module, path: str | os.PathLike, adapt: Callable[[State, State], State] | None = None
+) -> None:
     """Copy a checkpoint's weights into ``model``; InputError as ``read_weights``, the model is then unchanged.
 
     A model on the "meta" device, which has no memory of its own, takes that of the weights.
     """
-    found, expected = read_weights(model, path), model.state_dict()
+    found, expected = read_weights(model, path, adapt), model.state_dict()
     found = {key: values.to(expected[key].dtype).contiguous() for key, values in found.items()}
     model.load_state_dict(found, assign=any(values.is_meta for values in expected.values()))
 
 
-def read_weights(model: nn.Module, path: str | os.PathLike) -> dict[str, Tensor]:
+def read_weights(
+    model: nn.Module, path: str | os.PathLike, adapt: Callable[[State, State], State] | None = None
+) -> State:
     """A checkpoint's weights for ``model``; names and shapes must match exactly, and all must be finite.
 
+    adapt: (weights in the file, weights of the model) -> what to take for the weights in the file.
+
     Raises ``InputError`` in one line with the first few missing, unexpected and misshapen keys (found and
-    expected shape) and how many there are, or the first tensor of integers or with inf or nan.
+    expected shape), how many there are and the flags with which they would fit, or the first tensor of integers or
+    with inf or nan.
     """
     found, expected = read_state_dict(path), model.state_dict()
+    if adapt is not None:
+        found = adapt(found, expected)
     problems = _list_keys("missing", [key for key in expected if key not in found])
     problems += _list_keys("unexpected", [key for key in found if key not in expected])
     problems += _list_keys(
@@ -105,9 +148,10 @@ def read_weights(model: nn.Module, path: str | os.PathLike) -> dict[str, Tensor]
         ],
     )
     if problems:
+        shapes = ({key: values.shape for key, values in state.items()} for state in (found, expected))
         raise InputError(
             f"{path}: does not fit the model built from the flags ({len(found)} keys in the file, "
-            f"{len(expected)} in the model): {'; '.join(problems)}"
+            f"{len(expected)} in the model): {'; '.join(problems)}{checkpoint_flags.advice(*shapes)}"
         )
     for key, values in found.items():
         if expected[key].is_floating_point() and not values.is_floating_point():

@@ -67,6 +67,19 @@ class CheckpointFolder:
                 return self._read(number)["state"]
         return None
 
+    def newest_whole(self) -> int | None:
+        """The number of the newest checkpoint whose files are all there in their sizes; nothing is changed.
+
+        That of the newest weights where no checkpoint has a state, as in a folder of upstream's; None without any.
+        """
+        states = self.numbers()
+        for number in states:
+            with suppress(DamagedError, FileNotFoundError):
+                files = self._read(number)["files"]
+                if all((self.directory / name).stat().st_size == entry["size"] for name, entry in files.items()):
+                    return number
+        return None if states else max(self._numbers("model"), default=None)
+
     def newest_intact(self) -> Checkpoint | None:
         """The newest intact checkpoint; newer ones, which are damaged, are set aside with a warning.
 

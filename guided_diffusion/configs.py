@@ -110,7 +110,7 @@ class SamplingConfig:
     sampler: str = flag(
         "", 'dpmpp2m and unipc need fewer steps; "": ddim with --use_ddim, else ddpm', choices=("", *SAMPLERS)
     )
-    model_path: str = flag("", "checkpoint of the diffusion model, .pt or .safetensors")
+    model_path: str = flag("", "checkpoint of the diffusion model, .pt or .safetensors, or its training's folder")
     save_images: bool = flag(False, "also write a PNG grid of the first images beside the npz")
     compile: bool = flag(
         None, "compile the networks, one to three minutes each (not given: on CUDA in long runs)", type=bool
@@ -124,7 +124,10 @@ class SamplingConfig:
 class LabelConfig:
     """Class labels of the samples."""
 
-    classes: str = flag("", 'classes to draw from, "3,7"; "": all')
+    classes: str = flag(
+        "",
+        'classes to draw from, by number or name, "3,dog"; name:10 is the one called 10; "": all that training saw',
+    )
     balanced: bool = flag(False, "take the classes in turn instead of at random")
 
 
@@ -176,7 +179,10 @@ class TrainConfig:
     log_interval: int = flag(10, "steps between lines of the log", minimum=1)
     save_interval: int = flag(10000, "steps between checkpoints, from which the same command goes on", minimum=1)
     keep: int = flag(0, "keep so many of the newest checkpoints; 0: all", minimum=0)
-    resume_checkpoint: str = flag("", "model%06d.pt of another run to begin with")
+    resume_checkpoint: str = flag("", "model%06d.pt of another run to begin with, or that run's folder")
+    init_from: str = flag(
+        "", "checkpoint whose weights a new run begins with; its classes may be others, or none"
+    )
     fp16_scale_growth: float = flag(1e-3, "growth of log2(loss scale) a step in float16", minimum=0.0)
     iterations: int = flag(0, "stop after so many steps in all; 0: as --lr_anneal_steps says", minimum=0)
     compile: bool = flag(False, "compile the network first, a minute or more; changes the weights by rounding")
@@ -197,7 +203,12 @@ class ClassifierTrainConfig:
     schedule_sampler: str = flag(
         "uniform", "which timesteps to train on", choices=("uniform", "loss-second-moment")
     )
-    resume_checkpoint: str = flag("", "model%06d.pt of another run to begin with, with opt%06d.pt beside it")
+    resume_checkpoint: str = flag(
+        "", "model%06d.pt of another run to begin with, with opt%06d.pt beside it, or that run's folder"
+    )
+    init_from: str = flag(
+        "", "checkpoint whose weights a new run begins with; its classes may be others, or none"
+    )
     log_interval: int = flag(10, "steps between lines of the log", minimum=1)
     eval_interval: int = flag(5, "steps between validation batches", minimum=1)
     save_interval: int = flag(10000, "steps between checkpoints, from which the same command goes on", minimum=1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,7 @@ from .parts import (
 from .progress import Progress, note_complete
 from .run_directory import check_held, check_manifest, read_manifest, record_result, versions
 from .sample_noise import LabelPlan, PerSampleNoise
+from .stop_signals import how_to_resume
 from .write_behind import WriteBehind
 
 # Flags that do not change what a sample is (but for rounding): a run may be continued with others.
@@ -116,7 +118,7 @@ class SampleRun:
         made = self.num_samples - sum(map(len, missing))
         if made:
             logger.log(f"resuming: {made} of {self.num_samples} images are there")
-        with Progress(self.num_samples, "images", made, directory=self.directory) as progress:
+        with Progress(self.num_samples, "images", made, directory=self.directory) as progress, _saying_how_to_resume():
             passes = 0
             while missing:
                 with WriteBehind(PartStore(self.directory).write) as write:
@@ -277,6 +279,16 @@ class SampleRun:
             return
         write_json(path, found)
         logger.warn(f"{len(found)} of {self.num_samples} samples are not finite and better left out: {path}")
+
+
+@contextmanager
+def _saying_how_to_resume() -> Iterator[None]:
+    """At Ctrl-C, say what becomes of the run."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        logger.log(f"interrupted; finished batches are kept; {how_to_resume()}")
+        raise
 
 
 def to_uint8(images: Tensor) -> Tensor:

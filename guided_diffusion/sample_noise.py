@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from .class_labels import Classes
 
 
 class PerSampleNoise:
@@ -41,15 +41,16 @@ def _stream_seed(seed: int, index: int) -> int:
 
 
 class LabelPlan:
-    """Which class each sample gets: drawn from its own generator, or in turn.
+    """The class of each sample: drawn from its own generator, or in turn.
 
-    :param classes: "" for all, else numbers separated by commas. InputError when one is not below
-        `num_classes` or not a number.
+    :param classes: --classes, see `Classes.choose`, which says what is raised; known: the network's classes.
     """
 
-    def __init__(self, classes: str, balanced: bool, num_classes: int):
-        self.classes = _parse_classes(classes, num_classes)
+    def __init__(self, classes: str, balanced: bool, known: Classes):
+        self.classes = known.choose(classes)
         self.balanced = balanced
+        # For run.json: "" stands for all, so that classes that are left out by themselves are on record.
+        self.flag = classes or ("" if len(self.classes) == known.count else ",".join(map(str, self.classes)))
 
     def labels(self, indices: Sequence[int], noise: PerSampleNoise) -> Tensor:
         """int64 [B] on the noise's device."""
@@ -59,16 +60,3 @@ class LabelPlan:
         if self.balanced:
             position = torch.tensor([i % len(self.classes) for i in indices], device=noise.device)
         return table[position]
-
-
-def _parse_classes(text: str, num_classes: int) -> list[int]:
-    if not text:
-        return list(range(num_classes))
-    try:
-        classes = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"--classes: found {text!r}, expected class numbers such as 3,7") from None
-    unknown = [c for c in classes if not 0 <= c < num_classes]
-    if unknown:
-        raise InputError(f"--classes: found {unknown[0]}, expected 0 to {num_classes - 1}")
-    return classes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import threading
 import time
@@ -60,9 +61,14 @@ class StopSignals:
         return _KNOWN[int(weight)]
 
 
+def how_to_resume() -> str:
+    """How an interrupted run is resumed; without the flag the same command might begin a new one."""
+    return f"the same command with --log_dir {shlex.quote(logger.get_dir())} goes on from there"
+
+
 def leave(number: signal.Signals | None, saved: str) -> None:
     """Raise ``Stopped`` with 128 + signal, on all ranks, where the signal asks for that."""
     if number in (signal.SIGINT, signal.SIGTERM):
-        line = f"stopped by {number.name}; saved {saved}; the same command goes on from there"
+        line = f"stopped by {number.name}; saved {saved}; {how_to_resume()}"
         logger.log(line)
         raise Stopped(128 + number, line)

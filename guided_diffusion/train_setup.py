@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from torch import nn
 
 from . import checkpoint, dist_util, logger, run_setup, train_util
+from .best_checkpoint import best_weights, newest_weights
+from .class_labels import Classes
 from .configs import (
     ClassifierTrainConfig,
     DataConfig,
@@ -51,11 +54,11 @@ def train_diffusion_model(
     run_config, data_config, train = given.make(RunConfig), given.make(DataConfig), given.make(TrainConfig)
     diffusion_config = given.make(DiffusionConfig)
     run_setup.begin(run_config)
-    files, labels, class_names = find_images(data_config.data_dir), None, None
+    resume, files, labels, classes = starting_point(train), find_images(data_config.data_dir), None, None
     if config.class_cond:
         labels = read_run_labels(files, data_config.labels)
-        num_classes, class_names = run_setup.count_classes(given, data_config.data_dir, labels.names)
-        config = dataclasses.replace(config, num_classes=num_classes)
+        classes = run_setup.count_classes(given, data_config.data_dir, labels.names, resume)
+        config = dataclasses.replace(config, num_classes=classes.count)
     dataset = open_dataset(
         data_dir=data_config.data_dir,
         batch_size=train.batch_size,
@@ -63,24 +66,25 @@ def train_diffusion_model(
         class_cond=config.class_cond,
         random_flip=data_config.random_flip,
         channels=config.in_channels,
-        class_names=class_names,
+        class_names=classes and classes.names,
         labels=labels,
         files=files,
         reading=data_config.reading,
     )
     flags = given.resolve(DataConfig, TrainConfig, DiffusionConfig, RunConfig) | dataclasses.asdict(config)
-    flags |= {"class_names": class_names, "labels": labels and labels.digest()}
-    run = find_run(flags, CHANGEABLE | {"iterations"}, train, dataset)
+    flags |= class_flags(classes) | {"labels": labels and labels.digest()}
+    run = find_run(flags, CHANGEABLE | {"iterations"}, train, dataset, resume)
     steps = min((n for n in (train.lr_anneal_steps, train.iterations) if n), default=None)
     # A run's last checkpoint bears the count of steps, unless there was one on the way after the last step.
     saves_at_end = steps is not None and (steps - 1 - run.began) % train.save_interval != 0
     if run.has_done(steps) and (run.first_step > steps or run.number == steps or not saves_at_end):
         logger.log(f"already complete: {run.model_path}")
         note_complete(logger.get_dir(), run.first_step, "steps")
+        say_what_to_use()
         return
     diffusion = build_diffusion(diffusion_config)
     settings = dataclasses.asdict(train)
-    del settings["keep"]
+    del settings["keep"], settings["init_from"]
     with batches(dataset, train.batch_size, run, data_config.data_workers) as data:
         loop = TrainLoop(
             model=build(dataclasses.replace(config, use_fp16=False), diffusion_config).to(dist_util.dev()),
@@ -94,6 +98,41 @@ def train_diffusion_model(
         run_setup.save_config(run.flags)
         loop.run_loop()
     logger.log(f"checkpoints: {logger.get_dir()}")
+    say_what_to_use()
+
+
+def say_what_to_use() -> None:
+    """Log which of the run's files to sample from."""
+    if dist_util.get_rank() == 0:
+        logger.log(f"to sample from: {best_weights(logger.get_dir())}")
+
+
+def starting_point(train: TrainConfig | ClassifierTrainConfig) -> str:
+    """The path of the checkpoint to resume, "" for none; of a folder its newest. A collective.
+
+    In a folder nothing is looked up once the run has checkpoints of its own: by then there may be newer ones.
+    InputError for a folder without checkpoints, or with --init_from beside it.
+    """
+    path = train_util.find_resume_checkpoint() or train.resume_checkpoint
+    if path and train.init_from:
+        raise InputError("--init_from: found together with --resume_checkpoint, expected one of them")
+    if not os.path.isdir(path):
+        return path
+
+    def newest() -> str:
+        if newest_weights(logger.get_dir()):
+            return ""
+        return run_setup.file_of("resume_checkpoint", path, newest_weights)
+
+    return dist_util.from_rank_0(newest)
+
+
+def class_flags(classes: Classes | None) -> dict[str, Any]:
+    """What config.json says about the classes of the training data, see `Classes.from_config`."""
+    if classes is None:
+        return {"class_names": None}
+    names = {"class_names": list(classes.names)}
+    return names if len(classes.seen) == len(classes.names) else names | {"seen_classes": list(classes.seen)}
 
 
 def read_run_labels(files: ImageFiles, rule: str) -> Labels:
@@ -113,16 +152,20 @@ def find_run(
     changeable: frozenset[str],
     train: TrainConfig | ClassifierTrainConfig,
     dataset: ImageDataset,
+    resume: str,
 ) -> TrainingRun:
     """The run that the flags describe, as far as it has come in the log's directory. See `open_run`.
 
     :param flags: all of them; changeable: the names of those that may differ from before.
+    :param resume: the `starting_point`.
     """
     processes = dist_util.get_world_size()
     facts = {"processes": processes, "global_batch": processes * train.batch_size}
     facts["images"] = fingerprint(dataset, flags["data_dir"])
-    resume = train_util.find_resume_checkpoint() or train.resume_checkpoint
-    return open_run(logger.get_dir(), flags | facts, changeable, flags["seed"], train.keep, resume)
+    init_from = train.init_from
+    if os.path.isdir(init_from):
+        init_from = dist_util.from_rank_0(lambda: run_setup.file_of("init_from", init_from, best_weights))
+    return open_run(logger.get_dir(), flags | facts, changeable, flags["seed"], train.keep, resume, init_from)
 
 
 def batches(dataset: ImageDataset, batch_size: int, run: TrainingRun, workers: int) -> ResumableBatches:

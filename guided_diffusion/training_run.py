@@ -14,12 +14,14 @@ from . import checkpoint, dist_util, logger
 from .checkpoint_folder import Checkpoint, CheckpointFolder
 from .errors import InputError
 from .files import list_names
+from .init_weights import init_weights
 from .random_streams import Purpose, seed_globals
 from .run_directory import versions
 
 # Flags that make no difference to the numbers. In place of data_dir and batch_size stand facts, see below.
 CHANGEABLE = frozenset(
-    ("log_dir", "log_interval", "eval_interval", "save_interval", "keep", "resume_checkpoint", "val_data_dir")
+    ("log_dir", "log_interval", "eval_interval", "save_interval", "keep", "resume_checkpoint", "init_from")
+    + ("val_data_dir",)
     + ("data_dir", "data_workers", "batch_size", "processes", "meet_timeout")
 )
 # What a run depends on and what is no flag, as an error names it.
@@ -37,6 +39,7 @@ class TrainingRun:
     :param state: what `save` was given when the run was interrupted; None where it begins.
     :param seed: of all draws; None: from the global generators as they are.
     :param folder: for checkpoints that the run can go on from; None: upstream's files alone.
+    :param init_from: whose weights a new run begins with where there is no model_path, see `init_weights`; "": none.
     :param flags: what `folder`'s other checkpoints must have been made with. keep: so many checkpoints; 0: all.
     """
 
@@ -47,6 +50,7 @@ class TrainingRun:
     state: dict[str, Any] | None = None
     seed: int | None = None
     folder: CheckpointFolder | None = None
+    init_from: str = ""
     flags: dict[str, Any] = field(default_factory=dict)
     keep: int = 0
 
@@ -70,6 +74,8 @@ class TrainingRun:
         if self.model_path:
             logger.log(f"going on from {self.model_path} with step {self.first_step}")
             checkpoint.load_weights(model, self.model_path)
+        elif self.init_from:
+            init_weights(model, self.init_from, self.flags.get("class_names"))
 
     def seed_step(self, step: int, purpose: Purpose = Purpose.STEP) -> None:
         """Seed the global generators for a step of this rank."""
@@ -113,8 +119,11 @@ def open_run(
     seed: int,
     keep: int,
     resume_checkpoint: str,
+    init_from: str = "",
 ) -> TrainingRun:
     """The run in a folder: from its newest intact checkpoint on, else from `resume_checkpoint`, else from the start.
+
+    The start is a new network's weights, or those of `init_from`.
 
     A collective. InputError on all ranks when the folder holds the checkpoints of a run with other flags; the line
     names each difference, but for those that are `changeable` and those that one of the two does not know.
@@ -131,7 +140,7 @@ def open_run(
     kept = {"seed": seed, "folder": folder, "flags": dict(flags), "keep": keep}
     given = TrainingRun.from_checkpoint(resume_checkpoint)
     if found is None or given.number > found.number:
-        return TrainingRun(given.model_path, given.number, given.began, given.first_step, **kept)
+        return TrainingRun(given.model_path, given.number, given.began, given.first_step, **kept, init_from=init_from)
     steps_done, began, before = found.state["steps_done"], found.state["began"], found.state["flags"]["processes"]
     if before != flags["processes"]:
         logger.warn(f"going on with {flags['processes']} processes, {before} before: the draws will be others")

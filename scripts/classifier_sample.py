@@ -17,6 +17,7 @@ from ed_dpm_patches.report import summary_line
 from ed_dpm_patches.rules import RULES, make_rule
 from ed_dpm_patches.trace import Trace
 from guided_diffusion import dist_util, logger, run_setup
+from guided_diffusion.class_labels import Classes
 from guided_diffusion.configs import (
     ClassifierConfig,
     DiffusionConfig,
@@ -29,7 +30,6 @@ from guided_diffusion.errors import InputError
 from guided_diffusion.flags import Given, Parser, architecture_from, flag
 from guided_diffusion.generate import Batch, SampleRun
 from guided_diffusion.nonfinite import Watch, timesteps_of
-from guided_diffusion.sample_noise import LabelPlan
 from guided_diffusion.script_util import build_diffusion, build_model
 from guided_diffusion.solvers import sampling_loop
 
@@ -55,7 +55,7 @@ def interval(text: str) -> str:
 class GuidanceConfig:
     """Guidance."""
 
-    classifier_path: str = flag("", "checkpoint of the classifier, .pt or .safetensors")
+    classifier_path: str = flag("", "checkpoint of the classifier, .pt or .safetensors, or its training's folder")
     classifier_scale: float = flag(1.0, "factor gamma on the classifier's gradient; 0: no guidance", minimum=0.0)
     eds: bool = flag(
         False,
@@ -94,9 +94,14 @@ def main() -> None:
     given = Parser(
         __doc__, SamplingConfig, GuidanceConfig, LabelConfig, ModelConfig, ClassifierConfig, DiffusionConfig, RunConfig
     ).parse()
-    run, sampling, guide = given.make(RunConfig), given.make(SamplingConfig), given.make(GuidanceConfig)
-    directory, trace_path = run_setup.begin(run), run_setup.output_file("trace", guide.trace)
+    run = given.make(RunConfig)
+    directory = run_setup.begin(run)
+    given = run_setup.choose_files(given, "model_path", "classifier_path")
+    sampling, guide = given.make(SamplingConfig), given.make(GuidanceConfig)
+    trace_path = run_setup.output_file("trace", guide.trace)
     model_config, classifier_config, diffusion_config = resolve(given, sampling.model_path, guide.classifier_path)
+    classes = shared_classes(model_config, sampling.model_path, classifier_config, guide.classifier_path)
+    labels = run_setup.plan_labels(given.make(LabelConfig), classes)
     rule = guidance_rule(given, guide, diffusion_config.diffusion_steps)
 
     diffusion = build_diffusion(diffusion_config)
@@ -133,7 +138,6 @@ def main() -> None:
             model_kwargs={"y": batch.labels},
         )
 
-    label_config = given.make(LabelConfig)
     SampleRun(
         num_samples=sampling.num_samples,
         batch_size=sampling.batch_size,
@@ -141,10 +145,11 @@ def main() -> None:
         seed=run.seed,
         directory=directory,
         flags=given.resolve(SamplingConfig, GuidanceConfig, LabelConfig, RunConfig)
+        | {"classes": labels.flag}
         | dataclasses.asdict(model_config)
         | dataclasses.asdict(classifier_config)
         | dataclasses.asdict(diffusion_config),
-        labels=LabelPlan(label_config.classes, label_config.balanced, classifier_config.num_classes),
+        labels=labels,
         save_images=sampling.save_images,
         extras_path=trace_path,
         watch=watch,
@@ -179,12 +184,49 @@ def resolve(given: Given, model_path: str, classifier_path: str):
         ours, theirs = getattr(model, name), getattr(classifier, name)
         if ours != theirs:
             raise InputError(f"--{name}: {model_path} has {ours}, but {classifier_path} has {theirs}")
+    check_guide(diffusion, classifier_saved or {}, classifier_path)
+    return model, classifier, diffusion
+
+
+def check_guide(diffusion: DiffusionConfig, classifier_saved: dict, classifier_path: str) -> None:
+    """Warn where a classifier was trained for other noise levels than it will see."""
+    if classifier_saved.get("noised", True) is False:
+        logger.warn(
+            f"--classifier_path {classifier_path}: trained on clean images, its gradient on noisy ones means little; "
+            "expected a classifier trained with --noised True"
+        )
     for name in ("noise_schedule", "diffusion_steps"):
         used = getattr(diffusion, name)
-        trained_on = (classifier_saved or {}).get(name, used)
+        trained_on = classifier_saved.get(name, used)
         if trained_on != used:
-            logger.warn(f"--{name}: the classifier was trained with {trained_on}, sampling uses {used}")
-    return model, classifier, diffusion
+            logger.warn(
+                f"--{name}: the classifier was trained with {trained_on}, sampling uses {used}: it takes the noise for "
+                f"another than it is; expected a classifier trained with --{name} {used}"
+            )
+    if diffusion.rescale_timesteps and diffusion.diffusion_steps != 1000:
+        logger.warn(
+            "--rescale_timesteps: the classifier sees t * 1000 / T as the model does, but its training showed it t; "
+            "they agree where --diffusion_steps is 1000"
+        )
+
+
+def shared_classes(
+    model: ModelConfig, model_path: str, classifier: ClassifierConfig, classifier_path: str
+) -> Classes:
+    """The classes to sample by: the classifier's; those that a conditional model has seen, too. InputError where the
+    two give one number to different classes."""
+    classes = run_setup.classes_of(classifier_path, classifier.num_classes)
+    if not model.class_cond:
+        return classes
+    models = run_setup.classes_of(model_path, model.num_classes)
+    if clash := classes.clash(models):
+        raise InputError(
+            f"--classifier_path {classifier_path}: {clash} for --model_path {model_path}; "
+            "expected a classifier of the same classes in the same order"
+        )
+    both = [seen for seen in (classes.seen, models.seen) if seen is not None]
+    seen = tuple(sorted(set(both[0]).intersection(*both))) if both else None
+    return Classes(classes.count, max(classes.names, models.names, key=len), seen or None)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,14 @@ from guided_diffusion.flags import Given, Parser, flag
 from guided_diffusion.image_datasets import find_images, open_dataset
 from guided_diffusion.progress import note_complete
 from guided_diffusion.script_util import build_classifier, build_diffusion
-from guided_diffusion.train_setup import batches, find_run, read_run_labels, validation_batches
+from guided_diffusion.train_setup import (
+    batches,
+    class_flags,
+    find_run,
+    read_run_labels,
+    starting_point,
+    validation_batches,
+)
 from guided_diffusion.training_run import CHANGEABLE
 
 
@@ -56,23 +63,23 @@ def main() -> None:
         raise InputError("--timestep_respacing: the classifier is trained on all timesteps; expected none")
     run_setup.begin(run)
 
-    files = find_images(data_config.data_dir)
+    resume, files = starting_point(train), find_images(data_config.data_dir)
     labels = read_run_labels(files, data_config.labels)
-    num_classes, class_names = run_setup.count_classes(given, data_config.data_dir, labels.names)
-    config = dataclasses.replace(given.make(ClassifierConfig), num_classes=num_classes)
+    classes = run_setup.count_classes(given, data_config.data_dir, labels.names, resume)
+    config = dataclasses.replace(given.make(ClassifierConfig), num_classes=classes.count)
     weight = ect_weight(given)
-    logger.log(f"{num_classes} classes; " + (f"ECT with weight {weight}" if weight else "plain cross entropy"))
+    logger.log(f"{classes.count} classes; " + (f"ECT with weight {weight}" if weight else "plain cross entropy"))
     dataset = load(
-        data_config.data_dir, data_config, train, config, class_names, train.random_crop, labels=labels, files=files
+        data_config.data_dir, data_config, train, config, classes.names, train.random_crop, labels=labels, files=files
     )
     val_dataset = load(
-        train.val_data_dir, data_config, train, config, class_names, False, labels=data_config.labels
+        train.val_data_dir, data_config, train, config, classes.names, False, labels=data_config.labels
     )
     flags = given.resolve(DataConfig, ClassifierTrainConfig, EctConfig, DiffusionConfig, RunConfig)
-    flags |= dataclasses.asdict(config) | {"class_names": class_names, "ect": weight > 0, "labels": labels.digest()}
+    flags |= dataclasses.asdict(config) | class_flags(classes) | {"ect": weight > 0, "labels": labels.digest()}
     # Where the rate falls until the last iteration, every step depends on when that is.
     changeable = CHANGEABLE if train.anneal_lr else CHANGEABLE | {"iterations"}
-    training_run = find_run(flags, changeable, train, dataset)
+    training_run = find_run(flags, changeable, train, dataset, resume)
     if training_run.has_done(train.iterations):
         logger.log(f"already complete: {training_run.model_path}")
         note_complete(logger.get_dir(), training_run.first_step, "steps")

@@ -33,13 +33,15 @@ class NllConfig:
     clip_denoised: bool = flag(True, "clamp the model's guess of x_0 to [-1, 1]")
     num_samples: int = flag(1000, "images to evaluate, over all processes", minimum=1)
     batch_size: int = flag(1, "images at a time in each process", minimum=1)
-    model_path: str = flag("", "checkpoint of the diffusion model, .pt or .safetensors")
+    model_path: str = flag("", "checkpoint of the diffusion model, .pt or .safetensors, or its training's folder")
 
 
 def main() -> None:
     given = Parser(__doc__, DataConfig, NllConfig, ModelConfig, DiffusionConfig, RunConfig).parse()
-    run, data_config, nll = given.make(RunConfig), given.make(DataConfig), given.make(NllConfig)
+    run, data_config = given.make(RunConfig), given.make(DataConfig)
     directory = run_setup.begin(run)
+    given = run_setup.choose_files(given, "model_path")
+    nll = given.make(NllConfig)
     config, diffusion_config = run_setup.model_configs(given, nll.model_path, ModelConfig)
     model = run_setup.load_model(build_model, config, diffusion_config, nll.model_path, run)
     saved = run_setup.checkpoint_config("model_path", nll.model_path) or {}

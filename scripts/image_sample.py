@@ -16,18 +16,22 @@ from guided_diffusion.errors import InputError
 from guided_diffusion.flags import Parser
 from guided_diffusion.generate import Batch, SampleRun
 from guided_diffusion.nonfinite import Watch, timesteps_of
-from guided_diffusion.sample_noise import LabelPlan
 from guided_diffusion.script_util import build_diffusion, build_model
 from guided_diffusion.solvers import sampling_loop
 
 
 def main() -> None:
     given = Parser(__doc__, SamplingConfig, LabelConfig, ModelConfig, DiffusionConfig, RunConfig).parse()
-    run, sampling, label_config = given.make(RunConfig), given.make(SamplingConfig), given.make(LabelConfig)
+    run, label_config = given.make(RunConfig), given.make(LabelConfig)
     directory = run_setup.begin(run)
+    given = run_setup.choose_files(given, "model_path")
+    sampling = given.make(SamplingConfig)
     config, diffusion_config = run_setup.model_configs(given, sampling.model_path, ModelConfig)
     if not config.class_cond and (label_config.classes or label_config.balanced):
         raise InputError("--classes, --balanced: this model takes no labels, expected one trained with --class_cond")
+    labels = None
+    if config.class_cond:
+        labels = run_setup.plan_labels(label_config, run_setup.classes_of(sampling.model_path, config.num_classes))
 
     diffusion = build_diffusion(diffusion_config)
     loop = sampling_loop(diffusion, sampling.sampler, sampling.use_ddim)
@@ -50,11 +54,10 @@ def main() -> None:
         seed=run.seed,
         directory=directory,
         flags=given.resolve(SamplingConfig, LabelConfig, RunConfig)
+        | ({"classes": labels.flag} if labels is not None else {})
         | dataclasses.asdict(config)
         | dataclasses.asdict(diffusion_config),
-        labels=LabelPlan(label_config.classes, label_config.balanced, config.num_classes)
-        if config.class_cond
-        else None,
+        labels=labels,
         save_images=sampling.save_images,
         watch=Watch(timesteps_of(diffusion), sampling.nonfinite),
     ).generate(draw)

@@ -46,12 +46,16 @@ class BaseConfig:
 
 def main() -> None:
     given = Parser(__doc__, SamplingConfig, BaseConfig, SuperResConfig, DiffusionConfig, RunConfig).parse()
-    run, sampling = given.make(RunConfig), given.make(SamplingConfig)
+    run = given.make(RunConfig)
     directory = run_setup.begin(run)
+    given = run_setup.choose_files(given, "model_path")
+    sampling = given.make(SamplingConfig)
     config, diffusion_config = run_setup.model_configs(given, sampling.model_path, SuperResConfig)
     base_config = given.make(BaseConfig)
-    class_names = (run_setup.checkpoint_config("model_path", sampling.model_path) or {}).get("class_names")
-    base = BaseImages(base_config.base_samples, config, base_config.labels or "auto", class_names)
+    classes = run_setup.classes_of(sampling.model_path, config.num_classes)
+    base = BaseImages(base_config.base_samples, config, base_config.labels or "auto", classes.names or None)
+    if base.labels is not None and (unseen := classes.unseen(np.unique(base.labels).tolist())):
+        logger.warn(f"--base_samples: it has labels that training never saw: {classes.listed(unseen)}")
 
     diffusion = build_diffusion(diffusion_config)
     # Upstream's upsampler takes no notice of --use_ddim.

@@ -84,9 +84,17 @@ def _checkpoints(folder: Path, checkpoints: dict[str, Path]) -> dict[str, Path]:
         "five_classes": make_checkpoint(folder / "five_classes", "model", class_cond=True, num_classes=5),
         "super_res_classes": make_checkpoint(folder / "super_res_classes", "super_res", class_cond=True),
         "wrong_shape": make_checkpoint(folder / "wrong_shape", "classifier", classifier_width=64),
+        "named": make_checkpoint(folder / "named", "model", class_cond=True, notes={"class_names": ["b", "1", "0"]}),
+        "other_names": make_checkpoint(folder / "other_names", "classifier", notes={"class_names": ["b", "c"]}),
+        "odd_names": make_checkpoint(folder / "odd_names", "classifier", notes={"class_names": [1, 2]}),
+        "odd_seen": make_checkpoint(folder / "odd_seen", "classifier", notes={"seen_classes": [4]}),
         "inf_classifier": make_checkpoint(folder / "inf_classifier", "classifier"),
     }
     shutil.copy(checkpoints["classifier"].parent / "config.json", found["wrong_shape"].parent)
+    found["several"] = folder / "several"
+    found["several"].mkdir()
+    for name in ("a.pt", "b.pt"):
+        shutil.copy(checkpoints["model"], found["several"] / name)
     inf = torch.load(found["inf_classifier"], weights_only=True)
     next(iter(inf.values())).flatten()[3] = torch.inf
     torch.save(inf, found["inf_classifier"])

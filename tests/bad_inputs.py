@@ -130,6 +130,14 @@ CHECKPOINTS = cases(
     ("complex numbers", {"model_path": "{complex}"}, "out.2.bias: expected a plain tensor", "complex64"),
     ("channels differ", {"classifier_path": "{grey_classifier}"}, "--in_channels", "3", "1"),
     ("classes differ", {"model_path": "{five_classes}"}, "--num_classes", "5", "4"),
+    ("names of classes differ", {"model_path": "{named}", "classifier_path": "{other_names}"},
+     "--classifier_path", "class 1 is 'c', but '1' for --model_path", "expected a classifier of the same classes"),
+    ("names that are numbers", {"classifier_path": "{odd_names}"}, "config.json beside it has class_names", "4 names"),
+    ("a seen class that is not there", {"classifier_path": "{odd_seen}"}, "config.json beside it has seen_classes"),
+    ("a folder of several checkpoints", {"model_path": "{several}"}, "several: holds a.pt, b.pt; expected the name"),
+    ("no folder of a training", {"model_path": "{empty}"}, "--model_path", "expected a regular file or a training's"),
+    ("flags of another checkpoint", {"model_path": "{bare}", **MODEL, **DIFFUSION, "learn_sigma": True},
+     "out.2.weight (found 3x32x3x3, expected 6x32x3x3)", "it fits with --learn_sigma False"),
 )
 
 FLAGS = cases(
@@ -171,6 +179,9 @@ FLAGS = cases(
 ) + cases(
     "image_sample",
     ("no model", {"model_path": ""}, "--model_path", "missing"),
+    ("a number that is another class's name", {"model_path": "{named}", "classes": "0"},
+     "--classes: found 0", "name:0 for the class of that name (number 2) or name:b for class number 0"),
+    ("a name that no class has", {"model_path": "{named}", "classes": "cat"}, "--classes: found 'cat'", "b, 1, 0"),
     ("classes of a model without", {"classes": "1"}, "--classes"),
     ("word for a number", {"num_samples": "many"}, "--num_samples", "'many'", "whole number"),
 )  # fmt: skip
@@ -193,7 +204,7 @@ BASE_SAMPLES = cases(
     ("damaged header", {"base_samples": "{odd_header}"}, "--base_samples", "odd_header.npz"),
     *((name, {"base_samples": f"{{{name}}}"}, "--base_samples", says)
       for name, says in NO_FILES.items() if name != "images"),
-    ("images of another size", {"base_samples": "{images}"}, "--base_samples", "c0_0.png: found 8x8 pixels, expected 4x4"),
+    ("images of another size", {"base_samples": "{images}"}, "--base_samples", "c0_0.png: found 8x8 pixels, expected"),
     ("a folder without images", {"base_samples": "{empty}"}, "--base_samples", "found no images, expected some of bmp"),
     ("a damaged archive", {"base_samples": "{half_zip}"}, "half.zip: damaged or truncated archive"),
     ("a folder without classes", {"base_samples": "{flat}", "model_path": "{super_res_classes}"},
@@ -209,7 +220,7 @@ TRAINING = (
         ("missing folder", {"data_dir": "{nowhere}"}, "data_dir", "nowhere"),
         ("folder without images", {"data_dir": "{empty}"}, "data_dir", "empty", "found none"),
         ("file for a folder", {"data_dir": "{text}"}, "data_dir", "model.pt"),
-        ("folder of other files", {"data_dir": "{heic}"}, "data_dir", "found none in the tree (2 files skipped: 2 .heic)"),
+        ("folder of other files", {"data_dir": "{heic}"}, "data_dir", "found none", "(2 files skipped: 2 .heic)"),
         ("a link to nothing", {"data_dir": "{broken_link}"}, "data_dir", "cats: a link to", "where there is nothing"),
         ("a link in a circle", {"data_dir": "{link_loop}"}, "data_dir", "cats links to a folder that it is in"),
         ("a damaged archive", {"data_dir": "{half_zip}"}, "data_dir", "half.zip: damaged or truncated archive"),
@@ -233,6 +244,12 @@ TRAINING = (
         ("multiples of letters", {"classifier_channel_mult": "a"}, "--classifier_channel_mult", "'a'"),
         ("2 channels", {"in_channels": 2}, "--in_channels", "found 2", "1, 3"),
         ("no checkpoint to resume", {"resume_checkpoint": "{nowhere}/model000002.pt"}, "model000002.pt: no such file"),
+        ("a checkpoint of fewer classes", {"resume_checkpoint": "{classifier}", "data_dir": "{five}"},
+         "made for 4 classes, but", "has 5; --init_from"),
+        ("two checkpoints to begin with", {"resume_checkpoint": "{classifier}", "init_from": "{classifier}"},
+         "--init_from: found together with --resume_checkpoint"),
+        ("nothing to begin with", {"init_from": "{nowhere}/model.pt"}, "model.pt: no such file"),
+        ("a diffusion model to begin with", {"init_from": "{model}"}, "the file holds a diffusion model"),
         ("no optimizer to resume", {"resume_checkpoint": "{classifier}"}, "opt000000.pt"),
     )
     + cases(
@@ -249,6 +266,8 @@ TRAINING = (
         ("heads of no channels", {"num_head_channels": 0}, "--num_head_channels"),
         ("image_size not divisible", {"image_size": 9, "channel_mult": "1,2"}, "--image_size", "multiple of 2"),
         ("microbatch 0", {"microbatch": -2}, "--microbatch", "found -2"),
+        ("a checkpoint without labels", {"resume_checkpoint": "{model}", "class_cond": True},
+         "found a network without labels, expected one trained with --class_cond; --init_from"),
         ("wrong checkpoint to resume", {"resume_checkpoint": "{classifier}"}, "does not fit"),
         *((f"resume {name}", {"resume_checkpoint": path}, says) for name, path, says in _ANYWHERE),
         *((f"data_dir {place}", {"data_dir": place}, "data_dir", "cannot be listed") for place in ADDRESSES),

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -203,21 +204,32 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def make_images(folder: Path, classes: int = 4, per_class: int = 6, size: int = 8, channels: int = 3) -> Path:
-    """PNG files c<class>_<number>.png: noise around a level of brightness that tells the class."""
+def make_images(
+    folder: Path,
+    classes: int = 4,
+    per_class: int = 6,
+    size: int = 8,
+    channels: int = 3,
+    names: Sequence[str] | None = None,
+) -> Path:
+    """PNG files c<class>_<number>.png, or with the classes' names: noise around a brightness that tells the class."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)
+    names = names or [f"c{label}" for label in range(classes)]
+    classes = len(names)
     for label in range(classes):
         for number in range(per_class):
             noise = generator.integers(0, 60, (size, size, channels))
             pixels = (noise + 190 * label // max(1, classes - 1)).astype(np.uint8)
             image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-            image.save(folder / f"c{label}_{number}.png")
+            image.save(folder / f"{names[label]}_{number}.png")
     return folder
 
 
-def make_checkpoint(folder: Path, kind: str, *, config_json: bool = True, seed: int = 0, **flags) -> Path:
-    """Random weights of a "classifier", "model" or "super_res" with tiny flags; config.json beside them."""
+def make_checkpoint(
+    folder: Path, kind: str, *, config_json: bool = True, seed: int = 0, notes: dict | None = None, **flags
+) -> Path:
+    """Random weights of a "classifier", "model" or "super_res" with tiny flags; config.json (+ notes) beside it."""
     base, config_class = {
         "classifier": (CLASSIFIER, ClassifierConfig),
         "model": (MODEL, ModelConfig),
@@ -236,7 +248,7 @@ def make_checkpoint(folder: Path, kind: str, *, config_json: bool = True, seed: 
             parameter.add_(torch.randn_like(parameter) * 0.02)
     checkpoint.save(network.state_dict(), folder / "model.pt")
     if config_json:
-        checkpoint.write_config(folder, dataclasses.asdict(config) | dataclasses.asdict(diffusion))
+        checkpoint.write_config(folder, dataclasses.asdict(config) | dataclasses.asdict(diffusion) | (notes or {}))
     return folder / "model.pt"
 
 

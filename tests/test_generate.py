@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from guided_diffusion import logger, run_directory
+from guided_diffusion.class_labels import Classes
 from guided_diffusion.errors import InputError
 from guided_diffusion.generate import Batch, SampleRun, save_grid, to_uint8
 from guided_diffusion.sample_noise import LabelPlan, PerSampleNoise
@@ -69,15 +70,15 @@ class TestLabels:
         return plan.labels(indices, PerSampleNoise(seed, indices, CPU))
 
     def test_all_classes(self):
-        labels = self.labels(LabelPlan("", False, 5), range(200))
+        labels = self.labels(LabelPlan("", False, Classes(5)), range(200))
         assert labels.dtype is torch.int64 and labels.shape == (200,)
         assert labels.bincount(minlength=5).min() > 20
 
     def test_chosen_classes(self):
-        assert set(self.labels(LabelPlan("7,3", False, 10), range(50)).tolist()) == {3, 7}
+        assert set(self.labels(LabelPlan("7,3", False, Classes(10)), range(50)).tolist()) == {3, 7}
 
     def test_balanced_takes_turns_across_batches(self):
-        plan = LabelPlan("4,1,2", True, 5)
+        plan = LabelPlan("4,1,2", True, Classes(5))
         parts = [self.labels(plan, range(first, first + 4)) for first in (0, 4)]
         assert torch.cat(parts).tolist() == [4, 1, 2, 4, 1, 2, 4, 1]
 
@@ -85,20 +86,20 @@ class TestLabels:
         drawn = []
         for balanced in (False, True):
             noise = PerSampleNoise(0, range(3), CPU)
-            LabelPlan("", balanced, 10).labels(range(3), noise)
+            LabelPlan("", balanced, Classes(10)).labels(range(3), noise)
             drawn.append(noise.normal((4,)))
         assert torch.equal(*drawn)
 
     @pytest.mark.parametrize("batch", [1, 3, 7])
     def test_any_batch_size(self, batch):
-        plan = LabelPlan("", False, 1000)
+        plan = LabelPlan("", False, Classes(1000))
         parts = [self.labels(plan, range(first, min(first + batch, 20))) for first in range(0, 20, batch)]
         assert torch.equal(torch.cat(parts), self.labels(plan, range(20)))
 
     @pytest.mark.parametrize("text", ["10", "-1", "0,99", "a", "1;2", "1,,2", "1.5", " ,"])
     def test_refused(self, text):
         with pytest.raises(InputError, match="--classes: found .* expected"):
-            LabelPlan(text, False, 10)
+            LabelPlan(text, False, Classes(10))
 
 
 class TestQuantisation:
@@ -125,7 +126,7 @@ class TestSampleRun:
         return batch.noise.normal((3, 4, 5)) / 2
 
     def test_files_and_contents(self, tmp_path):
-        path = self.plan(tmp_path, labels=LabelPlan("", False, 10)).generate(self.draw)
+        path = self.plan(tmp_path, labels=LabelPlan("", False, Classes(10))).generate(self.draw)
         assert path == tmp_path / "samples_7x4x5x3.npz"
         arrays = read_npz(path)
         assert {name: (a.dtype, a.shape) for name, a in arrays.items()} == {

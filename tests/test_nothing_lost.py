@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from guided_diffusion import files, generate, logger, parts, status
+from guided_diffusion.class_labels import Classes
 from guided_diffusion.errors import InputError
 from guided_diffusion.generate import Batch, SampleRun
 from guided_diffusion.sample_noise import LabelPlan
@@ -28,7 +29,7 @@ class Maker:
         self.made: list[int] = []
         self.directory, self._event, self._after = directory, event, after
         defaults = {"num_samples": COUNT, "batch_size": 2, "shape": (3, 4, 4), "seed": 0, "flags": {"seed": 0}}
-        labels = LabelPlan("", False, 10)
+        labels = LabelPlan("", False, Classes(10))
         self.run = SampleRun(directory=directory, **{**defaults, "labels": labels, **options})
 
     def draw(self, batch: Batch) -> torch.Tensor:

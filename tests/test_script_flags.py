@@ -50,7 +50,8 @@ UPSTREAM = {
     "super_res_sample": {**SAMPLE, "base_samples": "", **SUPER_RES},
 }  # fmt: skip
 OURS = {
-    "classifier_train": {"ect": False, "ect_weight": 0.2, "random_crop": True, "random_flip": True},
+    "classifier_train": {"ect": False, "ect_weight": 0.2, "random_crop": True, "random_flip": True, "init_from": ""},
+    "image_train": {"init_from": ""},
     "classifier_sample": {
         "eds": False, "eds_cap": None, "trace": "", "trace_samples": 4, "trace_maps": 8, "classes": "",
         "balanced": False,

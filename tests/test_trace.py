@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ed_dpm_patches import ClassifierGuidance, ConstantRule, EntropyRule
 from ed_dpm_patches.trace import Trace
+from guided_diffusion.class_labels import Classes
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, LossType, ModelMeanType, ModelVarType
 from guided_diffusion.generate import Batch, SampleRun
 from guided_diffusion.sample_noise import LabelPlan
@@ -172,7 +173,7 @@ class TestRun:
 
         run = SampleRun(
             num_samples=7, batch_size=batch_size, shape=SHAPE, seed=0, directory=folder, flags={},
-            labels=LabelPlan("", False, CLASSES), extras_path=folder / "trace.npz",
+            labels=LabelPlan("", False, Classes(CLASSES)), extras_path=folder / "trace.npz",
         )  # fmt: skip
         samples_path = run.generate(draw, extras=trace.take)
         return read_npz(folder / "trace.npz"), read_npz(samples_path)

@@ -108,6 +108,7 @@ def test_signals_that_save(train, tmp_path):
     }  # fmt: skip
     stopped = train("image_train", "run", ("step:1", "SIGINT", "0"), iterations=6, save_interval=100)
     assert stopped.statuses == [130] and "stopped by SIGINT" in stopped.stdout and not stopped.stderr.count("Traceback")
+    assert f"the same command with --log_dir {folder} goes on from there" in stopped.stdout
     last = train("image_train", "run", ("step:2", "SIGTERM", "0"), iterations=6, save_interval=100, fails=False)
     assert "stopped" not in last.stdout and (folder / "model000006.pt").is_file()
     train("image_train", "whole", iterations=6, save_interval=100)
