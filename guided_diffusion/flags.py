@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
-from .dist_util import get_rank
+from .dist_util import get_rank, waited_for_rank_0
 from .errors import InputError
 
 Config = TypeVar("Config")
@@ -121,7 +121,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One line, from the first rank only, and status 2."""
-        self.exit(2, f"error: {InputError(message)} (--help lists the flags)\n" if get_rank() == 0 else None)
+        says_it = get_rank() == 0 or waited_for_rank_0()
+        self.exit(2, f"error: {InputError(message)} (--help lists the flags)\n" if says_it else None)
 
 
 def _checked(field: dataclasses.Field):

@@ -147,6 +147,26 @@ def test_forms_of_booleans(run, argv):
     assert ended.error_lines == ["error: --model_path: missing, expected the path of a checkpoint"]
 
 
+LATE = """
+import os, time
+if os.environ.get("RANK", os.environ.get("PMI_RANK")) == "0":
+    time.sleep(4)  # still loading
+from guided_diffusion import dist_util
+from guided_diffusion.configs import RunConfig
+from guided_diffusion.flags import Parser
+dist_util.run_main(Parser("Program.", RunConfig).parse)
+"""
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "mpiexec"])
+def test_a_wrong_flag_is_said_once_though_rank_0_is_late(run, tmp_path, launcher):
+    """The launcher ends all ranks as soon as one has failed."""
+    program = tmp_path / "late.py"
+    program.write_text(LATE)
+    ended = run(program, ["--bogus", "1"], launcher=launcher, fails=True)
+    assert ended.error_lines == ["error: unrecognized arguments: --bogus 1 (--help lists the flags)"]
+
+
 @pytest.mark.parametrize("argv", [["--eds", "2"], ["--class_cond", "perhaps"]], ids=" ".join)
 def test_what_is_no_boolean(run, argv):
     ended = run("classifier_sample", argv, fails=True)
