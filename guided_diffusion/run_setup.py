@@ -21,6 +21,7 @@ from .flags import Given, architecture_from
 from .frozen import Frozen
 from .host_memory import keep_freed_memory
 from .image_datasets import list_class_names
+from .pretrained import load_network
 from .script_util import build_classifier
 
 Config = TypeVar("Config", ModelConfig, SuperResConfig)
@@ -110,10 +111,7 @@ def load_classifier(config: ClassifierConfig, path: str, run: RunConfig, compile
 
 
 def _load(build: Callable[[], nn.Module], path: str, dtype: torch.dtype | None, compile: bool) -> Frozen:
-    with torch.device("meta"):  # memory is that of the file's weights, should they fit
-        network = build()
-    checkpoint.load_weights(network, path)
-    return Frozen(network.to(dist_util.dev()), dtype, compile)
+    return Frozen(load_network(build, path, dist_util.dev()), dtype, compile)
 
 
 def count_classes(given: Given, data_dir: str) -> tuple[int, list[str]]:
