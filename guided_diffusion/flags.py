@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
+from . import release_flags
 from .dist_util import get_rank, waited_for_rank_0
 from .errors import InputError
 
@@ -99,6 +100,7 @@ class Parser(argparse.ArgumentParser):
             group = self.add_argument_group((config.__doc__ or config.__name__).splitlines()[0].rstrip("."))
             for field in dataclasses.fields(config):
                 self._add(group, field)
+        release_flags.add_to(self, self._defaults_by_name)
 
     def _add(self, group, field: dataclasses.Field) -> None:
         if field.name in self._defaults_by_name:

@@ -33,7 +33,9 @@ class PretrainedModel(Frozen):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
         """As the network's: x_t [B, C, H, W], t [B], labels y [B] -> eps, or eps and variance along C."""
-        return super().forward(x, t, **kwargs, **({"y": y} if self.config.class_cond else {}))
+        if self.config.class_cond and y is not None:
+            kwargs["y"] = y.to(x.device)
+        return super().forward(x, t, **kwargs)
 
 
 class PretrainedClassifier(Frozen):

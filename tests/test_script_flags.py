@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from guided_diffusion.configs import LabelConfig, ModelConfig, SamplingConfig
+from guided_diffusion.flags import Parser
 from tests.helpers import SCRIPT_NAMES, Runner
 
 DIFFUSION = {
@@ -128,6 +130,46 @@ class TestHelp:
 def test_aliases_of_the_release(helps):
     assert "use_entropy_scale" in entries(helps["classifier_sample"])
     assert "entropy_constraint_loss_weight" in entries(helps["classifier_train"])
+
+
+RELEASE = ["--local_rank", "0", "--fix_seed", "True"]
+
+
+@pytest.mark.parametrize(
+    ("script", "argv"),
+    [
+        ("classifier_sample", ["--specified_class", "3", "--classifier_out_channel", "9", "--use_entropy_scale", "y"]),
+        ("classifier_sample", ["--save_imgs_for_visualization", "True", "--local-rank=0", "--fix_seed"]),
+        ("image_sample", ["--specified_class", "3"]),
+        ("classifier_train", ["--entropy_constraint_loss_weight", "0.1"]),
+        ("image_train", []),
+    ],
+)
+def test_command_lines_of_the_release_parse(run, script, argv):
+    """They get as far as the missing checkpoint or folder."""
+    (line,) = run(script, [*RELEASE, *argv, "--log_dir", "out"], fails=True).error_lines
+    assert line.startswith(("error: --model_path: missing", "error: data_dir", "error: --data_dir")), line
+
+
+def test_flags_of_the_release_are_ours_by_other_names():
+    parser = Parser("Program.", SamplingConfig, LabelConfig, ModelConfig)
+    argv = ["--specified_class", "3", "--classifier_out_channel", "7", "--save_imgs_for_visualization", "False"]
+    values = parser.parse([*argv, "--local-rank", "2"]).values
+    assert values == {"classes": "3", "num_classes": 7, "save_images": False}
+
+
+@pytest.mark.parametrize(
+    ("script", "argv", "says"),
+    [
+        ("image_sample", ["--fix_seed", "False"], "every run has a fixed seed; for other draws give --seed N"),
+        ("image_train", ["--dataset_type", "mnist"], "--dataset_type: found 'mnist', expected "),
+        ("classifier_sample", ["--classifier_out_channel", "0"], "found 0, expected at least 1"),
+        ("classifier_sample", ["--local_rank", "x"], "--local_rank"),
+    ],
+)
+def test_flags_of_the_release_that_are_refused(run, script, argv, says):
+    (line,) = run(script, argv, fails=True).error_lines
+    assert says in line
 
 
 # A command line that parses gets as far as the missing checkpoint.
