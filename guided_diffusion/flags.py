@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
-from . import release_flags
+from . import __version__, release_flags
 from .dist_util import get_rank, waited_for_rank_0
 from .errors import InputError
 
@@ -100,6 +100,8 @@ class Parser(argparse.ArgumentParser):
             group = self.add_argument_group((config.__doc__ or config.__name__).splitlines()[0].rstrip("."))
             for field in dataclasses.fields(config):
                 self._add(group, field)
+        told = {"version": f"ed-dpm {__version__}", "help": "print the version and end (no default)"}
+        self.add_argument("--version", action="version", **told)
         release_flags.add_to(self, self._defaults_by_name)
 
     def _add(self, group, field: dataclasses.Field) -> None:
@@ -181,7 +183,7 @@ def _help(field: dataclasses.Field) -> str:
     return f"{meta['help']} ({'; '.join(notes)})".replace("%", "%%")
 
 
-class _HelpFormatter(argparse.HelpFormatter):
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=36, width=110)
 

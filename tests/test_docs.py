@@ -198,3 +198,23 @@ def test_the_readme_describes_the_published_models(count):
                 network = build_model(given.make(ModelConfig), given.make(DiffusionConfig))
             counts.add(sum(p.numel() for p in network.parameters()))
     assert count in counts
+
+
+def test_the_readmes_install_line_is_enough_for_its_commands():
+    """The extras that its commands import from: mpiexec, TensorFlow, figures, digits."""
+    (line,) = re.findall(r'`pip install -e "\.\[(.*?)\]"`', (ROOT / "README.md").read_text())
+    assert set(line.split(",")) >= {"mpi", "inception", "figures", "demo"}
+
+
+def test_license_and_version(monkeypatch):
+    import setuptools
+
+    import guided_diffusion
+
+    found: dict = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **options: found.update(options))
+    exec(compile((ROOT / "setup.py").read_text(), ROOT / "setup.py", "exec"), {"__file__": str(ROOT / "setup.py")})
+    assert found["license"] == "MIT" and "MIT License" in (ROOT / "LICENSE").read_text()
+    assert found["version"] == guided_diffusion.__version__
+    assert f"## {found['version']}" in (ROOT / "CHANGELOG.md").read_text()
+    assert {"figures", "demo", "mpi", "inception"} <= set(found["extras_require"])

@@ -6,9 +6,10 @@ import re
 
 import pytest
 
+import guided_diffusion
 from guided_diffusion.configs import LabelConfig, ModelConfig, SamplingConfig
 from guided_diffusion.flags import Parser
-from tests.helpers import SCRIPT_NAMES, Runner
+from tests.helpers import SCRIPT_NAMES, SCRIPTS, Runner
 
 DIFFUSION = {
     "learn_sigma": False, "diffusion_steps": 1000, "noise_schedule": "linear", "timestep_respacing": "",
@@ -125,6 +126,21 @@ class TestHelp:
     def test_nothing_is_listed_twice(self, helps, script):
         names = re.findall(r"^  (--\w+)", helps[script], flags=re.MULTILINE)
         assert len(names) == len(set(names))
+
+
+def test_help_keeps_the_lines_of_its_example(fork_server, tmp_path):
+    run = Runner(fork_server, tmp_path)
+    for name in SCRIPT_NAMES:
+        source = (SCRIPTS / f"{name}.py").read_text()
+        lines = source.split('"""')[1].replace("\\\\", "\\").splitlines()
+        examples = [line for line in lines if line.startswith("    ")]
+        printed = run(name, ["--help"]).stdout.splitlines()
+        assert examples and set(examples) <= set(printed), name
+
+
+def test_version(run, fork_server, tmp_path):
+    for name in ("classifier_sample", "image_train"):
+        assert run(name, ["--version"]).stdout == f"ed-dpm {guided_diffusion.__version__}\n"
 
 
 def test_aliases_of_the_release(helps):
