@@ -1,15 +1,21 @@
 """Packaging. The versions that are tested together stand in constraints.txt."""
 
+import re
 from pathlib import Path
 
 from setuptools import setup
 
+ROOT = Path(__file__).parent
+
 setup(
     name="ed-dpm",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.+)"', (ROOT / "guided_diffusion" / "__init__.py").read_text())[1],
     description="Entropy-driven guidance (EDS, ECT) on an implementation of guided-diffusion's interfaces",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    license="MIT",
+    keywords=["diffusion models", "classifier guidance", "entropy-driven sampling"],
+    classifiers=["Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
     python_requires=">=3.11",
     packages=["guided_diffusion", "ed_dpm_patches", "ed_dpm_patches.reproduce", "ed_dpm_patches.figures"],
     package_data={"ed_dpm_patches": ["recipes/*.toml", "recipes/*/*.toml"]},
@@ -27,7 +33,8 @@ setup(
     extras_require={
         "mpi": ["mpi4py", "mpich"],  # mpich's wheel brings mpiexec; leave it out where a system MPI exists
         "inception": ["tensorflow-cpu", "tensorboard"],  # the published Inception graph; reading it
-        "demo": ["matplotlib", "scikit-learn"],  # plots; the handwritten digits
+        "figures": ["matplotlib"],  # `ed-dpm figure`
+        "demo": ["matplotlib", "scikit-learn"],  # plots; the handwritten digits, also of `ed-dpm run --rehearse`
         "tensorboard": ["tensorboard"],
         "test": [
             "diffusers",  # another implementation of the samplers, to compare with

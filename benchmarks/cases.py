@@ -173,8 +173,8 @@ class Pair:
         ours, theirs = self.classifiers
         ours.train(), theirs.train()
         network = LowPrecision(to_fast_layout(fuse_attention(ours)), self.dtype)  # as ClassifierTrainLoop does
-        stepper = OptimizerStepper(list(ours.parameters()), self.dtype, self.device, initial_lg_loss_scale=16.0)
-        opt = torch.optim.AdamW(stepper.params, lr=1e-6)
+        stepper = OptimizerStepper(ours, self.dtype, self.device, initial_lg_loss_scale=16.0)
+        opt = torch.optim.AdamW(stepper.master_params, lr=1e-6)
         trainer = self.peer.fp16_util.MixedPrecisionTrainer(
             model=theirs, use_fp16=self.half, initial_lg_loss_scale=16.0
         )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from guided_diffusion.any_classifier import AnyClassifier, one_per_sample
 from guided_diffusion.nonfinite import peak
+from guided_diffusion.schedules import get_named_beta_schedule
 
 from .probabilities import Softmax
 from .report import ScaleReport
@@ -25,7 +29,9 @@ LARGEST_GUIDANCE = 1e12
 class ClassifierGuidance:
     """Gradient of a scaled log p(y | x_t), in the form that samplers call as cond_fn(x_t, t, y=...).
 
-    :param classifier: any classifier(x_t [B, ...], t [B]) -> logits [B, K], differentiable in x_t.
+    Samplers that know no cond_fn use `guide_eps` or `guide_denoised`.
+
+    :param classifier: any classifier(x_t [B, ...], t [B]) -> logits [B, K], differentiable in x_t; see `AnyClassifier`.
     :param rule: (logits, y, t) -> v [B, K]; see `rules`.
     :param cap: largest L1 norm of v, in units of gamma * log K (`--eds_cap`); None: no cap, the paper's
         formula. Samples above it keep their direction. Needs a rule with a `gamma`.
@@ -45,7 +51,7 @@ class ClassifierGuidance:
 
     def __init__(
         self,
-        classifier: Callable[..., Tensor],
+        classifier: Callable[..., Any],
         rule: Callable[[Tensor, Tensor, Tensor], Tensor],
         *,
         cap: float | None = None,
@@ -55,23 +61,71 @@ class ClassifierGuidance:
     ):
         if cap is not None and not cap > 0:
             raise ValueError(f"cap: found {cap}, expected a positive number or None")
-        self.classifier, self.rule, self.cap, self.observer = classifier, rule, cap, observer
+        if interval is not None and not interval[0] <= interval[1]:
+            raise ValueError(f"interval: found {tuple(interval)}, expected (lowest, highest)")
+        self.classifier, self.rule, self.cap, self.observer = AnyClassifier(classifier), rule, cap, observer
         self.interval, self.see = interval, see
         self.report = ScaleReport()
+        self._checked_y: Any = None
 
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None, **_: object) -> Tensor:
+    def __call__(self, x: Tensor, t: Any, y: Any = None, **_: object) -> Tensor:
         """Guidance shaped and typed like x (the arguments that only the diffusion model wants are ignored).
 
-        ValueError when y is missing or not [B] whole numbers. A label outside 0..K-1 fails in torch's scatter.
+        t and y are [B], or one number for all samples. ValueError when y is missing, not whole numbers, or not a class.
         """
         if y is None:
             raise ValueError("y: missing; guidance needs a label for every sample (model_kwargs={'y': ...})")
+        with torch.inference_mode(False), torch.no_grad():
+            x, t_B, y_B = x.detach(), *(one_per_sample(value, len(x), x.device) for value in (t, y))
+            # Autograd keeps no tensor that was made in inference mode.
+            x, t_B, y_B = (value.clone() if value.is_inference() else value for value in (x, t_B, y_B))
+            guidance = self._guide(x, t_B, y_B, checked=y is self._checked_y)
+        self._checked_y = y
+        return guidance
+
+    def guide_eps(
+        self, eps: Tensor, x: Tensor, t: Any, y: Any, alphas_cumprod: Tensor | np.ndarray | Sequence[float]
+    ) -> Tensor:
+        """The predicted noise with guidance, eps - sqrt(1 - abar_t) G(x, t), for any sampler that works with eps.
+
+        :param eps: [B, C, ...] as x, or with more channels (a learned variance), which are returned as they are.
+        :param alphas_cumprod: abar of every timestep of the classifier's process [T], in which t counts.
+        """
+        abar_T = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device=x.device)
+        abar_B = abar_T[one_per_sample(t, len(x), x.device).long()]
+        noise, rest = eps[:, : x.shape[1]], eps[:, x.shape[1] :]
+        shift = _per_sample((1 - abar_B).sqrt(), x) * self(x, t, y)
+        return torch.cat([noise - shift.to(eps.dtype), rest], dim=1)
+
+    def guide_denoised(
+        self, denoised: Tensor, x: Tensor, sigma: Any, y: Any, alphas_cumprod: Tensor | np.ndarray | None = None
+    ) -> Tensor:
+        """The denoiser's D(x; sigma) with guidance, for samplers on x = x_0 + sigma * noise (Karras et al. 2022).
+
+        The classifier was trained on sqrt(abar) x_0 + sqrt(1 - abar) noise. It sees x / sqrt(1 + sigma^2), at the
+        timestep whose noise is nearest, and D becomes D + sigma^2 / sqrt(1 + sigma^2) G.
+
+        :param alphas_cumprod: abar of every timestep of the classifier's process [T]; None: linear betas, T = 1000.
+        """
+        if alphas_cumprod is None:
+            alphas_cumprod = np.cumprod(1 - get_named_beta_schedule("linear", 1000))
+        abar_T = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device=x.device)
+        log_sigma_T = ((1 - abar_T) / abar_T).log() / 2
+        sigma_B = one_per_sample(sigma, len(x), x.device).double()
+        t_B = (sigma_B.log()[:, None] - log_sigma_T).abs().argmin(dim=1)
+        size_B = (1 + sigma_B**2).sqrt()
+        shift = self((x / _per_sample(size_B, x)).to(x.dtype), t_B, y) * _per_sample(sigma_B**2 / size_B, x)
+        return denoised + shift.to(denoised.dtype)
+
+    def _guide(self, x: Tensor, t: Tensor, y: Tensor, checked: bool) -> Tensor:
         active_B = self._active(t)
         if self.interval is not None and self.observer is None and not bool(active_B.any()):
             return torch.zeros_like(x)
         with torch.enable_grad():
             x_in = x.detach().requires_grad_(True)
             logits_BK = self.classifier(x_in, t)
+        if not checked:  # once for each batch: reading values waits for the device
+            _check_labels(y, logits_BK.shape[1])
         largest_logit_B = peak(logits_BK)
         valid_B = largest_logit_B.isfinite()
         steady_BK = torch.where(valid_B[:, None], logits_BK.detach(), 0.0)
@@ -136,6 +190,14 @@ class ClassifierGuidance:
             return torch.ones_like(t, dtype=torch.bool)
         lowest, highest = self.interval
         return (t >= lowest) & (t <= highest)
+
+
+def _check_labels(y: Tensor, classes: int) -> None:
+    if y.is_meta or y.numel() == 0:
+        return
+    lowest, highest = (int(label) for label in y.aminmax())
+    if lowest < 0 or highest >= classes:
+        raise ValueError(f"y: found labels {lowest} to {highest}, the classifier's are 0 to {classes - 1}")
 
 
 def _per_sample(values_B: Tensor, like: Tensor) -> Tensor:

@@ -32,6 +32,10 @@ class GuidanceRule(ABC):
 
     gamma: float = 1.0
 
+    def __post_init__(self):
+        if not 0 <= self.gamma < math.inf:
+            raise ValueError(f"gamma: found {self.gamma}, expected a finite number of at least 0")
+
     @abstractmethod
     def log_scale(self, p: Softmax, t: Tensor) -> Tensor:
         """log of the factor on top of gamma, [B], float64."""

@@ -37,6 +37,7 @@ from evaluations.upstream_api import (  # noqa: E402
 )
 from guided_diffusion import dist_util, meeting  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
+from guided_diffusion.release_flags import as_positions  # noqa: E402
 from guided_diffusion.streams import print_result  # noqa: E402
 
 __all__ = [
@@ -57,7 +58,9 @@ log = logging.getLogger("evaluator")
 
 def main() -> None:
     """Parse the command line, evaluate, print; ``InputError`` for anything wrong with the input."""
-    args = _create_parser().parse_args()
+    args = _create_parser().parse_args(
+        as_positions(sys.argv[1:], ("ref_batch", "sample_batch"), renamed={"save_result_path": "json"})
+    )
     level = logging.INFO if dist_util.get_rank() == 0 else logging.ERROR
     logging.basicConfig(stream=sys.stderr, level=level, format="%(message)s")
     if args.batch_size < 1:

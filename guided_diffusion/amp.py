@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from . import logger
 from .errors import InputError
-from .fp16_util import INITIAL_LOG_LOSS_SCALE, global_norm
+from .fp16_util import (
+    INITIAL_LOG_LOSS_SCALE,
+    global_norm,
+    master_params_to_state_dict,
+    state_dict_to_master_params,
+)
 
 AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -43,20 +49,23 @@ class LowPrecision(nn.Module):
 class OptimizerStepper:
     """Backward pass and optimizer step; float16 gets dynamic loss scaling with a floor.
 
-    :param params: float32 parameters that the optimizer updates.
+    Names are those of upstream's `MixedPrecisionTrainer`; the network's float32 parameters are the master parameters.
+
+    :param model: a network with float32 parameters that the optimizer updates.
     :param dtype: of the autocast that computed the loss (None: float32).
     :param scale_growth: growth of log2(scale) a good step; the scale doubles every 1 / scale_growth steps.
     """
 
     def __init__(
         self,
-        params: list[nn.Parameter],
+        model: nn.Module,
         dtype: torch.dtype | None,
         device: torch.device,
         scale_growth: float = 1e-3,
         initial_lg_loss_scale: float = INITIAL_LOG_LOSS_SCALE,
     ):
-        self.params = params
+        self.model, self.use_fp16 = model, dtype is not None
+        self.model_params = self.master_params = list(model.parameters())
         self.scaler = torch.amp.GradScaler(
             device.type,
             init_scale=2.0**initial_lg_loss_scale,
@@ -66,7 +75,7 @@ class OptimizerStepper:
 
     def zero_grad(self) -> None:
         """Clear the gradients."""
-        for parameter in self.params:
+        for parameter in self.master_params:
             parameter.grad = None
 
     def backward(self, loss: Tensor) -> None:
@@ -83,13 +92,13 @@ class OptimizerStepper:
         if scaler.is_enabled():
             scaler.unscale_(opt)
             logger.logkv_mean("lg_loss_scale", math.log2(scaler.get_scale()))
-        grad_norm = global_norm([p.grad for p in self.params if p.grad is not None])
+        grad_norm = global_norm([p.grad for p in self.master_params if p.grad is not None])
         finite = math.isfinite(grad_norm)
         if not finite and not scaler.is_enabled():
             raise InputError(f"training diverged: gradient norm {grad_norm}; expected a finite one (lower --lr?)")
         if finite:
             logger.logkv_mean("grad_norm", grad_norm)
-            logger.logkv_mean("param_norm", global_norm([p.detach() for p in self.params]))
+            logger.logkv_mean("param_norm", global_norm([p.detach() for p in self.master_params]))
         scaler.step(opt)
         scaler.update()
         if scaler.is_enabled() and scaler.get_scale() < 1.0:
@@ -98,3 +107,16 @@ class OptimizerStepper:
                 "expected at least 1 (lower --lr, or use --amp_dtype bf16)"
             )
         return finite
+
+    @property
+    def lg_loss_scale(self) -> float:
+        """log2 of the loss scale; 0 where there is none."""
+        return math.log2(self.scaler.get_scale())
+
+    def master_params_to_state_dict(self, master_params: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The network's state dict with these values: its own parameters, or averages of them."""
+        return master_params_to_state_dict(self.model, None, master_params, use_fp16=False)
+
+    def state_dict_to_master_params(self, state_dict: dict[str, Tensor]) -> list[Tensor]:
+        """The inverse of `master_params_to_state_dict`."""
+        return state_dict_to_master_params(self.model, state_dict, use_fp16=False)

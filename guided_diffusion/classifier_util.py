@@ -26,6 +26,7 @@ from .train_util import (
     learned,
     load_optimizer,
     log_loss_dict,
+    optimizer_state,
     restore,
     set_lr,
     trainable,
@@ -75,9 +76,8 @@ class ClassifierTrainLoop:
         self.run = run or TrainingRun.from_checkpoint(config.resume_checkpoint)
         self.run.load_weights(model)
         dist_util.sync_params(model.parameters())
-        params = list(model.parameters())
-        self.stepper = OptimizerStepper(params, dtype, self.device, initial_lg_loss_scale=16.0)
-        self.opt = AdamW(params, lr=config.lr, weight_decay=config.weight_decay)
+        self.stepper = OptimizerStepper(model, dtype, self.device, initial_lg_loss_scale=16.0)
+        self.opt = AdamW(self.stepper.master_params, lr=config.lr, weight_decay=config.weight_decay)
         if self.run.model_path:
             load_optimizer(self.opt, self.run.model_path, self.run.number, required=True)
         restore(self.run, self.stepper, self.schedule_sampler)
@@ -154,7 +154,8 @@ class ClassifierTrainLoop:
         log_loss_dict(self.diffusion, t, {f"{prefix}_{name}": values for name, values in terms.items()})
 
     def _save(self, step: int) -> str:
-        objects = {f"model{step:06d}.pt": self.model.state_dict(), f"opt{step:06d}.pt": self.opt.state_dict()}
+        weights = self.stepper.master_params_to_state_dict(self.stepper.master_params)
+        objects = {f"model{step:06d}.pt": weights, f"opt{step:06d}.pt": optimizer_state(self.opt, self.stepper)}
         return self.run.save(get_blob_logdir(), step, step + 1, objects, learned(self.stepper, self.schedule_sampler))
 
 

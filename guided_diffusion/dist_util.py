@@ -36,6 +36,7 @@ GPUS_PER_NODE = 8
 SETUP_RETRY_COUNT = 3
 
 TIMEOUT = timedelta(minutes=30)  # how long a rank waits for its peers in any one collective
+_LEAD = 30.0  # seconds by which a rank may be later than another in reading its command line
 
 _heart: Heartbeat | None = None  # there in programs that `run_main` runs: it knows when a rank is done
 
@@ -203,6 +204,18 @@ def report_failure(error: BaseException) -> int:
     return 2 if system or not details else 1
 
 
+def waited_for_rank_0() -> bool:
+    """Leave it to rank 0 to say what is wrong with a command line that all ranks have.
+
+    A launcher ends all ranks once one has failed. So that this one is not the first, while rank 0 still loads, it
+    waits to be ended. Returns whether that was in vain; False at once where rank 0 is in no danger.
+    """
+    in_danger = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ or _mpi_to_sign_off_from()
+    if in_danger:
+        time.sleep(_LEAD)
+    return bool(in_danger)
+
+
 def _first_line_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
@@ -266,6 +279,7 @@ def _open_store(here: launch.Launch) -> dist.Store:
     """The key-value store through which the ranks find each other."""
     if here.kind == "torchrun":
         launch.whole_number("MASTER_PORT", default=0)
+        meeting.check_address(os.environ.get("MASTER_ADDR", "localhost"))
         try:
             return next(rendezvous("env://", here.rank, here.world_size, timeout=TIMEOUT))[0]
         except ValueError as error:  # MASTER_ADDR or MASTER_PORT missing or malformed

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
-from .dist_util import get_rank
+from . import __version__, release_flags
+from .dist_util import get_rank, waited_for_rank_0
 from .errors import InputError
 
 Config = TypeVar("Config")
@@ -99,6 +100,9 @@ class Parser(argparse.ArgumentParser):
             group = self.add_argument_group((config.__doc__ or config.__name__).splitlines()[0].rstrip("."))
             for field in dataclasses.fields(config):
                 self._add(group, field)
+        told = {"version": f"ed-dpm {__version__}", "help": "print the version and end (no default)"}
+        self.add_argument("--version", action="version", **told)
+        release_flags.add_to(self, self._defaults_by_name)
 
     def _add(self, group, field: dataclasses.Field) -> None:
         if field.name in self._defaults_by_name:
@@ -121,7 +125,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One line, from the first rank only, and status 2."""
-        self.exit(2, f"error: {InputError(message)} (--help lists the flags)\n" if get_rank() == 0 else None)
+        says_it = get_rank() == 0 or waited_for_rank_0()
+        self.exit(2, f"error: {InputError(message)} (--help lists the flags)\n" if says_it else None)
 
 
 def _checked(field: dataclasses.Field):
@@ -178,7 +183,7 @@ def _help(field: dataclasses.Field) -> str:
     return f"{meta['help']} ({'; '.join(notes)})".replace("%", "%%")
 
 
-class _HelpFormatter(argparse.HelpFormatter):
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=36, width=110)
 

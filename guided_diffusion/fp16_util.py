@@ -6,7 +6,8 @@ Our scripts use autocast instead (`amp`); this module serves code written for up
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +106,65 @@ def state_dict_to_master_params(model: nn.Module, state_dict: dict[str, Tensor],
     if use_fp16:
         return make_master_params(get_param_groups_and_shapes(named))
     return [value for _, value in named]
+
+
+def flat_optimizer_state(opt: torch.optim.Optimizer) -> dict[str, Any]:
+    """The state dict of an optimizer on a float32 network, laid out as upstream's in half precision.
+
+    There the optimizer sees two flat tensors (see `make_master_params`), so its file has two entries. On the CPU; a
+    parameter that never had a gradient has zeros.
+    """
+    state = opt.state_dict()
+    groups = _optimizer_groups(opt)
+    first = next(iter(opt.state.values()), {})
+    flat: dict[int, dict[str, Any]] = {}
+    for number, (group, shape) in enumerate(groups if first else []):
+        entries = [(p, opt.state.get(p, {})) for _, p in group]
+        flat[number] = {
+            name: _flat([entry.get(name, torch.zeros_like(p)).cpu() for p, entry in entries], shape)
+            if isinstance(value, Tensor) and value.ndim
+            else value
+            for name, value in first.items()
+        }
+    return {"state": flat, "param_groups": [state["param_groups"][0] | {"params": list(range(len(groups)))}]}
+
+
+def unflatten_optimizer_state(opt: torch.optim.Optimizer, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The inverse of `flat_optimizer_state`; a state with one entry a parameter is returned as it is."""
+    groups = _optimizer_groups(opt)
+    sizes = [sum(p.numel() for _, p in group) for group, _ in groups]
+    (settings, *others), entries = state["param_groups"], state["state"]
+    fits = all(
+        value.numel() == sizes[number]
+        for number, entry in entries.items()
+        for value in entry.values()
+        if number < len(sizes) and isinstance(value, Tensor) and value.ndim
+    )
+    if others or len(settings["params"]) != len(groups) or not fits:
+        return state
+    position = {p: number for number, p in enumerate(opt.param_groups[0]["params"])}
+    single: dict[int, dict[str, Any]] = {number: {} for number in position.values()} if entries else {}
+    for number, entry in entries.items():
+        for name, value in entry.items():
+            for (_, p), part in zip(groups[number][0], _parts_of(value, groups[number][0]), strict=True):
+                single[position[p]][name] = part
+    return {"state": single, "param_groups": [settings | {"params": list(position.values())}]}
+
+
+def _optimizer_groups(opt: torch.optim.Optimizer) -> GroupsAndShapes:
+    """The groups of `get_param_groups_and_shapes`, without names and without an empty one."""
+    groups = get_param_groups_and_shapes(("", p) for p in opt.param_groups[0]["params"])
+    return [(group, shape) for group, shape in groups if group]
+
+
+def _parts_of(value: Any, group: NamedParams) -> list[Any]:
+    """Each parameter's share of an entry's value, with memory of its own; scalars are everyone's."""
+    if not isinstance(value, Tensor):
+        return [value] * len(group)
+    if value.ndim == 0:
+        return [value.clone() for _ in group]
+    parts = unflatten_master_params(group, value.view(-1))
+    return [torch.empty_like(p, device="cpu").copy_(part) for (_, p), part in zip(group, parts, strict=True)]
 
 
 def zero_master_grads(master_params: Iterable[nn.Parameter]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import dist_util, logger
+from . import dist_util, logger, tallies
 from .errors import DamagedError, InputError
 from .files import (
     exists,
@@ -43,6 +43,7 @@ from .progress import Progress, note_complete
 from .run_directory import check_held, check_manifest, read_manifest, record_result, versions
 from .sample_noise import LabelPlan, PerSampleNoise
 from .stop_signals import how_to_resume
+from .tallies import TALLY, Tally
 from .write_behind import WriteBehind
 
 # Flags that do not change what a sample is (but for rounding): a run may be continued with others.
@@ -82,6 +83,9 @@ class SampleRun:
     :param shape: (C, H, W) of a sample.
     :param labels: None: the samples have no labels, and the npz no arr_1.
     :param flags: everything that determines the samples; a directory holds samples of one set of flags.
+    :param extras_flags: flags that say which extras there are, the one that names `extras_path` first. Samples do not
+        depend on them, so a run may go on without its extras, or with extras where it had none.
+    :param updated: see `run_directory.check_manifest`.
     :param watch: looks for inf and nan; samples that it lets pass are written as far as they are numbers, and
         listed in `nonfinite.json`.
     """
@@ -95,6 +99,9 @@ class SampleRun:
     labels: LabelPlan | None = None
     save_images: bool = False
     extras_path: Path | None = None  # where the arrays of `extras` go
+    extras_flags: Sequence[str] = ()
+    tally: Tally | None = None
+    updated: Callable[[dict[str, Any]], dict[str, Any]] = dict
     watch: Watch = field(default_factory=Watch)
 
     def generate(
@@ -145,7 +152,8 @@ class SampleRun:
         """Check that this directory is this run's. Whether its result is there; then make what is missing beside it."""
         named = {name: self.flags.get(name) for name in INPUT_FLAGS}
         sha256 = {name: hash_file(path) for name, path in named.items() if path and Path(path).is_file()}
-        check_manifest(self.directory, self.flags, CHANGEABLE_FLAGS, sha256, versions())
+        changeable = (*CHANGEABLE_FLAGS, *self._changeable_extras_flags())
+        check_manifest(self.directory, self.flags, changeable, sha256, versions(), self.updated)
         remove_leftovers(PartStore(self.directory).directory, owned=True)
         if self.extras_path is not None:
             remove_leftovers(self.extras_path.parent, self.extras_path.name)
@@ -157,11 +165,18 @@ class SampleRun:
             set_damaged_aside(error)
             return False
         logger.log(f"already complete: {output}")
-        if self.extras_path is not None and not exists(self.extras_path):
-            logger.warn(f"{self.extras_path}: not there any more; a run with another --log_dir can make it again")
+        if self.extras_path is not None and not self._owns_extras():
+            found = "of other samples" if exists(self.extras_path) else "not there"
+            logger.warn(f"{self.extras_path}: {found}; it is made only with the samples: use another --log_dir for it")
         self._clean_up(output)
         note_complete(self.directory, self.num_samples, "images")
         return True
+
+    def _changeable_extras_flags(self) -> Sequence[str]:
+        """Where both this run and the one there have extras, these must be of the same form."""
+        first = self.extras_flags[:1]
+        both = any(self.flags.get(name) and read_manifest(self.directory).get(name) for name in first)
+        return first if both else self.extras_flags
 
     def _check_result(self, path: Path, count: int) -> None:
         """DamagedError where a finished file is not what was written; FileNotFoundError where it is not there."""
@@ -183,11 +198,18 @@ class SampleRun:
     def _finished(self) -> list[Piece]:
         """What is there already: parts, and the result of a run with another number of samples."""
         pieces = PartStore(self.directory).pieces()
+        if self.extras_path is not None:
+            complete = [piece for piece in pieces if self._names_of_extras(piece)]
+            if made := sum(len(piece.indices) for piece in pieces if piece not in complete):
+                logger.warn(f"{self.extras_path}: {made} samples that are there lack what goes into it: made again")
+            pieces = complete
         if self.extras_path is None or self._owns_extras():
             for path, count in result_paths(self.directory, self._size).items():
                 try:
                     self._check_result(path, count)
-                    pieces.append(Piece(path, 0, range(count), self.extras_path))
+                    piece = Piece(path, 0, range(count), self.extras_path)
+                    if self.extras_path is None or _has_extras(piece):
+                        pieces.append(piece)
                 except DamagedError as error:
                     logger.warn(f"{error}; its samples are not used")
         return without_overlap(pieces, self.num_samples)
@@ -235,6 +257,8 @@ class SampleRun:
             part[NONFINITE] = np.array([json.dumps(record) for record in as_records(found)])
         if labels is not None:
             part["arr_1"] = labels.cpu().numpy()
+        if self.tally is not None:
+            part[TALLY] = tallies.take(self.tally)
         return part | (extras() if extras is not None else {})
 
     def _assemble(self, pieces: list[Piece], output: Path) -> None:
@@ -243,11 +267,16 @@ class SampleRun:
         DamagedError where a piece is damaged or has vanished; nothing is lost by it.
         """
         self._list_nonfinite(pieces)
-        others = [name for name in pieces[-1].names() if name not in (*self._arrays, NONFINITE)]
-        if others:
+        if self.tally is not None:
+            tallies.write_sum(self.tally, pieces, output)
+        others = self._names_of_extras(pieces[-1])
+        if others and self.extras_path is not None:
             assemble(pieces, others, self.extras_path, self._record(str(self.extras_path)))
             logger.log(f"trace: {self.extras_path}")
         assemble(pieces, self._arrays, output, self._record(output.name))
+
+    def _names_of_extras(self, piece: Piece) -> list[str]:
+        return [name for name in piece.names() if name not in ("arr_0", "arr_1", NONFINITE, TALLY)]
 
     def _record(self, name: str) -> Callable[[Path], None]:
         return lambda path: record_result(self.directory, path, name)
@@ -289,6 +318,12 @@ def _saying_how_to_resume() -> Iterator[None]:
     except KeyboardInterrupt:
         logger.log(f"interrupted; finished batches are kept; {how_to_resume()}")
         raise
+
+
+def _has_extras(result: Piece) -> bool:
+    """Whether the extras of a result are for all of its samples: those of a part are when it has any."""
+    names = Piece(result.extras, 0, result.indices).names()
+    return any(len(result.rows(name)) == len(result.indices) for name in names)
 
 
 def to_uint8(images: Tensor) -> Tensor:

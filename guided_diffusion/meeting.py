@@ -21,6 +21,7 @@ from guided_diffusion.errors import InputError
 from guided_diffusion.launch import Launch, whole_number
 
 DEFAULT = 60
+_LOOK_UP = 5.0  # seconds that a name server has for its answer
 HELP = "seconds to wait for ranks that do not come at the start; 0: no deadline"
 
 
@@ -30,6 +31,28 @@ def seconds_to_meet() -> int:
     if not re.fullmatch("[0-9]{1,9}", found[-1]):
         raise InputError(f"--meet_timeout: found {found[-1]!r}, expected a whole number of seconds (0: no deadline)")
     return int(found[-1])
+
+
+def check_address(name: str) -> None:
+    """InputError where the name of rank 0's machine means nothing here; connecting would try it for minutes."""
+    found: list[Any] = []
+
+    def look_up() -> None:
+        until = time.monotonic() + _LOOK_UP
+        while not found and time.monotonic() < until:
+            try:
+                found.extend(socket.getaddrinfo(name, None))
+            except OSError:
+                time.sleep(0.5)
+
+    thread = threading.Thread(target=look_up, daemon=True)  # it may wait for a name server for longer
+    thread.start()
+    thread.join(_LOOK_UP + 1)
+    if not found:
+        raise InputError(
+            f"MASTER_ADDR {name}: this name has no address here, expected that of rank 0's machine; on one machine "
+            "start torchrun with --local_addr 127.0.0.1, on several name it with --rdzv_endpoint or --master_addr"
+        )
 
 
 def start_mpi(mpi: Any, here: Launch, end: Callable[[int], None]) -> None:

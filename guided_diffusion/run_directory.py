@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import socket
 import sys
 import threading
@@ -39,7 +40,7 @@ from .files import (
 
 OWNER, MANIFEST = "owner.json", "run.json"
 TOUCH_SECONDS, SILENT_SECONDS = 10.0, 60.0
-_NOTES = ("sha256", "versions", "results")  # entries of run.json that are not flags
+_NOTES = ("sha256", "versions", "results", "commands")  # entries of run.json that are not flags
 
 
 @dataclass(frozen=True)
@@ -214,8 +215,9 @@ def _tell(line: str) -> None:
 def read_manifest(directory: Path) -> dict[str, Any]:
     """Return what a directory's run.json says: flags, and beside them notes; empty where there is no run.
 
-    The notes are `sha256` (of the files that flags name, by flag), `versions`, and `results` (names of finished files
-    by the sha256 that they have had). InputError when the file cannot be read or is not a JSON object.
+    The notes are `sha256` (of the files that flags name, by flag), `versions`, `results` (names of finished files by
+    the sha256 that they have had), and `commands` (the command lines that have worked on the run). InputError when the
+    file cannot be read or is not a JSON object.
     """
     with suppress(FileNotFoundError):
         found = read_json(directory / MANIFEST, "the flags of the run in this directory as a JSON object")
@@ -231,26 +233,30 @@ def check_manifest(
     changeable: Sequence[str],
     sha256: Mapping[str, str] | None = None,
     versions: Mapping[str, str] | None = None,
+    updated: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> None:
     """Refuse to mix two runs in one directory, and record this one.
 
     InputError naming each flag that differs from the run found there, but for the `changeable` ones, and each
-    file whose contents differ. A flag that one of the two lacks counts as "", the default of flags that came
-    after the run. Other versions are no reason to refuse: they are listed and said.
+    file whose contents differ; where they are known, the file's place does not matter. A flag that one of the two lacks
+    counts as "", the default of flags that came after the run. Other versions are no reason to refuse: they are listed
+    and said.
 
     :param sha256: digests of the files that flags name, by flag.
+    :param updated: gives the flags found there the form that `flags` have, where earlier versions had another.
     """
-    found, sha256, versions = read_manifest(directory), dict(sha256 or {}), dict(versions or {})
+    found, sha256, versions = updated(read_manifest(directory)), dict(sha256 or {}), dict(versions or {})
+    known = {name: digest for name, digest in found.get("sha256", {}).items() if name in sha256}
     clashes = [
         f"--{name} {flags.get(name)} (the run there has {found.get(name)})"
-        for name in sorted({*flags, *found} - {*changeable, *_NOTES})
+        for name in sorted({*flags, *found} - {*changeable, *_NOTES, *known})
         if found and flags.get(name, "") != found.get(name, "")
     ]
     clashes += [
-        f"--{name} {flags[name]} has other contents than when the run there began "
-        f"(sha256 {digest[:12]}..., then {found['sha256'][name][:12]}...)"
-        for name, digest in sha256.items()
-        if found.get("sha256", {}).get(name, digest) != digest
+        f"--{name} {flags[name]} has other contents than {found.get(name)} when the run there began "
+        f"(sha256 {sha256[name][:12]}..., then {digest[:12]}...)"
+        for name, digest in known.items()
+        if sha256[name] != digest
     ]
     if clashes:
         raise InputError(f"{directory}: holds samples of another run: {', '.join(clashes)}; use another --log_dir")
@@ -259,9 +265,11 @@ def check_manifest(
         before = earlier[-1]
         told = [f"{name} {before.get(name)} -> {v}" for name, v in versions.items() if before.get(name) != v]
         logger.log(f"resuming with other versions ({', '.join(told)}): samples may differ by rounding")
+    command = shlex.join(sys.argv)
     notes = {
         "sha256": found.get("sha256", {}) | sha256,
         "versions": earlier + [versions] * (bool(versions) and versions not in earlier),
+        "commands": found.get("commands", []) + [command] * (command not in found.get("commands", [])),
         "results": found.get("results"),
     }
     manifest = flags | {name: value for name, value in notes.items() if value}
@@ -273,7 +281,7 @@ def check_manifest(
     except FileExistsError:  # another run has begun here just now
         if not read_manifest(directory):
             raise InputError(f"{directory / MANIFEST}: holds nothing, expected the flags of a run; delete it") from None
-        check_manifest(directory, flags, changeable, sha256, versions)
+        check_manifest(directory, flags, changeable, sha256, versions, updated)
 
 
 def record_result(directory: Path, path: Path, name: str) -> None:

@@ -31,6 +31,7 @@ from .errors import InputError
 from .flags import Given, architecture_from
 from .frozen import Frozen
 from .host_memory import keep_freed_memory
+from .pretrained import load_network
 from .sample_noise import LabelPlan
 from .script_util import build_classifier
 
@@ -121,10 +122,7 @@ def load_classifier(config: ClassifierConfig, path: str, run: RunConfig, compile
 
 
 def _load(build: Callable[[], nn.Module], path: str, dtype: torch.dtype | None, compile: bool) -> Frozen:
-    with torch.device("meta"):  # memory is that of the file's weights, should they fit
-        network = build()
-    checkpoint.load_weights(network, path)
-    return Frozen(network.to(dist_util.dev()), dtype, compile)
+    return Frozen(load_network(build, path, dist_util.dev()), dtype, compile)
 
 
 def choose_files(given: Given, *flags: str) -> Given:

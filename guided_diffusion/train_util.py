@@ -20,7 +20,7 @@ from .amp import LowPrecision, OptimizerStepper, amp_dtype
 from .compiling import TOLERANCE, TOLERANCE_AUTOCAST, CompiledForTraining
 from .errors import InputError
 from .files import decoding, exists, is_remote
-from .fp16_util import INITIAL_LOG_LOSS_SCALE, master_params_to_state_dict, state_dict_to_master_params
+from .fp16_util import INITIAL_LOG_LOSS_SCALE, flat_optimizer_state, unflatten_optimizer_state
 from .nn import update_ema
 from .nonfinite import check_loss
 from .progress import Progress
@@ -46,6 +46,9 @@ class TrainLoop:
     steps, and at the end. As upstream's, the number on the way is that of the step just trained, so
     model000000.pt has seen one step, and at the end the count of steps. SIGUSR1 asks for a checkpoint after the
     step at hand; SIGTERM and SIGINT too, and end the program then.
+
+    Subclasses find upstream's attributes and methods, those with an underscore too; `mp_trainer` is an
+    `OptimizerStepper`.
 
     :param data: endless iterator of (images [B, C, H, W] in [-1, 1], dict of conditioning tensors).
     :param batch_size: per process; `microbatch`: how many of them at a time (-1: all). The gradients of
@@ -92,37 +95,46 @@ class TrainLoop:
         self.schedule_sampler = schedule_sampler or UniformSampler(diffusion)
         self.last_step = min((n for n in (lr_anneal_steps, iterations) if n), default=None)
         self.global_batch = batch_size * dist_util.get_world_size()
+        self.use_fp16, self.fp16_scale_growth = use_fp16, fp16_scale_growth
+        self.sync_cuda = torch.cuda.is_available()
         self.run = run or TrainingRun.from_checkpoint(find_resume_checkpoint() or resume_checkpoint)
-        self.resume_step = self.run.began
+        self.resume_checkpoint, self.resume_step = self.run.model_path, self.run.began
         self.step = self.run.first_step - self.run.began
-        self.run.load_weights(model)
-        dist_util.sync_params(model.parameters())
+        self._load_and_sync_parameters()
 
         dtype = amp_dtype(use_fp16, amp_name)
         if use_fp16:
             model.dtype = torch.float32  # autocast casts; weights and activations between blocks are float32
-        self.params = list(model.parameters())
-        self.stepper = OptimizerStepper(self.params, dtype, dist_util.dev(), fp16_scale_growth)
-        self.opt = AdamW(self.params, lr=lr, weight_decay=weight_decay)
-        self.ema_params = [self._initial_average(rate) for rate in self.ema_rate]
+        self.mp_trainer = OptimizerStepper(model, dtype, dist_util.dev(), fp16_scale_growth)
+        self.opt = AdamW(self.mp_trainer.master_params, lr=lr, weight_decay=weight_decay)
         if self.run.loads_optimizer:
-            load_optimizer(self.opt, self.run.model_path, self.run.number, required=self.run.state is not None)
-        restore(self.run, self.stepper, self.schedule_sampler)
+            self._load_optimizer_state()
+            self.ema_params = [self._load_ema_parameters(rate) for rate in self.ema_rate]
+        else:
+            self.ema_params = [copy.deepcopy(self.mp_trainer.master_params) for _ in self.ema_rate]
+        restore(self.run, self.mp_trainer, self.schedule_sampler)
         self.ddp_model = distribute(trainable(model, dtype, compile))
+        self.use_ddp = isinstance(self.ddp_model, DistributedDataParallel)
 
-    def _initial_average(self, rate: float) -> list[Tensor]:
+    def _load_and_sync_parameters(self) -> None:
+        self.run.load_weights(self.model)
+        dist_util.sync_params(self.model.parameters())
+
+    def _load_ema_parameters(self, rate: float) -> list[Tensor]:
         run = self.run
-        path = find_ema_checkpoint(run.model_path, run.number, rate) if run.loads_optimizer else None
+        path = find_ema_checkpoint(run.model_path, run.number, rate)
         if path is None and run.state is not None:
             raise InputError(f"{run.model_path}: no ema_{rate}_{run.number:06d}.pt beside it")
         if path is None:
-            return [p.detach().clone() for p in self.params]
+            return copy.deepcopy(self.mp_trainer.master_params)
         logger.log(f"loading average from {path}")
-        state = checkpoint.read_weights(self.model, path)
-        params = state_dict_to_master_params(self.model, state, use_fp16=False)
-        average = [p.detach().to(dist_util.dev()) for p in params]
+        params = self.mp_trainer.state_dict_to_master_params(checkpoint.read_weights(self.model, path))
+        average = [nn.Parameter(p.detach().to(dist_util.dev())) for p in params]
         dist_util.sync_params(average)
         return average
+
+    def _load_optimizer_state(self) -> None:
+        load_optimizer(self.opt, self.run.model_path, self.run.number, required=self.run.state is not None)
 
     def run_loop(self) -> None:
         """Train until the last step, or for ever where there is none, saving on the way and at the end."""
@@ -153,15 +165,14 @@ class TrainLoop:
     def run_step(self, batch: Tensor, cond: dict[str, Tensor]) -> None:
         """One optimizer step on a batch of this process."""
         self.forward_backward(batch, cond)
-        if self.stepper.optimize(self.opt):
-            for rate, average in zip(self.ema_rate, self.ema_params, strict=True):
-                update_ema(average, self.params, rate=rate)
+        if self.mp_trainer.optimize(self.opt):
+            self._update_ema()
         self._anneal_lr()
         self.log_step()
 
     def forward_backward(self, batch: Tensor, cond: dict[str, Tensor]) -> None:
         """Accumulate the gradients of a batch, microbatch by microbatch."""
-        self.stepper.zero_grad()
+        self.mp_trainer.zero_grad()
         device = dist_util.dev()
         starts = range(0, batch.shape[0], self.microbatch)
         for start in starts:
@@ -173,11 +184,15 @@ class TrainLoop:
                 losses = self.diffusion.training_losses(self.ddp_model, images, t, model_kwargs=model_kwargs)
                 if isinstance(self.schedule_sampler, LossAwareSampler):
                     self.schedule_sampler.update_with_local_losses(t, losses["loss"].detach())
-                self.stepper.backward((losses["loss"] * weights).mean())
+                self.mp_trainer.backward((losses["loss"] * weights).mean())
                 # Only now: reading values waits for the device, which has the backward pass to do meanwhile.
-                if not self.stepper.scaler.is_enabled():
+                if not self.mp_trainer.scaler.is_enabled():
                     check_loss(losses["loss"], t, self.step + self.resume_step)
                 log_loss_dict(self.diffusion, t, {name: values * weights for name, values in losses.items()})
+
+    def _update_ema(self) -> None:
+        for rate, average in zip(self.ema_rate, self.ema_params, strict=True):
+            update_ema(average, self.mp_trainer.master_params, rate=rate)
 
     def _anneal_lr(self) -> None:
         if self.lr_anneal_steps:
@@ -195,19 +210,19 @@ class TrainLoop:
         :return: the path of the weights.
         """
         step = self.step + self.resume_step
-        objects = {f"model{step:06d}.pt": master_params_to_state_dict(self.model, None, self.params, use_fp16=False)}
+        trainer = self.mp_trainer
+        objects = {f"model{step:06d}.pt": trainer.master_params_to_state_dict(trainer.master_params)}
         for rate, average in zip(self.ema_rate, self.ema_params, strict=True):
-            weights = master_params_to_state_dict(self.model, None, average, use_fp16=False)
-            objects[f"ema_{rate}_{step:06d}.pt"] = weights
-        objects[f"opt{step:06d}.pt"] = self.opt.state_dict()
-        state = learned(self.stepper, self.schedule_sampler)
+            objects[f"ema_{rate}_{step:06d}.pt"] = trainer.master_params_to_state_dict(average)
+        objects[f"opt{step:06d}.pt"] = optimizer_state(self.opt, trainer)
+        state = learned(trainer, self.schedule_sampler)
         return self.run.save(get_blob_logdir(), step, step if at_end else step + 1, objects, state)
 
 
 def load_optimizer(opt: torch.optim.Optimizer, model_path: str, step: int, required: bool) -> None:
-    """Restore the optimizer from opt%06d.pt beside a model file, on every rank.
+    """Restore the optimizer from opt%06d.pt beside a model file, on every rank; after training in either precision.
 
-    InputError when it is required and missing, or belongs to another model or to upstream's float16 mode.
+    InputError when it is required and missing, or belongs to another model.
     """
     path = blobfile.join(blobfile.dirname(model_path), f"opt{step:06d}.pt")
     if not required and not (blobfile.exists if is_remote(path) else exists)(path):
@@ -216,11 +231,20 @@ def load_optimizer(opt: torch.optim.Optimizer, model_path: str, step: int, requi
     # On the CPU: the moments follow their parameters to the device, but AdamW reads its counts of steps at every step.
     state = dist_util.load_state_dict(path, map_location="cpu")
     with decoding(path, "does not fit this model's parameters"):
-        opt.load_state_dict(copy.copy(state))
+        opt.load_state_dict(copy.copy(unflatten_optimizer_state(opt, state)))
         for parameter, kept in opt.state.items():
             for name, value in kept.items():
                 if checkpoint.oddity(value) or value.shape not in ((), parameter.shape):
                     raise ValueError(f"found {name} of {list(value.shape)} for one of {list(parameter.shape)}")
+
+
+def optimizer_state(opt: torch.optim.Optimizer, stepper: OptimizerStepper) -> dict[str, Any]:
+    """What goes into opt%06d.pt, in upstream's layout: after training in half precision, two flat entries.
+
+    Only rank 0, which writes the file, goes to that length.
+    """
+    flat = stepper.use_fp16 and len(opt.param_groups) == 1 and dist_util.get_rank() == 0
+    return flat_optimizer_state(opt) if flat else opt.state_dict()
 
 
 def trainable(model: nn.Module, dtype: torch.dtype | None, compile: bool) -> nn.Module:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from ed_dpm_patches import ClassifierGuidance, GuidanceRule
 from ed_dpm_patches.report import summary_line
 from ed_dpm_patches.rules import RULES, make_rule
 from ed_dpm_patches.trace import Trace
-from guided_diffusion import dist_util, logger, run_setup
+from guided_diffusion import dist_util, logger, run_setup, tallies
 from guided_diffusion.class_labels import Classes
 from guided_diffusion.configs import (
     ClassifierConfig,
@@ -138,13 +139,13 @@ def main() -> None:
             model_kwargs={"y": batch.labels},
         )
 
-    SampleRun(
+    plan = SampleRun(
         num_samples=sampling.num_samples,
         batch_size=sampling.batch_size,
         shape=shape,
         seed=run.seed,
         directory=directory,
-        flags=given.resolve(SamplingConfig, GuidanceConfig, LabelConfig, RunConfig)
+        flags=with_rule_named(given.resolve(SamplingConfig, GuidanceConfig, LabelConfig, RunConfig))
         | {"classes": labels.flag}
         | dataclasses.asdict(model_config)
         | dataclasses.asdict(classifier_config)
@@ -152,11 +153,21 @@ def main() -> None:
         labels=labels,
         save_images=sampling.save_images,
         extras_path=trace_path,
+        extras_flags=("trace", "trace_samples", "trace_maps"),
+        tally=guidance.report if cond_fn is not None or trace is not None else None,
+        updated=with_rule_named,
         watch=watch,
-    ).generate(draw, extras=trace.take if trace is not None else None)
-    summary = guidance.report.summary()
-    if summary["evaluations"]:  # none when all samples were there already, or when the scale is 0
+    )
+    output = plan.generate(draw, extras=trace.take if trace is not None else None)
+    summary = tallies.read_sum(plan.tally, output) if plan.tally is not None else None
+    if summary is not None:  # over all ranks, and all commands that have worked on the run
         logger.log(summary_line(summary))
+
+
+def with_rule_named(flags: dict[str, Any]) -> dict[str, Any]:
+    """A run's flags in which --eds and --guidance name the same rule, whichever of them was given."""
+    entropy = flags.get("eds") or flags.get("guidance") == "entropy"
+    return flags | {"eds": True, "guidance": "entropy"} if entropy else flags
 
 
 def guidance_rule(given: Given, guide: GuidanceConfig, num_timesteps: int) -> GuidanceRule:

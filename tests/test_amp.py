@@ -127,7 +127,7 @@ class Line:
     def __init__(self, dtype, **options):
         self.parameter = nn.Parameter(torch.ones(3))
         self.opt = torch.optim.AdamW([self.parameter], lr=0.1)
-        self.stepper = OptimizerStepper([self.parameter], dtype, CPU, **options)
+        self.stepper = OptimizerStepper(nn.ParameterList([self.parameter]), dtype, CPU, **options)
 
     def step(self, slope: float) -> bool:
         self.stepper.zero_grad()

@@ -200,24 +200,21 @@ def test_the_readme_describes_the_published_models(count):
     assert count in counts
 
 
-def test_the_library_example_runs(checkpoints):
-    """README's Python block, with stand-ins for what it takes as given."""
-    blocks = fenced_blocks((ROOT / "README.md").read_text())
-    example = next(block for language, block in blocks if language == "python")
-    from guided_diffusion.script_util import create_gaussian_diffusion
-
-    torch.manual_seed(0)
-    names = {
-        "classifier": lambda x, t: x.flatten(1) @ torch.ones(48, 5),
-        "diffusion": create_gaussian_diffusion(timestep_respacing="ddim5"),
-        "model": lambda x, t, y: x,
-        "shape": (2, 3, 4, 4),
-        "labels": torch.tensor([0, 4]),
-    }
-    names["diffusion"].ddim_sample_loop = _on_cpu(names["diffusion"].ddim_sample_loop)
-    exec(example, names)
-    assert names["sample"].shape == (2, 3, 4, 4) and names["sample"].isfinite().all()
+def test_the_readmes_install_line_is_enough_for_its_commands():
+    """The extras that its commands import from: mpiexec, TensorFlow, figures, digits."""
+    (line,) = re.findall(r'`pip install -e "\.\[(.*?)\]"`', (ROOT / "README.md").read_text())
+    assert set(line.split(",")) >= {"mpi", "inception", "figures", "demo"}
 
 
-def _on_cpu(loop):
-    return lambda *args, **kwargs: loop(*args, device="cpu", **kwargs)
+def test_license_and_version(monkeypatch):
+    import setuptools
+
+    import guided_diffusion
+
+    found: dict = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **options: found.update(options))
+    exec(compile((ROOT / "setup.py").read_text(), ROOT / "setup.py", "exec"), {"__file__": str(ROOT / "setup.py")})
+    assert found["license"] == "MIT" and "MIT License" in (ROOT / "LICENSE").read_text()
+    assert found["version"] == guided_diffusion.__version__
+    assert f"## {found['version']}" in (ROOT / "CHANGELOG.md").read_text()
+    assert {"figures", "demo", "mpi", "inception"} <= set(found["extras_require"])

@@ -67,6 +67,16 @@ def test_program_with_a_classifier(place):
     assert not list(place.glob("*.tmp")) and not list(place.glob(".*"))
 
 
+def test_the_command_line_of_the_release(place, monkeypatch, capsys):
+    """Its results are YAML, of which JSON is a part."""
+    network = ("--features", "run/model000010.pt")
+    _main(monkeypatch, "--ref_batch", "ref.npz", "--sample_batch=s.npz", "--save_result_path", "there.yaml", *network)
+    found = capsys.readouterr().out
+    _main(monkeypatch, "ref.npz", "s.npz", *network)
+    assert capsys.readouterr().out == found
+    assert {"inception_score", "fid", "sfid", "precision", "recall"} <= set(json.loads(Path("there.yaml").read_text()))
+
+
 @pytest.mark.parametrize("full", ["json", "stdout"])
 def test_what_can_be_told_is_told_on_a_full_disk(place, full):
     """Metrics that cannot be printed are still written, and the other way round."""

@@ -285,3 +285,125 @@ def test_report_gives_the_quantiles():
     assert summary["maximum"] == pytest.approx(scales.max(), rel=1e-12)
     assert summary["evaluations"] == 20_000
     assert "median" in summary_line(summary) and "20,000 evaluations" in summary_line(summary)
+
+
+def smooth(seed: int = 7):
+    """A classifier in float64 that depends on t, for finite differences."""
+    generator = torch.Generator().manual_seed(seed)
+    first, second = (torch.randn(n, m, generator=generator, dtype=torch.float64) / 8 for n, m in ((64, 30), (30, 10)))
+
+    def classifier(x: Tensor, t: Tensor) -> Tensor:
+        return (1 + t[:, None] / 1000) * 9 * torch.tanh(x.flatten(1).double() @ first) @ second
+
+    return classifier
+
+
+def finite_difference(log_p, x: Tensor, direction: Tensor, step: float = 1e-6) -> Tensor:
+    """Slope [B] of log_p [B] at x along a direction."""
+    return (log_p(x + step * direction) - log_p(x - step * direction)) / (2 * step)
+
+
+ABAR = torch.from_numpy(create_gaussian_diffusion(steps=1000).alphas_cumprod)
+
+
+def test_guided_noise_against_finite_differences(batch):
+    x, t, y = batch
+    x, classifier = x.double(), smooth()
+    generator = torch.Generator().manual_seed(8)
+    eps = torch.randn(6, 2, 8, 8, generator=generator, dtype=torch.float64)  # with a learned variance
+    direction = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    guided = ClassifierGuidance(classifier, ConstantRule(2.5)).guide_eps(eps, x, t, y, ABAR)
+
+    slope = finite_difference(lambda at: classifier(at, t).log_softmax(-1)[range(6), y], x, direction)
+    expected = -2.5 * (1 - ABAR[t]).sqrt() * slope
+    found = ((guided - eps)[:, :1] * direction).flatten(1).sum(1)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+    assert torch.equal(guided[:, 1:], eps[:, 1:]), "the variance stays"
+
+
+def test_guided_noise_samples_as_cond_fn_does(batch):
+    """DDIM with the guidance in the model's eps, against the process's own way."""
+    x, _, y = batch
+    diffusion = create_gaussian_diffusion(steps=1000, timestep_respacing="ddim10")
+    network, guidance = small_unet(), ClassifierGuidance(small_classifier(), EntropyRule(2.0))
+
+    def model(x, t, y):
+        return network(x, t)[:, :1]
+
+    def guided(x, t, y):
+        return guidance.guide_eps(model(x, t, y), x, t, y, ABAR)
+
+    options = {"shape": x.shape, "noise": x, "clip_denoised": False, "model_kwargs": {"y": y}}
+    expected = diffusion.ddim_sample_loop(model, cond_fn=guidance, **options)
+    torch.testing.assert_close(diffusion.ddim_sample_loop(guided, **options), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.5, torch.tensor([0.1, 0.3, 1.0, 3.0, 20.0, 150.0])])
+def test_a_guided_denoiser_against_finite_differences(batch, sigma):
+    """D + sigma^2 times the gradient for x of log p_y, where the classifier sees x on the other process's scale."""
+    x, _, y = batch
+    classifier = smooth()
+    sigma_B = torch.as_tensor(sigma).double().expand(6)
+    x = x.double() * sigma_B[:, None, None, None]
+    generator = torch.Generator().manual_seed(8)
+    direction = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    seen_t = []
+
+    def watched(at, t):
+        seen_t.append(t)
+        return classifier(at, t)
+
+    guided = ClassifierGuidance(watched, ConstantRule(2.5)).guide_denoised(torch.ones_like(x), x, sigma, y)
+    (t,) = seen_t
+
+    def log_p(at: Tensor) -> Tensor:
+        scaled = at / (1 + sigma_B**2).sqrt()[:, None, None, None]
+        return classifier(scaled, t).log_softmax(-1)[range(6), y]
+
+    slope = finite_difference(log_p, x, direction)
+    found = ((guided - 1) * direction).flatten(1).sum(1)
+    torch.testing.assert_close(found, 2.5 * sigma_B**2 * slope, rtol=1e-5, atol=1e-8)
+
+
+def test_the_denoisers_timestep_is_the_nearest():
+    seen_t = []
+
+    def classifier(x, t):
+        seen_t.append(t)
+        return x.flatten(1)[:, :3]
+
+    sigmas = ((1 - ABAR) / ABAR).sqrt()[[0, 17, 400, 999]]
+    guidance = ClassifierGuidance(classifier, ConstantRule())
+    guidance.guide_denoised(torch.zeros(4, 1, 2, 2), torch.randn(4, 1, 2, 2), sigmas, [0, 1, 2, 0])
+    other = torch.linspace(0.9, 0.1, 5)
+    guidance.guide_denoised(torch.zeros(1, 1, 2, 2), torch.randn(1, 1, 2, 2), ((1 - 0.49) / 0.49) ** 0.5, 0, other)
+    assert [t.tolist() for t in seen_t] == [[0, 17, 400, 999], [2]]
+
+
+def test_labels_and_timesteps_of_every_form(batch):
+    x, _, _ = batch
+    guidance = ClassifierGuidance(small_classifier(), EntropyRule(2.0))
+    expected = guidance(x, torch.full((6,), 300), y=torch.full((6,), 4))
+    for t in (300, [300] * 6, torch.tensor(300), torch.tensor([300]), np.full(6, 300), np.int64(300)):
+        for y in (4, [4] * 6, torch.tensor(4), torch.tensor([4], dtype=torch.int32), np.full(6, 4)):
+            assert torch.equal(guidance(x, t, y=y), expected)
+    with torch.inference_mode():
+        assert torch.equal(guidance(x * 1, torch.full((6,), 300) * 1, y=torch.full((6,), 4) * 1), expected)
+        assert guidance.report.summary()["evaluations"] == 6 * 32
+    for y in (10, -1, [0, 1, 2, 3, 4, 10]):
+        with pytest.raises(ValueError, match=r"y: found labels .*\b(10|-1)\b.*, the classifier's are 0 to 9"):
+            guidance(x, 300, y=y)
+    for y in (1.5, [1, 2]):
+        with pytest.raises(ValueError, match=r"y: found .*, expected whole numbers of shape \(6,\)"):
+            guidance(x, 300, y=y)
+
+
+def test_what_makes_no_sense_is_refused():
+    for arguments, options, says in (
+        ((), {"gamma": -1.0}, "gamma: found -1.0, expected a finite number of at least 0"),
+        ((), {"gamma": math.nan}, "gamma: found nan"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            EntropyRule(*arguments, **options)
+    with pytest.raises(ValueError, match=r"interval: found \(700, 0\), expected \(lowest, highest\)"):
+        ClassifierGuidance(small_classifier(), ConstantRule(), interval=(700, 0))

@@ -219,3 +219,15 @@ def test_mpi_is_what_mpi4py_makes_of_it(tmp_path):
     )
     done = run_to_end([*launch_prefix("mpiexec"), str(tmp_path / "program.py")], tmp_path, TIMEOUT)
     assert (done.statuses, done.stdout.count("caught"), done.stderr) == ([0], 2, "")
+
+
+def test_a_name_without_an_address(run, tmp_path):
+    """torchrun gives rank 0's host name, which in a container may mean nothing; PyTorch would try it for minutes."""
+    program = tmp_path / "program.py"
+    program.write_text("from guided_diffusion import dist_util\ndist_util.run_main(dist_util.setup_dist)\n")
+    lone = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "no-such-host.invalid"}
+    start = time.monotonic()
+    ended = run(program, fails=True, environment=lone | {"MASTER_PORT": "29400"})
+    assert time.monotonic() - start < 12
+    (line,) = ended.error_lines
+    assert "MASTER_ADDR no-such-host.invalid: this name has no address" in line and "--local_addr 127.0.0.1" in line

@@ -6,6 +6,8 @@ import errno
 import io
 import json
 import os
+import shlex
+import sys
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -184,7 +186,9 @@ def test_rows_of_the_first_samples_only(tmp_path):
 
 
 def saved(folder: Path) -> dict:
-    return json.loads((folder / "run.json").read_text())
+    found = json.loads((folder / "run.json").read_text())
+    assert found.pop("commands") == [shlex.join(sys.argv)]
+    return found
 
 
 class TestManifest:

@@ -251,6 +251,17 @@ def test_show_of_a_size_without_a_published_ect_classifier_trains_one():
     assert train[1]["classifier_depth"] == sample[1]["classifier_depth"] == 4
 
 
+def test_one_process_needs_no_launcher():
+    done = reproduce_command("show", "supplement-table1-64/cadm-g-ect-eds-ddpm250", "--nproc", "1")
+    assert "mpiexec" not in done.stdout
+    scripts = [command[1] for command in printed_commands(done.stdout, "python") if command[1].startswith("scripts/")]
+    assert scripts == ["scripts/classifier_train.py", "scripts/classifier_sample.py"]
+
+
+def test_version():
+    assert reproduce_command("--version").stdout.startswith("ed-dpm ")
+
+
 def test_list_has_every_row():
     done = reproduce_command("list")
     assert done.returncode == 0

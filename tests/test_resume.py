@@ -118,8 +118,8 @@ def test_killed_in_the_midst_of_sampling(run, tmp_path, sampling):
     assert 0 < len(finished) < 40 and not list((tmp_path / "cut").glob("samples*"))
 
     again = run("classifier_sample", sampling, launcher="fork2")
-    made = 20 * (40 - len(finished))  # steps times samples
-    assert f"of {made} evaluations" in again.stdout, "what was finished is not made again"
+    assert f"resuming: {len(finished)} of 40 images are there" in again.stdout, "what was finished is not made again"
+    assert "of 800 evaluations" in again.stdout, "with those before the interruption"
     result = tmp_path / "cut" / "samples_40x8x8x3.npz"
     resumed, trace = read_npz(result), read_npz(tmp_path / "trace.npz")
     assert not parts.exists()

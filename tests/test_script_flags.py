@@ -6,7 +6,10 @@ import re
 
 import pytest
 
-from tests.helpers import SCRIPT_NAMES, Runner
+import guided_diffusion
+from guided_diffusion.configs import LabelConfig, ModelConfig, SamplingConfig
+from guided_diffusion.flags import Parser
+from tests.helpers import SCRIPT_NAMES, SCRIPTS, Runner
 
 DIFFUSION = {
     "learn_sigma": False, "diffusion_steps": 1000, "noise_schedule": "linear", "timestep_respacing": "",
@@ -126,9 +129,64 @@ class TestHelp:
         assert len(names) == len(set(names))
 
 
+def test_help_keeps_the_lines_of_its_example(fork_server, tmp_path):
+    run = Runner(fork_server, tmp_path)
+    for name in SCRIPT_NAMES:
+        source = (SCRIPTS / f"{name}.py").read_text()
+        lines = source.split('"""')[1].replace("\\\\", "\\").splitlines()
+        examples = [line for line in lines if line.startswith("    ")]
+        printed = run(name, ["--help"]).stdout.splitlines()
+        assert examples and set(examples) <= set(printed), name
+
+
+def test_version(run, fork_server, tmp_path):
+    for name in ("classifier_sample", "image_train"):
+        assert run(name, ["--version"]).stdout == f"ed-dpm {guided_diffusion.__version__}\n"
+
+
 def test_aliases_of_the_release(helps):
     assert "use_entropy_scale" in entries(helps["classifier_sample"])
     assert "entropy_constraint_loss_weight" in entries(helps["classifier_train"])
+
+
+RELEASE = ["--local_rank", "0", "--fix_seed", "True"]
+
+
+@pytest.mark.parametrize(
+    ("script", "argv"),
+    [
+        ("classifier_sample", ["--specified_class", "3", "--classifier_out_channel", "9", "--use_entropy_scale", "y"]),
+        ("classifier_sample", ["--save_imgs_for_visualization", "True", "--local-rank=0", "--fix_seed"]),
+        ("image_sample", ["--specified_class", "3"]),
+        ("classifier_train", ["--entropy_constraint_loss_weight", "0.1"]),
+        ("image_train", []),
+    ],
+)
+def test_command_lines_of_the_release_parse(run, script, argv):
+    """They get as far as the missing checkpoint or folder."""
+    (line,) = run(script, [*RELEASE, *argv, "--log_dir", "out"], fails=True).error_lines
+    assert line.startswith(("error: --model_path: missing", "error: data_dir", "error: --data_dir")), line
+
+
+def test_flags_of_the_release_are_ours_by_other_names():
+    parser = Parser("Program.", SamplingConfig, LabelConfig, ModelConfig)
+    argv = ["--specified_class", "3", "--classifier_out_channel", "7", "--save_imgs_for_visualization", "False"]
+    values = parser.parse([*argv, "--local-rank", "2"]).values
+    assert values == {"classes": "3", "num_classes": 7, "save_images": False}
+
+
+@pytest.mark.parametrize(
+    ("script", "argv", "says"),
+    [
+        ("image_sample", ["--fix_seed", "False"], "every run has a fixed seed; for other draws give --seed N"),
+        ("image_train", ["--dataset_type", "mnist"], "--dataset_type: found 'mnist', expected "),
+        ("classifier_sample", ["--classifier_out_channel", "0"], "found 0, expected at least 1"),
+        ("classifier_sample", ["--local_rank", "x"], "--local_rank"),
+    ],
+)
+def test_flags_of_the_release_that_are_refused(run, script, argv, says):
+    (line,) = run(script, argv, fails=True).error_lines
+    assert says in line
 
 
 # A command line that parses gets as far as the missing checkpoint.
@@ -146,6 +204,26 @@ def test_aliases_of_the_release(helps):
 def test_forms_of_booleans(run, argv):
     ended = run("classifier_sample", [*argv, "--log_dir", "out"], fails=True)
     assert ended.error_lines == ["error: --model_path: missing, expected the path of a checkpoint"]
+
+
+LATE = """
+import os, time
+if os.environ.get("RANK", os.environ.get("PMI_RANK")) == "0":
+    time.sleep(4)  # still loading
+from guided_diffusion import dist_util
+from guided_diffusion.configs import RunConfig
+from guided_diffusion.flags import Parser
+dist_util.run_main(Parser("Program.", RunConfig).parse)
+"""
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "mpiexec"])
+def test_a_wrong_flag_is_said_once_though_rank_0_is_late(run, tmp_path, launcher):
+    """The launcher ends all ranks as soon as one has failed."""
+    program = tmp_path / "late.py"
+    program.write_text(LATE)
+    ended = run(program, ["--bogus", "1"], launcher=launcher, fails=True)
+    assert ended.error_lines == ["error: unrecognized arguments: --bogus 1 (--help lists the flags)"]
 
 
 @pytest.mark.parametrize("argv", [["--eds", "2"], ["--class_cond", "perhaps"]], ids=" ".join)

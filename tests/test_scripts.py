@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,7 @@ class TestOutput:
         folder, _ = plain_run
         found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
         names = {"samples_7x8x8x3.npz", "samples_7x8x8x3.png", "run.json", "log.txt", "status.json"}
+        names |= {"guidance_scale_7x8x8x3.json"}
         assert found - {"out/progress.csv"} == {"trace.npz"} | {f"out/{name}" for name in names}
 
     def test_arrays(self, plain_run):
@@ -184,7 +186,10 @@ class TestOutput:
 
     def test_run_json_says_what_was_sampled(self, plain_run, checkpoints):
         saved = json.loads((plain_run[0] / "out" / "run.json").read_text())
-        assert saved["eds"] is True and saved["classifier_scale"] == 2.0 and saved["seed"] == 0
+        assert saved["eds"] is True and saved["guidance"] == "entropy", "the rule that acted"
+        (command,) = saved["commands"]
+        assert "classifier_sample.py --" in command and "--eds" in command
+        assert saved["classifier_scale"] == 2.0 and saved["seed"] == 0
         assert saved["image_size"] == 8 and saved["num_channels"] == 32, "the architecture of config.json"
         assert saved["diffusion_steps"] == 20 and saved["noise_schedule"] == "cosine"
         assert saved["num_classes"] == 4 and saved["class_cond"] is True
@@ -327,3 +332,67 @@ def test_eds_and_another_rule_contradict_each_other(run, checkpoints, tmp_path):
     flags = {"model_path": checkpoints["model"], "classifier_path": checkpoints["classifier"], "eds": True}
     ended = run("classifier_sample", flags | {"guidance": "range", "log_dir": tmp_path / "out"}, fails=True)
     assert "--guidance: found range together with --eds" in ended.error_lines[0]
+
+
+class TestSameRun:
+    """What makes another run of a command in the same folder, and what may come later."""
+
+    FLAGS = {
+        "timestep_respacing": "ddim5", "use_ddim": True, "classifier_scale": 2.0, "num_samples": 6, "batch_size": 2,
+        "log_dir": "out",
+    }  # fmt: skip
+
+    @pytest.fixture
+    def sample(self, run, checkpoints):
+        flags = self.FLAGS | {"model_path": checkpoints["model"], "classifier_path": checkpoints["classifier"]}
+        return lambda **changes: run("classifier_sample", {k: v for k, v in (flags | changes).items() if v != ""})
+
+    def test_the_same_files_elsewhere(self, sample, run, checkpoints, tmp_path):
+        sample(eds=True)
+        shutil.copytree(checkpoints["model"].parent, tmp_path / "copy")
+        moved = {"eds": True, "model_path": "copy/model.pt"}
+        assert "already complete" in sample(**moved).stdout
+        sample(**moved, num_samples=8)
+        commands = json.loads((tmp_path / "out" / "run.json").read_text())["commands"]
+        assert len(commands) == 3 and commands[1].count("copy/model.pt") == 1
+        flags = self.FLAGS | {"classifier_path": checkpoints["classifier"], "model_path": checkpoints["conditional"]}
+        (line,) = run("classifier_sample", flags | {"eds": True}, fails=True).error_lines
+        assert f"--model_path {checkpoints['conditional']} has other contents than copy/model.pt when the run" in line
+
+    def test_a_rule_by_either_name(self, sample, tmp_path):
+        sample(eds=True)
+        assert "already complete" in sample(guidance="entropy").stdout
+        manifest = tmp_path / "out" / "run.json"
+        saved = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps(saved | {"guidance": "constant"}))  # as earlier versions wrote it
+        assert "already complete" in sample(eds=True).stdout
+        manifest.write_text(json.dumps(saved | {"eds": False}))
+        assert "already complete" in sample(eds=True).stdout
+
+    def test_a_trace_or_a_grid_asked_for_later(self, sample, tmp_path):
+        sample()
+        told = sample(trace="trace.npz", save_images=True)
+        assert "already complete" in told.stdout and (tmp_path / "out" / "samples_6x8x8x3.png").is_file()
+        assert "trace.npz: not there; it is made only with the samples: use another --log_dir for it" in told.stdout
+        sample(num_samples=8, trace="trace.npz")
+        assert read_npz(tmp_path / "trace.npz")["scale"].shape == (8, 5)
+        expected = arrays_of(tmp_path, 8)
+        sample(num_samples=9)  # and left out
+        sample(num_samples=10, trace="trace.npz", trace_samples=1)
+        assert all(np.array_equal(arrays_of(tmp_path, 10)[name][:8], expected[name]) for name in expected)
+        assert read_npz(tmp_path / "trace.npz")["scale"].shape == (10, 5)
+        (tmp_path / "of_another.npz").write_bytes(b"other")
+        told = sample(num_samples=10, trace="of_another.npz", trace_samples=1)
+        assert "of_another.npz: of other samples; it is made only with the samples" in told.stdout
+
+    def test_the_scale_report_outlives_interruptions(self, sample, run, checkpoints, tmp_path):
+        whole = sample(log_dir="whole", num_samples=9)
+        expected = json.loads((tmp_path / "whole" / "guidance_scale_9x8x8x3.json").read_text())
+        assert expected["samples"] == 9 and expected["evaluations"] == 45
+        assert sum(expected["histogram"].values()) == 45 and expected["minimum"] == pytest.approx(2.0)
+        sample(num_samples=4)
+        line = "of 45 evaluations"
+        for _ in range(2):  # also where everything is there already
+            assert line in sample(num_samples=9).stdout and line in whole.stdout
+            found = json.loads((tmp_path / "out" / "guidance_scale_9x8x8x3.json").read_text())
+            assert found == expected

@@ -203,6 +203,14 @@ def test_a_damaged_record_is_named(kitchen):
         kitchen.run([kitchen.step("a")])
 
 
+def test_only_steps_of_several_processes_need_mpiexec(kitchen, monkeypatch):
+    monkeypatch.setattr("ed_dpm_patches.reproduce.runner.shutil.which", lambda *_, **__: None)
+    assert kitchen.run([kitchen.step("a")]) == 1
+    several = Step("b", ("mpiexec", "-n", "2", "python", "-c", ""), (), (kitchen.file("b"),))
+    with pytest.raises(InputError, match="mpiexec: found none in PATH.* `--nproc 1` of `ed-dpm run` needs none"):
+        kitchen.run([several])
+
+
 @pytest.mark.parametrize("blow", [signal.SIGTERM, signal.SIGINT])
 def test_ending_it_ends_what_it_runs(tmp_path, blow):
     program = (

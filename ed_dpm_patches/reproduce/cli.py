@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ed_dpm_patches.figures import cli as figures
-from guided_diffusion import dist_util, status
+from guided_diffusion import __version__, dist_util, status
 from guided_diffusion.errors import InputError
 from guided_diffusion.files import read_json
 from guided_diffusion.streams import print_result
@@ -68,6 +68,7 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="ed-dpm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"ed-dpm {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     recipes = argparse.ArgumentParser(add_help=False)
     recipes.add_argument("--recipes", type=Path, default=RECIPES, metavar="DIR", help="of the book (the paper's)")

@@ -176,8 +176,9 @@ class Commands:
         return self.published(INCEPTION)
 
     def _launch(self, script: str, flags: Flags) -> list[str]:
-        launcher = ["mpiexec", "-n", str(self.options.processes), "python", f"scripts/{script}.py"]
-        return launcher + [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+        several = ["mpiexec", "-n", str(self.options.processes)] if self.options.processes > 1 else []
+        command = [*several, "python", f"scripts/{script}.py"]
+        return command + [part for name, value in flags.items() for part in (f"--{name}", str(value))]
 
     def _evaluate(self, reference: str, samples: Path, metrics: Path) -> list[str]:
         judge = "--features" if self.book.features else "--inception"

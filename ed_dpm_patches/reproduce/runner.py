@@ -36,8 +36,6 @@ class Runner:
         self._show, self._added = show, environment or {}
         # `python` and `mpiexec` are those of the environment that runs this.
         search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        if shutil.which("mpiexec", path=search) is None:
-            raise InputError("mpiexec: found none in PATH, expected that of an MPI; `pip install -e .[mpi]` brings one")
         # And the code is that of this repository, installed or not.
         code = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self._environment = {**os.environ, **self._added, "PATH": search, "PYTHONPATH": code}
@@ -47,9 +45,16 @@ class Runner:
     def run(self, steps: Sequence[Step], at_once: int = 1) -> int:
         """Run what is not done, `at_once` steps at a time; returns how many steps that were.
 
-        InputError at the end when steps failed: the others have been run, but for those that need them.
+        InputError at the end when steps failed: the others have been run, but for those that need them. InputError at
+        once where a step needs mpiexec and there is none.
         """
         waiting, running = list(steps), {}
+        launched = any(step.command[0] == "mpiexec" for step in waiting)
+        if launched and shutil.which("mpiexec", path=self._environment["PATH"]) is None:
+            raise InputError(
+                "mpiexec: found none in PATH, expected that of an MPI; `pip install -e .[mpi]` brings one, "
+                "and `--nproc 1` of `ed-dpm run` needs none"
+            )
         self._number, self._total, self._began = 0, len(steps), time.perf_counter()
         made: set[Path] = set()
         failures: dict[str, str] = {}

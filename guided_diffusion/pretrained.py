@@ -1,0 +1,120 @@
+"""Networks ready for use in a program of one's own, from a checkpoint and the config.json beside it.
+
+    model = load_model("runs/diffusion/ema_0.9999_100000.pt")
+    diffusion = load_diffusion("runs/diffusion/ema_0.9999_100000.pt", timestep_respacing="ddim25")
+    classifier = load_classifier("runs/classifier/model149999.pt")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import checkpoint, dist_util
+from .configs import ClassifierConfig, DiffusionConfig, ModelConfig, SuperResConfig
+from .errors import InputError
+from .flags import Given, architecture_from
+from .frozen import Frozen
+from .respace import SpacedDiffusion
+from .script_util import build_classifier, build_diffusion, build_model, build_super_res_model
+
+
+class PretrainedModel(Frozen):
+    """A diffusion model with its `config`; one that is not class-conditional ignores y."""
+
+    def __init__(self, network: nn.Module, config: ModelConfig | SuperResConfig, dtype: torch.dtype | None = None):
+        super().__init__(network, dtype)
+        self.config = config
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """As the network's: x_t [B, C, H, W], t [B], labels y [B] -> eps, or eps and variance along C."""
+        if self.config.class_cond and y is not None:
+            kwargs["y"] = y.to(x.device)
+        return super().forward(x, t, **kwargs)
+
+
+class PretrainedClassifier(Frozen):
+    """A noise-aware classifier with its `config`: (x_t, t) -> logits [B, K]."""
+
+    def __init__(self, network: nn.Module, config: ClassifierConfig, dtype: torch.dtype | None = None):
+        super().__init__(network, dtype)
+        self.config = config
+
+
+def load_model(
+    path: str | os.PathLike,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    **flags: Any,
+) -> PretrainedModel:
+    """The diffusion or super-resolution model of a checkpoint, frozen and in evaluation mode.
+
+    :param device: None: this rank's GPU, or the CPU where there is none.
+    :param dtype: torch.float16 or torch.bfloat16 for mixed precision; None: float32.
+    :param flags: as on the command line (image_size=256, ...), for a checkpoint that has no config.json.
+    :raises InputError: there is no such file, it does not fit, or it is a classifier. TypeError: an unknown flag.
+    """
+    saved = _saved(path, flags, "num_channels", "a diffusion model (load_classifier is for classifiers)")
+    kind = SuperResConfig if "large_size" in saved | flags else ModelConfig
+    config, diffusion = _configs(path, flags, saved, kind, DiffusionConfig)
+    build = build_super_res_model if kind is SuperResConfig else build_model
+    plain = dataclasses.replace(config, use_fp16=False)  # autocast, not half weights
+    network = load_network(lambda: build(plain, diffusion), path, device or dist_util.dev())
+    return PretrainedModel(network, config, dtype)
+
+
+def load_classifier(
+    path: str | os.PathLike,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    **flags: Any,
+) -> PretrainedClassifier:
+    """The classifier of a checkpoint, as `load_model` loads a diffusion model; ready for `ClassifierGuidance`."""
+    saved = _saved(path, flags, "classifier_width", "a classifier (load_model is for diffusion models)")
+    config, _ = _configs(path, flags, saved, ClassifierConfig, DiffusionConfig)
+    plain = dataclasses.replace(config, classifier_use_fp16=False)
+    network = load_network(lambda: build_classifier(plain), path, device or dist_util.dev())
+    return PretrainedClassifier(network, config, dtype)
+
+
+def load_diffusion(path: str | os.PathLike, **flags: Any) -> SpacedDiffusion:
+    """The process that a checkpoint was trained on.
+
+    :param flags: as on the command line; timestep_respacing="ddim25" or "250" for fewer steps.
+    """
+    saved = checkpoint.read_config(path) or {}
+    (config,) = _configs(path, flags, saved, DiffusionConfig)
+    return build_diffusion(config)
+
+
+def load_network(build: Callable[[], nn.Module], path: str | os.PathLike, device: str | torch.device) -> nn.Module:
+    """A network with a checkpoint's weights; InputError for one that does not fit."""
+    with torch.device("meta"):  # memory is that of the file's weights, should they fit
+        network = build()
+    checkpoint.load_weights(network, path)
+    return network.to(device)
+
+
+def _saved(path: str | os.PathLike, flags: dict[str, Any], sign: str, expected: str) -> dict[str, Any]:
+    """A checkpoint's config.json. InputError where it belongs to another kind of network, or there are no flags."""
+    checkpoint.check_there(os.fspath(path), os.fspath(path))
+    saved = checkpoint.read_config(path)
+    if saved is None and not flags:
+        raise InputError(f"{path}: no config.json beside it; pass the flags of its training, as image_size=256")
+    if saved is not None and sign not in saved:
+        raise InputError(f"{path}: config.json beside it has no {sign}, expected that of {expected}")
+    return saved or {}
+
+
+def _configs(path: str | os.PathLike, flags: dict[str, Any], saved: dict[str, Any], *kinds: type) -> list[Any]:
+    known = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    if unknown := sorted(flags.keys() - known):
+        raise TypeError(f"{', '.join(unknown)}: no flag of this network")
+    return [architecture_from(Given(flags), kind, saved, os.fspath(path)) for kind in kinds]
