@@ -8,36 +8,44 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from glob import glob
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from PIL import Image
 
-from evaluations.metrics.npz import list_arrays, open_images, read_labels, read_stored_statistics
+from evaluations.metrics.npz import list_arrays, open_images, read_labels, read_settings, read_stored_statistics
 from evaluations.metrics.statistics import Gaussian
+from evaluations.result_folders import find_npz
 from guided_diffusion.errors import InputError
-from guided_diffusion.files import check_readable, decoding, hash_file, open_regular
+from guided_diffusion.files import decoding, hash_file, open_readable, open_regular
+from guided_diffusion.image_datasets import center_crop_arr
 from guided_diffusion.safe_images import NO_IMAGE, open_image, read_image
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp"})
 _GREY = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N")  # PIL's modes
 _DAMAGED = "damaged or truncated archive"
 _LARGEST = 1 << 28  # bytes of one file in an archive
-_LABELLED = re.compile(r"(\d+)_(\d+)$")
+_LABELLED = re.compile(r"(\d{1,18})_(\d+)$")  # a label has 63 bits
+_PATTERN = re.compile(r"[*?[]")
+RESIZE_RULE = "centre crop; box-filtered halvings, then bicubic"  # as training does
 
 
 @dataclass(frozen=True)
 class ImageSet:
     """Checked, but not read: ``shape`` is [N, H, W, C], N = 0 if there are statistics only.
 
-    ``stored`` are the statistics of pooled and spatial features if it holds any.
+    ``stored`` are the statistics of pooled and spatial features if it holds any, the latter None where it does not;
+    ``settings`` what ``make_reference`` noted.
     """
 
     name: str
     shape: tuple[int, ...]
-    stored: tuple[Gaussian, Gaussian] | None
-    parts: tuple[_NpzPart | _FilesPart, ...]
+    stored: tuple[Gaussian, Gaussian | None] | None
+    parts: tuple[Any, ...]  # of one file, folder or archive each
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -72,16 +80,24 @@ class ImageBatches:
             yield from part.batches(self._batch_size)
 
 
-def open_image_set(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> ImageSet:
+def open_image_set(
+    paths: str | os.PathLike | Sequence[str | os.PathLike], resize: int | None = None
+) -> ImageSet:
     """Look at one or several inputs: npz files, folders of images (searched recursively), zip or tar archives.
 
     Several are one set in the order given, with labels if all of them have some; statistics stored in them are
-    then of no use. A file named ``LABEL_INDEX.png``, both numbers, carries a label.
+    then of no use. A file named ``LABEL_INDEX.png``, both numbers, carries a label. A sampler's run folder stands for
+    its npz file, see ``result_folders``.
+
+    :param resize: bring all images to squares of this side by ``RESIZE_RULE``; statistics stored with them are of no
+        use then, as they are of other images.
 
     Raises ``InputError`` naming the input: nothing there, unreadable, images of several sizes, not 8 bits.
     """
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    parts = tuple(_open_part(os.fspath(path)) for path in paths)
+    if not paths:
+        raise InputError("found an empty list of files, expected at least one npz file, folder or archive of images")
+    parts = tuple(_open_part(os.fspath(path), resize) for path in paths)
     first = parts[0]
     for part in parts[1:]:
         if part.shape[1:] != first.shape[1:] or not part.shape[0]:
@@ -93,23 +109,38 @@ def open_image_set(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> Im
         shape=(sum(part.shape[0] for part in parts), *first.shape[1:]),
         stored=first.stored if len(parts) == 1 else None,
         parts=parts,
+        settings=first.settings if len(parts) == 1 else {},
     )
 
 
 def split_paths(text: str) -> list[str]:
-    """A flag's ``a.npz,b.npz`` as a list; a name that exists as it is may hold commas."""
-    return [text] if os.path.exists(text) else [part for part in text.split(",") if part] or [text]
+    """Return a flag's ``a.npz,b.npz`` as a list, patterns such as ``rank*.npz`` as the files they match, by number.
+
+    A name that exists as it is may hold commas, stars and the like.
+    """
+    if os.path.exists(text):
+        return [text]
+    named = [part for part in text.split(",") if part] or [text]
+    return [path for part in named for path in (_matches(part) or [part])]
+
+
+def _matches(part: str) -> list[str]:
+    if os.path.exists(part) or not _PATTERN.search(part):
+        return []
+    return sorted(glob(part), key=lambda path: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", path)])
 
 
 class _NpzPart:
-    def __init__(self, path: str):
-        self.path = path
-        self.stored = read_stored_statistics(path)
+    def __init__(self, path: str, resize: int | None = None):
+        self.path, self._resize = path, resize
+        self.stored, self.settings = read_stored_statistics(path), read_settings(path)
         if self.stored and "arr_0" not in list_arrays(path):
             self.shape = (0, 0, 0, 0)
             return
         with open_images(path) as reader:
             self.shape = reader.shape
+        if resize:
+            self.stored, self.shape = None, (self.shape[0], resize, resize, self.shape[3])
 
     def labels(self) -> np.ndarray | None:
         return read_labels(self.path, self.shape[0]) if self.shape[0] else None
@@ -117,34 +148,36 @@ class _NpzPart:
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:
         if self.shape[0]:
             with open_images(self.path) as reader:
-                yield from reader.read_batches(batch_size)
+                for batch in reader.read_batches(batch_size):
+                    yield np.stack([_resized(image, self.shape) for image in batch]) if self._resize else batch
 
     def digest(self) -> str:
-        return hash_file(self.path)
+        return hash_file(self.path) + _resize_mark(self._resize)
 
 
 class _FilesPart:
     """Image files in a folder (sorted) or an archive (in its order). Grey only if all of them are."""
 
-    stored = None
+    stored, settings = None, {}
 
-    def __init__(self, path: str):
-        self.path = path
+    def __init__(self, path: str, resize: int | None = None):
+        self.path, self._resize = path, resize
         sizes, grey, names = {}, True, []
         for name, file in self._files():
             with decoding(f"{path}: {name}", NO_IMAGE, InputError), open_image(file) as image:
                 sizes.setdefault(image.size, name)
                 grey &= image.mode in _GREY
             names.append(name)
-            if len(sizes) > 1:
+            if len(sizes) > 1 and not resize:
                 (one, first), (other, second) = sizes.items()
                 raise InputError(
                     f"{path}: found images of {_size((0, *one[::-1]))} ({first}) and {_size((0, *other[::-1]))} "
-                    f"({second}), expected one size"
+                    f"({second}), expected one size; --resize N crops and scales them to NxN pixels, as "
+                    "make_reference.py --image_size N does for a reference"
                 )
         if not names:
             raise InputError(f"{path}: found no images, expected some of {', '.join(sorted(SUFFIXES))}")
-        ((width, height),) = sizes
+        width, height = (resize, resize) if resize else next(iter(sizes))
         self.shape = (len(names), height, width, 1 if grey else 3)
         self._names = names
 
@@ -156,7 +189,8 @@ class _FilesPart:
         batch: list[np.ndarray] = []
         for name, file in self._files():
             image = read_image(f"{self.path}: {name}", file, "L" if self.shape[3] == 1 else "RGB")
-            batch.append(np.asarray(image).reshape(self.shape[1:]))
+            pixels = center_crop_arr(image, self._resize) if self._resize else np.asarray(image)
+            batch.append(pixels.reshape(self.shape[1:]))
             if len(batch) == batch_size:
                 yield np.stack(batch)
                 batch = []
@@ -165,11 +199,11 @@ class _FilesPart:
 
     def digest(self) -> str:
         if Path(self.path).is_file():
-            return hash_file(self.path)
+            return hash_file(self.path) + _resize_mark(self._resize)
         whole = hashlib.sha256()
-        for name, file in self._files():
-            whole.update(name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
-        return whole.hexdigest()
+        for name, file in self._files():  # a name need not be text
+            whole.update(name.encode(errors="surrogateescape") + b"\0" + hashlib.file_digest(file, "sha256").digest())
+        return whole.hexdigest() + _resize_mark(self._resize)
 
     def _files(self) -> Iterator[tuple[str, BinaryIO]]:
         if Path(self.path).is_dir():
@@ -179,16 +213,38 @@ class _FilesPart:
             yield from (_zip_files if zipfile.is_zipfile(file) else _tar_files)(self.path, file)
 
 
-def _open_part(path: str) -> _NpzPart | _FilesPart:
+def _open_part(path: str, resize: int | None) -> _NpzPart | _FilesPart:
     if os.path.isdir(path):
-        return _FilesPart(path)
-    check_readable(path, path)
+        npz = find_npz(Path(path), lambda: any(_is_image(found.name) for found in Path(path).rglob("*")))
+        return _FilesPart(path, resize) if npz is None else _NpzPart(os.fspath(npz), resize)
+    with open_readable(path, path) as file:
+        if path.endswith((".pkl", ".pickle")) or file.read(1) == b"\x80":
+            raise InputError(_about_pickle(path))
     if not path.endswith(".npz"):
         if _is_tar(path):
-            return _FilesPart(path)
+            return _FilesPart(path, resize)
         if zipfile.is_zipfile(path) and not any(name.endswith(".npy") for name in list_names(path)):
-            return _FilesPart(path)
-    return _NpzPart(path)
+            return _FilesPart(path, resize)
+    return _NpzPart(path, resize)
+
+
+def _about_pickle(path: str) -> str:
+    return (
+        f"{path}: found a pickle, which can run any code and is never loaded, expected an npz file; of statistics that "
+        f"you trust: python -c \"import pickle, numpy; d = pickle.load(open('{path}', 'rb')); d = d.get('fid', d); "
+        f"numpy.savez('{Path(path).stem}.npz', mu=d['mu'], sigma=d['sigma'])\""
+    )
+
+
+def _resized(pixels_HWC: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """An image brought to the size of ``shape`` [N, H, W, C] by ``RESIZE_RULE``."""
+    image = Image.fromarray(pixels_HWC[..., 0] if shape[3] == 1 else pixels_HWC)
+    return center_crop_arr(image, shape[1]).reshape(shape[1:])
+
+
+def _resize_mark(resize: int | None) -> str:
+    """What a digest says of images that are not judged as they are stored."""
+    return f" resized to {resize}" if resize else ""
 
 
 def _is_tar(path: str) -> bool:
