@@ -41,7 +41,8 @@ def accuracy_of(judged: Judged, engine: FeatureEngine) -> tuple[Accuracy | None,
     if own and known and own != known and labels.min() >= 0 and labels.max() < len(own):
         if missing := sorted({own[k] for k in np.unique(labels)} - set(known)):
             shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-            return None, [f"{judged.images.name}: no accuracy: found the classes {shown}, which {engine.name} does not know"]
+            line = f"{judged.images.name}: no accuracy: found the classes {shown}"
+            return None, [f"{line}, which {engine.name} does not know"]
         labels = np.array([known.index(name) if name in known else -1 for name in own])[labels]
     if labels.min() < 0 or labels.max() >= classes:
         return None, [
@@ -62,5 +63,6 @@ def warn_of_poor(name: str, accuracy: Accuracy, classes: int) -> list[str]:
         return []
     return [
         f"{name}: the feature network agrees with {accuracy.share:.1%} of these labels only (by chance: "
-        f"{1 / classes:.1%}; expected at least {POOR:.0%}): a poor judge, which may score noise as well as images"
+        f"{1 / classes:.1%}; expected at least {POOR:.0%}): a poor judge, which may score noise as well as images; or "
+        "its classes are numbered otherwise"
     ]

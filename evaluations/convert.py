@@ -86,7 +86,7 @@ def folder_to_npz(folder: Path, target: Path) -> None:
     found = {}
     for path in folder.glob("*.png"):
         label, _, index = path.stem.rpartition("_")
-        if not index.isdecimal() or not (label.isdecimal() or not label):
+        if not index.isdecimal() or not (label.isdecimal() or not label) or len(label) > 18:  # 63 bits
             raise InputError(f"{path}: expected a name such as 3_0012.png or 0012.png")
         found[int(index)] = (label, path)
     if sorted(found) != list(range(len(found))) or not found:

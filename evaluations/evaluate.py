@@ -111,7 +111,8 @@ def evaluate(
         judged.append(Judged(replace(images, stored=stored[i][0]), labels[i], seen, *statistics))
     ref, own = judged[:2]
     _warn(warnings, _warnings(judged, engine))
-    (ref_accuracy, _), (accuracy, lines) = accuracy_of(ref, engine), accuracy_of(own, engine)
+    (ref_accuracy, lines), (accuracy, more) = accuracy_of(ref, engine), accuracy_of(own, engine)
+    lines += more
     if ref_accuracy:
         lines += warn_of_poor(ref.images.name, ref_accuracy, ref.seen.activations.probabilities.shape[1])
     _warn(warnings, lines)

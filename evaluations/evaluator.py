@@ -28,6 +28,7 @@ from evaluations.inception import (  # noqa: E402
     InceptionEngine,
     import_tensorflow,
 )
+from evaluations.kept_results import write_or_keep  # noqa: E402
 from evaluations.ranks import Dealer  # noqa: E402
 from evaluations.upstream_api import (  # noqa: E402
     Evaluator,
@@ -99,7 +100,8 @@ def _evaluate(args: argparse.Namespace, engine: FeatureEngine) -> None:
         print_result((format_markdown if args.markdown else format_metrics)(metrics))
     finally:
         if args.json is not None:
-            log.info("wrote %s", write_metrics(metrics, args.json))
+            write_or_keep(args.json, *[lambda path: write_metrics(metrics, path)] * 2, "the results are")
+            log.info("wrote %s", Path(args.json).absolute())
 
 
 def _evaluate_on_ranks(args: argparse.Namespace) -> None:

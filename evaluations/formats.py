@@ -67,11 +67,10 @@ def _table(rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
 
 
-def write_metrics(metrics: Metrics, path: str | os.PathLike) -> Path:
-    """All of it as JSON, atomically; returns the absolute path."""
+def write_metrics(metrics: Metrics, path: str | os.PathLike) -> None:
+    """All of it as JSON, atomically."""
     remove_leftovers(Path(path).parent, Path(path).name)
     write_json(path, asdict(metrics))
-    return Path(path).absolute()
 
 
 def _found(metrics: Metrics) -> dict[str, str]:
