@@ -35,6 +35,8 @@ __all__ = ["Metrics", "evaluate"]
 
 Paths = str | os.PathLike | Sequence[str | os.PathLike]
 
+LEAST = {"batch_size": 1, "bootstrap": 2, "paired_rounds": 1, "num_samples": 4, "resize": 1, "kid_subset_size": 2}
+
 log = logging.getLogger(__name__)
 
 
@@ -76,16 +78,19 @@ def evaluate(
 
     Raises ``InputError`` naming the file and what is wrong with it.
     """
-    sets = [
-        _describe(paths, engine, resize, num_samples, seed, is_reference=i == 0)
-        for i, paths in enumerate((reference, samples, paired))
-        if paths is not None
-    ]
+    check_numbers(num_samples=num_samples, resize=resize, kid_subset_size=kid_subset_size, paired_rounds=paired_rounds)
+    if kid_subset_size is not None and not extra:
+        raise InputError("--kid_subset_size: found no --extra, expected it, as KID is one of its figures")
+    sets = [_describe(paths, engine, resize) for paths in (reference, samples, paired) if paths is not None]
     if not sets[1].count or (paired is not None and sets[2].count != sets[1].count):
         raise InputError(
             f"{sets[-1].name}: found {sets[-1].count} images, expected "
             + ("some to judge" if not sets[1].count else f"{sets[1].count}, one for each of {sets[1].name}")
         )
+    warnings: list[str] = []
+    _warn(warnings, [line for images in sets for line in images.warnings])
+    if num_samples is not None:
+        sets = [_choose(images, num_samples, seed, is_reference=i == 0) for i, images in enumerate(sets)]
     if extra:
         _check_counts(sets[0], sets[1], kid_subset_size)
     labels = [_labels(images, required=i == 1 and not engine.uses_stored_statistics) for i, images in enumerate(sets)]
@@ -95,7 +100,6 @@ def evaluate(
     weights = getattr(engine, "weights_path", None)
     network = None if weights is None else hash_file(weights)
     stored = [usable_statistics(images, engine, network) for images in sets]
-    warnings: list[str] = []
     _warn(warnings, [line for _, lines in stored for line in lines])
     digests = [images.digest() for images in sets]
     store = None if cache is None else ActivationCache(cache)
@@ -175,22 +179,30 @@ def _warn(warnings: list[str], lines: list[str]) -> None:
     warnings += lines
 
 
-def _describe(
-    paths: Paths, engine: FeatureEngine, resize: int | None, num_samples: int | None, seed: int, is_reference: bool
-) -> ImageSet:
-    """Check an input as far as that goes without reading its images, and choose ``num_samples`` of them."""
+def check_numbers(**numbers: int | None) -> None:
+    """Raise ``InputError`` for a number below the least that its flag takes; None is one that is not given."""
+    for flag, number in numbers.items():
+        if number is not None and number < LEAST[flag]:
+            raise InputError(f"--{flag}: found {number}, expected at least {LEAST[flag]}")
+
+
+def _describe(paths: Paths, engine: FeatureEngine, resize: int | None) -> ImageSet:
+    """Check an input as far as that goes without reading its images."""
     images = open_image_set(paths, resize)
     path = images.parts[0].path
-    if not images.count:
-        return images
-    if images.count <= pr.NEIGHBOURS:
-        raise InputError(f"{path}: found {images.count} images, expected at least {pr.NEIGHBOURS + 1}")
-    engine.check(path, images.shape)
-    if num_samples is None:
-        return images
+    if images.count:
+        if images.count <= pr.NEIGHBOURS:
+            raise InputError(f"{path}: found {images.count} images, expected at least {pr.NEIGHBOURS + 1}")
+        engine.check(path, images.shape)
+    return images
+
+
+def _choose(images: ImageSet, num_samples: int, seed: int, is_reference: bool) -> ImageSet:
+    """``num_samples`` of a set's images. A reference may have fewer, and keeps its statistics."""
+    path = images.parts[0].path
     if images.count < num_samples and not is_reference:
         raise InputError(f"{path}: found {images.count} images, expected at least --num_samples {num_samples}")
-    if images.count < num_samples:
+    if 0 < images.count < num_samples:
         log.info("%s: taking all %d images, fewer than --num_samples %d", path, images.count, num_samples)
     chosen = choose_images(images, num_samples, seed)
     return chosen if is_reference or chosen is images else replace(chosen, stored=None)

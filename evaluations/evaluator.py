@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without installation
 
 from evaluations.engine import FeatureEngine  # noqa: E402
-from evaluations.evaluate import Metrics, evaluate  # noqa: E402
+from evaluations.evaluate import LEAST, Metrics, check_numbers, evaluate  # noqa: E402
 from evaluations.formats import format_markdown, format_metrics, write_metrics  # noqa: E402
 from evaluations.image_sets import open_image_set, split_paths  # noqa: E402
 from evaluations.inception import (  # noqa: E402
@@ -62,10 +62,7 @@ def main() -> None:
     args = _parse()
     level = logging.INFO if dist_util.get_rank() == 0 else logging.ERROR
     logging.basicConfig(stream=sys.stderr, level=level, format="%(message)s")
-    lowest = {"batch_size": 1, "bootstrap": 2, "paired_rounds": 1, "num_samples": 4, "resize": 1, "kid_subset_size": 2}
-    for flag, least in lowest.items():
-        if (value := getattr(args, flag)) is not None and value < least:
-            raise InputError(f"--{flag}: found {value}, expected at least {least}")
+    check_numbers(**{flag: getattr(args, flag) for flag in LEAST})
     if dist_util.get_rank() == 0:  # others need not reach the files
         if args.json is not None:
             check_writable("--json", args.json)

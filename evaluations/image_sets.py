@@ -38,7 +38,7 @@ class ImageSet:
     """Checked, but not read: ``shape`` is [N, H, W, C], N = 0 if there are statistics only.
 
     ``stored`` are the statistics of pooled and spatial features if it holds any, the latter None where it does not;
-    ``settings`` what ``make_reference`` noted.
+    ``settings`` what ``make_reference`` noted, and ``warnings`` what is not used.
     """
 
     name: str
@@ -46,6 +46,7 @@ class ImageSet:
     stored: tuple[Gaussian, Gaussian | None] | None
     parts: tuple[Any, ...]  # of one file, folder or archive each
     settings: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -89,8 +90,8 @@ def open_image_set(
     then of no use. A file named ``LABEL_INDEX.png``, both numbers, carries a label. A sampler's run folder stands for
     its npz file, see ``result_folders``.
 
-    :param resize: bring all images to squares of this side by ``RESIZE_RULE``; statistics stored with them are of no
-        use then, as they are of other images.
+    :param resize: bring all images to squares of this side by ``RESIZE_RULE``; statistics stored with images of
+        another size are of no use then.
 
     Raises ``InputError`` naming the input: nothing there, unreadable, images of several sizes, not 8 bits.
     """
@@ -110,6 +111,7 @@ def open_image_set(
         stored=first.stored if len(parts) == 1 else None,
         parts=parts,
         settings=first.settings if len(parts) == 1 else {},
+        warnings=tuple(line for part in parts for line in part.warnings),
     )
 
 
@@ -132,14 +134,16 @@ def _matches(part: str) -> list[str]:
 
 class _NpzPart:
     def __init__(self, path: str, resize: int | None = None):
-        self.path, self._resize = path, resize
+        self.path, self._resize, self.warnings = path, resize, ()
         self.stored, self.settings = read_stored_statistics(path), read_settings(path)
         if self.stored and "arr_0" not in list_arrays(path):
             self.shape = (0, 0, 0, 0)
             return
         with open_images(path) as reader:
             self.shape = reader.shape
-        if resize:
+        if resize and self.shape[1:3] != (resize, resize):
+            if self.stored:
+                self.warnings = (f"{path}: its statistics are not used, as they are of images before --resize",)
             self.stored, self.shape = None, (self.shape[0], resize, resize, self.shape[3])
 
     def labels(self) -> np.ndarray | None:
@@ -158,7 +162,7 @@ class _NpzPart:
 class _FilesPart:
     """Image files in a folder (sorted) or an archive (in its order). Grey only if all of them are."""
 
-    stored, settings = None, {}
+    stored, settings, warnings = None, {}, ()
 
     def __init__(self, path: str, resize: int | None = None):
         self.path, self._resize = path, resize

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,6 @@ from guided_diffusion.files import list_names
 
 _RESULT = re.compile(r"samples_\d+x\d+x\d+x\d+\.npz")
 _RUN = "run.json"  # what a sampler leaves in its folder from the start
-
-log = logging.getLogger(__name__)
 
 
 def find_npz(folder: Path, has_pictures: Callable[[], bool]) -> Path | None:
@@ -41,5 +38,4 @@ def find_npz(folder: Path, has_pictures: Callable[[], bool]) -> Path | None:
             f"{folder}: found {len(chosen)} npz files ({shown}), expected one; say which, {folder / chosen[-1]} for "
             f"example; several are one set when joined by commas ({folder / chosen[0]},{folder / chosen[1]})"
         )
-    log.info("%s: taking %s in it", folder, chosen[0])
     return folder / chosen[0]

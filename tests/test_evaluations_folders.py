@@ -132,7 +132,9 @@ def test_resizing_images_of_one_size(place, channels):
     small = _read("a.npz", resize=8)
     blocks = images.reshape(20, 8, 2, 8, 2, channels).mean(axis=(2, 4))
     assert small.shape == (20, 8, 8, channels) and np.abs(small - blocks).max() <= 1
-    assert open_image_set("a.npz", resize=8).stored is None and open_image_set("a.npz").stored is not None
+    assert open_image_set("a.npz", resize=16).stored and not open_image_set("a.npz", resize=16).warnings
+    resized = open_image_set("a.npz", resize=8)
+    assert resized.stored is None and "statistics are not used, as they are of images before" in resized.warnings[0]
 
 
 def test_resize_and_its_remedy_in_results(place):
@@ -199,6 +201,8 @@ def test_num_samples(place, run):
     assert found.paired["fid"]["difference"] == 0
     assert evaluator.evaluate("ref.npz", "s.npz", engine, num_samples=20).n_reference == 20
     assert evaluator.evaluate("few_ref.npz", "s.npz", engine, num_samples=20).n_reference == 12  # all there are
+    with pytest.raises(InputError, match="few_s.npz: found 12 images, expected 20, one for each"):
+        evaluator.evaluate("ref.npz", "s.npz", engine, num_samples=10, paired="few_s.npz")
     with pytest.raises(InputError, match="s.npz: found 20 images, expected at least --num_samples 21"):
         evaluator.evaluate("ref.npz", "s.npz", engine, num_samples=21)
     for flag, value in (("num_samples", 3), ("resize", 0), ("kid_subset_size", 1)):
@@ -236,7 +240,7 @@ def test_figures_by_class(place, run):
     assert (classes["2"]["n_reference"], classes["2"]["n_samples"], classes["2"]["fid"]) == (0, 4, None)
     assert f"Class 1 (dog) FID: {classes['1']['fid']}" in found.stdout.splitlines() and "Class 7" not in found.stdout
     assert "2 of 4 classes have under 4 images on a side and no figures: 2, 7" in found.stderr
-    assert table[3:6] == ["", "| Class | N reference | N | FID | Precision | Recall |", f"| {' | '.join(['---'] * 6)} |"]
+    assert table[3:6] == ["", "| Class | N reference | N | FID | Precision | Recall |", "| --- " * 6 + "|"]
     assert table[7].startswith("| dog | 9 | 8 | ") and table[9] == "| 7 | 3 | 0 |  |  |  |"
 
 
@@ -258,6 +262,8 @@ def test_what_needs_no_network_is_checked_before_it_runs(place):
     np.savez("five.npz", REFERENCE[:5])
     with pytest.raises(InputError, match="five.npz: found 5 images, expected more than 5 for density"):
         evaluator.evaluate("five.npz", "s.npz", engine, extra=True)
+    with pytest.raises(InputError, match="--kid_subset_size: found no --extra, expected it"):
+        evaluator.evaluate("ref.npz", "s.npz", engine, kid_subset_size=10)
     with pytest.raises(InputError, match="--kid_subset_size: found 21, expected at most 20, as .*s.npz holds"):
         evaluator.evaluate("ref.npz", "s.npz", engine, extra=True, kid_subset_size=21)
 
