@@ -208,6 +208,8 @@ def test_settings(tmp_path):
     for text, found in (('{"seed": 3}', {"seed": 3}), ("[1]", {}), ("{", {}), ("[" * 10**5, {}), (3, {})):
         np.savez(tmp_path / "a.npz", settings=np.array(text))
         assert npz.read_settings(tmp_path / "a.npz") == found
+    np.savez(tmp_path / "a.npz", _images(), settings={"seed": 3})  # pickled
+    assert npz.read_settings(tmp_path / "a.npz") == {}
     np.savez(tmp_path / "a.npz", _images())
     assert npz.read_settings(tmp_path / "a.npz") == {}
 

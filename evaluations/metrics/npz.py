@@ -192,12 +192,11 @@ def _read_gaussian(path: str | os.PathLike, present: list[str], suffix: str) -> 
 
 def read_settings(path: str | os.PathLike) -> dict[str, Any]:
     """Return what ``make_reference`` noted in a file's ``settings``, a JSON text; empty where there is no such text."""
-    if "settings" not in list_arrays(path):
-        return {}
-    text = read_array(path, "settings")
-    with suppress(ValueError, RecursionError):
-        found = json.loads(str(text)) if text.shape == () and text.dtype.kind == "U" else None
-        return found if isinstance(found, dict) else {}
+    if "settings" in list_arrays(path):
+        with suppress(ValueError, RecursionError):  # somebody else's, of whatever kind
+            text = read_array(path, "settings")
+            found = json.loads(str(text)) if text.shape == () and text.dtype.kind == "U" else None
+            return found if isinstance(found, dict) else {}
     return {}
 
 
