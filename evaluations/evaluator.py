@@ -14,6 +14,7 @@ import argparse
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without installation
@@ -97,7 +98,8 @@ def _evaluate(args: argparse.Namespace, engine: FeatureEngine) -> None:
         print_result((format_markdown if args.markdown else format_metrics)(metrics))
     finally:
         if args.json is not None:
-            write_or_keep(args.json, *[lambda path: write_metrics(metrics, path)] * 2, "the results are")
+            write = partial(write_metrics, metrics)
+            write_or_keep(args.json, write, write, "the results are")
             log.info("wrote %s", Path(args.json).absolute())
 
 

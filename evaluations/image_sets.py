@@ -20,7 +20,7 @@ from evaluations.metrics.npz import list_arrays, open_images, read_labels, read_
 from evaluations.metrics.statistics import Gaussian
 from evaluations.result_folders import find_npz
 from guided_diffusion.errors import InputError
-from guided_diffusion.files import decoding, hash_file, open_readable, open_regular
+from guided_diffusion.files import decoding, hash_file, open_readable, open_regular, reading
 from guided_diffusion.image_datasets import center_crop_arr
 from guided_diffusion.safe_images import NO_IMAGE, open_image, read_image
 
@@ -81,9 +81,7 @@ class ImageBatches:
             yield from part.batches(self._batch_size)
 
 
-def open_image_set(
-    paths: str | os.PathLike | Sequence[str | os.PathLike], resize: int | None = None
-) -> ImageSet:
+def open_image_set(paths: str | os.PathLike | Sequence[str | os.PathLike], resize: int | None = None) -> ImageSet:
     """Look at one or several inputs: npz files, folders of images (searched recursively), zip or tar archives.
 
     Several are one set in the order given, with labels if all of them have some; statistics stored in them are
@@ -221,7 +219,7 @@ def _open_part(path: str, resize: int | None) -> _NpzPart | _FilesPart:
     if os.path.isdir(path):
         npz = find_npz(Path(path), lambda: any(_is_image(found.name) for found in Path(path).rglob("*")))
         return _FilesPart(path, resize) if npz is None else _NpzPart(os.fspath(npz), resize)
-    with open_readable(path, path) as file:
+    with open_readable(path, path) as file, reading(path):
         if path.endswith((".pkl", ".pickle")) or file.read(1) == b"\x80":
             raise InputError(_about_pickle(path))
     if not path.endswith(".npz"):

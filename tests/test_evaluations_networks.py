@@ -93,6 +93,8 @@ def test_any_function_gives_features(place, run):
     written = json.loads(Path("out.json").read_text())
     assert written["fid"] == pytest.approx(frechet_distance(*map(fit_gaussian, pools)), rel=1e-5)
     assert written["sfid"] is written["inception_score"] is None
+    shared = run(EVALUATOR, ["ref.npz", "s.npz", "--features", "own_network:features"], launcher="fork2")
+    assert shared.stdout == found.stdout
 
 
 def test_a_function_may_give_logits_too(place):
