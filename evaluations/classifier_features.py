@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,8 @@ class ClassifierEngine:
     spread: Spread = staticmethod(map)
 
     def __init__(self, checkpoint: str | os.PathLike, batch_size: int = 64):
-        config = _read_architecture(checkpoint)
+        config, self.class_names = _read_architecture(checkpoint)
+        self.config = asdict(config)
         self.name = f"classifier {os.fspath(checkpoint)}"
         self.batch_size = batch_size
         self.weights_path = Path(checkpoint)
@@ -70,7 +72,8 @@ class ClassifierEngine:
         if tuple(shape[1:3]) != (self.image_size, self.image_size):
             raise InputError(
                 f"{path}: found images of {shape[1]}x{shape[2]} pixels, expected {self.image_size}x"
-                f"{self.image_size} as in the config.json of the --features classifier"
+                f"{self.image_size} as in the config.json of the --features classifier; --resize {self.image_size} "
+                "crops and scales them"
             )
 
     def compute_activations(self, batches: Iterable[np.ndarray]) -> Activations:
@@ -122,8 +125,11 @@ def match_channels(images_BHWC: np.ndarray, channels: int) -> np.ndarray:
     return images_BHWC[..., :1].copy()
 
 
-def _read_architecture(checkpoint: str | os.PathLike) -> ClassifierConfig:
-    """The classifier's config out of ``config.json``, in full precision; keys that are not its own are ignored."""
+def _read_architecture(checkpoint: str | os.PathLike) -> tuple[ClassifierConfig, list[str] | None]:
+    """The classifier's config out of ``config.json``, in full precision, and the names of its classes if it has some.
+
+    Keys that are not its own are ignored.
+    """
     check_readable(f"--features {checkpoint}", checkpoint)
     config_path = Path(checkpoint).parent / "config.json"
     config = read_config(checkpoint)
@@ -137,4 +143,4 @@ def _read_architecture(checkpoint: str | os.PathLike) -> ClassifierConfig:
             "images (scripts/classifier_train.py --noised False) that did not guide the samples",
             config_path,
         )
-    return architecture_from(Given({}), ClassifierConfig, config, os.fspath(checkpoint))
+    return architecture_from(Given({}), ClassifierConfig, config, os.fspath(checkpoint)), config.get("class_names")

@@ -15,7 +15,10 @@ Spread = Callable[[RunBatch, Iterable[np.ndarray]], Iterator[tuple[np.ndarray, .
 
 @dataclass(frozen=True)
 class Activations:
-    """Of N images in file order, float32: ``pool`` [N, D], ``spatial`` [N, S], ``probabilities`` [N, K]."""
+    """Of N images in file order, float32: ``pool`` [N, D], ``spatial`` [N, S], ``probabilities`` [N, K].
+
+    S or K is 0 where a network has no such output.
+    """
 
     pool: np.ndarray
     spatial: np.ndarray
@@ -27,8 +30,10 @@ class FeatureEngine(Protocol):
 
     ``name`` says which one in results. ``batch_size`` is how many images it is handed at once.
     ``uses_stored_statistics`` tells whether mu and sigma in a reference file were made by this network.
-    An engine whose weights are a file has its path as ``weights_path``; without it nothing is cached. One that says
-    in ``resize`` how images come to the network's size has that in its results.
+    An engine whose weights are a file has its path as ``weights_path``; without it nothing is cached. What else
+    decides about its outputs (an architecture) are the JSON values ``config``. One that says in ``resize`` how images
+    come to the network's size has that in its results. ``pool_dims`` is the width of its pooled features, where that
+    is known before it runs; ``class_names`` are the names of its classes, in order.
     """
 
     name: str

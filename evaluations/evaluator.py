@@ -1,7 +1,8 @@
 """Judge a file of samples by a reference file: inception score, FID, sFID, precision, recall.
 
     python evaluations/evaluator.py REFERENCE.npz SAMPLES.npz [--json FILE] [--inception PATH]
-                                    [--engine auto|tensorflow|torch] [--features CHECKPOINT] [--batch_size N] ...
+                                    [--engine auto|tensorflow|torch] [--features CHECKPOINT|package.module:function]
+                                    [--num_samples N] [--resize N] [--per_class] [--batch_size N] ...
 
 The values go to stdout, everything else to stderr. Started by mpiexec or torchrun it shares the network's work among
 the ranks. Upstream's classes can be imported from here.
@@ -13,12 +14,13 @@ import argparse
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without installation
 
 from evaluations.engine import FeatureEngine  # noqa: E402
-from evaluations.evaluate import Metrics, evaluate  # noqa: E402
+from evaluations.evaluate import LEAST, Metrics, check_numbers, evaluate  # noqa: E402
 from evaluations.formats import format_markdown, format_metrics, write_metrics  # noqa: E402
 from evaluations.image_sets import open_image_set, split_paths  # noqa: E402
 from evaluations.inception import (  # noqa: E402
@@ -27,6 +29,7 @@ from evaluations.inception import (  # noqa: E402
     InceptionEngine,
     import_tensorflow,
 )
+from evaluations.kept_results import write_or_keep  # noqa: E402
 from evaluations.ranks import Dealer  # noqa: E402
 from evaluations.upstream_api import (  # noqa: E402
     Evaluator,
@@ -58,22 +61,15 @@ log = logging.getLogger("evaluator")
 
 def main() -> None:
     """Parse the command line, evaluate, print; ``InputError`` for anything wrong with the input."""
-    args = _create_parser().parse_args(
-        as_positions(sys.argv[1:], ("ref_batch", "sample_batch"), renamed={"save_result_path": "json"})
-    )
+    args = _parse()
     level = logging.INFO if dist_util.get_rank() == 0 else logging.ERROR
     logging.basicConfig(stream=sys.stderr, level=level, format="%(message)s")
-    if args.batch_size < 1:
-        raise InputError(f"--batch_size: found {args.batch_size}, expected at least 1")
-    if args.bootstrap is not None and args.bootstrap < 2:
-        raise InputError(f"--bootstrap: found {args.bootstrap}, expected at least 2")
-    if args.paired_rounds < 1:
-        raise InputError(f"--paired_rounds: found {args.paired_rounds}, expected at least 1")
+    check_numbers(**{flag: getattr(args, flag) for flag in LEAST})
     if dist_util.get_rank() == 0:  # others need not reach the files
         if args.json is not None:
             check_writable("--json", args.json)
         for paths in filter(None, (args.ref_batch, args.sample_batch, args.paired)):
-            open_image_set(split_paths(paths))  # complains before a network is fetched or built
+            open_image_set(split_paths(paths), args.resize)  # complains before a network is fetched or built
     if dist_util.get_world_size() > 1:
         _evaluate_on_ranks(args)
     else:
@@ -94,12 +90,18 @@ def _evaluate(args: argparse.Namespace, engine: FeatureEngine) -> None:
         exact_upstream=args.exact_upstream,
         seed=args.seed,
         cache=args.cache,
+        num_samples=args.num_samples,
+        resize=args.resize,
+        per_class=args.per_class,
+        kid_subset_size=args.kid_subset_size,
     )
     try:
         print_result((format_markdown if args.markdown else format_metrics)(metrics))
     finally:
         if args.json is not None:
-            log.info("wrote %s", write_metrics(metrics, args.json))
+            write = partial(write_metrics, metrics)
+            write_or_keep(args.json, write, write, "the results are")
+            log.info("wrote %s", Path(args.json).absolute())
 
 
 def _evaluate_on_ranks(args: argparse.Namespace) -> None:
@@ -118,21 +120,48 @@ def _evaluate_on_ranks(args: argparse.Namespace) -> None:
         Dealer().serve(engine.run_batch)
 
 
+def _parse() -> argparse.Namespace:
+    """The command line; ``InputError`` for more than two inputs, as a shell makes of a pattern."""
+    parser = _create_parser()
+    given = as_positions(sys.argv[1:], ("ref_batch", "sample_batch"), renamed={"save_result_path": "json"})
+    args, more = parser.parse_known_args(given)
+    if more and not any(text.startswith("-") for text in more):
+        inputs = [args.ref_batch, args.sample_batch, *more]
+        shown = ", ".join(inputs[:4]) + (", ..." if len(inputs) > 4 else "")
+        raise InputError(
+            f"found {len(inputs)} inputs ({shown}), expected a reference and samples; files of one set are joined "
+            f"by commas ({args.sample_batch},{more[0]}) or named by a pattern in quotes ('rank*.npz')"
+        )
+    if more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    return args
+
+
 def _create_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Judge generated images by a reference set.")
     parser.add_argument(
         "ref_batch", help="npz of reference images, their statistics or both; or a folder, zip or tar; several: a,b,c"
     )
-    parser.add_argument("sample_batch", help="the images to judge: npz, folder, zip or tar; several: a,b,c")
+    parser.add_argument(
+        "sample_batch", help="the images to judge: npz, a run's folder, a folder, zip or tar of images; several: a,b,c"
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the results there")
     parser.add_argument("--markdown", action="store_true", help="print a table with one row instead of lines")
     add_network_flags(parser)
+    parser.add_argument(
+        "--num_samples", type=int, metavar="N", help="judge N of the samples by N of the reference, chosen by --seed"
+    )
+    parser.add_argument("--resize", type=int, metavar="N", help="take centre crops of NxN pixels, as training does")
+    parser.add_argument("--per_class", action="store_true", help="also FID, precision and recall of each class")
     parser.add_argument("--extra", action="store_true", help="also KID, density and coverage")
+    parser.add_argument(
+        "--kid_subset_size", type=int, metavar="N", help="images in each of KID's subsets (default: 1000, see README)"
+    )
     parser.add_argument("--bootstrap", type=int, metavar="ROUNDS", help="95%% intervals by resampling the samples")
     parser.add_argument("--paired", metavar="OTHER", help="test whether these samples, of the same noise, differ")
     parser.add_argument("--paired_rounds", type=int, default=99, help="random swaps of pairs in that test")
     parser.add_argument("--exact_upstream", action="store_true", help="precision and recall in half precision")
-    parser.add_argument("--seed", type=int, default=0, help="of subsets, resampling and swaps")
+    parser.add_argument("--seed", type=int, default=0, help="of --num_samples, subsets, resampling and swaps")
     parser.add_argument("--cache", metavar="DIR", help="keep activations of references there (default: nowhere)")
     return parser
 
@@ -148,7 +177,8 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
     network.add_argument(
         "--features",
         metavar="CHECKPOINT",
-        help="use this classifier of clean images, config.json beside it, in place of Inception",
+        help="use this classifier of clean images, config.json beside it, in place of Inception; or the function "
+        "package.module:function of any other network, see README",
     )
     parser.add_argument(
         "--engine",
@@ -164,10 +194,12 @@ def create_engine(args: argparse.Namespace) -> FeatureEngine:
     """The feature network that the flags ask for; ``InputError`` if it cannot be had."""
     if args.features is not None:
         from evaluations.classifier_features import ClassifierEngine  # torch only where it is used
+        from evaluations.function_features import FunctionEngine, names_function
 
         if args.engine != "auto":
             raise InputError(f"--engine {args.engine}: found --features, expected the Inception graph")
-        return ClassifierEngine(args.features, batch_size=args.batch_size)
+        kind = FunctionEngine if names_function(args.features) else ClassifierEngine
+        return kind(args.features, batch_size=args.batch_size)
     if args.engine == "tensorflow" or (args.engine == "auto" and _has_tensorflow()):
         return InceptionEngine(args.inception, batch_size=args.batch_size)
     from evaluations.torch_inception import TorchInceptionEngine

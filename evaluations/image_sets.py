@@ -5,25 +5,32 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from glob import glob
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from PIL import Image
 
 from evaluations.metrics import npz
-from evaluations.metrics.npz import list_arrays, open_images, read_stored_statistics
+from evaluations.metrics.npz import list_arrays, open_images, read_settings, read_stored_statistics
 from evaluations.metrics.statistics import Gaussian
+from evaluations.result_folders import find_npz
 from guided_diffusion.errors import InputError
-from guided_diffusion.files import check_readable, decoding, hash_file
+from guided_diffusion.files import decoding, hash_file, open_readable, reading
+from guided_diffusion.image_datasets import center_crop_arr
 from guided_diffusion.image_files import EXPECTED, is_image_archive, list_images
 from guided_diffusion.image_labels import read_labels, read_sample_labels
 from guided_diffusion.safe_images import NO_IMAGE, Oddities, open_image, read_image
 
 _GREY = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N")  # PIL's modes
 _DAMAGED = "damaged or truncated archive"
+_PATTERN = re.compile(r"[*?[]")
+RESIZE_RULE = "centre crop; box-filtered halvings, then bicubic"  # as training does
 
 log = logging.getLogger("image_sets")
 
@@ -32,13 +39,16 @@ log = logging.getLogger("image_sets")
 class ImageSet:
     """Checked, but not read: ``shape`` is [N, H, W, C], N = 0 if there are statistics only.
 
-    ``stored`` are the statistics of pooled and spatial features if it holds any.
+    ``stored`` are the statistics of pooled and spatial features if it holds any, the latter None where it does not;
+    ``settings`` what ``make_reference`` noted, and ``warnings`` what is not used.
     """
 
     name: str
     shape: tuple[int, ...]
-    stored: tuple[Gaussian, Gaussian] | None
-    parts: tuple[_NpzPart | _FilesPart, ...]
+    stored: tuple[Gaussian, Gaussian | None] | None
+    parts: tuple[Any, ...]  # of one file, folder or archive each
+    settings: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -76,16 +86,22 @@ class ImageBatches:
             yield from part.batches(self._batch_size)
 
 
-def open_image_set(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> ImageSet:
+def open_image_set(paths: str | os.PathLike | Sequence[str | os.PathLike], resize: int | None = None) -> ImageSet:
     """Look at one or several inputs: npz files, folders of images (searched recursively), zip or tar archives.
 
     Several are one set in the order given, with labels if all of them have some; statistics stored in them are
-    then of no use. A file named ``LABEL_INDEX.png``, both numbers, carries a label.
+    then of no use. A file named ``LABEL_INDEX.png``, both numbers, carries a label. A sampler's run folder stands for
+    its npz file, see ``result_folders``.
+
+    :param resize: bring all images to squares of this side by ``RESIZE_RULE``; statistics stored with images of
+        another size are of no use then.
 
     Raises ``InputError`` naming the input: nothing there, unreadable, images of several sizes, not 8 bits.
     """
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    parts = tuple(_open_part(os.fspath(path)) for path in paths)
+    if not paths:
+        raise InputError("found an empty list of files, expected at least one npz file, folder or archive of images")
+    parts = tuple(_open_part(os.fspath(path), resize) for path in paths)
     first = parts[0]
     for part in parts[1:]:
         if part.shape[1:] != first.shape[1:] or not part.shape[0]:
@@ -97,23 +113,41 @@ def open_image_set(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> Im
         shape=(sum(part.shape[0] for part in parts), *first.shape[1:]),
         stored=first.stored if len(parts) == 1 else None,
         parts=parts,
+        settings=first.settings if len(parts) == 1 else {},
+        warnings=tuple(line for part in parts for line in part.warnings),
     )
 
 
 def split_paths(text: str) -> list[str]:
-    """A flag's ``a.npz,b.npz`` as a list; a name that exists as it is may hold commas."""
-    return [text] if os.path.exists(text) else [part for part in text.split(",") if part] or [text]
+    """Return a flag's ``a.npz,b.npz`` as a list, patterns such as ``rank*.npz`` as the files they match, by number.
+
+    A name that exists as it is may hold commas, stars and the like.
+    """
+    if os.path.exists(text):
+        return [text]
+    named = [part for part in text.split(",") if part] or [text]
+    return [path for part in named for path in (_matches(part) or [part])]
+
+
+def _matches(part: str) -> list[str]:
+    if os.path.exists(part) or not _PATTERN.search(part):
+        return []
+    return sorted(glob(part), key=lambda path: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", path)])
 
 
 class _NpzPart:
-    def __init__(self, path: str):
-        self.path = path
-        self.stored = read_stored_statistics(path)
+    def __init__(self, path: str, resize: int | None = None):
+        self.path, self._resize, self.warnings = path, resize, ()
+        self.stored, self.settings = read_stored_statistics(path), read_settings(path)
         if self.stored and "arr_0" not in list_arrays(path):
             self.shape = (0, 0, 0, 0)
             return
         with open_images(path) as reader:
             self.shape = reader.shape
+        if resize and self.shape[1:3] != (resize, resize):
+            if self.stored:
+                self.warnings = (f"{path}: its statistics are not used, as they are of images before --resize",)
+            self.stored, self.shape = None, (self.shape[0], resize, resize, self.shape[3])
 
     def labels(self, class_names: Sequence[str] | None = None) -> np.ndarray | None:
         return npz.read_labels(self.path, self.shape[0]) if self.shape[0] else None
@@ -121,10 +155,11 @@ class _NpzPart:
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:
         if self.shape[0]:
             with open_images(self.path) as reader:
-                yield from reader.read_batches(batch_size)
+                for batch in reader.read_batches(batch_size):
+                    yield np.stack([_resized(image, self.shape) for image in batch]) if self._resize else batch
 
     def digest(self) -> str:
-        return hash_file(self.path)
+        return hash_file(self.path) + _resize_mark(self._resize)
 
 
 class _FilesPart:
@@ -133,10 +168,10 @@ class _FilesPart:
     A folder whose files are all called LABEL_INDEX is sorted by INDEX, so that samples keep the order they had.
     """
 
-    stored = None
+    stored, settings, warnings = None, {}, ()
 
-    def __init__(self, path: str):
-        self.path = path
+    def __init__(self, path: str, resize: int | None = None):
+        self.path, self._resize = path, resize
         self._listed = list_images(path)
         self._numbers = read_sample_labels(self._listed)
         sizes, grey, names, oddities = {}, True, [], Oddities()
@@ -146,18 +181,19 @@ class _FilesPart:
                 grey &= image.mode in _GREY
                 oddities.look(image)
             names.append(name)
-            if len(sizes) > 1:
+            if len(sizes) > 1 and not resize:
                 (one, first), (other, second) = sizes.items()
                 raise InputError(
                     f"{path}: found images of {_size((0, *one[::-1]))} ({first}) and {_size((0, *other[::-1]))} "
-                    f"({second}), expected one size"
+                    f"({second}), expected one size; --resize N crops and scales them to NxN pixels, as "
+                    "make_reference.py --image_size N does for a reference"
                 )
         if not names:
             skipped = self._listed.describe_skipped().removeprefix(f"{path}: ")
             raise InputError(f"{path}: found no images, expected some of {EXPECTED}; {skipped}".removesuffix("; "))
         for line in filter(None, [self._listed.describe_skipped(), *oddities.describe(path)]):
             _warn_once(line)
-        ((width, height),) = sizes
+        width, height = (resize, resize) if resize else next(iter(sizes))
         self.shape = (len(names), height, width, 1 if grey else 3)
 
     def labels(self, class_names: Sequence[str] | None = None) -> np.ndarray | None:
@@ -172,7 +208,8 @@ class _FilesPart:
         batch: list[np.ndarray] = []
         for name, file in self._files():
             image = read_image(f"{self.path}: {name}", file, "L" if self.shape[3] == 1 else "RGB")
-            batch.append(np.asarray(image).reshape(self.shape[1:]))
+            pixels = center_crop_arr(image, self._resize) if self._resize else np.asarray(image)
+            batch.append(pixels.reshape(self.shape[1:]))
             if len(batch) == batch_size:
                 yield np.stack(batch)
                 batch = []
@@ -181,21 +218,43 @@ class _FilesPart:
 
     def digest(self) -> str:
         if Path(self.path).is_file():
-            return hash_file(self.path)
+            return hash_file(self.path) + _resize_mark(self._resize)
         whole = hashlib.sha256()
         for name, file in self._files():  # a name need not be text
             whole.update(name.encode(errors="surrogateescape") + b"\0" + hashlib.file_digest(file, "sha256").digest())
-        return whole.hexdigest()
+        return whole.hexdigest() + _resize_mark(self._resize)
 
     def _files(self) -> Iterator[tuple[str, BinaryIO]]:
         return self._listed.stream()
 
 
-def _open_part(path: str) -> _NpzPart | _FilesPart:
+def _open_part(path: str, resize: int | None) -> _NpzPart | _FilesPart:
     if os.path.isdir(path):
-        return _FilesPart(path)
-    check_readable(path, path)
-    return (_FilesPart if is_image_archive(path) else _NpzPart)(path)
+        found = find_npz(Path(path), lambda: bool(list_images(path).names))
+        return _FilesPart(path, resize) if found is None else _NpzPart(os.fspath(found), resize)
+    with open_readable(path, path) as file, reading(path):
+        if path.endswith((".pkl", ".pickle")) or file.read(1) == b"\x80":
+            raise InputError(_about_pickle(path))
+    return (_FilesPart if is_image_archive(path) else _NpzPart)(path, resize)
+
+
+def _about_pickle(path: str) -> str:
+    return (
+        f"{path}: found a pickle, which can run any code and is never loaded, expected an npz file; of statistics that "
+        f"you trust: python -c \"import pickle, numpy; d = pickle.load(open('{path}', 'rb')); d = d.get('fid', d); "
+        f"numpy.savez('{Path(path).stem}.npz', mu=d['mu'], sigma=d['sigma'])\""
+    )
+
+
+def _resized(pixels_HWC: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """An image brought to the size of ``shape`` [N, H, W, C] by ``RESIZE_RULE``."""
+    image = Image.fromarray(pixels_HWC[..., 0] if shape[3] == 1 else pixels_HWC)
+    return center_crop_arr(image, shape[1]).reshape(shape[1:])
+
+
+def _resize_mark(resize: int | None) -> str:
+    """What a digest says of images that are not judged as they are stored."""
+    return f" resized to {resize}" if resize else ""
 
 
 @lru_cache

@@ -93,6 +93,7 @@ class InceptionEngine:
 
     name = "inception"
     uses_stored_statistics = True
+    pool_dims = POOL_DIMS
     spread: Spread = staticmethod(map)
 
     def __init__(

@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without
 
 from evaluations.engine import FeatureEngine  # noqa: E402
 from evaluations.evaluator import add_network_flags, check_writable, create_engine  # noqa: E402
+from evaluations.image_sets import RESIZE_RULE  # noqa: E402
+from evaluations.kept_results import write_or_keep  # noqa: E402
 from evaluations.metrics.statistics import fit_gaussian  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 from guided_diffusion.files import hash_file, remove_leftovers, write_atomically  # noqa: E402
@@ -48,11 +51,25 @@ def main() -> None:
     check_writable("OUT", args.out)
     reading = Reading(args.bit_depth, args.exif_transpose, args.alpha)
     pictures = Pictures(args.folder, args.image_size, args.labels, reading)
+    check_room(args.out, min(len(pictures), args.num_images) * 3 * args.image_size**2)
     arrays = make_reference(pictures, create_engine(args), args.num_images, args.seed)
-    remove_leftovers(Path(args.out).parent, Path(args.out).name)
-    with write_atomically(args.out) as file:
-        np.savez(file, **arrays)
+    without_images = {name: array for name, array in arrays.items() if not name.startswith("arr_")}
+    keep = (lambda path: _save(path, without_images)) if "mu" in arrays else None
+    write_or_keep(args.out, lambda path: _save(path, arrays), keep, "its statistics, without the images, are")
     log.info("wrote %s", Path(args.out).absolute())
+
+
+def check_room(path: str, size: int) -> None:
+    """Raise ``InputError``, before the network runs, where a file of ``size`` bytes has no room."""
+    folder = next(folder for folder in Path(path).absolute().parents if folder.exists())
+    if (free := shutil.disk_usage(folder).free) < size:
+        raise InputError(f"{path}: needs {size / 1e9:.3g} GB, found {free / 1e9:.3g} GB free; --num_images keeps fewer")
+
+
+def _save(path: Path, arrays: dict[str, Any]) -> None:
+    remove_leftovers(path.parent, path.name)
+    with write_atomically(path) as file:
+        np.savez(file, **arrays)
 
 
 class Pictures:
@@ -117,7 +134,7 @@ def make_reference(pictures: Pictures, engine: FeatureEngine, num_images: int, s
         "found_images": len(pictures),
         "kept_images": len(kept),
         "image_size": pictures.size,
-        "resize": "centre crop; box-filtered halvings, then bicubic",
+        "resize": RESIZE_RULE,
         "resize_by_network": getattr(engine, "resize", None),
         "quantisation": "uint8, 0..255, rounded to the nearest",
         "class_names": pictures.class_names,

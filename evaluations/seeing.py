@@ -24,10 +24,11 @@ def see(
     """Activations and pixel hashes of all images.
 
     ``digest`` and ``network`` are the sha256 of the set's files and of the network's weights; without the
-    latter nothing is cached. Raises ``InputError`` naming the set if its images cannot be read or judged, or
-    an output is not finite.
+    latter nothing is cached. The engine's ``config`` belongs to the key. Raises ``InputError`` naming the set if its
+    images cannot be read or judged, or an output is not finite.
     """
     key = {"images": digest, "engine": type(engine).__name__, "network": network}
+    key |= {"config": config} if (config := getattr(engine, "config", None)) else {}
     cache = cache if network else None
     if cache and (seen := cache.load(images.count, **key)):
         return seen
@@ -40,7 +41,7 @@ def see(
         named = any(str(error).startswith(part.path) for part in images.parts)
         raise error if named else InputError(f"{shown}: {error}") from error
     for kind, array in (("pooled", found.pool), ("spatial", found.spatial), ("class", found.probabilities)):
-        if not (array.min() > -_LARGEST and array.max() < _LARGEST):  # nan is neither
+        if array.size and not (array.min() > -_LARGEST and array.max() < _LARGEST):  # nan is neither
             raise InputError(
                 f"{images.parts[0].path}: {engine.name} yields {kind} outputs that are nan or infinite, "
                 f"or beyond {_LARGEST}"

@@ -36,6 +36,7 @@ class TorchInceptionEngine:
 
     name = "inception (torch)"
     uses_stored_statistics = True
+    pool_dims = POOL_DIMS
     spread: Spread = staticmethod(map)
 
     def __init__(

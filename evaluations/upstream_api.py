@@ -154,11 +154,12 @@ class Evaluator:
     def read_statistics(
         self, npz_path: str | os.PathLike, activations: tuple[np.ndarray, np.ndarray]
     ) -> tuple[FIDStatistics, FIDStatistics]:
-        """Statistics of both kinds stored in a file, or of ``activations`` if it has none."""
-        if stored := read_stored_statistics(npz_path):
-            first, second = (FIDStatistics(gaussian.mu, gaussian.sigma) for gaussian in stored)
-        else:
-            first, second = (self.compute_statistics(kind) for kind in activations)
+        """Statistics of both kinds stored in a file, those of ``activations`` in place of what it lacks."""
+        stored = read_stored_statistics(npz_path) or (None, None)
+        first, second = (
+            self.compute_statistics(kind) if gaussian is None else FIDStatistics(gaussian.mu, gaussian.sigma)
+            for gaussian, kind in zip(stored, activations, strict=True)
+        )
         return first, second
 
     def compute_statistics(self, activations: np.ndarray) -> FIDStatistics:

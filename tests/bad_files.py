@@ -217,6 +217,10 @@ def _arrays(folder: Path) -> dict[str, Path]:
     for name, content in arrays.items():
         found[name] = folder / f"{name}.npz"
         np.savez(found[name], **content)
+    found["shards"] = folder / "shards"
+    found["shards"].mkdir()
+    for name in ("rank0.npz", "rank1.npz"):
+        shutil.copy(found["base_samples"], found["shards"] / name)
     found["truncated_npz"] = folder / "truncated.npz"
     found["truncated_npz"].write_bytes(found["base_samples"].read_bytes()[:150])
     found["npy"] = folder / "base.npy"

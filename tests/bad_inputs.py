@@ -351,7 +351,7 @@ IMAGE_SETS = [
     *((place, place, ": no such file") for place in ADDRESSES),
     ("a link to nothing", "{broken_link}", "broken_link: cats: a link to"),
     ("folder of other files", "{heic}", "heic: found no images, expected some of bmp"),
-    ("images of two sizes", "{two_sizes}", "found images of 8x8 pixels"),
+    ("images of two sizes", "{two_sizes}", "expected one size; --resize N crops and scales them to NxN pixels"),
     ("float images", "{floats}", "floats.npz: expected images in arr_0 as uint8"),
     ("object array", "{objects}", "objects.npz: array arr_0 holds pickled objects, which are refused"),
     ("claims a terabyte", "{claims}", "claims.npz: array arr_0 claims"),
@@ -359,6 +359,9 @@ IMAGE_SETS = [
     ("damaged header", "{odd_header}", "odd_header.npz: array arr_0: damaged or of an unknown format"),
     ("no arr_0", "{no_arr_0}", "no_arr_0.npz: missing array arr_0; found images"),
     ("a damaged archive", "{half_zip}", "half.zip: damaged or truncated archive"),
+    ("statistics in a pickle", "{malicious_pickle}", "model.pt: found a pickle, which can run any code and is never"),
+    ("shards", "{shards}", "shards: found 2 npz files (rank0.npz, rank1.npz), expected one; say which"),
+    ("a run that is not finished", "{other_run}", "other_run: the folder of a sampling run without its samples_*.npz"),
 ]
 
 # name, arguments of ed-dpm, what the line says

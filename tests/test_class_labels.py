@@ -153,7 +153,8 @@ def test_upsampling_with_a_label_that_training_never_saw(run, tmp_path):
     path = make_checkpoint(tmp_path / "m", "super_res", class_cond=True, notes={"class_names": ["cat", "dog"]})
     np.savez(tmp_path / "base.npz", np.zeros((6, 4, 4, 3), np.uint8), np.array([0, 1, 3, 0, 1, 3]))
     flags = {"model_path": path, "base_samples": "base.npz", "num_samples": 2, "timestep_respacing": "2"}
-    assert "--base_samples: it has labels that training never saw: 3" in run("super_res_sample", flags | {"log_dir": "out"}).stdout
+    ended = run("super_res_sample", flags | {"log_dir": "out"})
+    assert "--base_samples: it has labels that training never saw: 3" in ended.stdout
 
 
 def test_training_says_what_a_folder_has(run, tmp_path):

@@ -165,6 +165,7 @@ def evaluator_arguments(words: list[str], folder: Path) -> list[str]:
     positional = [str(write_images(folder / f"{name}.npz", side=8)) for name in ("reference", "samples")]
     rest = {flag: value for flag, value in read_flags(words).items() if flag != "inception"}
     rest |= {"features": str(features)}
+    rest |= {flag: value for flag, value in {"num_samples": "5", "resize": "8"}.items() if flag in rest}
     if "paired" in rest:
         rest["paired"] = str(write_images(folder / "other.npz", side=8))
     rest |= {flag: str(folder / flag) for flag in ("cache", "json") if flag in rest}

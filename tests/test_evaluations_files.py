@@ -16,6 +16,7 @@ from test_evaluations_classifier import write_classifier  # noqa: E402
 from test_evaluations_inputs import SAMPLES, _Stored, _write_folder  # noqa: E402
 
 from evaluations import convert, evaluator, make_reference  # noqa: E402
+from evaluations.kept_results import write_or_keep  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 
 
@@ -57,6 +58,25 @@ def test_reference_program(tmp_path, monkeypatch):
     ):
         with pytest.raises(InputError, match=complaint):
             _main(make_reference, monkeypatch, *wrong, *network)
+
+
+def test_what_cannot_be_written_where_it_should_be_is_kept_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+
+    def write(path: Path) -> None:
+        if path.absolute().parent.name == "full":
+            raise InputError(f"{path}: cannot be written: No space left on device")
+        path.write_text("kept")
+
+    write_or_keep("good.json", write, write, "the results are")
+    assert Path("good.json").read_text() == "kept"
+    with pytest.raises(InputError, match=r"^full/o.json: cannot .* device; the results are in (.*)$") as caught:
+        write_or_keep("full/o.json", write, write, "the results are")
+    kept = Path(str(caught.value).rpartition(" in ")[2])
+    assert kept.parent == tmp_path and kept.read_text() == "kept" and kept.suffix == ".json"
+    with pytest.raises(InputError, match="device$"):
+        write_or_keep("full/o.json", write, None, "the results are")
 
 
 @pytest.mark.parametrize("channels", [1, 3])

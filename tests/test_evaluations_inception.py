@@ -173,5 +173,5 @@ def test_stored_statistics_replace_computed_ones(tmp_path):
     shift = 300 + 20 * (statistics["mu"] - samples.astype(np.float32).mean(axis=(0, 1, 2))).sum()
     assert moved.fid == pytest.approx(plain.fid + shift, rel=1e-5)
     assert (moved.sfid, moved.precision, moved.recall) == (stored.sfid, plain.precision, plain.recall)
-    with pytest.raises(InputError, match="found stored statistics of 2 and 2 dimensions, expected 3 and 2"):
+    with pytest.raises(InputError, match="found stored statistics mu of 2 dimensions, expected 3 for"):
         evaluator.evaluate(tmp_path / "other.npz", tmp_path / "s.npz", _FewDimensions())

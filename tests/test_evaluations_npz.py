@@ -193,11 +193,25 @@ def test_stored_statistics(tmp_path):
     np.savez(tmp_path / "b.npz", _images())
     assert npz.read_stored_statistics(tmp_path / "b.npz") is None
     np.savez(tmp_path / "c.npz", mu=good["mu"], sigma=good["sigma"])
-    with pytest.raises(InputError, match="not mu_s, sigma_s"):
-        npz.read_stored_statistics(tmp_path / "c.npz")
+    pool, spatial = npz.read_stored_statistics(tmp_path / "c.npz")
+    assert pool.sigma.shape == (3, 3) and spatial is None
+    for missing in ("sigma", "sigma_s"):
+        np.savez(tmp_path / "e.npz", **{name: array for name, array in good.items() if name != missing})
+        with pytest.raises(InputError, match=f"but not {missing}$"):
+            npz.read_stored_statistics(tmp_path / "e.npz")
     np.savez(tmp_path / "d.npz", **{**good, "sigma_s": np.eye(3)})
     with pytest.raises(InputError, match="mu_s .*3, 3"):
         npz.read_stored_statistics(tmp_path / "d.npz")
+
+
+def test_settings(tmp_path):
+    for text, found in (('{"seed": 3}', {"seed": 3}), ("[1]", {}), ("{", {}), ("[" * 10**5, {}), (3, {})):
+        np.savez(tmp_path / "a.npz", settings=np.array(text))
+        assert npz.read_settings(tmp_path / "a.npz") == found
+    np.savez(tmp_path / "a.npz", _images(), settings={"seed": 3})  # pickled
+    assert npz.read_settings(tmp_path / "a.npz") == {}
+    np.savez(tmp_path / "a.npz", _images())
+    assert npz.read_settings(tmp_path / "a.npz") == {}
 
 
 def test_claims_of_terabytes(tmp_path):

@@ -18,6 +18,7 @@ from evaluations.metrics.resampling import (
     mean_figure,
     paired_differences,
     rows_of,
+    split_intervals,
 )
 from evaluations.metrics.statistics import fit_gaussian
 
@@ -48,6 +49,49 @@ def test_intervals_are_seeded_and_hold_the_figure():
     assert low < figures["fid"](np.ones((1, 50), int))[0] < high
     assert bootstrap_intervals(figures, 50, rounds=50, seed=3)["fid"] == (low, high)
     assert bootstrap_intervals(figures, 50, rounds=50, seed=4)["fid"] != (low, high)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+@pytest.mark.parametrize("kind", ["normal", "laplace"])  # light and heavy tails
+def test_intervals_of_a_distance_cover_what_they_should(kind, shift):
+    """95 % of them hold the mean distance of 50 images; the bootstrap's are too wide where it is small."""
+    random, dims, count = np.random.default_rng(0), 8, 50
+
+    def draw(n: int) -> np.ndarray:
+        return getattr(random, kind)(size=(n, dims))
+
+    reference = fit_gaussian(draw(20_000))
+    distances = [frechet_distance(fit_gaussian(draw(count) + shift), reference) for _ in range(300)]
+    mean, width = np.mean(distances), 2 * 1.96 * np.std(distances)
+    figures = [{"fid": frechet_figure(draw(count) + shift, reference)} for _ in range(60)]
+    found = np.array([split_intervals(figure, count, 40, seed)["fid"] for seed, figure in enumerate(figures)])
+    assert ((found[:, 0] <= mean) & (mean <= found[:, 1])).mean() >= 0.92
+    split, bootstrap = (
+        np.median([high - low for low, high in intervals]) / width
+        for intervals in (found, [bootstrap_intervals(f, count, 40, i)["fid"] for i, f in enumerate(figures[:20])])
+    )
+    assert 0.9 < split < 1.6 and (found > 0).all()
+    assert shift or split < 0.95 * bootstrap
+
+
+def test_intervals_of_no_distance():
+    """Of a set and itself the figure is 0, or rounding."""
+    features = np.random.default_rng(1).normal(size=(40, 5))
+    figure = frechet_figure(features, fit_gaussian(features))
+    low, high = split_intervals({"fid": figure}, 40, rounds=20, seed=0)["fid"]
+    assert 0 <= low < 1e-6 and 0.01 < high < 10
+    halved = split_intervals({"fid": lambda counts: np.zeros(len(counts))}, 4, rounds=2, seed=0)["fid"]
+    assert halved == (0, 0)
+    with pytest.raises(ValueError, match="at least 4"):
+        split_intervals({"fid": figure}, 3, rounds=2, seed=0)
+
+
+@pytest.mark.parametrize("count", [40, 7])
+def test_a_set_is_at_no_distance_from_itself(count):
+    features = np.random.default_rng(2).normal(size=(count, 12)).astype(np.float32)
+    assert frechet_distance(fit_gaussian(features), fit_gaussian(features.copy())) == 0
+    assert frechet_distance(fit_gaussian(features), fit_gaussian(features[::-1])) >= 0
+    assert frechet_figure(features, fit_gaussian(features))(np.ones((1, count), int))[0] >= 0
 
 
 def test_paired_test_sees_what_shared_noise_shows():
@@ -94,6 +138,21 @@ def test_kernel_distance_is_unbiased():
     assert kernel_distance(first, second, 5, 50, seed=1) == kernel_distance(first, second, 5, 50, seed=1)
     with pytest.raises(ValueError, match="one width"):
         kernel_distance(first, second[:, :2])
+
+
+def test_the_kernel_distance_of_few_images_has_a_deviation():
+    """Not that of a sum in another order; the mean is over all images as before."""
+    random = np.random.default_rng(10)
+    first, second = random.normal(size=(60, 4)), random.normal(0.2, size=(50, 4))
+    mean, deviation = kernel_distance(first[:50], second, seed=1)
+    assert mean == pytest.approx(squared_discrepancy(first[:50], second))
+    assert deviation == kernel_distance(first[:50], second, subset_size=25, seed=1)[1] > 1e-3
+    assert kernel_distance(first, second, seed=1)[0] == kernel_distance(first, second, subset_size=50, seed=1)[0]
+    for size in (1, 51):
+        with pytest.raises(ValueError, match=f"subsets of 2 to 50 images, found {size}"):
+            kernel_distance(first, second, subset_size=size)
+    many = random.normal(size=(1001, 2))
+    assert kernel_distance(many, many, subsets=2) == kernel_distance(many, many, subsets=2, subset_size=1000)
 
 
 @pytest.mark.parametrize("block", [7, 1000])

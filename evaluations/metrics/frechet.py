@@ -19,7 +19,8 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
     No root of the nearly singular, unsymmetric product is taken. With S1 = A A' its trace is the sum of the
     roots of the eigenvalues of the symmetric A' S2 A, where A is S1's Cholesky factor, or the features
     themselves if they are fewer than the dimensions. Small eigenvalues lose their digits that way; where this
-    could be felt, the sum is taken over the singular values of A'B with S2 = B B' instead, which keeps them.
+    could be felt, the sum is taken over the singular values of A'B with S2 = B B' instead, which keeps them. Equal
+    Gaussians are at distance 0, and rounding never brings others below it.
 
     Raises ``ValueError`` if the shapes disagree, a number is not finite, or a covariance has a clearly
     negative eigenvalue.
@@ -36,14 +37,16 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
     if not all(np.isfinite(array).all() for array in (mu1, mu2, sigma1, sigma2)):
         raise ValueError("expected finite means and covariances, found nan or infinity")
 
+    if np.array_equal(mu1, mu2) and np.array_equal(sigma1, sigma2):
+        return 0.0
     difference = mu1.astype(np.float64) - mu2.astype(np.float64)
     apart = difference @ difference + np.trace(sigma1) + np.trace(sigma2)
     if first.factor is None or second.factor is None:
         trace, error = _quick_trace(sigma1, sigma2, first.factor, second.factor)
         if error <= _ACCURACY * abs(apart - 2.0 * trace):
-            return float(apart - 2.0 * trace)
+            return max(0.0, float(apart - 2.0 * trace))
     cross = factor_of(first).T @ factor_of(second)
-    return float(apart - 2.0 * (linalg.svdvals(cross).sum() if cross.size else 0.0))
+    return max(0.0, float(apart - 2.0 * (linalg.svdvals(cross).sum() if cross.size else 0.0)))
 
 
 def factor_of(gaussian: Gaussian) -> np.ndarray:

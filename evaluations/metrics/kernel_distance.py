@@ -15,27 +15,41 @@ def kernel_distance(
     reference_ND: np.ndarray,
     samples_MD: np.ndarray,
     subsets: int = SUBSETS,
-    subset_size: int = SUBSET_SIZE,
+    subset_size: int | None = None,
     seed: int = 0,
 ) -> tuple[float, float]:
     """Mean and standard deviation over random subsets of the squared maximum mean discrepancy.
 
-    The kernel is (uv / D + 1)^3. Subsets are drawn without replacement, of ``subset_size`` images or as many
-    as both sets have. The unbiased estimate may be below zero.
+    The kernel is (uv / D + 1)^3. Subsets of ``subset_size`` images are drawn without replacement. Without it they are
+    of 1000; of sets that are not larger than that the mean is over subsets as large as the smaller set, and the
+    deviation over subsets of half its size, as larger ones share most of their images. The unbiased estimate may be
+    below zero.
 
-    Raises ``ValueError`` if a set has less than 2 features or the widths differ.
+    Raises ``ValueError`` if a set has less than 2 features or ``subset_size``, or the widths differ.
     """
-    size = min(subset_size, len(reference_ND), len(samples_MD))
-    if size < 2 or reference_ND.shape[1] != samples_MD.shape[1]:
+    smaller = min(len(reference_ND), len(samples_MD))
+    if smaller < 2 or reference_ND.shape[1] != samples_MD.shape[1]:
         raise ValueError(
             f"expected features [N, D] of one width, N >= 2, found {reference_ND.shape} and {samples_MD.shape}"
         )
-    random = np.random.default_rng(seed)
-    found = []
-    for _ in range(subsets):
-        chosen = [x[random.choice(len(x), size, replace=False)] for x in (reference_ND, samples_MD)]
-        found.append(squared_discrepancy(*chosen))
-    return float(np.mean(found)), float(np.std(found))
+    if subset_size is not None and not 2 <= subset_size <= smaller:
+        raise ValueError(f"expected subsets of 2 to {smaller} images, found {subset_size}")
+
+    def of_subsets(size: int) -> list[float]:
+        random = np.random.default_rng(seed)
+        draws = (
+            [x[random.choice(len(x), size, replace=False)] for x in (reference_ND, samples_MD)] for _ in range(subsets)
+        )
+        return [squared_discrepancy(*chosen) for chosen in draws]
+
+    size, spread = (subset_size,) * 2 if subset_size else (min(SUBSET_SIZE, smaller), deviation_size(smaller))
+    found = of_subsets(size)
+    return float(np.mean(found)), float(np.std(found if spread == size else of_subsets(spread)))
+
+
+def deviation_size(smaller: int) -> int:
+    """Return of how many images the subsets are whose deviation is given for sets of which one has only ``smaller``."""
+    return SUBSET_SIZE if smaller > SUBSET_SIZE else max(2, smaller // 2)
 
 
 def squared_discrepancy(first_ND: np.ndarray, second_MD: np.ndarray) -> float:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import BinaryIO
+from contextlib import contextmanager, suppress
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -164,29 +165,39 @@ def read_labels(path: str | os.PathLike, count: int) -> np.ndarray | None:
     return labels.astype(np.int64)
 
 
-def read_stored_statistics(path: str | os.PathLike) -> tuple[Gaussian, Gaussian] | None:
-    """The stored statistics of pooled (``mu``, ``sigma``) and spatial features (``mu_s``, ``sigma_s``).
+def read_stored_statistics(path: str | os.PathLike) -> tuple[Gaussian, Gaussian | None] | None:
+    """Return the stored statistics of pooled (``mu``, ``sigma``) and spatial features (``mu_s``, ``sigma_s``).
 
-    None where the file has no ``mu``. Raises ``InputValueError`` if some are missing or do not fit together.
+    None where the file has no ``mu``; the spatial ones are None where it has neither of them, as files of most other
+    projects. Raises ``InputValueError`` if one of a pair is missing or they do not fit together.
     """
-    names = ("mu", "sigma", "mu_s", "sigma_s")
     present = list_arrays(path)
     if "mu" not in present:
         return None
-    if missing := [name for name in names if name not in present]:
-        raise InputValueError(f"{path}: holds the statistics mu but not {', '.join(missing)}")
-    mu, sigma, mu_s, sigma_s = (read_array(path, name) for name in names)
-    for kind, mean, covariance in (("", mu, sigma), ("_s", mu_s, sigma_s)):
-        if (
-            mean.ndim != 1
-            or covariance.shape != (len(mean),) * 2
-            or {mean.dtype.kind, covariance.dtype.kind} != {"f"}
-        ):
-            raise InputValueError(
-                f"{path}: expected real mu{kind} [D] and sigma{kind} [D, D], "
-                f"found {mean.dtype} {list(mean.shape)} and {covariance.dtype} {list(covariance.shape)}"
-            )
-    return Gaussian(mu, sigma), Gaussian(mu_s, sigma_s)
+    found = [_read_gaussian(path, present, suffix) for suffix in ("", "_s")[: 1 + ("mu_s" in present)]]
+    return found[0], found[1] if len(found) > 1 else None
+
+
+def _read_gaussian(path: str | os.PathLike, present: list[str], suffix: str) -> Gaussian:
+    if f"sigma{suffix}" not in present:
+        raise InputValueError(f"{path}: holds the statistics mu{suffix} but not sigma{suffix}")
+    mean, covariance = (read_array(path, f"{name}{suffix}") for name in ("mu", "sigma"))
+    if mean.ndim != 1 or covariance.shape != (len(mean),) * 2 or {mean.dtype.kind, covariance.dtype.kind} != {"f"}:
+        raise InputValueError(
+            f"{path}: expected real mu{suffix} [D] and sigma{suffix} [D, D], "
+            f"found {mean.dtype} {list(mean.shape)} and {covariance.dtype} {list(covariance.shape)}"
+        )
+    return Gaussian(mean, covariance)
+
+
+def read_settings(path: str | os.PathLike) -> dict[str, Any]:
+    """Return what ``make_reference`` noted in a file's ``settings``, a JSON text; empty where there is no such text."""
+    if "settings" in list_arrays(path):
+        with suppress(ValueError, RecursionError):  # somebody else's, of whatever kind
+            text = read_array(path, "settings")
+            found = json.loads(str(text)) if text.shape == () and text.dtype.kind == "U" else None
+            return found if isinstance(found, dict) else {}
+    return {}
 
 
 @contextmanager

@@ -1,0 +1,277 @@
+"""Folders of npz files and of images of many sizes; odd names; choices of images; figures by class."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_evaluations_classifier import write_classifier  # noqa: E402
+from test_evaluations_inputs import REFERENCE, SAMPLES, _png, _Stored  # noqa: E402
+
+from evaluations import evaluator, make_reference  # noqa: E402
+from evaluations.classifier_features import ClassifierEngine  # noqa: E402
+from evaluations.image_choice import choose_images  # noqa: E402
+from evaluations.image_sets import open_image_set, split_paths  # noqa: E402
+from evaluations.metrics.frechet import frechet_distance  # noqa: E402
+from evaluations.metrics.precision_recall import precision_recall  # noqa: E402
+from evaluations.metrics.statistics import fit_gaussian  # noqa: E402
+from guided_diffusion.errors import InputError  # noqa: E402
+from guided_diffusion.generate import save_grid  # noqa: E402
+from guided_diffusion.image_datasets import center_crop_arr  # noqa: E402
+from tests.helpers import ROOT  # noqa: E402
+
+EVALUATOR = ROOT / "evaluations" / "evaluator.py"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("ref.npz", REFERENCE, np.arange(24) % 2)
+    np.savez("s.npz", SAMPLES, np.arange(20) % 2)
+    return tmp_path
+
+
+def _read(paths, **options) -> np.ndarray:
+    return np.concatenate(list(open_image_set(paths, **options).batches(6)))
+
+
+def test_a_samplers_run_folder_is_its_samples(place):
+    """Not the one picture of its grid."""
+    os.mkdir("run")
+    Path("run/run.json").write_text("{}")
+    with pytest.raises(InputError, match="^run: the folder of a sampling run without its samples.*it is not finished"):
+        open_image_set("run")
+    np.savez("run/samples_20x16x16x3.npz", SAMPLES, np.arange(20))
+    np.savez("run/trace.npz", entropy=np.zeros(3))
+    save_grid(SAMPLES, Path("run/samples_20x16x16x3.png"))
+    images = open_image_set("run")
+    np.testing.assert_array_equal(_read("run"), SAMPLES)
+    assert images.name.endswith("run/samples_20x16x16x3.npz") and images.labels().tolist() == list(range(20))
+    np.savez("run/samples_4x16x16x3.npz", SAMPLES[:4])
+    with pytest.raises(InputError, match=r"^run: found 2 npz files \(samples_20x16x16x3.npz, .*; say which, run/"):
+        open_image_set("run")
+
+
+def test_a_real_run_goes_into_the_evaluator(place, run, checkpoints):
+    flags = {"model_path": checkpoints["model"], "num_samples": 6, "batch_size": 3, "timestep_respacing": "2"}
+    run("image_sample", flags | {"log_dir": "out", "save_images": True})
+    images = open_image_set("out")
+    assert images.shape == (6, 8, 8, 3) and Path(images.name).parent == place / "out"
+
+
+def test_a_folder_of_shards(place):
+    os.mkdir("shards")
+    np.savez("shards/rank0.npz", SAMPLES[:9])
+    np.testing.assert_array_equal(_read("shards"), SAMPLES[:9])
+    np.savez("shards/rank1.npz", SAMPLES[9:])
+    np.savez("shards/.rank2.npz", SAMPLES)
+    with pytest.raises(InputError, match=r"^shards: found 2 npz files \(rank0.npz, rank1.npz\), exp") as caught:
+        open_image_set("shards")
+    paths = str(caught.value).rpartition("(")[2].rstrip(")")
+    np.testing.assert_array_equal(_read(split_paths(paths)), SAMPLES)
+    Path("shards/picture.png").write_bytes(_png(SAMPLES[0]))  # pictures come first
+    assert open_image_set("shards").count == 1
+
+
+def test_patterns(place, run):
+    for i in (0, 9, 10):
+        np.savez(f"rank{i}.npz", SAMPLES[i : i + 4])
+    assert split_paths("rank*.npz") == ["rank0.npz", "rank9.npz", "rank10.npz"]
+    assert split_paths("s.npz,rank?.npz") == ["s.npz", "rank0.npz", "rank9.npz"]
+    assert split_paths("nothing*.npz") == ["nothing*.npz"]
+    np.savez("odd[1].npz", SAMPLES)
+    assert split_paths("odd[1].npz") == ["odd[1].npz"]
+    found = run(EVALUATOR, ["ref.npz", "rank0.npz", "rank10.npz", "rank9.npz"], fails=True)
+    (line,) = found.error_lines
+    assert line == (
+        "error: found 4 inputs (ref.npz, rank0.npz, rank10.npz, rank9.npz), expected a reference and samples; files "
+        "that are one set are joined by commas (rank0.npz,rank10.npz) or named by a pattern in quotes ('rank*.npz')"
+    )
+    assert found.statuses == [2] and len(found.stderr.splitlines()) == 1
+
+
+def test_an_empty_list(place):
+    for names in (([], "s.npz"), ("ref.npz", [])):
+        with pytest.raises(InputError, match="^found an empty list of files, expected at least one"):
+            evaluator.evaluate(*names, _Stored())
+
+
+def _write_sizes(folder: Path) -> list[np.ndarray]:
+    """Crops that training would make of pictures of four sizes."""
+    folder.mkdir()
+    random, crops = np.random.default_rng(0), []
+    for i, (height, width) in enumerate([(16, 16), (40, 33), (16, 21), (9, 12)]):
+        image = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        image.save(folder / f"{i}.png")
+        crops.append(center_crop_arr(image, 16))
+    return crops
+
+
+def test_images_of_many_sizes(place):
+    crops = _write_sizes(place / "sizes")
+    with pytest.raises(InputError, match="expected one size; --resize N crops .* make_reference.py --image_size N"):
+        open_image_set("sizes")
+    np.testing.assert_array_equal(_read("sizes", resize=16), crops)
+    pictures = make_reference.Pictures("sizes", 16)
+    np.testing.assert_array_equal(pictures.read(range(4)), crops)  # what a reference of that size holds
+    assert open_image_set("sizes", resize=16).digest() != open_image_set("sizes", resize=8).digest()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_resizing_images_of_one_size(place, channels):
+    images = SAMPLES[..., :channels]
+    np.savez("a.npz", images, mu=np.zeros(2), sigma=np.eye(2))
+    np.testing.assert_array_equal(_read("a.npz", resize=16), images)
+    small = _read("a.npz", resize=8)
+    blocks = images.reshape(20, 8, 2, 8, 2, channels).mean(axis=(2, 4))
+    assert small.shape == (20, 8, 8, channels) and np.abs(small - blocks).max() <= 1
+    assert open_image_set("a.npz", resize=16).stored and not open_image_set("a.npz", resize=16).warnings
+    resized = open_image_set("a.npz", resize=8)
+    assert resized.stored is None and "statistics are not used, as they are of images before" in resized.warnings[0]
+
+
+def test_resize_and_its_remedy_in_results(place):
+    engine = ClassifierEngine(write_classifier(place))
+    np.savez("large.npz", SAMPLES.repeat(2, axis=1).repeat(2, axis=2))
+    with pytest.raises(InputError, match="--resize 16 crops and scales them"):
+        evaluator.evaluate("ref.npz", "large.npz", engine)
+    large, own = (evaluator.evaluate("ref.npz", name, engine, resize=16) for name in ("large.npz", "s.npz"))
+    assert large.fid == pytest.approx(own.fid, rel=1e-4)
+    assert large.resize_before == "to 16x16: centre crop; box-filtered halvings, then bicubic"
+
+
+@pytest.mark.parametrize("program", ["evaluator", "make_reference"])
+def test_names_that_are_no_text_or_no_number(place, run, program):
+    """Bytes that are no UTF-8 and labels of 20 digits are names like others, and no labels."""
+    os.mkdir("odd")
+    for i, pixels in enumerate(SAMPLES):
+        name = b"k\xff\xe9_%04d.png" % i if i % 2 else b"%d_%d.png" % (10**19 + i, 10**19 + i)
+        with open(b"odd/" + name, "wb") as file:
+            file.write(_png(pixels))
+    network = ["--features", str(write_classifier(place))]
+    if program == "evaluator":
+        assert open_image_set("odd").labels() is None
+        run(EVALUATOR, ["ref.npz", "odd", *network, "--json", "out.json"])
+        assert json.loads(Path("out.json").read_text())["n_samples"] == 20
+    else:
+        run(ROOT / "evaluations" / "make_reference.py", ["odd", "r.npz", "--image_size", "16", *network])
+        assert open_image_set("r.npz").count == 20
+    os.rename("odd", os.fsdecode(b"\xff"))
+    evaluator.evaluate("ref.npz", os.fsdecode(b"\xff"), ClassifierEngine(network[1]))
+
+
+def test_labels_of_many_digits(place):
+    os.mkdir("long")
+    for i in range(4):
+        Path(f"long/{10**19 + i}_{i}.png").write_bytes(_png(SAMPLES[i]))
+    assert open_image_set("long").labels() is None
+
+
+def test_a_number_of_samples_is_drawn_by_the_seed(place):
+    np.savez("first.npz", SAMPLES[:9], np.arange(9))
+    np.savez("second.npz", SAMPLES[9:], np.arange(9, 20))
+    whole, parts = open_image_set("s.npz"), open_image_set(["first.npz", "second.npz"])
+    for seed in range(3):
+        chosen = choose_images(parts, 7, seed)
+        places = chosen.labels()
+        assert (np.diff(places) > 0).all() and len(places) == 7 and places.max() > 8  # not just the first
+        batches = list(chosen.batches(3))
+        assert len(batches) == len(chosen.batches(3))
+        np.testing.assert_array_equal(np.concatenate(batches), SAMPLES[places])
+        np.testing.assert_array_equal(np.concatenate(list(choose_images(whole, 7, seed).batches(3))), SAMPLES[places])
+    digests = [choose_images(parts, count, seed).digest() for count, seed in ((7, 0), (7, 1), (8, 0), (20, 0))]
+    assert len(set(digests)) == 4 and digests[3] == parts.digest() and choose_images(parts, 20, 0) is parts
+
+
+def test_num_samples(place, run):
+    engine = ClassifierEngine(write_classifier(place))
+    found = evaluator.evaluate("ref.npz", "s.npz", engine, num_samples=12, seed=3, paired="s.npz", paired_rounds=1)
+    for name, images in (("ref", REFERENCE), ("s", SAMPLES)):
+        np.savez(f"few_{name}.npz", images[np.sort(np.random.default_rng(3).choice(len(images), 12, replace=False))])
+    few = evaluator.evaluate("few_ref.npz", "few_s.npz", engine)
+    assert (found.fid, found.precision, found.recall) == (few.fid, few.precision, few.recall)
+    assert (found.n_reference, found.n_samples) == (12, 12) and found.chosen == "12 of each set at random, seed 3"
+    assert found.paired["fid"]["difference"] == 0
+    assert evaluator.evaluate("ref.npz", "s.npz", engine, num_samples=20).n_reference == 20
+    assert evaluator.evaluate("few_ref.npz", "s.npz", engine, num_samples=20).n_reference == 12  # all there are
+    with pytest.raises(InputError, match="few_s.npz: found 12 images, expected 20, one for each"):
+        evaluator.evaluate("ref.npz", "s.npz", engine, num_samples=10, paired="few_s.npz")
+    with pytest.raises(InputError, match="s.npz: found 20 images, expected at least --num_samples 21"):
+        evaluator.evaluate("ref.npz", "s.npz", engine, num_samples=21)
+    for flag, value in (("num_samples", 3), ("resize", 0), ("kid_subset_size", 1)):
+        line = run(EVALUATOR, ["ref.npz", "s.npz", f"--{flag}", str(value)], fails=True).error_lines
+        assert line == [f"error: --{flag}: found {value}, expected at least {value + 1}"]
+
+
+def test_num_samples_leaves_a_references_statistics_alone(place):
+    """They are of the whole data set; those of samples are not of these samples."""
+    pool = _Stored().compute_activations([REFERENCE]).pool * 2
+    statistics = {"mu": pool.mean(axis=0), "sigma": np.cov(pool, rowvar=False)}
+    for name, images in (("ref2.npz", REFERENCE), ("s2.npz", SAMPLES)):
+        np.savez(name, images, **statistics)
+    whole, few = (evaluator.evaluate("ref2.npz", "s.npz", _Stored(), num_samples=n) for n in (20, 10))
+    assert evaluator.evaluate("ref2.npz", "s2.npz", _Stored()).fid == 0
+    assert evaluator.evaluate("ref2.npz", "s2.npz", _Stored(), num_samples=10).fid == few.fid != whole.fid
+
+
+def test_figures_by_class(place, run):
+    labels = {"ref": np.repeat([0, 1, 7], [12, 9, 3]), "s": np.repeat([0, 1, 2], [8, 8, 4])}
+    settings = np.array(json.dumps({"class_names": ["cat", "dog"]}))
+    np.savez("ref.npz", REFERENCE, labels["ref"], settings=settings)
+    np.savez("s.npz", SAMPLES, labels["s"])
+    checkpoint = write_classifier(place)
+    argv = ["ref.npz", "s.npz", "--features", str(checkpoint), "--per_class", "--json", "out.json"]
+    found = run(EVALUATOR, argv)
+    table = run(EVALUATOR, [*argv, "--markdown"]).stdout.splitlines()
+    classes = json.loads(Path("out.json").read_text())["per_class"]
+    assert list(classes) == ["0", "1", "2", "7"]
+    pools = [ClassifierEngine(checkpoint).compute_activations([x]).pool for x in (REFERENCE, SAMPLES)]
+    own = [pool[labels[name] == 1] for name, pool in zip(("ref", "s"), pools, strict=True)]
+    assert classes["1"]["fid"] == pytest.approx(frechet_distance(*map(fit_gaussian, own)), rel=1e-3)
+    assert (classes["1"]["precision"], classes["1"]["recall"]) == precision_recall(*own)
+    assert classes["1"]["name"] == "dog" and classes["7"]["name"] is None
+    assert (classes["2"]["n_reference"], classes["2"]["n_samples"], classes["2"]["fid"]) == (0, 4, None)
+    assert f"Class 1 (dog) FID: {classes['1']['fid']}" in found.stdout.splitlines() and "Class 7" not in found.stdout
+    assert "2 of 4 classes have under 4 images on a side and no figures: 2, 7" in found.stderr
+    assert table[3:6] == ["", "| Class | N reference | N | FID | Precision | Recall |", "| --- " * 6 + "|"]
+    assert table[7].startswith("| dog | 9 | 8 | ") and table[9] == "| 7 | 3 | 0 |  |  |  |"
+
+
+def test_classes_need_labels_on_both_sides(place):
+    np.savez("plain.npz", SAMPLES)
+    np.savez("stats.npz", mu=np.zeros(12), sigma=np.eye(12))
+    engine = _Stored()
+    engine.compute_activations = None  # never gets that far
+    for names in (("plain.npz", "s.npz"), ("ref.npz", "plain.npz")):
+        with pytest.raises(InputError, match="plain.npz: found no labels, expected some for --per_class: arr_1 in"):
+            evaluator.evaluate(*names, engine, per_class=True)
+    with pytest.raises(InputError, match="stats.npz: found statistics only, expected images with labels"):
+        evaluator.evaluate("stats.npz", "s.npz", engine, per_class=True)
+
+
+def test_what_needs_no_network_is_checked_before_it_runs(place):
+    engine = _Stored()
+    engine.compute_activations = None
+    np.savez("five.npz", REFERENCE[:5])
+    with pytest.raises(InputError, match="five.npz: found 5 images, expected more than 5 for density"):
+        evaluator.evaluate("five.npz", "s.npz", engine, extra=True)
+    with pytest.raises(InputError, match="--kid_subset_size: found no --extra, expected it"):
+        evaluator.evaluate("ref.npz", "s.npz", engine, kid_subset_size=10)
+    with pytest.raises(InputError, match="--kid_subset_size: found 21, expected at most 20, as .*s.npz holds"):
+        evaluator.evaluate("ref.npz", "s.npz", engine, extra=True, kid_subset_size=21)
+
+
+def test_kid_of_few_images_says_what_its_deviation_is_of(place):
+    found, chosen = (
+        evaluator.evaluate("ref.npz", "s.npz", _Stored(), extra=True, kid_subset_size=size) for size in (None, 8)
+    )
+    assert found.kid_deviation > 1e-6 and found.kid_subset_size == 10 and chosen.kid_subset_size == 8
+    said = "KID: its deviation is over subsets of 10 images, half the smaller set, not 1000"
+    assert any(line.startswith(said) for line in found.warnings) and "KID:" not in "".join(chosen.warnings)
