@@ -129,8 +129,8 @@ def _parse() -> argparse.Namespace:
         inputs = [args.ref_batch, args.sample_batch, *more]
         shown = ", ".join(inputs[:4]) + (", ..." if len(inputs) > 4 else "")
         raise InputError(
-            f"found {len(inputs)} inputs ({shown}), expected a reference and samples; files of one set are joined "
-            f"by commas ({args.sample_batch},{more[0]}) or named by a pattern in quotes ('rank*.npz')"
+            f"found {len(inputs)} inputs ({shown}), expected a reference and samples; files that are one set are "
+            f"joined by commas ({args.sample_batch},{more[0]}) or named by a pattern in quotes ('rank*.npz')"
         )
     if more:
         parser.error(f"unrecognized arguments: {' '.join(more)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,8 +45,8 @@ class _ChosenPart:
     def shape(self) -> tuple[int, ...]:
         return (len(self.rows), *self.part.shape[1:])
 
-    def labels(self) -> np.ndarray | None:
-        labels = self.part.labels()
+    def labels(self, class_names: Sequence[str] | None = None) -> np.ndarray | None:
+        labels = self.part.labels(class_names)
         return None if labels is None else labels[self.rows]
 
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:
