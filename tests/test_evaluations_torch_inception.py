@@ -124,7 +124,7 @@ def test_without_tensorflow(place):
 
 def test_a_graph_needs_tensorboards_messages(place, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.graph_pb2", None)
-    with pytest.raises(InputError, match="graph.pb: reading a frozen graph needs TensorBoard .*pip install tensorboard"):
+    with pytest.raises(InputError, match="graph.pb: reading a frozen graph needs TensorBoard"):
         TorchInceptionEngine(place / "graph.pb")
 
 
