@@ -16,7 +16,7 @@ $(BIN)/.demo-ready: setup.py constraints.txt
 	touch $@
 
 $(BIN)/.test-ready: $(BIN)/.demo-ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[mpi,demo,inception,tensorboard,test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[mpi,demo,inception,test]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torch-fidelity  # its metrics only; its networks want torchvision
 	touch $@
 

@@ -27,15 +27,15 @@ setup(
         "requests",
         "safetensors",  # weights that carry no code
         "scipy",
+        "tensorboard",  # its logs, and the messages that a frozen TensorFlow graph consists of
         "torch>=2.4",
         "tqdm",
     ],
     extras_require={
         "mpi": ["mpi4py", "mpich"],  # mpich's wheel brings mpiexec; leave it out where a system MPI exists
-        "inception": ["tensorflow-cpu", "tensorboard"],  # the published Inception graph; reading it
+        "inception": ["tensorflow-cpu"],  # evaluations/evaluator.py on the published Inception graph
         "figures": ["matplotlib"],  # `ed-dpm figure`
         "demo": ["matplotlib", "scikit-learn"],  # plots; the handwritten digits, also of `ed-dpm run --rehearse`
-        "tensorboard": ["tensorboard"],
         "test": [
             "diffusers",  # another implementation of the samplers, to compare with
             "hypothesis",
@@ -44,7 +44,6 @@ setup(
             "pytest-timeout",
             "pytest-xdist",
             "ruff",
-            "tensorboard",
         ],
     },
 )

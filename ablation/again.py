@@ -27,7 +27,8 @@ from guided_diffusion import dist_util, run_directory
 from guided_diffusion.errors import InputError
 
 from .__main__ import PROTOCOLS, RECIPES, RESULTS
-from .models import FILE
+
+FILE = "model.safetensors"  # of each network in the repository
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

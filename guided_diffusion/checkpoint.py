@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint_flags, launch
-from .errors import InputError
+from .errors import InputError, brief
 from .files import check_readable, is_remote, open_readable, parse_json, read_json, reason, write_atomically, write_json
 from .nonfinite import check_weights
 
@@ -236,7 +236,7 @@ def _open_remote(path: str, name: str = "") -> Iterator[BinaryIO]:
     except FileNotFoundError as error:
         raise InputError(f"{name or path}: no such file") from error
     except (OSError, blobfile.Error, http.client.HTTPException, ValueError) as error:
-        raise InputError(f"{name or path}: cannot be fetched: {_one_line(error)}") from error
+        raise InputError(f"{name or path}: cannot be fetched: {brief(error)}") from error
 
 
 def _read_safetensors(file: BinaryIO, map_location: Any) -> dict[str, Tensor]:
@@ -253,18 +253,12 @@ def _why_unreadable(error: Exception, file: BinaryIO) -> str:
     if code := re.search(r"GLOBAL (\S+)", text):
         return f"refused: it wants to run or build {code[1].rstrip('.')}; expected nothing but tensors"
     if "map_location" in text:
-        return _one_line(error)
+        return brief(error)
     size = file.seek(0, os.SEEK_END)
     kind = "not a checkpoint, or truncated"
     if isinstance(error, pickle.UnpicklingError):  # torch's own text suggests weights_only=False: not ours
         return f"{kind} (expected a .pt or .safetensors file, found {size} bytes of something else)"
-    return f"{kind} ({size} bytes; {_one_line(error)})"
-
-
-def _one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    first = lines[0] if lines else type(error).__name__
-    return first if len(first) <= 160 else first[:157] + "..."
+    return f"{kind} ({size} bytes; {brief(error)})"
 
 
 def _describe(value: Any) -> str:

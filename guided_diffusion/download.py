@@ -17,7 +17,7 @@ from typing import BinaryIO
 import requests
 from tqdm.auto import tqdm
 
-from guided_diffusion.errors import DamagedError, InputError, first_line
+from guided_diffusion.errors import DamagedError, InputError, brief
 from guided_diffusion.files import hash_file, open_regular, read_json, write_json
 
 ATTEMPTS = 5
@@ -80,14 +80,14 @@ def fetch(
                             note.unlink(missing_ok=True)
                     return path
     except OSError as error:  # includes everything requests raises
-        raise InputError(f"{path}: cannot be downloaded from {url}: {_brief(error)}; {advice}") from error
+        raise InputError(f"{path}: cannot be downloaded from {url}: {brief(error)}; {advice}") from error
     try:
         if wrong := _mismatch(path, size, sha256):
             aside = path.with_name(path.name + ".rejected")
             os.replace(path, aside)
             raise InputError(f"{path}: {wrong}; moved to {aside.name}; {advice}")
     except OSError as error:
-        raise InputError(f"{path}: cannot be checked: {_brief(error)}; {advice}") from error
+        raise InputError(f"{path}: cannot be checked: {brief(error)}; {advice}") from error
     return path
 
 
@@ -152,7 +152,7 @@ class _Transfer:
         try:
             response = requests.get(self.url, headers=headers, stream=True, timeout=self.timeout)
         except requests.ReadTimeout as error:
-            raise _Cut(_brief(error)) from error
+            raise _Cut(brief(error)) from error
         with response:
             if response.status_code == requests.codes.requested_range_not_satisfiable and have:
                 total = re.fullmatch(r"bytes \*/(\d{1,18})", response.headers.get("Content-Range", ""))
@@ -218,7 +218,7 @@ class _Transfer:
                     self.file.write(piece)
                     bar.update(len(piece))
             except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
-                raise _Cut(_brief(error)) from error
+                raise _Cut(brief(error)) from error
             finally:
                 self.file.flush()
 
@@ -252,9 +252,3 @@ def _mismatch(path: Path, size: int | None, sha256: str | None, md5: str | None 
         if expected and (digest := hash_file(path, algorithm)) != expected.lower():
             return f"found {algorithm} {digest}, expected {expected}"
     return ""
-
-
-def _brief(error: BaseException) -> str:
-    """The first line of an error, shortened."""
-    text = first_line(error)
-    return text if len(text) <= 160 else text[:157] + "..."

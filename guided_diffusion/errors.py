@@ -53,3 +53,9 @@ class Stopped(SystemExit):
 def first_line(error: BaseException) -> str:
     """What an error says, without the lines that follow; its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def brief(error: BaseException) -> str:
+    """The first line of an error, shortened."""
+    text = first_line(error)
+    return text if len(text) <= 160 else text[:157] + "..."

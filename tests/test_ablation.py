@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ablation import __main__ as ablation
-from ablation import again, calibrate, choice, clusters, conclusion, models, paired, photographs
+from ablation import again, calibrate, choice, clusters, conclusion, paired, photographs
 from ablation.choice import MATCHED, WIDER, Match, choose, matched_scale, matches, move, refine, with_wider_scales
 from ablation.paired import Difference
 from ed_dpm_patches.reproduce.book import Book, Figures, Row, Table
@@ -306,11 +306,10 @@ def test_documented_commands_are_understood(command, monkeypatch, tmp_path):
     monkeypatch.setattr(Runner, "run", lambda *_: 0)
     monkeypatch.setattr(again, "read_rows", lambda _: [{"run": "a", "seed": "1"}, {"run": "b", "seed": "2"}])
     monkeypatch.setattr(again, "run_again", lambda *words: [str(words)])
-    monkeypatch.setattr(models, "copy_models", lambda *_: [Path(__file__)])
     _, _, module, *words = shlex.split(command)
     words += ["--out", str(tmp_path / "out")] + ["--results", str(tmp_path)] * (module == "ablation")
     monkeypatch.setattr(sys, "argv", [module, *words])
-    {"ablation": ablation, "ablation.again": again, "ablation.models": models}[module].main()
+    {"ablation": ablation, "ablation.again": again}[module].main()
 
 
 # ---- choice
@@ -663,8 +662,14 @@ def test_the_whole_way_from_archives_to_a_report_and_back(tmp_path, forked_steps
     assert forked_steps == first
     assert (folder / "README.md").read_text() == text
 
-    made = models.copy_models(load(book), out, results / "models" / "reduced")
-    assert {path.parent.name for path in made} == {"uncond", "plain", "features", "calibrated", "subclasses"}
+    made = [network for network in load(book).networks.values() if network.is_made]
+    assert {network.name for network in made} == {"uncond", "plain", "features", "calibrated", "subclasses"}
+    for network in made:
+        source = ROOT / Commands(load(book), Options(out=out)).checkpoint(network)
+        target = results / "models" / "reduced" / network.name / again.FILE
+        target.parent.mkdir(parents=True)
+        checkpoint.write_config(target.parent, checkpoint.read_config(source) or dict(network.flags))
+        checkpoint.save(checkpoint.read_state_dict(source), target)
     monkeypatch.setattr(again, "RESULTS", results)
     monkeypatch.setattr(again, "RECIPES", book.parent)
     monkeypatch.setattr(again, "PROTOCOLS", {"reduced": replace(ablation.PROTOCOLS["reduced"], out=str(out))})

@@ -104,14 +104,14 @@ def test_programs_agree(place, monkeypatch):
 
 WITHOUT_TENSORFLOW = """
 import runpy, sys
-sys.modules["tensorflow"] = sys.modules["google.protobuf"] = None  # an import of them fails
+sys.modules["tensorflow"] = None  # an import of it fails
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 def test_without_tensorflow(place):
-    """Where it is not installed torch is taken, and gets by without it and without protobuf."""
+    """Where it is not installed torch is taken, and gets by without it."""
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TENSORFLOW, PROGRAM, "ref.npz", "s.npz", "--inception", "graph.pb"],
         cwd=place, capture_output=True, text=True,
@@ -120,6 +120,12 @@ def test_without_tensorflow(place):
     names = [line.split(":")[0] for line in done.stdout.splitlines()]
     assert names == ["Inception Score", "FID", "sFID", "Precision", "Recall"]
     assert "torch runs the graph" in done.stderr
+
+
+def test_a_graph_needs_tensorboards_messages(place, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.graph_pb2", None)
+    with pytest.raises(InputError, match="graph.pb: reading a frozen graph needs TensorBoard"):
+        TorchInceptionEngine(place / "graph.pb")
 
 
 def test_who_insists_on_tensorflow_is_told(place, monkeypatch):
