@@ -190,6 +190,18 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--meet_timeout", type=int, default=meeting.DEFAULT, metavar="N", help=meeting.HELP)
 
 
+def _weights_of(features: str) -> str:
+    """The file to take where a training's folder is given; everything else as it is."""
+    if not os.path.isdir(features):
+        return features
+    from guided_diffusion.best_checkpoint import best_weights
+
+    if (found := best_weights(features)) is None:
+        raise InputError(f"--features {features}: found a folder, expected a file or a folder with model*.pt in it")
+    log.info("--features %s: taking %s", features, Path(found).name)
+    return found
+
+
 def create_engine(args: argparse.Namespace) -> FeatureEngine:
     """The feature network that the flags ask for; ``InputError`` if it cannot be had."""
     if args.features is not None:
@@ -199,7 +211,7 @@ def create_engine(args: argparse.Namespace) -> FeatureEngine:
         if args.engine != "auto":
             raise InputError(f"--engine {args.engine}: found --features, expected the Inception graph")
         kind = FunctionEngine if names_function(args.features) else ClassifierEngine
-        return kind(args.features, batch_size=args.batch_size)
+        return kind(_weights_of(args.features), batch_size=args.batch_size)
     if args.engine == "tensorflow" or (args.engine == "auto" and _has_tensorflow()):
         return InceptionEngine(args.inception, batch_size=args.batch_size)
     from evaluations.torch_inception import TorchInceptionEngine
