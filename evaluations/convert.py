@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without
 from evaluations.metrics import npz  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 from guided_diffusion.files import decoding, exists, write_atomically  # noqa: E402
+from guided_diffusion.image_datasets import warn_of_oddities  # noqa: E402
 from guided_diffusion.image_files import EXPECTED, ImageFiles, list_images  # noqa: E402
 from guided_diffusion.image_labels import HELP, numbered, read_labels  # noqa: E402
 from guided_diffusion.safe_images import NO_IMAGE, open_image  # noqa: E402
@@ -101,6 +102,8 @@ def folder_to_npz(folder: Path, target: Path, rule: str = "auto", overwrite: boo
         raise InputError(f"{folder}: found no images, expected some of {EXPECTED}")
     if skipped := files.describe_skipped():
         log.warning("warning: %s", skipped)
+    if files.random_access:
+        warn_of_oddities(files, None, lambda line: log.warning("warning: %s", line), remedies=False)
     if rule == "auto" and _sort_by_number(files):
         found, more = numbered(files.names, labelled=True), {}
         labels = found and np.array([label for label, _ in found], dtype=np.int64)

@@ -191,7 +191,7 @@ class _FilesPart:
         if not names:
             skipped = self._listed.describe_skipped().removeprefix(f"{path}: ")
             raise InputError(f"{path}: found no images, expected some of {EXPECTED}; {skipped}".removesuffix("; "))
-        for line in filter(None, [self._listed.describe_skipped(), *oddities.describe(path)]):
+        for line in filter(None, [self._listed.describe_skipped(), *oddities.describe(path, remedies=False)]):
             _warn_once(line)
         width, height = (resize, resize) if resize else next(iter(sizes))
         self.shape = (len(names), height, width, 1 if grey else 3)

@@ -163,8 +163,13 @@ def fingerprint(dataset: ImageDataset, data_dir: str) -> str:
     return f"{len(dataset)} with names of SHA-256 {digest}"
 
 
-def warn_of_oddities(files: ImageFiles, reading: Reading | None, warn: Callable[[str], None]) -> None:
-    """Warn of what is unusual about a few images, evenly spaced; one that cannot be read is left to its reader."""
+def warn_of_oddities(
+    files: ImageFiles, reading: Reading | None, warn: Callable[[str], None], remedies: bool = True
+) -> None:
+    """Warn of what is unusual about a few images, evenly spaced; one that cannot be read is left to its reader.
+
+    remedies: name the flags of ``Reading``.
+    """
     oddities = Oddities(reading)
     for name in files.names[:: -(-len(files) // _LOOKED_AT)]:
         path = files.path(name)
@@ -175,7 +180,7 @@ def warn_of_oddities(files: ImageFiles, reading: Reading | None, warn: Callable[
             open_image(file) as image,
         ):
             oddities.look(image)
-    for line in oddities.describe(files.title):
+    for line in oddities.describe(files.title, remedies):
         warn(line)
 
 

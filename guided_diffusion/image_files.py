@@ -73,13 +73,11 @@ class ImageFiles:
         """Return a line that counts what was passed over, by suffix; "" for nothing."""
         files = [(kind, count) for kind, count in self.skipped.most_common() if not kind.endswith("/")]
         folders = [(kind, count) for kind, count in self.skipped.most_common() if kind.endswith("/")]
-        parts = [
-            f"{sum(count for _, count in found)} {noun} skipped: "
-            + ", ".join(f"{count} {kind}" for kind, count in found[:6])
-            + (", ..." if len(found) > 6 else "")
-            for noun, found in (("files", files), ("folders", folders))
-            if found
-        ]
+        parts = []
+        for noun, found in (("file", files), ("folder", folders)):
+            if total := sum(count for _, count in found):
+                kinds = ", ".join(f"{count} {kind}" for kind, count in found[:6]) + (", ..." if len(found) > 6 else "")
+                parts.append(f"{total} {noun}{'s' if total > 1 else ''} skipped: {kinds}")
         return f"{self.title}: {'; '.join(parts)}" if parts else ""
 
 
@@ -255,8 +253,8 @@ def _walk(
             if _is_hidden_folder(entry.name):
                 skipped[f"{entry.name}/"] += 1
                 continue
-            real = os.path.realpath(folder)
-            if entry.is_symlink() and f"{real}/".startswith(os.path.realpath(entry.path).rstrip("/") + "/"):
+            target = os.path.realpath(entry.path) if entry.is_symlink() else ""
+            if target and os.path.commonpath((os.path.realpath(folder), target)) == target:
                 raise InputError(f"{title}: {inside}{entry.name} links to a folder that it is in; remove the link")
             yield from _walk(place, f"{inside}{entry.name}/", title, suffixes, skipped)
         elif entry.is_symlink() and (kind is None or "." not in entry.name) and not os.path.exists(entry.path):

@@ -103,18 +103,29 @@ class Oddities:
         if self._reading.alpha == "keep" and image.has_transparency_data:
             self._counts["transparent"] += np.asarray(image.convert("RGBA"))[..., 3].min() < 255
 
-    def describe(self, title: str) -> list[str]:
-        """Return a line for each kind that was found."""
-        bits = self._reading.bit_depth
-        lines = {
-            "turned": "say in EXIF that they are to be turned, and are not; --exif_transpose True turns them",
-            "dark": f"have 16 bits a value and use under a sixteenth of {bits} bits, and so come out nearly black; "
-            "--bit_depth says how many bits they use, such as 12",
-            "clipped": f"have values of more than {bits} bits, which come out white; --bit_depth 16 keeps them",
-            "dark colour": "have 16 bits a colour and use under a sixteenth of them, and so come out nearly black; "
-            "scale the files to 8 bits",
-            "transparent": "have transparent pixels, of which the hidden colours are seen; --alpha white or black "
-            "shows that colour there",
-        }
-        found = ((kind, text) for kind, text in lines.items() if self._counts[kind])
-        return [f"{title}: {self._counts[kind]} of {self._seen} images looked at {text}" for kind, text in found]
+    def describe(self, title: str, remedies: bool = True) -> list[str]:
+        """Return a line for each kind that was found, with the flags of `Reading` if the program has them."""
+        found = []
+        for kind, (text, remedy) in _ODDITIES.items():
+            if count := self._counts[kind]:
+                text = text.format(bits=self._reading.bit_depth) + (f"; {remedy}" if remedies else "")
+                found.append(f"{title}: {count} of {self._seen} images looked at {text}")
+        return found
+
+
+_ODDITIES = {
+    "turned": ("say in EXIF that they are to be turned, and are not", "--exif_transpose True turns them"),
+    "dark": (
+        "have 16 bits a value and use under a sixteenth of the range of {bits}, and so come out nearly black",
+        "--bit_depth says how many bits they use, such as 12",
+    ),
+    "clipped": ("have values of more than {bits} bits, which come out white", "--bit_depth 16 keeps them"),
+    "dark colour": (
+        "have 16 bits a colour and use under a sixteenth of the range, and so come out nearly black",
+        "scale the files to 8 bits",
+    ),
+    "transparent": (
+        "have transparent pixels, of which the hidden colours are seen",
+        "--alpha white or black shows that colour there",
+    ),
+}

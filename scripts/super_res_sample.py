@@ -25,6 +25,7 @@ from guided_diffusion.errors import InputError
 from guided_diffusion.files import check_readable, decoding, open_regular
 from guided_diffusion.flags import Parser, flag
 from guided_diffusion.generate import Batch, SampleRun
+from guided_diffusion.image_datasets import warn_of_oddities
 from guided_diffusion.image_files import EXPECTED, ImageFiles, is_image_archive, list_images
 from guided_diffusion.image_labels import read_labels, read_sample_labels
 from guided_diffusion.nonfinite import Watch, timesteps_of
@@ -130,6 +131,8 @@ class BaseImages:
             logger.warn(skipped)
         if not files.names:
             raise InputError(f"{files.title}: found no images, expected some of {EXPECTED}")
+        if files.random_access:
+            warn_of_oddities(files, None, logger.warn, remedies=False)
         numbers, self.labels = read_sample_labels(files) if rule == "auto" else None, None
         if config.class_cond and numbers:
             self.labels = np.array(numbers, dtype=np.int64)

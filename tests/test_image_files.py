@@ -100,9 +100,9 @@ def test_training_refuses_a_packed_tar(folder):
 def test_a_folder_without_images_says_what_it_holds(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "a.heic").write_text("")
-    with pytest.raises(InputError, match=r"found none in the tree \(1 files skipped: 1 .heic\)"):
+    with pytest.raises(InputError, match=r"found none in the tree \(1 file skipped: 1 .heic\)"):
         find_images(str(tmp_path / "x"))
-    with pytest.raises(InputError, match=r"x: found no images, expected some of bmp, .*; 1 files skipped: 1 .heic"):
+    with pytest.raises(InputError, match=r"x: found no images, expected some of bmp, .*; 1 file skipped: 1 .heic"):
         open_image_set(tmp_path / "x")
 
 
@@ -170,6 +170,25 @@ def test_12_bits_in_16_are_warned_of_and_read(tmp_path, warnings):
     assert np.array_equal(np.rint((dataset[0][0][0] + 1) * 127.5), values >> 4)
     open_dataset(**find, reading=Reading(bit_depth=10))
     assert "have values of more than 10 bits, which come out white; --bit_depth 16 keeps them" in warnings[1]
+
+
+def test_the_evaluator_counts_what_is_unusual(folder, caplog):
+    for path in folder.rglob("*.*"):
+        if path.suffix != ".png":
+            path.unlink()
+    (folder / "a" / "1.png").unlink()
+    (folder / "__MACOSX" / "a.png").unlink()
+    values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 63
+    for number in range(5):
+        Image.fromarray(values if number < 2 else values * 16).save(folder / f"{number}.png")
+    for _ in range(2):  # it is opened twice, and warns once
+        open_image_set(folder)
+    lines = [line.partition("images: ")[2] for line in caplog.messages]
+    assert lines[0].startswith("1 file skipped: 1 README; ") and len(lines) == 2
+    assert lines[1] == (
+        "2 of 5 images looked at have 16 bits a value and use under a sixteenth of the range of 16, and so come out "
+        "nearly black"
+    )
 
 
 def test_exif_orientation(tmp_path, warnings):

@@ -109,6 +109,28 @@ def test_super_resolution_from_training_to_samples(run, tmp_path, images):
     assert np.array_equal(*results), "sample i comes from image i whatever the number of processes"
 
 
+def test_base_samples_may_be_a_folder(run, tmp_path, images):
+    """As the evaluator takes it: the files of convert.py in the order of their numbers, or the names of training."""
+    sizes = {"large_size": 8, "small_size": 4, "learn_sigma": True, "class_cond": None}
+    run("super_res_train", UNET | TRAIN | sizes | {"data_dir": images, "iterations": 1, "log_dir": "train"})
+    base = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
+    labels = np.array([3, 0, 1])
+    np.savez(tmp_path / "base.npz", base, labels)
+    for number, pixels in enumerate(base):
+        for name in (f"numbered/{labels[number]}_{number}.png", f"named/a{number}/c{labels[number]}_x.png"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / name)
+    flags = {"model_path": "train/model000000.pt", "timestep_respacing": "2", "num_samples": 3, "batch_size": 3}
+    results = []
+    for name in ("base.npz", "numbered", "named"):
+        run("super_res_sample", flags | {"base_samples": name, "log_dir": f"from-{name}"})
+        results.append(read_npz(tmp_path / f"from-{name}" / "samples_3x8x8x3.npz")["arr_0"])
+    assert np.array_equal(results[0], results[1]) and np.array_equal(results[0], results[2])
+    Image.fromarray(base[0]).save(tmp_path / "numbered" / "0_1.png")
+    again = run("super_res_sample", flags | {"base_samples": "numbered", "log_dir": "from-numbered"}, fails=True)
+    assert "--base_images" in again.error_lines[0]
+
+
 def test_nll(run, tmp_path, images, checkpoints):
     flags = {"model_path": checkpoints["model"], "data_dir": images, "num_samples": 8, "random_flip": False}
     run("image_nll", flags | {"batch_size": 4, "log_dir": "alone"})
