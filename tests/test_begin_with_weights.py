@@ -13,6 +13,7 @@ from guided_diffusion import checkpoint
 from guided_diffusion.best_checkpoint import best_weights, share_of_start
 from guided_diffusion.configs import ClassifierConfig
 from guided_diffusion.errors import InputError
+from guided_diffusion.init_weights import init_weights
 from guided_diffusion.script_util import build_classifier
 from tests.helpers import CLASSIFIER, DIFFUSION, MODEL, SUPER_RES, Run, make_checkpoint, make_images
 
@@ -137,13 +138,20 @@ class TestMismatch:
     @pytest.mark.parametrize(
         ("kind", "made", "flags", "says"),
         [
-            ("model", {"class_cond": True, "num_classes": 3}, {"class_cond": True}, "it fits with --num_classes 3"),
-            ("model", {"class_cond": True, "num_classes": 3}, {}, "it fits with --class_cond True --num_classes 3"),
-            ("model", {}, {"class_cond": True}, "it fits with --class_cond False"),
-            ("model", {"learn_sigma": True}, {}, "it fits with --learn_sigma True"),
-            ("model", {}, {"learn_sigma": True}, "it fits with --learn_sigma False"),
-            ("model", {"in_channels": 1, "learn_sigma": True}, {}, "it fits with --in_channels 1 --learn_sigma True"),
-            ("model", {"num_channels": 64}, {}, "it fits with --num_channels 64"),
+            ("model", {"class_cond": True, "num_classes": 3}, {"class_cond": True}, "made with --num_classes 3"),
+            ("model", {"class_cond": True, "num_classes": 3}, {}, "made with --class_cond True --num_classes 3"),
+            ("model", {}, {"class_cond": True}, "made with --class_cond False"),
+            ("model", {"learn_sigma": True}, {}, "made with --learn_sigma True"),
+            ("model", {}, {"learn_sigma": True}, "made with --learn_sigma False"),
+            ("model", {"in_channels": 1, "learn_sigma": True}, {}, "made with --in_channels 1 --learn_sigma True"),
+            ("model", {"num_channels": 64}, {}, "made with --num_channels 64"),
+            ("model", {"num_res_blocks": 2}, {}, "made with --num_res_blocks 2"),
+            ("model", {"resblock_updown": True}, {}, "made with --resblock_updown True"),
+            ("model", {"use_scale_shift_norm": False}, {}, "made with --use_scale_shift_norm False"),
+            ("model", {"attention_resolutions": "4,8", "learn_sigma": True}, {"resblock_updown": True},
+             "made with --resblock_updown False --learn_sigma True"),
+            ("model", {"attention_resolutions": "4,8"}, {},
+             "compare --attention_resolutions, --channel_mult and --image_size with those of its training"),
             ("classifier", {}, {}, "the file holds a classifier, expected a diffusion model"),
         ],
     )
@@ -151,13 +159,13 @@ class TestMismatch:
         path = make_checkpoint(tmp_path / "bare", kind, config_json=False, **made)
         chosen = MODEL | DIFFUSION | {"model_path": path, "num_samples": 2, "timestep_respacing": "2"} | flags
         (line,) = run("image_sample", chosen | {"log_dir": "out"}, fails=True).error_lines
-        assert line.endswith(f"; {says}"), line
+        assert line.endswith(says), line
 
     @pytest.mark.parametrize("pool", ["adaptive", "attention", "spatial", "spatial_v2"])
     def test_a_classifiers_classes(self, tmp_path, pool):
         path = make_checkpoint(tmp_path, "classifier", classifier_pool=pool, num_classes=7)
         network = build_classifier(ClassifierConfig(**CLASSIFIER, classifier_pool=pool, num_classes=5))
-        with pytest.raises(InputError, match="it fits with --num_classes 7$"):
+        with pytest.raises(InputError, match="made with --num_classes 7$"):
             checkpoint.load_weights(network, path)
 
 
@@ -178,6 +186,18 @@ def test_wrapped_weights(tmp_path, caplog, wrap, says):
     assert found.keys() == state.keys() and all(torch.equal(found[key], state[key]) for key in state)
     assert f"{tmp_path / 'wrapped.pt'}: " in caplog.text and says in caplog.text
     assert checkpoint.read_shapes(tmp_path / "wrapped.pt") == {key: value.shape for key, value in state.items()}
+
+
+def test_odd_shapes_are_no_traceback(tmp_path):
+    both = ("time_embed.0.weight", "input_blocks.0.0.weight")
+    for kept in (both, (*both, "label_emb.weight", "output_blocks.0.0.x", "out.2.weight"), (*both, "out.2.bias")):
+        torch.save({name: torch.tensor(1.0) for name in kept}, tmp_path / "odd.pt")
+        with pytest.raises(InputError, match="does not fit"):
+            checkpoint.load_weights(build_classifier(ClassifierConfig(**CLASSIFIER)), tmp_path / "odd.pt")
+        state = build_classifier(ClassifierConfig(**CLASSIFIER)).state_dict()
+        with pytest.raises(InputError, match="does not fit"):
+            torch.save(state | {"out.2.c_proj.bias": torch.tensor(1.0)}, tmp_path / "odd.pt")
+            init_weights(build_classifier(ClassifierConfig(**CLASSIFIER)), str(tmp_path / "odd.pt"), None)
 
 
 class TestFolders:
@@ -220,7 +240,8 @@ class TestFolders:
             shutil.copy(out / f"{name}000002.pt", out / f"{name}000009.pt")
         for path in out.glob("state*.json"):
             path.unlink()
-        assert "already complete" in run("classifier_sample", flags).stdout
+        printed = run("classifier_sample", flags).stdout
+        assert "already complete" in printed and "ema_0.1_000002.pt, as when the run here began" in printed
 
         young = draw | {"model_path": out / "ema_0.9999_000002.pt", "log_dir": "young"}
         printed = run("image_sample", young).stdout
