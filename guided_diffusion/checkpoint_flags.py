@@ -43,9 +43,8 @@ def advice(found: Shapes, expected: Shapes) -> str:
     """
     if _STEM not in found or _STEM not in expected:
         return ""
-    if _is_diffusion_model(found) != _is_diffusion_model(expected):
-        kinds = ["a diffusion model" if _is_diffusion_model(shapes) else "a classifier" for shapes in (found, expected)]
-        return f"; the file holds {kinds[0]}, expected {kinds[1]}"
+    if _kind(found) != _kind(expected):
+        return f"; the file holds a {_kind(found)}, expected a {_kind(expected)}"
     if flags := _flags_that_fit(found, expected):
         return f"; the file was made with {' '.join(flags)}"
     return f"; compare {_UNTOLD if _is_diffusion_model(found) else _CLASSIFIERS_UNTOLD}"
@@ -53,6 +52,12 @@ def advice(found: Shapes, expected: Shapes) -> str:
 
 def _is_diffusion_model(shapes: Shapes) -> bool:
     return any(name.startswith("output_blocks.") for name in shapes)
+
+
+def _kind(shapes: Shapes) -> str:
+    if not _is_diffusion_model(shapes):
+        return "classifier"
+    return "super-resolution model" if _size(shapes, _STEM, 1) in (2, 6) else "diffusion model"
 
 
 def _size(shapes: Shapes, name: str, axis: int) -> int:

@@ -16,6 +16,7 @@ from guided_diffusion.errors import InputError
 from guided_diffusion.init_weights import init_weights
 from guided_diffusion.script_util import build_classifier
 from tests.helpers import CLASSIFIER, DIFFUSION, MODEL, SUPER_RES, Run, make_checkpoint, make_images
+from tests.parity.peer import PeerUnavailable, load_peer
 
 TRAIN = {"iterations": 2, "batch_size": 4, "save_interval": 2, **DIFFUSION}
 JOBS = {
@@ -73,6 +74,28 @@ def test_fine_tuning_of_a_thousand_classes(train, tmp_path, script):
     start.unlink()
     assert "already complete" in train(script, "out", resume_checkpoint=start).stdout
     assert "already complete" in train(script, "out").stdout, "its own checkpoints know the number, too"
+
+
+def test_a_checkpoint_of_upstreams_and_back(train, tmp_path):
+    """Upstream's network with its 1000 classes, fine-tuned on three, fits upstream's network again."""
+    try:
+        peer = load_peer()
+    except PeerUnavailable as reason:
+        pytest.skip(str(reason))
+    network = peer.unet.UNetModel(
+        image_size=8, in_channels=3, model_channels=32, out_channels=3, num_res_blocks=1, attention_resolutions=(2,),
+        channel_mult=(1, 2), num_heads=1, use_scale_shift_norm=True, num_classes=peer.script_util.NUM_CLASSES,
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in network.parameters():  # zero-initialised layers too, or no gradient would reach the labels
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    (tmp_path / "start").mkdir()
+    torch.save(dict(network.named_parameters()), tmp_path / "start" / "model010000.pt")
+    train("image_train", "out", resume_checkpoint=tmp_path / "start" / "model010000.pt", iterations=10002)
+    before = network.label_emb.weight.detach().clone()
+    network.load_state_dict(weights(tmp_path / "out" / "model010002.pt"))
+    assert torch.equal(network.label_emb.weight[3:], before[3:])
+    assert not torch.equal(network.label_emb.weight[:3], before[:3])
 
 
 def test_names_that_the_checkpoint_knows_keep_their_numbers(train, tmp_path):
@@ -153,6 +176,7 @@ class TestMismatch:
             ("model", {"attention_resolutions": "4,8"}, {},
              "compare --attention_resolutions, --channel_mult and --image_size with those of its training"),
             ("classifier", {}, {}, "the file holds a classifier, expected a diffusion model"),
+            ("super_res", {}, {}, "the file holds a super-resolution model, expected a diffusion model"),
         ],
     )
     def test_the_flag_is_named(self, run, tmp_path, kind, made, flags, says):
