@@ -269,6 +269,8 @@ TRAINING = (
     )
     + cases(
         "image_nll",
+        ("more classes than the model's", {"model_path": "{conditional}", "data_dir": "{five}"},
+         "--data_dir", "found 5 classes, expected at most the 4 of --model_path"),
         ("no model", {"model_path": ""}, "--model_path", "missing"),
         ("no data", {"data_dir": ""}, "data_dir", "empty string"),
     )
