@@ -11,14 +11,14 @@ from .checkpoint_folder import CheckpointFolder
 from .errors import InputError
 from .files import list_names, reading
 
-_AVERAGE = re.compile(r"ema_([\d.]+)_(\d{6,})\.pt")
+_AVERAGE = re.compile(r"ema_(\d+(?:\.\d+)?)_(\d{6,})\.pt")
 _MOSTLY = 0.1  # an average of which a larger share is the weights that training began with makes worse samples
 
 
 def share_of_start(path: str | os.PathLike) -> float:
     """The share of the weights that training began with in an average ema_RATE_NNNNNN.pt; 0 for any other file."""
     match = _AVERAGE.fullmatch(Path(path).name)
-    return 0.0 if match is None else float(match[1]) ** int(match[2])
+    return 0.0 if match is None else float(match[1]) ** max(1, int(match[2]))
 
 
 def best_weights(directory: str | os.PathLike) -> str | None:

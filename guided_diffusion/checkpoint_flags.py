@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 Shapes = Mapping[str, Sequence[int]]
 
 _STEM = "input_blocks.0.0.weight"  # [width, channels of the input, 3, 3]
 _LABELS = "label_emb.weight"
+# What names and shapes do not tell, or not without the size of the images.
+_UNTOLD = "--attention_resolutions, --channel_mult and --image_size with those of its training"
+_CLASSIFIERS_UNTOLD = (
+    "--classifier_attention_resolutions, --classifier_channel_mult, --classifier_depth, --classifier_pool, "
+    "--classifier_resblock_updown and --image_size with those of its training"
+)
+_PLAIN_UPSAMPLING = re.compile(r"output_blocks\.\d+\.[12]\.conv\.weight")
+_RESBLOCK_UPSAMPLING = re.compile(r"output_blocks\.\d+\.[12]\.in_layers\.0\.weight")
 _HEADS = ("out.2.c_proj", "out.3", "out.2")  # a classifier's last layer, by --classifier_pool
 
 
@@ -24,37 +33,72 @@ def class_tensors(shapes: Shapes) -> list[str]:
 
 def num_classes(shapes: Shapes) -> int | None:
     """The number of classes that weights are made for; None where they know no classes."""
-    return next((shapes[name][0] for name in class_tensors(shapes)), None)
+    return next((_size(shapes, name, 0) for name in class_tensors(shapes)), None)
 
 
 def advice(found: Shapes, expected: Shapes) -> str:
-    """Clause for an error line: the flags with which a model would fit the weights; "" where nobody can tell."""
-    if _is_diffusion_model(found) != _is_diffusion_model(expected):
-        kinds = ["a diffusion model" if _is_diffusion_model(shapes) else "a classifier" for shapes in (found, expected)]
-        known = _STEM in found and _STEM in expected  # else one is no network of this kind at all
-        return f"; the file holds {kinds[0]}, expected {kinds[1]}" if known else ""
-    flags = _flags_that_fit(found, expected)
-    return f"; it fits with {' '.join(flags)}" if flags else ""
+    """Clause for an error line: the flags with which a model would fit the weights, else those that may differ.
+
+    "" where one of the two is no network of guided diffusion.
+    """
+    if _STEM not in found or _STEM not in expected:
+        return ""
+    if _kind(found) != _kind(expected):
+        return f"; the file holds a {_kind(found)}, expected a {_kind(expected)}"
+    if flags := _flags_that_fit(found, expected):
+        return f"; the file was made with {' '.join(flags)}"
+    return f"; compare {_UNTOLD if _is_diffusion_model(found) else _CLASSIFIERS_UNTOLD}"
 
 
 def _is_diffusion_model(shapes: Shapes) -> bool:
     return any(name.startswith("output_blocks.") for name in shapes)
 
 
+def _kind(shapes: Shapes) -> str:
+    if not _is_diffusion_model(shapes):
+        return "classifier"
+    return "super-resolution model" if _size(shapes, _STEM, 1) in (2, 6) else "diffusion model"
+
+
+def _size(shapes: Shapes, name: str, axis: int) -> int:
+    """A tensor's size along an axis, 0 where there is no such tensor or axis: files hold anything."""
+    shape = shapes.get(name, ())
+    return shape[axis] if axis < len(shape) else 0
+
+
 def _flags_that_fit(found: Shapes, expected: Shapes) -> list[str]:
     """The flags by which two networks of one kind differ, each with the value for the weights found."""
-    unet, flags = _is_diffusion_model(expected), []
-    (width, channels), (our_width, our_channels) = ((*shapes.get(_STEM, (0, 0)),)[:2] for shapes in (found, expected))
-    if width and our_width and width != our_width:
-        return [f"--{'num_channels' if unet else 'classifier_width'} {width}"]  # everything else follows from it
-    if channels != our_channels and {channels, our_channels} == {1, 3}:
-        flags.append(f"--in_channels {channels}")
-    if unet and (_LABELS in found) != (_LABELS in expected):
-        flags.append(f"--class_cond {_LABELS in found}")
-    classes = num_classes(found)
-    if classes and classes != num_classes(expected):
-        flags.append(f"--num_classes {classes}")
-    learned, ours = (shapes.get("out.2.weight", (0,))[0] in (2, 6) for shapes in (found, expected))
-    if unet and learned != ours:
-        flags.append(f"--learn_sigma {learned}")
-    return flags
+    ours = _flags_of(expected)
+    return [f"--{name} {value}" for name, value in _flags_of(found).items() if value and value != ours.get(name)]
+
+
+def _flags_of(shapes: Shapes) -> dict[str, str]:
+    """The flags that names and shapes tell, as text; "" where they do not tell."""
+    unet = _is_diffusion_model(shapes)
+    channels = {1: 1, 2: 1, 3: 3, 6: 3}.get(_size(shapes, _STEM, 1), 0)  # super-resolution sees two images
+    width = _size(shapes, "time_embed.0.weight", 1)
+    norm = _size(shapes, "middle_block.0.out_layers.0.weight", 0)
+    shift = str(_size(shapes, "middle_block.0.emb_layers.1.weight", 0) == 2 * norm) if norm else ""
+    classes = str(num_classes(shapes) or "")
+    if not unet:
+        return {
+            "classifier_width": str(width or ""),
+            "in_channels": str(channels or ""),
+            "classifier_use_scale_shift_norm": shift,
+            "num_classes": classes,
+        }
+    # In the expanding half the last block of every level but the first resamples.
+    blocks = {name.split(".")[1] for name in shapes if name.startswith("output_blocks.")}
+    plain = {name for name in shapes if _PLAIN_UPSAMPLING.fullmatch(name)}
+    resblocks = {name for name in shapes if _RESBLOCK_UPSAMPLING.fullmatch(name)}
+    levels = 1 + len(plain or resblocks)
+    return {
+        "num_channels": str(width or ""),
+        "num_res_blocks": str(len(blocks) // levels - 1),
+        "in_channels": str(channels or ""),
+        "use_scale_shift_norm": shift,
+        "resblock_updown": str(not plain) if levels > 1 else "",
+        "class_cond": str(_LABELS in shapes),
+        "num_classes": classes,
+        "learn_sigma": str(_size(shapes, "out.2.weight", 0) in (2, 6)),
+    }

@@ -29,7 +29,7 @@ def init_weights(model: nn.Module, path: str, names: Sequence[str] | None) -> No
         kept = []
         for key in ours:
             rows = expected[key].detach().clone()
-            if key in found and found[key].shape[1:] == rows.shape[1:]:
+            if key in found and found[key].ndim and found[key].shape[1:] == rows.shape[1:]:
                 kept = _pairs(len(found[key]), len(rows), theirs, names or [])
                 for old, new in kept:
                     rows[new] = found[key][old]

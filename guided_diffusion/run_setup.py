@@ -141,6 +141,8 @@ def _choose_files(given: Given, flags: Sequence[str]) -> dict[str, str]:
             before = run_directory.read_manifest(Path(logger.get_dir())).get(flag)
             kept = isinstance(before, str) and Path(before).parent == Path(path) and os.path.isfile(before)
             chosen[flag] = before if kept else file_of(flag, path, best_weights)
+            if kept:
+                logger.log(f"--{flag} {path}: {Path(before).name}, as when the run here began")
         if flag == "model_path":
             warn_of_start(chosen.get(flag, path))
     return chosen

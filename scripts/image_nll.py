@@ -17,9 +17,11 @@ import torch.distributed as dist
 
 from guided_diffusion import dist_util, logger, run_setup
 from guided_diffusion.configs import DataConfig, DiffusionConfig, ModelConfig, RunConfig
+from guided_diffusion.errors import InputError
 from guided_diffusion.files import write_atomically
 from guided_diffusion.flags import Parser, flag
 from guided_diffusion.image_datasets import find_images, load_data
+from guided_diffusion.image_labels import read_labels
 from guided_diffusion.progress import Progress
 from guided_diffusion.script_util import build_diffusion, build_model
 
@@ -44,7 +46,16 @@ def main() -> None:
     nll = given.make(NllConfig)
     config, diffusion_config = run_setup.model_configs(given, nll.model_path, ModelConfig)
     model = run_setup.load_model(build_model, config, diffusion_config, nll.model_path, run)
-    saved = run_setup.checkpoint_config("model_path", nll.model_path) or {}
+    files, labels, names = find_images(data_config.data_dir), None, None
+    if config.class_cond:
+        names = run_setup.classes_of(nll.model_path, config.num_classes).names or None
+        labels = read_labels(files, data_config.labels, names)
+        names = names or labels.names
+        if len(names) > config.num_classes:
+            raise InputError(
+                f"--data_dir {data_config.data_dir}: found {len(names)} classes, expected at most the "
+                f"{config.num_classes} of --model_path {nll.model_path}"
+            )
     data = load_data(
         data_dir=data_config.data_dir,
         batch_size=nll.batch_size,
@@ -53,9 +64,9 @@ def main() -> None:
         deterministic=True,
         random_flip=data_config.random_flip,
         channels=config.in_channels,
-        class_names=saved.get("class_names"),
-        labels=data_config.labels,
-        files=find_images(data_config.data_dir),
+        class_names=names,
+        labels=labels,
+        files=files,
         reading=data_config.reading,
     )
     evaluate(model, build_diffusion(diffusion_config), data, nll, directory)

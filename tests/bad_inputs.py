@@ -137,7 +137,7 @@ CHECKPOINTS = cases(
     ("a folder of several checkpoints", {"model_path": "{several}"}, "several: holds a.pt, b.pt; expected the name"),
     ("no folder of a training", {"model_path": "{empty}"}, "--model_path", "expected a regular file or a training's"),
     ("flags of another checkpoint", {"model_path": "{bare}", **MODEL, **DIFFUSION, "learn_sigma": True},
-     "out.2.weight (found 3x32x3x3, expected 6x32x3x3)", "it fits with --learn_sigma False"),
+     "out.2.weight (found 3x32x3x3, expected 6x32x3x3)", "the file was made with --learn_sigma False"),
 )
 
 FLAGS = cases(
@@ -285,6 +285,8 @@ TRAINING = (
     )
     + cases(
         "image_nll",
+        ("more classes than the model's", {"model_path": "{conditional}", "data_dir": "{five}"},
+         "--data_dir", "found 5 classes, expected at most the 4 of --model_path"),
         ("no model", {"model_path": ""}, "--model_path", "missing"),
         ("no data", {"data_dir": ""}, "data_dir", "empty string"),
     )
