@@ -229,8 +229,8 @@ def _out_of_memory(error: BaseException) -> str | None:
     asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", text)
     wanted = f" (for {asked[1]} more)" if asked else ""
     return (
-        f"out of {place} memory{wanted}: lower --batch_size, or --microbatch in training; what is finished is kept, and "
-        "the same --log_dir goes on from there"
+        f"out of {place} memory{wanted}: lower --batch_size, or --microbatch in training; what is finished is kept, "
+        "and the same --log_dir goes on from there"
     )
 
 
