@@ -56,6 +56,7 @@ def main() -> None:
         if config.class_cond
         else None,
         save_images=sampling.save_images,
+        class_names=run_setup.class_names(sampling.model_path),
         watch=Watch(timesteps_of(diffusion), sampling.nonfinite),
     ).generate(draw)
 
