@@ -26,13 +26,17 @@ class Trace:
     some steps (the paper's Fig. 1 and 4): x_t, the x_0 that the model predicts from it before any guidance,
     clamped to [-1, 1] whatever the sampler does, and the guidance.
 
-    :param diffusion: the process that is sampled from, respaced or not, of any mean type.
+    Without a process it serves any sampler: `observe` alone, one call a step; no relative_guidance, no maps.
+
+    :param diffusion: the process that is sampled from, respaced or not, of any mean type; None: another sampler.
     :param samples: of how many samples images are kept, counted over the whole run; 0: of none.
     :param maps: at how many steps, evenly spaced from the first to the last (more than there are: at every step).
     """
 
-    def __init__(self, diffusion: GaussianDiffusion, samples: int = 0, maps: int = 8):
-        count = diffusion.num_timesteps
+    def __init__(self, diffusion: GaussianDiffusion | None = None, samples: int = 0, maps: int = 8):
+        if diffusion is None and samples:
+            raise ValueError(f"samples: found {samples} without a process, expected 0; it says what x_0 is")
+        count = 0 if diffusion is None else diffusion.num_timesteps
         original = getattr(diffusion, "timestep_map", range(count))
         self._diffusion, self._samples = diffusion, samples
         self._timesteps = np.array(original, dtype=np.int64)[::-1]  # in the order of sampling
@@ -85,6 +89,9 @@ class Trace:
     def observe(self, record: dict[str, Tensor]) -> None:
         """One step of one batch, after the model's call at the same x_t."""
         step, pending = len(self._steps), self._pending
+        if self._diffusion is None:
+            self._steps.append({name: record[name] for name in ("t", "y", *MEASURES[:-1])})
+            return
         noise_level = (1 - float(self._diffusion.alphas_cumprod[-1 - step])) ** 0.5
         relative = noise_level * record["guidance_norm"] / pending.pop("eps_norm")
         measures = {name: record[name] for name in MEASURES if name in record}
@@ -105,7 +112,12 @@ class Trace:
         are 0. ValueError unless every step was observed once.
         """
         steps, maps = self._steps, self._maps
-        if len(steps) != len(self._timesteps):
+        if self._diffusion is None and steps:
+            self._begin(first=0)
+            t_BS, y_B = torch.stack([step["t"] for step in steps], dim=1), steps[0]["y"]
+            arrays = {name: values.cpu().numpy().astype(np.int64) for name, values in (("t", t_BS), ("y", y_B))}
+            return arrays | {name: _stacked(steps, name) for name in MEASURES[:-1]}
+        if len(steps) != len(self._timesteps) or not steps:
             raise ValueError(f"trace: found {len(steps)} observed steps, expected {len(self._timesteps)}")
         self._begin(first=0)
         y = steps[0]["y"].cpu().numpy().astype(np.int64)

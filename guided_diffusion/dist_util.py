@@ -193,15 +193,19 @@ def report_failure(error: BaseException) -> int:
         return 130
     system = isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError)
     line = str(error) if isinstance(error, InputError) else _first_line_of(error)
+    full = None if system else _out_of_memory(error)
     if system:
         line = ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
+    elif full:
+        line = full
     details = "" if isinstance(error, InputError) else "".join(traceback.format_exception(error))
     run_log.keep_failure(line, details, consequence=_lost_a_peer(error))
     if _has_peers() and _is_said_elsewhere(error):
         # Meanwhile the rank that says it leaves, and the launcher or the heartbeat ends this one.
         time.sleep(5 if _lost_a_peer(error) and _heart.beating else 1)
-    sys.stderr.write(f"error: {line}\n" if system or not details else details)  # one write: ranks do not interleave
-    return 2 if system or not details else 1
+    one_line = system or full or not details
+    sys.stderr.write(f"error: {line}\n" if one_line else details)  # one write: ranks do not interleave
+    return 2 if one_line else 1
 
 
 def waited_for_rank_0() -> bool:
@@ -214,6 +218,20 @@ def waited_for_rank_0() -> bool:
     if in_danger:
         time.sleep(_LEAD)
     return bool(in_danger)
+
+
+def _out_of_memory(error: BaseException) -> str | None:
+    """The line for a network that does not fit into memory; None for other failures."""
+    text = first_line(error)
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "DefaultCPUAllocator" not in text:
+        return None
+    place = "GPU" if isinstance(error, torch.OutOfMemoryError) else "main"
+    asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", text)
+    wanted = f" (for {asked[1]} more)" if asked else ""
+    return (
+        f"out of {place} memory{wanted}: lower --batch_size, or --microbatch in training; what is finished is kept, "
+        "and the same --log_dir goes on from there"
+    )
 
 
 def _first_line_of(error: BaseException) -> str:

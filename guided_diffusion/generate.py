@@ -24,9 +24,9 @@ from .files import (
     reading,
     remove_leftovers,
     set_aside,
-    write_atomically,
     write_json,
 )
+from .image_grid import save_grid
 from .nonfinite import Watch, as_records
 from .parts import (
     PartStore,
@@ -86,6 +86,7 @@ class SampleRun:
     :param extras_flags: flags that say which extras there are, the one that names `extras_path` first. Samples do not
         depend on them, so a run may go on without its extras, or with extras where it had none.
     :param updated: see `run_directory.check_manifest`.
+    :param class_names: of the first classes, for the grid.
     :param watch: looks for inf and nan; samples that it lets pass are written as far as they are numbers, and
         listed in `nonfinite.json`.
     """
@@ -98,6 +99,7 @@ class SampleRun:
     flags: dict[str, Any]
     labels: LabelPlan | None = None
     save_images: bool = False
+    class_names: Sequence[str] = ()
     extras_path: Path | None = None  # where the arrays of `extras` go
     extras_flags: Sequence[str] = ()
     tally: Tally | None = None
@@ -285,9 +287,16 @@ class SampleRun:
         """Draw the grid if it is wanted and not there, then delete the parts of a result that is whole."""
         grid_path = output.with_suffix(".png")
         if self.save_images and not exists(grid_path):
-            save_grid(read_array(output, "arr_0", 64), grid_path)
+            save_grid(read_array(output, "arr_0", 64), grid_path, captions=self._captions(output))
             logger.log(f"grid: {grid_path}")
         PartStore(self.directory).remove(below=self.num_samples)
+
+    def _captions(self, output: Path) -> list[str] | None:
+        """The classes of the grid's samples, by name where it is known."""
+        if self.labels is None:
+            return None
+        labels = read_array(output, "arr_1", 64).tolist()
+        return [self.class_names[label] if label < len(self.class_names) else str(label) for label in labels]
 
     def _list_nonfinite(self, pieces: list[Piece]) -> None:
         """Write `nonfinite.json` where samples are not finite."""
@@ -329,17 +338,3 @@ def _has_extras(result: Piece) -> bool:
 def to_uint8(images: Tensor) -> Tensor:
     """[B, C, H, W] in [-1, 1] -> uint8 [B, H, W, C], truncating as upstream does."""
     return ((images + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-def save_grid(images: np.ndarray, path: Path, columns: int = 8) -> None:
-    """Write uint8 images [N, H, W, C] as one PNG, row by row."""
-    from PIL import Image
-
-    count, height, width, channels = images.shape
-    rows = -(-count // columns)
-    padded = np.zeros((rows * columns, height, width, channels), np.uint8)
-    padded[:count] = images
-    grid = padded.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    grid = grid.reshape(rows * height, columns * width, channels)
-    with write_atomically(path) as file:
-        Image.fromarray(grid[..., 0] if channels == 1 else grid).save(file, format="PNG")

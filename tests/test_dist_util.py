@@ -255,6 +255,12 @@ raise InputError("stop")
         ("sys.exit('some words')", 1, "some words\n"),
         ("import argparse; argparse.ArgumentParser(prog='p').parse_args(['--no'])", 2, None),
         ("raise InputError('data_dir x: empty')", 2, "error: data_dir x: empty\n"),
+        (
+            "raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has')",
+            2,
+            "error: out of GPU memory (for 2.50 GiB more): lower --batch_size, or --microbatch in training; what is "
+            "finished is kept, and the same --log_dir goes on from there\n",
+        ),
         ("raise KeyboardInterrupt", 130, ""),
         ("dist_util.setup_dist(); raise InputError('late')", 2, "error: late\n"),
     ],
@@ -398,3 +404,9 @@ def test_mpi_that_cannot_be_loaded_is_one_line(alone, monkeypatch):
 
 def test_upstream_constants():
     assert (dist_util.GPUS_PER_NODE, dist_util.SETUP_RETRY_COUNT) == (8, 3)
+
+
+@pytest.mark.parametrize("fill", ["torch.empty(2**60, dtype=torch.uint8)", "bytes(2**62)"])
+def test_more_memory_than_there_is(script, fill):
+    done = run("python", script(fill))
+    assert done.returncode == 2 and done.stderr.startswith("error: out of main memory") and done.stderr.count("\n") == 1

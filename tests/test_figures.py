@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import json
 import math
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ed_dpm_patches.figures import cli, style
+from ed_dpm_patches.figures import cli, inputs, style
 from ed_dpm_patches.figures.inputs import SERIES, Trace
 from ed_dpm_patches.figures.vanishing_points import vanishing_points
 from guided_diffusion.errors import InputError
@@ -316,3 +317,41 @@ def test_without_matplotlib(tmp_path, monkeypatch):
     trace = make_trace(tmp_path / "a.npz")
     refused("matplotlib: not installed", "vanishing", f"a={trace}", "--out", tmp_path / "f.png")
     assert not list(tmp_path.glob("*.png")) and not list(tmp_path.glob("*.csv"))
+
+
+def test_class_names_of_the_run(tmp_path, monkeypatch):
+    """From a config.json, or from the checkpoints that run.json names; the pictures of every figure use them."""
+    (tmp_path / "classifier").mkdir()
+    config = tmp_path / "classifier" / "config.json"
+    config.write_text(json.dumps({"class_names": ["cat", "dog", "owl"], "num_classes": 5}))
+    paths = [make_trace(tmp_path / f"{name}.npz", seed=seed) for seed, name in enumerate("ab")]
+    files = [inputs.labelled(f"{path.stem}={path}") for path in paths]
+    assert inputs.read_class_names(None, files) is None
+    assert inputs.read_class_names(config) == ["cat", "dog", "owl"]
+    run = {"classifier_path": str(tmp_path / "classifier" / "model.pt"), "model_path": "not/there.pt"}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    names = inputs.read_class_names(None, files)
+    assert [inputs.class_name(names, label) for label in range(5)] == ["cat", "dog", "owl", "class 3", "class 4"]
+
+    titles = []
+    picture_grid = style.picture_grid
+    monkeypatch.setattr(
+        style, "picture_grid", lambda axes, blocks, **rest: titles.extend(b[0] for b in blocks) or
+        picture_grid(axes, blocks, **rest),
+    )  # fmt: skip
+    figure("vanishing", f"a={paths[0]}", "--sample", 1, "--out", tmp_path / "f.png")
+    figure("gradient-maps", *(f"{p.stem}={p}" for p in paths), "--count", 1, "--out", tmp_path / "f.png")
+    figure("vanishing", f"a={paths[0]}", "--class_names", config, "--out", tmp_path / "f.png")
+    assert titles == ["a: sample 1, dog", "sample 0, cat", "a: sample 0, cat"]
+    (tmp_path / "other.json").write_text("{}")
+    refused("other.json: found no class_names", "vanishing", f"a={paths[0]}", "--class_names", tmp_path / "other.json")
+
+
+def test_the_band_of_vanishing_is_explained(tmp_path, monkeypatch):
+    from matplotlib.figure import FigureBase
+
+    told = []
+    legend = FigureBase.legend
+    monkeypatch.setattr(FigureBase, "legend", lambda *a, **rest: told.append(rest["title"]) or legend(*a, **rest))
+    figure("vanishing", f"a={make_trace(tmp_path / 'a.npz', maps=0)}", "--out", tmp_path / "f.png")
+    assert told == ["bands: the middle half of the samples"]

@@ -14,7 +14,8 @@ from PIL import Image
 from guided_diffusion import logger, run_directory
 from guided_diffusion.class_labels import Classes
 from guided_diffusion.errors import InputError
-from guided_diffusion.generate import Batch, SampleRun, save_grid, to_uint8
+from guided_diffusion.generate import Batch, SampleRun, to_uint8
+from guided_diffusion.image_grid import save_grid
 from guided_diffusion.sample_noise import LabelPlan, PerSampleNoise
 from tests.helpers import read_npz, tree
 
@@ -298,3 +299,28 @@ def test_grid_pads_with_black(tmp_path, channels):
         assert grid.mode == {1: "L", 3: "RGB"}[channels]
         pixels = np.asarray(grid).reshape(4, 24, -1)
     assert (pixels[:2] == 200).all() and (pixels[2:, :6] == 200).all() and (pixels[2:, 6:] == 0).all()
+
+
+def test_grid_with_captions(tmp_path):
+    """Below images from 32 pixels on: the classes' names, and whatever the font has not got as a question mark."""
+    images = np.full((3, 32, 40, 3), 100, np.uint8)
+    save_grid(images, tmp_path / "grid.png", 2, captions=["cat", "17", "\N{SNOWMAN}"])
+    with Image.open(tmp_path / "grid.png") as grid:
+        pixels = np.asarray(grid).reshape(2, 44, 2, 40, 3).swapaxes(1, 2).reshape(4, 44, 40, 3)
+    assert (pixels[:3, :32] == 100).all() and not pixels[3].any()
+    strips = pixels[:3, 32:]
+    assert all(strip.max() > 200 and (strip == 0).mean() > 0.5 for strip in strips)
+    assert not np.array_equal(strips[0], strips[1])
+    save_grid(images[:, :8, :8], tmp_path / "small.png", 2, captions=["cat", "17", "x"])
+    with Image.open(tmp_path / "small.png") as grid:
+        assert grid.size == (16, 16), "too small for words"
+
+
+def test_the_grids_captions_are_the_classes(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr("guided_diffusion.generate.save_grid", lambda *_, captions: written.append(captions))
+    samples = TestSampleRun()
+    options = {"save_images": True, "class_names": ("cat", "dog"), "labels": LabelPlan("", True, 4)}
+    path = samples.plan(tmp_path, **options).generate(samples.draw)
+    labels = read_npz(path)["arr_1"]
+    assert written == [[("cat", "dog")[label] if label < 2 else str(label) for label in labels]]

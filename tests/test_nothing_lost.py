@@ -240,4 +240,4 @@ def test_a_trace_that_was_deleted_is_missed(tmp_path, told):
     (tmp_path / "run" / "trace.npz").unlink()
     maker = Maker(tmp_path / "run", **options)
     maker.generate()
-    assert maker.made == [] and "trace.npz: not there any more" in told.read_text()
+    assert maker.made == [] and "trace.npz: not there; it is made only with the samples" in told.read_text()

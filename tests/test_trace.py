@@ -291,3 +291,22 @@ class TestScript:
         trace, _, _ = sample(trace_maps=1, **paths)
         assert trace["map_pred_xstart"].shape == (4, 1, 1, 8, 8)
         assert all(np.isfinite(array).all() for array in trace.values())
+
+
+def test_a_trace_without_a_process():
+    """Any sampler's steps, as the guidance saw them: equal to what a process's trace holds."""
+    diffusion = create_gaussian_diffusion(steps=100, timestep_respacing="ddim4")
+    traces = [Trace(), Trace(diffusion)]
+    for trace in traces:
+        guidance = ClassifierGuidance(classifier, EntropyRule(2.0), observer=trace.observe)
+        process_model = model if trace is traces[0] else trace.wrap(model)
+        torch.manual_seed(0)
+        options = {"cond_fn": guidance, "model_kwargs": {"y": torch.tensor([0, 1, 2])}, "device": "cpu"}
+        diffusion.ddim_sample_loop(process_model, (3, *SHAPE), **options)
+    free, full = (trace.take() for trace in traces)
+    assert set(full) - set(free) == {"relative_guidance"}
+    assert all(np.array_equal(free[name], full[name]) for name in free)
+    with pytest.raises(ValueError, match="trace: found 0 observed steps"):
+        traces[0].take()
+    with pytest.raises(ValueError, match="samples: found 2 without a process, expected 0"):
+        Trace(samples=2)

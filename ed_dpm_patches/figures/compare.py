@@ -13,20 +13,29 @@ import numpy as np
 from guided_diffusion.errors import InputError
 
 from . import style
-from .inputs import Labelled, check_labels, class_name, indices, labelled, read_class_names, read_samples
+from .inputs import (
+    Labelled,
+    add_class_names,
+    check_labels,
+    class_name,
+    indices,
+    labelled,
+    read_class_names,
+    read_samples,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The figure's own options."""
     parser.add_argument("files", nargs="+", type=labelled, metavar="LABEL=SAMPLES.npz", help="of the sampling scripts")
     parser.add_argument("--samples", type=indices, metavar="I,J,...", help="which are shown (the first 10)")
-    parser.add_argument("--class_names", type=Path, metavar="FILE", help="names of the classes, one a line")
+    add_class_names(parser)
 
 
 def draw(args: argparse.Namespace) -> list[Path]:
     """Write the figure and what identifies its images; returns their paths."""
     check_labels(args.files)
-    names = read_class_names(args.class_names)
+    names = read_class_names(args.class_names, args.files)
     images, labels, chosen = _read(args.files, args.samples)
     titles = ["" if labels is None else class_name(names, int(labels[i])) for i in chosen]
 

@@ -13,7 +13,7 @@ import numpy as np
 from guided_diffusion.errors import InputError
 
 from . import style
-from .inputs import Labelled, Maps, check_labels, class_name, labelled, read_class_names, read_maps
+from .inputs import Labelled, Maps, add_class_names, check_labels, class_name, labelled, read_class_names, read_maps
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,13 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("traces", nargs="+", type=labelled, metavar="LABEL=TRACE", help="two or more, npz of --trace")
     parser.add_argument("--count", type=int, default=3, metavar="N", help="samples shown, from the first on (3)")
     parser.add_argument("--magnify", type=float, default=50.0, metavar="F", help="factor on the guidance (50)")
-    parser.add_argument("--class_names", type=Path, metavar="FILE", help="names of the classes, one a line")
+    add_class_names(parser)
 
 
 def draw(args: argparse.Namespace) -> list[Path]:
     """Write the figure and the size of every map; returns their paths."""
     check_labels(args.traces)
-    names = read_class_names(args.class_names)
+    names = read_class_names(args.class_names, args.traces)
     if len(args.traces) < 2:
         raise InputError(f"gradient-maps: found one trace, {args.traces[0].path}, expected two or more to compare")
     maps = {file.label: read_maps(file) for file in args.traces}

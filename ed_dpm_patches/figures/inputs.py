@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from guided_diffusion import checkpoint
 from guided_diffusion.errors import InputError
-from guided_diffusion.files import check_readable, decoding, open_regular
+from guided_diffusion.files import check_readable, decoding, open_regular, read_json
+from guided_diffusion.run_directory import read_manifest
 
 SERIES = ("entropy_ratio", "grad_norm", "scale", "relative_guidance")
 MAPS = ("map_t", "map_x_t", "map_pred_xstart", "map_guidance")
@@ -106,12 +109,37 @@ def read_samples(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     return images, labels
 
 
-def read_class_names(path: Path | None) -> list[str] | None:
-    """One name a line, in the order of the classes."""
+def add_class_names(parser: argparse.ArgumentParser) -> None:
+    """The option that `class_names` understands."""
+    told = "names of the classes, one a line, or a config.json (default: those of the checkpoints that run.json names)"
+    parser.add_argument("--class_names", type=Path, metavar="FILE", help=told)
+
+
+def read_class_names(path: Path | None, files: Sequence[Labelled] = ()) -> list[str] | None:
+    """Names in the order of the classes: of a text file with one a line, or of a config.json.
+
+    Without a path: of the first checkpoint that the run.json beside one of the files names; None if there are none.
+    """
     if path is None:
-        return None
+        return next(filter(None, (_names_of_run(file.path.parent) for file in files)), None)
+    if path.suffix == ".json":
+        names = read_json(path, "a checkpoint's config").get("class_names")
+        if not isinstance(names, list):
+            raise InputError(f"--class_names {path}: found no class_names, expected those of a trained checkpoint")
+        return list(map(str, names))
     with decoding(f"--class_names {path}", "expected a text file with one name a line"), open_regular(path) as file:
         return [name.strip() for name in file.read().decode().splitlines()]
+
+
+def _names_of_run(folder: Path) -> list[str] | None:
+    with suppress(InputError, OSError):
+        run = read_manifest(folder)
+        for flag in ("classifier_path", "model_path"):
+            saved = (checkpoint.read_config(run[flag]) or {}) if run.get(flag) else {}
+            if isinstance(names := saved.get("class_names"), list) and names:
+                # Numbers for classes that its training data did not have.
+                return [*map(str, names), *(f"class {n}" for n in range(len(names), saved.get("num_classes", 0)))]
+    return None
 
 
 def class_name(names: list[str] | None, label: int) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from guided_diffusion.errors import InputError
 
 from . import style
-from .inputs import Trace, check_labels, labelled, read_trace
+from .inputs import Trace, add_class_names, check_labels, class_name, labelled, read_class_names, read_trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,11 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("traces", nargs="+", type=labelled, metavar="LABEL=TRACE", help="npz of --trace")
     parser.add_argument("--sample", type=int, default=0, metavar="I", help="whose pictures are shown (0)")
     parser.add_argument("--magnify", type=float, default=50.0, metavar="F", help="factor on the guidance shown (50)")
+    add_class_names(parser)
 
 
 def draw(args: argparse.Namespace) -> list[Path]:
     """Write the figure and its curves; returns their paths."""
     check_labels(args.traces)
+    names = read_class_names(args.class_names, args.traces)
     traces = [read_trace(file, with_maps=True) for file in args.traces]
     pictured = [trace for trace in traces if trace.maps is not None]
     for trace in pictured:
@@ -59,7 +61,7 @@ def draw(args: argparse.Namespace) -> list[Path]:
         parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         _draw_curves(parts[0], traces, curves)
         for part, grid in zip(parts[1:], grids, strict=True):
-            _draw_pictures(part.subplots(), grid, args.sample, args.magnify, cell)
+            _draw_pictures(part.subplots(), grid, args.sample, args.magnify, cell, names)
     data = style.beside(args.out)
     style.write_csv(data, [row for rows in curves.values() for row in rows])
     return [args.out, data]
@@ -101,7 +103,8 @@ def _draw_curves(figure: Figure, traces: list[Trace], curves: dict[str, list[dic
             style.log_axis(axes)
     for name in ("entropy_ratio", "grad_norm"):
         panels[name].set_xlabel("")
-    figure.legend(*panels["scale"].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    handles = panels["scale"].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, title="bands: the middle half of the samples")
 
 
 def _positive(values: np.ndarray, name: str) -> np.ndarray:
@@ -109,13 +112,15 @@ def _positive(values: np.ndarray, name: str) -> np.ndarray:
     return values if name == "entropy_ratio" else np.where(values > 0, values, np.nan)
 
 
-def _draw_pictures(axes: Axes, traces: list[Trace], sample: int, magnify: float, cell: float) -> None:
+def _draw_pictures(
+    axes: Axes, traces: list[Trace], sample: int, magnify: float, cell: float, names: list[str] | None
+) -> None:
     """One sample of traces that have maps of the same steps."""
     blocks = []
     for trace in traces:
         maps = trace.maps
         rows = [maps.x_t[sample], maps.pred_xstart[sample], magnify * maps.guidance[sample]]
-        title = f"{trace.label}: sample {sample}, class {maps.y[sample]}"
+        title = f"{trace.label}: sample {sample}, {class_name(names, int(maps.y[sample]))}"
         blocks.append((title, [[style.picture(x) for x in row] for row in rows]))
     t = traces[0].maps.t
     style.picture_grid(
