@@ -249,6 +249,17 @@ def test_training_by_a_csv_file(run: Runner, tmp_path):
     assert "data_dir val: 3 images, 2 classes by l.csv: cat 2, dog 1 (smallest 1, largest 2)" in told
 
 
+def test_a_run_whose_labels_became_others_is_refused(run: Runner, class_folders, tmp_path):
+    """The classes may still be called the same."""
+    names = [f"{path.parent.name}/{path.name}" for path in sorted(class_folders.rglob("*.png"))]
+    command = {"data_dir": class_folders, "log_dir": "out", "labels": "l.csv", **TRAIN, **CLASSIFIER}
+    for labels, fails in ("xyz", False), ("zyx", True):
+        rows = (f"{name},{labels[number % 3]}" for number, name in enumerate(names))
+        (tmp_path / "l.csv").write_text("\n".join(rows))
+        done = run("classifier_train", command | {"iterations": 3 if fails else 2}, fails=fails)
+    assert "--labels SHA-256 " in done.error_lines[0] and "classes" not in done.error_lines[0]
+
+
 def test_training_without_classes_needs_no_labels(run: Runner, class_folders, tmp_path):
     for number, path in enumerate(sorted(class_folders.rglob("*.png"))):
         path.rename(class_folders / f"IMG{number:04}.png")
