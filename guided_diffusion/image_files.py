@@ -151,11 +151,9 @@ class _Archive(ImageFiles):
             *folders, base = name.split("/")
             hidden = next((f"{folder}/" for folder in folders if _is_hidden_folder(folder)), None)
             kind = hidden or _other_kind(base, suffixes)
+            if (kind is None or name == LABEL_FILE) and size > _LARGEST:
+                raise InputError(f"{self.title}: {name} claims {size} bytes, expected a file of at most {_LARGEST}")
             if kind is None:
-                if size > _LARGEST:
-                    raise InputError(
-                        f"{self.title}: {name} claims {size} bytes, expected an image of at most {_LARGEST}"
-                    )
                 self.names.append(name)
             elif not kind.endswith("/") and name != LABEL_FILE:
                 self.skipped[kind] += 1
@@ -207,7 +205,7 @@ class _TarFiles(_Archive):
     def _note(self, members: Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]]) -> Iterator[tuple[str, int]]:
         for name, member, archive in members:
             self._places[name] = member.offset_data, member.size
-            if name == LABEL_FILE and member.size <= _LARGEST:
+            if name == LABEL_FILE and member.size <= _LARGEST:  # else it is refused
                 self._label_file = archive.extractfile(member).read()
             yield name, member.size
 
@@ -249,7 +247,9 @@ def _walk(
         found = sorted(entries, key=lambda entry: entry.name)
     for entry in found:
         kind = _other_kind(entry.name, suffixes)
-        if kind is not None and entry.is_dir():
+        with _listing(f"{title}: {inside}{entry.name}"):  # a link to itself
+            is_folder = kind is not None and entry.is_dir()
+        if is_folder:
             if _is_hidden_folder(entry.name):
                 skipped[f"{entry.name}/"] += 1
                 continue

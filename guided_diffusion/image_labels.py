@@ -65,9 +65,9 @@ class Labels:
         return f"{len(self.labels)} images, {classes} by {self.source}: {table} (smallest {fewest}, largest {most})"
 
     def digest(self) -> str:
-        """Return the first digits of the SHA-256 of all labels in order."""
+        """Return what stands for all labels in order in a run's flags."""
         whole = "\n".join(self.labels).encode(errors="surrogateescape")
-        return hashlib.sha256(whole).hexdigest()[:12]
+        return f"SHA-256 {hashlib.sha256(whole).hexdigest()[:12]}"
 
 
 def read_labels(files: ImageFiles, rule: str = "auto", class_names: Sequence[str] | None = None) -> Labels:

@@ -122,6 +122,10 @@ def test_links(folder, tmp_path):
     with pytest.raises(InputError, match=r"images: a/9.png: a link to .*nowhere.png, where there is nothing"):
         list_images(str(folder))
     (folder / "a" / "9.png").unlink()
+    (folder / "a" / "self").symlink_to(folder / "a" / "self")
+    with pytest.raises(InputError, match="images: a/self: cannot be listed: Too many levels of symbolic links"):
+        list_images(str(folder))
+    (folder / "a" / "self").unlink()
     (folder / "a" / "up").symlink_to(folder)
     with pytest.raises(InputError, match="images: a/up links to a folder that it is in; remove the link"):
         list_images(str(folder))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -224,6 +225,39 @@ def test_a_run_that_began_with_upstreams_rule_keeps_its_labels(run: Runner, clas
     del config["labels"]  # an earlier version had no such flag
     (tmp_path / "out" / "config.json").write_text(json.dumps(config))
     assert "6 classes by file name" in run("classifier_train", command | {"iterations": 3}).stdout
+
+
+def test_training_on_names_that_are_no_text(run: Runner, class_folders, tmp_path):
+    os.rename(class_folders / "cat", os.fsencode(class_folders) + b"/c\xe4t")
+    command = {"data_dir": class_folders, "log_dir": "out", **TRAIN, **CLASSIFIER}
+    assert "15 images, 3 classes by folder" in run("classifier_train", command).stdout
+    assert "already complete" in run("classifier_train", command).stdout
+
+
+def test_training_by_a_csv_file(run: Runner, tmp_path):
+    """As for flat, numbered photographs; validation images are looked up in the same file."""
+    rows = ["file,label"]
+    for number in range(9):
+        name = ("train", "val")[number > 5]
+        (tmp_path / name).mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), 25 * number, np.uint8)).save(tmp_path / name / f"IMG{number:04}.jpg")
+        rows.append(f"IMG{number:04}.jpg,{('cat', 'dog')[number % 2]}")
+    (tmp_path / "l.csv").write_text("\n".join(rows))
+    flags = {"data_dir": "train", "val_data_dir": "val", "labels": "l.csv", "log_dir": "out", **TRAIN, **CLASSIFIER}
+    told = run("classifier_train", flags).stdout
+    assert "data_dir train: 6 images, 2 classes by l.csv: cat 3, dog 3 (smallest 3, largest 3)" in told
+    assert "data_dir val: 3 images, 2 classes by l.csv: cat 2, dog 1 (smallest 1, largest 2)" in told
+
+
+def test_a_run_whose_labels_became_others_is_refused(run: Runner, class_folders, tmp_path):
+    """The classes may still be called the same."""
+    names = [f"{path.parent.name}/{path.name}" for path in sorted(class_folders.rglob("*.png"))]
+    command = {"data_dir": class_folders, "log_dir": "out", "labels": "l.csv", **TRAIN, **CLASSIFIER}
+    for labels, fails in ("xyz", False), ("zyx", True):
+        rows = (f"{name},{labels[number % 3]}" for number, name in enumerate(names))
+        (tmp_path / "l.csv").write_text("\n".join(rows))
+        done = run("classifier_train", command | {"iterations": 3 if fails else 2}, fails=fails)
+    assert "--labels SHA-256 " in done.error_lines[0] and "classes" not in done.error_lines[0]
 
 
 def test_training_without_classes_needs_no_labels(run: Runner, class_folders, tmp_path):
