@@ -111,7 +111,7 @@ class SamplingConfig:
         "", 'dpmpp2m and unipc need fewer steps; "": ddim with --use_ddim, else ddpm', choices=("", *SAMPLERS)
     )
     model_path: str = flag("", "checkpoint of the diffusion model, .pt or .safetensors, or its training's folder")
-    save_images: bool = flag(False, "also write a PNG grid of the first images, with their classes, beside the npz")
+    save_images: bool = flag(False, "also write a PNG grid of the first images beside the npz")
     compile: bool = flag(
         None, "compile the networks, one to three minutes each (not given: on CUDA in long runs)", type=bool
     )

@@ -163,6 +163,7 @@ FLAGS = cases(
     ("2 is no boolean", {"use_ddim": 2}, "--use_ddim", "'2'", "boolean"),
     ("unknown flag", {"class_scale": 2}, "--class_scale"),
     ("negative seed", {"seed": -1}, "--seed", "found -1"),
+    ("the release's other seeds", {"fix_seed": "False"}, "--fix_seed", "found False", "--seed N"),
     ("log_dir is a file", {"log_dir": "{text}"}, "log directory", "model.pt"),
     ("log_dir below a file", {"log_dir": "{text}/sub"}, "log directory", "model.pt"),
     ("trace below a file", {"trace": "{text}/trace.npz"}, "--trace", "model.pt"),
