@@ -93,7 +93,8 @@ def evaluate(
         sets = [_choose(images, num_samples, seed, is_reference=i == 0) for i, images in enumerate(sets)]
     if extra:
         _check_counts(sets[0], sets[1], kid_subset_size)
-    labels = [_labels(images, required=i == 1 and not engine.uses_stored_statistics) for i, images in enumerate(sets)]
+    names = getattr(engine, "class_names", None)
+    labels = [_labels(images, i == 1 and not engine.uses_stored_statistics, names) for i, images in enumerate(sets)]
     if per_class:
         for images, found_labels in zip(sets[:2], labels, strict=False):
             check_classes(images.parts[0].path, images.count, found_labels)
@@ -223,10 +224,13 @@ def _check_counts(reference: ImageSet, samples: ImageSet, kid_subset_size: int |
         )
 
 
-def _labels(images: ImageSet, required: bool) -> np.ndarray | None:
-    """Class labels; where they serve for a warning only, bad ones are one."""
+def _labels(images: ImageSet, required: bool, class_names: Sequence[str] | None) -> np.ndarray | None:
+    """Class labels; where they serve for a warning only, bad ones are one.
+
+    :param class_names: that the feature network knows, for images in folders of their classes.
+    """
     try:
-        return images.labels()
+        return images.labels(class_names)
     except InputError as error:
         if required:
             raise

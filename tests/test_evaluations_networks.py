@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_evaluations_classifier import CONFIG, write_classifier  # noqa: E402
@@ -194,3 +195,14 @@ def test_classes_go_by_name_where_both_sides_know_them(place):
     assert other.reference_accuracy is None
     assert any("ref.npz: no accuracy: found the classes" in line for line in other.warnings)
     assert judged([1, [2]]).reference_accuracy is not None  # no names: by number
+
+
+def test_class_folders_of_a_reference_are_labels_for_a_judge_that_knows_their_names(place):
+    checkpoint = write_classifier(place)
+    write_config(place, CONFIG | {"class_names": list("abcde")})
+    engine = ClassifierEngine(checkpoint)
+    for number, (image, label) in enumerate(zip(REFERENCE, _labels_by(engine, REFERENCE, wrong=0), strict=True)):
+        path = Path("reference", "abcde"[label], f"IMG{number:03d}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    assert evaluator.evaluate("reference", "s.npz", engine).reference_accuracy == 1
