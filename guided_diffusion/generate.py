@@ -86,7 +86,6 @@ class SampleRun:
     :param extras_flags: flags that say which extras there are, the one that names `extras_path` first. Samples do not
         depend on them, so a run may go on without its extras, or with extras where it had none.
     :param updated: see `run_directory.check_manifest`.
-    :param class_names: of the first classes, for the grid.
     :param watch: looks for inf and nan; samples that it lets pass are written as far as they are numbers, and
         listed in `nonfinite.json`.
     """
@@ -99,7 +98,6 @@ class SampleRun:
     flags: dict[str, Any]
     labels: LabelPlan | None = None
     save_images: bool = False
-    class_names: Sequence[str] = ()
     extras_path: Path | None = None  # where the arrays of `extras` go
     extras_flags: Sequence[str] = ()
     tally: Tally | None = None
@@ -295,8 +293,8 @@ class SampleRun:
         """The classes of the grid's samples, by name where it is known."""
         if self.labels is None:
             return None
-        labels = read_array(output, "arr_1", 64).tolist()
-        return [self.class_names[label] if label < len(self.class_names) else str(label) for label in labels]
+        labels, names = read_array(output, "arr_1", 64).tolist(), self.labels.names
+        return [names[label] if label < len(names) else str(label) for label in labels]
 
     def _list_nonfinite(self, pieces: list[Piece]) -> None:
         """Write `nonfinite.json` where samples are not finite."""

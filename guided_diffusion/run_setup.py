@@ -71,12 +71,6 @@ def checkpoint_config(flag: str, path: str) -> dict[str, Any] | None:
     return saved
 
 
-def class_names(path: str) -> list[str]:
-    """The names of a checkpoint's classes, as far as its config.json has them."""
-    names = (checkpoint.read_config(path) or {}).get("class_names")
-    return [str(name) for name in names] if isinstance(names, list) else []
-
-
 def output_file(flag: str, path: str) -> Path | None:
     """Where a flag wants a file; None for "". InputError now, not after the work, when it cannot be written."""
     if not path:

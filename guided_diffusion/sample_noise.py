@@ -47,7 +47,7 @@ class LabelPlan:
     """
 
     def __init__(self, classes: str, balanced: bool, known: Classes):
-        self.classes = known.choose(classes)
+        self.classes, self.names = known.choose(classes), known.names
         self.balanced = balanced
         # For run.json: "" stands for all, so that classes that are left out by themselves are on record.
         self.flag = classes or ("" if len(self.classes) == known.count else ",".join(map(str, self.classes)))

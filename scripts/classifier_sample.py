@@ -152,7 +152,6 @@ def main() -> None:
         | dataclasses.asdict(diffusion_config),
         labels=labels,
         save_images=sampling.save_images,
-        class_names=run_setup.class_names(guide.classifier_path),
         extras_path=trace_path,
         extras_flags=("trace", "trace_samples", "trace_maps"),
         tally=guidance.report if cond_fn is not None or trace is not None else None,

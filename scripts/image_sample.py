@@ -59,7 +59,6 @@ def main() -> None:
         | dataclasses.asdict(diffusion_config),
         labels=labels,
         save_images=sampling.save_images,
-        class_names=run_setup.class_names(sampling.model_path),
         watch=Watch(timesteps_of(diffusion), sampling.nonfinite),
     ).generate(draw)
 

@@ -320,7 +320,7 @@ def test_the_grids_captions_are_the_classes(tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr("guided_diffusion.generate.save_grid", lambda *_, captions: written.append(captions))
     samples = TestSampleRun()
-    options = {"save_images": True, "class_names": ("cat", "dog"), "labels": LabelPlan("", True, 4)}
+    options = {"save_images": True, "labels": LabelPlan("", True, Classes(4, ("cat", "dog")))}
     path = samples.plan(tmp_path, **options).generate(samples.draw)
     labels = read_npz(path)["arr_1"]
     assert written == [[("cat", "dog")[label] if label < 2 else str(label) for label in labels]]
