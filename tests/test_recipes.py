@@ -59,14 +59,16 @@ def commands(processes: int) -> Commands:
 
 def parse_command(command: list[str], processes: int) -> tuple[str, dict, dict]:
     """A printed command through its script's parser: script, flags as given, flags with the defaults."""
-    assert command[:4] == ["mpiexec", "-n", str(processes), "python"] and (ROOT / command[4]).is_file()
-    parser = script_parser(Path(command[4]).stem)
-    names = [word[2:] for word in command[5::2]]
+    launcher = ["mpiexec", "-n", str(processes), "python"] if processes > 1 else ["python"]
+    program, arguments = command[len(launcher)], command[len(launcher) + 1 :]
+    assert command[: len(launcher)] == launcher and (ROOT / program).is_file()
+    parser = script_parser(Path(program).stem)
+    names = [word[2:] for word in arguments[::2]]
     defaults = parser._defaults_by_name
     # The parser takes any unique beginning of a flag; a recipe has to spell it out.
     assert set(names) <= set(defaults) and len(set(names)) == len(names)
-    given = parser.parse(command[5:]).values
-    return Path(command[4]).stem, given, defaults | given
+    given = parser.parse(arguments).values
+    return Path(program).stem, given, defaults | given
 
 
 def reproduce_command(*words: str) -> subprocess.CompletedProcess:
