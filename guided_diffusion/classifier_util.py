@@ -144,11 +144,12 @@ class ClassifierTrainLoop:
         return self.diffusion.q_sample(images, t), y, t
 
     def _terms(self, x_t: Tensor, y: Tensor, t: Tensor) -> dict[str, Tensor]:
-        """The loss, its parts and the hits among the first 1 and 5, each [B]."""
+        """The loss, its parts and the hits among the first 1 and, of more than 5 classes, 5, each [B]."""
         # Validation runs on one rank's network alone: a distributed forward would wait for gradients.
         network = self.network if torch.is_grad_enabled() else getattr(self.network, "module", self.network)
         logits = network(x_t, t)
-        return self.loss_terms(logits, y) | {f"acc@{k}": top_k_hits(logits.detach(), y, k) for k in (1, 5)}
+        ranks = (1, 5) if logits.shape[1] > 5 else (1,)
+        return self.loss_terms(logits, y) | {f"acc@{k}": top_k_hits(logits.detach(), y, k) for k in ranks}
 
     def _log(self, terms: dict[str, Tensor], t: Tensor, prefix: str) -> None:
         log_loss_dict(self.diffusion, t, {f"{prefix}_{name}": values for name, values in terms.items()})

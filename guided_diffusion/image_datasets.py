@@ -117,7 +117,7 @@ def open_dataset(
     if smallest_share < batch_size:
         shared = f" shared among {world_size} processes" if world_size > 1 else ""
         raise InputError(
-            f"data_dir {data_dir}: {len(files)} images{shared} leave {smallest_share} to a process; "
+            f"{files.title}: {len(files)} images{shared} leave {smallest_share} to a process; "
             f"expected at least one batch of {batch_size}"
         )
     found = None
@@ -142,17 +142,20 @@ def open_dataset(
     )
 
 
-def find_images(data_dir: str, suffixes: Collection[str] = SUFFIXES) -> ImageFiles:
-    """The images of a folder or archive to learn from: at least one, each of which can be opened by itself."""
+def find_images(data_dir: str, suffixes: Collection[str] = SUFFIXES, flag: str = "data_dir") -> ImageFiles:
+    """The images of a folder or archive to learn from: at least one, each of which can be opened by itself.
+
+    :param flag: that lines about it name.
+    """
     if not data_dir:
-        raise InputValueError("data_dir: expected a folder of images, found an empty string")
-    files = list_images(data_dir, f"data_dir {data_dir}", suffixes)
+        raise InputValueError(f"{flag}: expected a folder of images, found an empty string")
+    files = list_images(data_dir, f"{flag} {data_dir}", suffixes)
     if not files.names:
-        line = f"data_dir {data_dir}: expected images ({', '.join(sorted(suffixes))}), found none in the tree"
+        line = f"{files.title}: expected images ({', '.join(sorted(suffixes))}), found none in the tree"
         skipped = files.describe_skipped().removeprefix(f"{files.title}: ")
         raise InputError(f"{line} ({skipped})" if skipped else line)
     if not files.random_access:
-        raise InputError(f"data_dir {data_dir}: found a packed tar; expected a folder, a zip or an unpacked tar")
+        raise InputError(f"{files.title}: found a packed tar; expected a folder, a zip or an unpacked tar")
     return files
 
 

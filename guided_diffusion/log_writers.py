@@ -22,6 +22,7 @@ from guided_diffusion.files import write_atomically
 from guided_diffusion.streams import LogFile
 
 _COLUMN = 30  # widest cell of the text table, in characters
+_QUARTILES = ("_q0", "_q1", "_q2", "_q3")
 
 
 class KVWriter:
@@ -51,11 +52,15 @@ class HumanOutputFormat(KVWriter, SeqWriter):
             raise TypeError(f"expected a file name or an open text file, found {filename_or_file!r}")
 
     def writekvs(self, kvs: Mapping[str, Any]) -> None:
-        """A table sorted by name, case ignored; cells longer than 30 characters are cut."""
+        """A table sorted by name, case ignored; cells longer than 30 characters are cut.
+
+        The quartiles NAME_q0 to NAME_q3 of a value NAME, by timestep, stand in its line.
+        """
         if not kvs:
             warnings.warn("nothing was logged since the last dump: no table written", stacklevel=2)
             return
-        rows = [(_cut(name), _cut(_as_text(value))) for name, value in sorted(kvs.items())]
+        own_lines = [name for name in sorted(kvs) if not (name.endswith(_QUARTILES) and name[:-3] in kvs)]
+        rows = [(_cut(name), _cut(_as_text(kvs[name])) + _quartiles(name, kvs)) for name in own_lines]
         rows.sort(key=lambda row: row[0].lower())
         names, values = (max(map(len, column)) for column in zip(*rows, strict=True))
         rule = "-" * len(f"| {'':{names}} | {'':{values}} |")
@@ -184,6 +189,14 @@ def _as_csv(rows: Iterable[Iterable[str]]) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= _COLUMN else text[: _COLUMN - 3] + "..."
+
+
+def _quartiles(name: str, kvs: Mapping[str, Any]) -> str:
+    """What follows a value that has quartiles: theirs, a dash for one without samples."""
+    if not any(name + quartile in kvs for quartile in _QUARTILES):
+        return ""
+    values = (_as_text(kvs[name + quartile]).strip() if name + quartile in kvs else "-" for quartile in _QUARTILES)
+    return "".join(f"  {quartile[1:]} {_cut(value):7}" for quartile, value in zip(_QUARTILES, values, strict=True))
 
 
 def _as_number(value: Any) -> float | None:

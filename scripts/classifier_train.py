@@ -72,8 +72,9 @@ def main() -> None:
     dataset = load(
         data_config.data_dir, data_config, train, config, classes.names, train.random_crop, labels=labels, files=files
     )
+    val_files = find_images(train.val_data_dir, flag="val_data_dir") if train.val_data_dir else None
     val_dataset = load(
-        train.val_data_dir, data_config, train, config, classes.names, False, labels=data_config.labels
+        train.val_data_dir, data_config, train, config, classes.names, False, labels=data_config.labels, files=val_files
     )
     flags = given.resolve(DataConfig, ClassifierTrainConfig, EctConfig, DiffusionConfig, RunConfig)
     flags |= dataclasses.asdict(config) | class_flags(classes) | {"ect": weight > 0, "labels": labels.digest()}

@@ -107,7 +107,7 @@ def test_batches(folder, channels, random_crop):
     data = load_data(data_dir=folder, batch_size=3, image_size=16, channels=channels, random_crop=random_crop)
     for images, condition in take(4, data):  # the fourth belongs to the second epoch
         assert images.shape == (3, channels, 16, 16) and images.dtype == torch.float32
-        assert -1 <= images.min() < -0.5 and 0.5 < images.max() <= 1
+        assert -1 <= images.min() < -0.3 and 0.3 < images.max() <= 1  # grey noise, made smaller, has few extremes
         assert condition == {}
 
 

@@ -329,6 +329,15 @@ def test_a_table_that_cannot_be_replaced_goes_on_without_the_new_columns(tmp_pat
     assert "progress.csv: Read-only file system; the run goes on" in told
 
 
+def test_quartiles_stand_in_the_line_of_their_value(tmp_path):
+    values = {"loss": 1.5, "loss_q0": 0.25, "loss_q3": 2.0, "other_q1": 1, "step": 3}
+    logger.HumanOutputFormat(tmp_path / "log.txt").writekvs(values)
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in lines[1:-1]] == ["loss", "other_q1", "step"]
+    assert lines[1].split("|")[2].split() == ["1.5", "q0", "0.25", "q1", "-", "q2", "-", "q3", "2"]
+    assert len({len(line) for line in lines}) == 1
+
+
 def test_a_line_that_fits_half_is_left_out(tmp_path, caplog):
     writer = logger.HumanOutputFormat(tmp_path / "log.txt")
     writer.writeseq(["first"])
