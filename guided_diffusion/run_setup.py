@@ -194,6 +194,11 @@ def _count_classes(given: Given, data_dir: str, names: Sequence[str], resume: st
     wanted = given.values.get("num_classes")
     count = wanted or (before.count if before else len(names))
     if len(names) > count:
+        if wanted is None and source != resume:
+            raise InputError(
+                f"{source}: the run there has {count} classes ({_some(before.names)}), but {data_dir} has {len(names)} "
+                f"({_some(names)}); expected the same --labels, or another --log_dir"
+            )
         if wanted is None:
             raise InputError(
                 f"{source}: made for {count} classes, but {data_dir} has {len(names)}; "
@@ -216,6 +221,10 @@ def _count_classes(given: Given, data_dir: str, names: Sequence[str], resume: st
     if before is not None and (clash := found.clash(before)):
         logger.warn(f"{data_dir}: its classes are numbered anew: {clash} in {source}")
     return found
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _classes_before(resume: str) -> tuple[Classes | None, str]:
