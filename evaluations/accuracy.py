@@ -8,6 +8,7 @@ import numpy as np
 
 from evaluations.engine import FeatureEngine
 from evaluations.judged import Judged
+from guided_diffusion.errors import some_of
 
 POOR = 0.8  # accuracy on the reference below which there is a warning
 
@@ -40,8 +41,7 @@ def accuracy_of(judged: Judged, engine: FeatureEngine) -> tuple[Accuracy | None,
     own, known = _names(judged.images.settings.get("class_names")), _names(getattr(engine, "class_names", None))
     if own and known and own != known and labels.min() >= 0 and labels.max() < len(own):
         if missing := sorted({own[k] for k in np.unique(labels)} - set(known)):
-            shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-            line = f"{judged.images.name}: no accuracy: found the classes {shown}"
+            line = f"{judged.images.name}: no accuracy: found the classes {some_of(missing)}"
             return None, [f"{line}, which {engine.name} does not know"]
         labels = np.array([known.index(name) if name in known else -1 for name in own])[labels]
     if labels.min() < 0 or labels.max() >= classes:

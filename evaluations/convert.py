@@ -23,12 +23,13 @@ from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without installation
 
+from evaluations.image_sets import labels_to_write  # noqa: E402
 from evaluations.metrics import npz  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 from guided_diffusion.files import decoding, exists, write_atomically  # noqa: E402
 from guided_diffusion.image_datasets import warn_of_oddities  # noqa: E402
 from guided_diffusion.image_files import EXPECTED, ImageFiles, list_images  # noqa: E402
-from guided_diffusion.image_labels import HELP, numbered, read_labels  # noqa: E402
+from guided_diffusion.image_labels import HELP, numbered  # noqa: E402
 from guided_diffusion.safe_images import NO_IMAGE, open_image  # noqa: E402
 
 _LABEL_HEIGHT = 12  # pixels, of PIL's built-in font
@@ -147,16 +148,8 @@ def _sort_by_number(files: ImageFiles) -> bool:
 
 def _training_labels(files: ImageFiles, rule: str) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
     """Class numbers int64 [N] as in training, and an array that tells the names; none where auto finds none."""
-    try:
-        found = read_labels(files, rule)
-    except InputError as error:
-        if rule != "auto":
-            raise
-        log.warning("warning: no labels are written: %s", error)
+    if (found := labels_to_write(files, rule)) is None:
         return None, {}
-    log.info("%s: %s", files.place, found.describe())
-    if found.warning:
-        log.warning("warning: %s", found.warning)
     settings = np.array(json.dumps({"class_names": found.names}))
     return np.array(found.number(files), dtype=np.int64), {"settings": settings}
 

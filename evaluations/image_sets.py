@@ -23,12 +23,11 @@ from evaluations.result_folders import find_npz
 from guided_diffusion.errors import InputError
 from guided_diffusion.files import decoding, hash_file, open_readable, reading
 from guided_diffusion.image_datasets import center_crop_arr
-from guided_diffusion.image_files import EXPECTED, is_image_archive, list_images
-from guided_diffusion.image_labels import read_labels, read_sample_labels
+from guided_diffusion.image_files import EXPECTED, ImageFiles, is_image_archive, list_images
+from guided_diffusion.image_labels import Labels, read_labels, read_sample_labels
 from guided_diffusion.safe_images import NO_IMAGE, Oddities, open_image, read_image
 
 _GREY = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N")  # PIL's modes
-_DAMAGED = "damaged or truncated archive"
 _PATTERN = re.compile(r"[*?[]")
 RESIZE_RULE = "centre crop; box-filtered halvings, then bicubic"  # as training does
 
@@ -127,6 +126,21 @@ def split_paths(text: str) -> list[str]:
         return [text]
     named = [part for part in text.split(",") if part] or [text]
     return [path for part in named for path in (_matches(part) or [part])]
+
+
+def labels_to_write(files: ImageFiles, rule: str) -> Labels | None:
+    """Labels as training reads them, said in the log; None, with a warning, where auto finds none."""
+    try:
+        found = read_labels(files, rule)
+    except InputError as error:
+        if rule != "auto":
+            raise
+        log.warning("warning: no labels are written: %s", error)
+        return None
+    log.info("%s: %s", files.place, found.describe())
+    if found.warning:
+        log.warning("warning: %s", found.warning)
+    return found
 
 
 def _matches(part: str) -> list[str]:

@@ -26,14 +26,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without
 
 from evaluations.engine import FeatureEngine  # noqa: E402
 from evaluations.evaluator import add_network_flags, check_writable, create_engine  # noqa: E402
-from evaluations.image_sets import RESIZE_RULE  # noqa: E402
+from evaluations.image_sets import RESIZE_RULE, labels_to_write  # noqa: E402
 from evaluations.kept_results import write_or_keep  # noqa: E402
 from evaluations.metrics.statistics import fit_gaussian  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 from guided_diffusion.files import hash_file, remove_leftovers, write_atomically  # noqa: E402
 from guided_diffusion.flags import str2bool  # noqa: E402
 from guided_diffusion.image_datasets import ImageDataset, find_images, warn_of_oddities  # noqa: E402
-from guided_diffusion.image_labels import HELP, Labels, read_labels  # noqa: E402
+from guided_diffusion.image_labels import HELP  # noqa: E402
 from guided_diffusion.safe_images import Reading  # noqa: E402
 
 log = logging.getLogger("make_reference")
@@ -87,23 +87,10 @@ class Pictures:
             raise InputError(f"{folder}: found {len(self._files)} images, expected at least 4")
         if skipped := self._files.describe_skipped():
             log.warning("warning: %s", skipped)
-        self._labels = self._read_labels(rule)
+        self._labels = labels_to_write(self._files, rule)
         warn_of_oddities(self._files, reading, lambda line: log.warning("warning: %s", line))
         paths = [self._files.path(name) for name in self._files.names]
         self._images = ImageDataset(size, paths, random_flip=False, open_file=self._files.open, reading=reading)
-
-    def _read_labels(self, rule: str) -> Labels | None:
-        try:
-            found = read_labels(self._files, rule)
-        except InputError as error:
-            if rule != "auto":
-                raise
-            log.warning("warning: no labels are written: %s", error)
-            return None
-        log.info("%s: %s", self.folder, found.describe())
-        if found.warning:
-            log.warning("warning: %s", found.warning)
-        return found
 
     def __len__(self) -> int:
         return len(self._files)

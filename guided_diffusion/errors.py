@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 _LONGEST = 4000  # characters of a line; a path or a value in it may have any number
@@ -59,3 +60,8 @@ def brief(error: BaseException) -> str:
     """The first line of an error, shortened."""
     text = first_line(error)
     return text if len(text) <= 160 else text[:157] + "..."
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first three of some names, and that there are more."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .errors import InputError
+from .errors import InputError, some_of
 from .files import decoding, open_readable, parse_json
 from .image_files import LABEL_FILE, ImageFiles
 
@@ -49,9 +49,9 @@ class Labels:
         numbers = {name: number for number, name in enumerate(names)}
         for name, label in zip(files.names, self.labels, strict=True):
             if label not in numbers:
-                shown = ", ".join(list(names)[:3]) + (", ..." if len(names) > 3 else "")
                 raise InputError(
-                    f"{files.path(name)}: its label {label!r} is none of the {len(names)} known classes ({shown})"
+                    f"{files.path(name)}: its label {label!r} is none of the {len(names)} known classes "
+                    f"({some_of(names)})"
                 )
         return [numbers[label] for label in self.labels]
 
@@ -175,8 +175,7 @@ def _refines(last: Sequence[str], first: Sequence[str]) -> bool:
 
 def _some(labels: Sequence[str]) -> str:
     found = sorted(set(labels))
-    shown = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
-    return f"{len(found)} {'class' if len(found) == 1 else 'classes'} ({shown})"
+    return f"{len(found)} {'class' if len(found) == 1 else 'classes'} ({some_of(found)})"
 
 
 def _read_label_file(files: ImageFiles) -> Labels | None:

@@ -27,7 +27,7 @@ from .configs import (
     SamplingConfig,
     SuperResConfig,
 )
-from .errors import InputError
+from .errors import InputError, some_of
 from .flags import Given, architecture_from
 from .frozen import Frozen
 from .host_memory import keep_freed_memory
@@ -196,8 +196,8 @@ def _count_classes(given: Given, data_dir: str, names: Sequence[str], resume: st
     if len(names) > count:
         if wanted is None and source != resume:
             raise InputError(
-                f"{source}: the run there has {count} classes ({_some(before.names)}), but {data_dir} has {len(names)} "
-                f"({_some(names)}); expected the same --labels, or another --log_dir"
+                f"{source}: the run there has {count} classes ({some_of(before.names)}), but {data_dir} has "
+                f"{len(names)} ({some_of(names)}); expected the same --labels, or another --log_dir"
             )
         if wanted is None:
             raise InputError(
@@ -221,10 +221,6 @@ def _count_classes(given: Given, data_dir: str, names: Sequence[str], resume: st
     if before is not None and (clash := found.clash(before)):
         logger.warn(f"{data_dir}: its classes are numbered anew: {clash} in {source}")
     return found
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _classes_before(resume: str) -> tuple[Classes | None, str]:
