@@ -76,7 +76,7 @@ def test_train_sample_evaluate(tmp_path):
         "--features", tmp_path / "features/model000011.pt",
     )  # fmt: skip
     names = [line.split(":")[0] for line in printed.splitlines()]
-    assert names == ["Inception Score", "FID", "sFID", "Precision", "Recall", "Accuracy"]
+    assert names == ["Inception Score", "FID", "sFID", "Precision", "Recall", "Accuracy", "Reference accuracy"]
     assert all(np.isfinite(float(line.split(":")[1])) for line in printed.splitlines())
 
 
