@@ -41,7 +41,7 @@ from .parts import (
 )
 from .progress import Progress, note_complete
 from .run_directory import check_held, check_manifest, read_manifest, record_result, versions
-from .sample_noise import LabelPlan, PerSampleNoise
+from .sample_noise import LabelPlan, PerSampleNoise, stream
 from .stop_signals import how_to_resume
 from .tallies import TALLY, Tally
 from .write_behind import WriteBehind
@@ -153,7 +153,8 @@ class SampleRun:
         named = {name: self.flags.get(name) for name in INPUT_FLAGS}
         sha256 = {name: hash_file(path) for name, path in named.items() if path and Path(path).is_file()}
         changeable = (*CHANGEABLE_FLAGS, *self._changeable_extras_flags())
-        check_manifest(self.directory, self.flags, changeable, sha256, versions(), self.updated)
+        flags = self.flags | stream(dist_util.dev())
+        check_manifest(self.directory, flags, changeable, sha256, versions(), self.updated)
         remove_leftovers(PartStore(self.directory).directory, owned=True)
         if self.extras_path is not None:
             remove_leftovers(self.extras_path.parent, self.extras_path.name)

@@ -69,12 +69,14 @@ class Logger:
         """Set a value; the last one before a dump counts."""
         self.name2val[key] = val
 
-    def logkv_mean(self, key: str, val: Any) -> None:
-        """Add a value to the mean over the calls since the last dump."""
-        seen = self.name2cnt[key]
-        # In this order of operations the last bits, too, are those of other implementations' logs.
-        self.name2val[key] = self.name2val[key] * seen / (seen + 1) + val / (seen + 1)
-        self.name2cnt[key] += 1
+    def logkv_mean(self, key: str, val: Any, *more: Any) -> None:
+        """Add a value, or several, to the mean over those since the last dump."""
+        mean, seen = self.name2val[key], self.name2cnt[key]
+        for value in (val, *more):
+            # In this order of operations the last bits, too, are those of other implementations' logs.
+            mean = mean * seen / (seen + 1) + value / (seen + 1)
+            seen += 1
+        self.name2val[key], self.name2cnt[key] = mean, seen
 
     def dumpkvs(self) -> dict[str, Any]:
         """Write the values collected since the last dump, forget them, and return them."""
@@ -190,9 +192,9 @@ def logkv(key: str, val: Any) -> None:
     get_current().logkv(key, val)
 
 
-def logkv_mean(key: str, val: Any) -> None:
-    """Add a value to the mean over the calls since the last dump."""
-    get_current().logkv_mean(key, val)
+def logkv_mean(key: str, val: Any, *more: Any) -> None:
+    """Add a value, or several, to the mean over those since the last dump."""
+    get_current().logkv_mean(key, val, *more)
 
 
 def logkvs(d: Mapping[str, Any]) -> None:

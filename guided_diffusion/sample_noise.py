@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -10,21 +11,38 @@ from torch import Tensor
 
 from .class_labels import Classes
 
+# Noise of several steps at once on CUDA, where a kernel for each sample and step costs more than the numbers.
+_MOST_STEPS, _MOST_NUMBERS = 16, 2**19  # the latter of a sample
+
 
 class PerSampleNoise:
     """Draws for the samples `indices` of a run: labels, starting noise, then one draw a step.
 
     Sample i's stream depends on (seed, i) and the kind of device alone, not on batch size, order or
     number of processes. Calling the object gives noise like x, as samplers' `noise_fn` wants it.
+
+    :param ahead: draw the noise of up to 16 steps at once, which is another stream; None: on CUDA, see `stream`.
     """
 
-    def __init__(self, seed: int, indices: Sequence[int], device: torch.device):
+    def __init__(self, seed: int, indices: Sequence[int], device: torch.device, ahead: bool | None = None):
         self.device = device
         self.generators = [torch.Generator(device).manual_seed(_stream_seed(seed, i)) for i in indices]
+        self._ahead = device.type == "cuda" if ahead is None else ahead
+        self._drawn: dict[tuple[int, ...], Iterator[Tensor]] = {}  # by shape
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """Standard normal float32 [B, *shape]."""
-        return torch.stack([torch.randn(tuple(shape), generator=g, device=self.device) for g in self.generators])
+        shape = tuple(shape)
+        steps = max(1, min(_MOST_STEPS, _MOST_NUMBERS // max(1, math.prod(shape)))) if self._ahead else 1
+        if shape not in self._drawn:
+            self._drawn[shape] = iter(())
+            steps = 1  # the starting noise; a sampler without noise of its own draws no other
+        noise = next(self._drawn[shape], None)
+        if noise is None:
+            drawn = [torch.randn((steps, *shape), generator=g, device=self.device) for g in self.generators]
+            self._drawn[shape] = iter(torch.stack(drawn, dim=1))
+            noise = next(self._drawn[shape])
+        return noise
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.normal(x.shape[1:]).to(x.dtype)
@@ -33,6 +51,14 @@ class PerSampleNoise:
         """One number in 0..count-1 for each sample: int64 [B]."""
         drawn = [torch.randint(count, (), generator=g, device=self.device) for g in self.generators]
         return torch.stack(drawn)
+
+
+def stream(device: torch.device) -> dict[str, str]:
+    """Which stream of `PerSampleNoise` a run's samples are made of, for run.json; nothing for the CPU's.
+
+    It counts the ways in which numbers have been drawn: samples of one run are never made of two.
+    """
+    return {"noise_stream": "cuda 2"} if device.type == "cuda" else {}
 
 
 def _stream_seed(seed: int, index: int) -> int:

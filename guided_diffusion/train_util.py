@@ -312,5 +312,8 @@ def log_loss_dict(diffusion, ts: Tensor, losses: dict[str, Tensor]) -> None:
     # One transfer for all of them.
     for name, values in zip(losses, torch.stack([*losses.values()]).detach().cpu(), strict=True):
         logger.logkv_mean(name, values.mean().item())
+        found: dict[int, list[float]] = {}
         for quartile, value in zip(quartiles, values.tolist(), strict=True):
-            logger.logkv_mean(f"{name}_q{quartile}", value)
+            found.setdefault(quartile, []).append(value)
+        for quartile, several in found.items():
+            logger.logkv_mean(f"{name}_q{quartile}", *several)

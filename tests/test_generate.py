@@ -16,7 +16,7 @@ from guided_diffusion.class_labels import Classes
 from guided_diffusion.errors import InputError
 from guided_diffusion.generate import Batch, SampleRun, to_uint8
 from guided_diffusion.image_grid import save_grid
-from guided_diffusion.sample_noise import LabelPlan, PerSampleNoise
+from guided_diffusion.sample_noise import LabelPlan, PerSampleNoise, stream
 from tests.helpers import read_npz, tree
 
 CPU = torch.device("cpu")
@@ -29,17 +29,48 @@ def quiet_logger(tmp_path_factory):
 
 
 class TestNoise:
-    def draw(self, indices, seed=0):
-        noise = PerSampleNoise(seed, indices, CPU)
-        return noise.choose(10), noise.normal((3, 4, 4)), noise(torch.zeros(len(indices), 3, 4, 4))
+    def draw(self, indices, seed=0, ahead=False):
+        noise = PerSampleNoise(seed, indices, CPU, ahead)
+        steps = [noise(torch.zeros(len(indices), 3, 4, 4)) for _ in range(20)]
+        return noise.choose(10), noise.normal((3, 4, 4)), *steps
 
+    @pytest.mark.parametrize("ahead", [False, True])
     @settings(max_examples=25, deadline=None)
     @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=6, unique=True), st.integers(0, 2**70))
-    def test_a_sample_does_not_depend_on_its_batch(self, indices, seed):
-        together = self.draw(indices, seed)
+    def test_a_sample_does_not_depend_on_its_batch(self, ahead, indices, seed):
+        together = self.draw(indices, seed, ahead)
         for position, index in enumerate(indices):
-            for whole, alone in zip(together, self.draw([index], seed), strict=True):
+            for whole, alone in zip(together, self.draw([index], seed, ahead), strict=True):
                 assert torch.equal(whole[position], alone[0])
+
+    def test_of_the_cpu_it_is_the_generators_own_numbers(self):
+        noise = PerSampleNoise(5, range(3), CPU)
+        own = [torch.Generator().manual_seed(generator.initial_seed()) for generator in noise.generators]
+        for _ in range(4):
+            drawn = [torch.randn(3, 4, 4, generator=generator) for generator in own]
+            assert torch.equal(noise.normal((3, 4, 4)), torch.stack(drawn))
+
+    @pytest.mark.parametrize(("side", "wanted"), [(8, [1, *[16] * 3]), (256, [1, *[2] * 20]), (1024, [1] * 41)])
+    def test_ahead_it_draws_for_several_steps_at_once_whatever_the_batch(self, side, wanted, monkeypatch):
+        asked = []
+
+        def count(shape, **options):
+            asked.append(shape[0])
+            return torch.zeros(shape)
+
+        monkeypatch.setattr(torch, "randn", count)
+        noise = PerSampleNoise(0, [4], CPU, ahead=True)
+        for _ in range(41):
+            assert noise.normal((3, side, side)).shape == (1, 3, side, side)
+        assert asked == wanted
+
+    def test_ahead_no_step_is_drawn_twice(self):
+        rows = torch.stack(self.draw([3], ahead=True)[1:]).flatten(1)
+        correlations = torch.corrcoef(rows) - torch.eye(len(rows))
+        assert correlations.abs().max() < 0.6 and abs(rows.mean()) < 0.1 and abs(rows.std() - 1) < 0.1
+
+    def test_run_json_names_the_stream_of_cuda(self):
+        assert stream(CPU) == {} and stream(torch.device("cuda:1")) == {"noise_stream": "cuda 2"}
 
     def test_samples_seeds_and_steps_differ(self):
         noise = PerSampleNoise(0, range(4), CPU)
