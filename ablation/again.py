@@ -28,7 +28,8 @@ from guided_diffusion.errors import InputError
 
 from .__main__ import PROTOCOLS, RECIPES, RESULTS
 
-FILE = "model.safetensors"  # of each network in the repository
+FILE = "model.safetensors"  # of each network in the repository, float16
+DERIVED = "derived.json"  # in its place: {"network": of these weights, "temperature": what its logits are divided by}
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -39,17 +40,33 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def translate(command: str, old: Path, new: Path, models: Path) -> list[str]:
-    """A reported command with networks of the repository, everything else below another folder."""
+def translate(command: str, old: Path, new: Path, models: Path) -> list[list[str]]:
+    """A reported command with networks of the repository, everything else below another folder.
+
+    Before it come the commands that derive those networks whose weights are another one's.
+    """
+    commands = []
 
     def place(part: str) -> str:
         path = Path(part)
         if not path.is_relative_to(old):
             return part
         inner = path.relative_to(old)
-        return str(models / inner.parts[1] / FILE if inner.parts[0] == "networks" else new / inner)
+        if inner.parts[0] != "networks":
+            return str(new / inner)
+        stored = models / inner.parts[1]
+        if not (ROOT / stored / DERIVED).is_file():
+            return str(stored / FILE)
+        made = new / "networks" / stored.name / FILE
+        if not (ROOT / made).is_file():
+            derived = read_json(ROOT / stored / DERIVED)
+            source, images = models.parent / derived["network"] / FILE, new / "data" / HELDOUT
+            words = ["--temperature", derived["temperature"], source, images, made]
+            commands.append(["python", "ablation/calibrate.py", *map(str, words)])
+        return str(made)
 
-    return [place(part) for part in shlex.split(command)]
+    again = [place(part) for part in shlex.split(command)]
+    return [*commands, again]
 
 
 def commands_again(protocol: str, run: str, seed: str, new: Path) -> list[list[str]]:
@@ -58,7 +75,8 @@ def commands_again(protocol: str, run: str, seed: str, new: Path) -> list[list[s
     steps = [row for row in read_rows(folder / "commands.csv") if (row["run"], row["seed"]) == (run, seed)]
     if not steps:
         raise InputError(f"--run {run} --seed {seed}: not in {folder / 'commands.csv'}, expected one of its lines")
-    return [translate(row["command"], old, new, RESULTS / "models" / protocol) for row in steps]
+    models = RESULTS / "models" / protocol
+    return [command for row in steps for command in translate(row["command"], old, new, models)]
 
 
 def run_again(protocol: str, run: str, seed: str, new: Path) -> Iterator[str]:

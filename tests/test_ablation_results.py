@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from ablation.again import FILE
+from ablation.again import DERIVED, FILE
 from tests.helpers import ROOT
 
 RESULTS = ROOT / "results" / "cifar10"
@@ -86,7 +87,11 @@ def test_every_run_has_a_command_an_interval_and_networks_in_the_repository(fold
         assert low <= float(run["fid"]) <= high
         for name in set(re.findall(r"/networks/([^/ ]+)/", " ".join(commands[key]))):
             path = RESULTS / "models" / folder.name / name / FILE
-            assert path.stat().st_size <= 15_100_000
+            if (derived := path.with_name(DERIVED)).is_file():
+                found = json.loads(derived.read_text())
+                assert found["temperature"] > 0
+                path = RESULTS / "models" / found["network"] / FILE
+            assert path.stat().st_size <= 4_000_000
             assert (path.parent / "config.json").is_file()
             with safe_open(path, "pt") as weights:
                 assert len(list(weights.keys())) > 50
