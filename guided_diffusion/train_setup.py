@@ -13,7 +13,7 @@ from torch import nn
 
 from . import checkpoint, dist_util, logger, run_setup, train_util
 from .best_checkpoint import best_weights, newest_weights
-from .class_labels import Classes
+from .class_labels import Classes, count_classes
 from .configs import (
     ClassifierTrainConfig,
     DataConfig,
@@ -57,7 +57,7 @@ def train_diffusion_model(
     resume, files, labels, classes = starting_point(train), find_images(data_config.data_dir), None, None
     if config.class_cond:
         labels = read_run_labels(files, data_config.labels)
-        classes = run_setup.count_classes(given, data_config.data_dir, labels.names, resume)
+        classes = count_classes(given, data_config.data_dir, labels.names, resume)
         config = dataclasses.replace(config, num_classes=classes.count)
     dataset = open_dataset(
         data_dir=data_config.data_dir,

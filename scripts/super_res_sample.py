@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusion import dist_util, logger, run_setup
+from guided_diffusion.class_labels import Classes
 from guided_diffusion.configs import DiffusionConfig, RunConfig, SamplingConfig, SuperResConfig
 from guided_diffusion.errors import InputError
 from guided_diffusion.files import check_readable, decoding, open_regular
@@ -53,7 +54,7 @@ def main() -> None:
     sampling = given.make(SamplingConfig)
     config, diffusion_config = run_setup.model_configs(given, sampling.model_path, SuperResConfig)
     base_config = given.make(BaseConfig)
-    classes = run_setup.classes_of(sampling.model_path, config.num_classes)
+    classes = Classes.of_checkpoint(sampling.model_path, config.num_classes)
     base = BaseImages(base_config.base_samples, config, base_config.labels or "auto", classes.names or None)
     if base.labels is not None and (unseen := classes.unseen(np.unique(base.labels).tolist())):
         logger.warn(f"--base_samples: it has labels that training never saw: {classes.listed(unseen)}")
