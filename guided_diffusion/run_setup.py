@@ -170,6 +170,13 @@ def plan_labels(config: LabelConfig, classes: Classes) -> LabelPlan:
     return plan
 
 
+def warn_of_unused_labels(given: Given, class_cond: bool) -> None:
+    """Say that --labels, where it is given, does nothing for a network without classes."""
+    rule = given.values.get("labels")
+    if rule and not class_cond:
+        logger.warn(f"--labels {rule}: not read, without --class_cond True the network has no classes")
+
+
 def save_config(values: dict[str, Any]) -> None:
     """Write the flags that make a checkpoint beside where it will be, from rank 0."""
     if dist_util.get_rank() == 0:

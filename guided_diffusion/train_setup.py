@@ -54,6 +54,7 @@ def train_diffusion_model(
     run_config, data_config, train = given.make(RunConfig), given.make(DataConfig), given.make(TrainConfig)
     diffusion_config = given.make(DiffusionConfig)
     run_setup.begin(run_config)
+    run_setup.warn_of_unused_labels(given, config.class_cond)
     resume, files, labels, classes = starting_point(train), find_images(data_config.data_dir), None, None
     if config.class_cond:
         labels = read_run_labels(files, data_config.labels)
@@ -97,8 +98,15 @@ def train_diffusion_model(
         )
         run_setup.save_config(run.flags)
         loop.run_loop()
-    logger.log(f"checkpoints: {logger.get_dir()}")
+    say_where_it_is(labels)
     say_what_to_use()
+
+
+def say_where_it_is(labels: Labels | None) -> None:
+    """Log the checkpoints' folder and, again, the labels' warnings: by now the first ones have scrolled away."""
+    logger.log(f"checkpoints: {logger.get_dir()}")
+    for line in labels.warnings if labels else ():
+        logger.warn(line)
 
 
 def say_what_to_use() -> None:

@@ -35,6 +35,7 @@ from guided_diffusion.train_setup import (
     class_flags,
     find_run,
     read_run_labels,
+    say_where_it_is,
     starting_point,
     validation_batches,
 )
@@ -104,7 +105,7 @@ def main() -> None:
         )
         run_setup.save_config(training_run.flags)
         loop.run_loop()
-    logger.log(f"checkpoints: {logger.get_dir()}")
+    say_where_it_is(labels)
 
 
 def ect_weight(given: Given) -> float:

@@ -48,6 +48,7 @@ def main() -> None:
     config, diffusion_config = run_setup.model_configs(given, nll.model_path, ModelConfig)
     model = run_setup.load_model(build_model, config, diffusion_config, nll.model_path, run)
     files, labels, names = find_images(data_config.data_dir), None, None
+    run_setup.warn_of_unused_labels(given, config.class_cond)
     if config.class_cond:
         names = Classes.of_checkpoint(nll.model_path, config.num_classes).names or None
         labels = read_labels(files, data_config.labels, names)
