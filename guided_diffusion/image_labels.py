@@ -208,7 +208,8 @@ def _is_no_class(labels: Iterable[str]) -> bool:
 def _some(labels: Sequence[str]) -> str:
     found = sorted(set(labels))
     told = ": names that cameras and programs write" if _is_no_class(found) else ""
-    return f"{len(found)} {'class' if len(found) == 1 else 'classes'} ({some_of(found)}{told})"
+    shown = some_of([label or '""' for label in found])
+    return f"{len(found)} {'class' if len(found) == 1 else 'classes'} ({shown}{told})"
 
 
 def _oddities(title: str, labels: Sequence[str]) -> list[str]:
@@ -268,6 +269,8 @@ def _read_csv(files: ImageFiles, path: str) -> Labels:
         raise InputError(f"{title}: the columns look swapped: expected file,label, found {','.join(rows[-1])}")
     table: dict[str, str] = {}
     for name, label in rows:
+        if not label:
+            raise InputError(f"{title}: gives {name} no label, expected one for every image")
         for key in {name, _plain(name)}:
             if table.setdefault(key, label) != label:
                 raise InputError(f"{title}: gives {name} two labels, {table[key]!r} and {label!r}")
@@ -285,8 +288,8 @@ def _look_up(files: ImageFiles, table: dict[str, str], title: str, source: str) 
         raise InputError(f"{title}: has no label for {len(missing)} of {len(found)} images, such as {missing[0]}")
     shared = [key for key, count in Counter(found).items() if count > 1]
     warning = (
-        f"{title}: {len(shared)} of its names are those of several images in different folders ({some_of(shared)}), "
-        f"which get the same label; expected paths as in {files.names[0]}"
+        f"{title}: {len(shared)} of its names are those of several images ({some_of(shared)}), which get the same "
+        f"label; expected paths such as {files.names[0]}"
     )
     return Labels(tuple(table[key] for key in found), source, warnings=(warning,) if shared else ())
 

@@ -96,6 +96,8 @@ def test_two_cameras():
     line = str(caught.value)
     assert "file names give 2 classes (DSC, IMG: names that cameras and programs write), there is no folder for" in line
     assert "--labels filename" in line and "--labels FILE.csv" in line
+    with pytest.raises(InputError, match=r'give 2 classes \("", IMG: names that cameras'):
+        read_labels(numbered("_MG_{}.jpg", "IMG_{}.jpg"))
     with pytest.raises(InputError, match=r"folders 2 classes \(2024-01-31, 2024-02-01: names that cameras"):
         read_labels(numbered("2024-01-31/{}.jpg", "2024-02-01/{}.jpg"))
 
@@ -154,8 +156,9 @@ def test_auto_refuses_folders_in_folders_that_can_be_read_in_two_ways():
     files = numbered("train/cat/{}.png", "train/dog/{}.png", "val/cat/{}.png", "val/dog/{}.png")
     with pytest.raises(InputError) as caught:
         read_labels(files)
-    told = "the first ones give 2 classes (train, val: names that cameras and programs write), the last 2 classes (cat, "
-    assert told in str(caught.value)
+    line = str(caught.value)
+    assert "the first ones give 2 classes (train, val: names that cameras and programs write), " in line
+    assert "the last 2 classes (cat, dog); --labels folder takes the first, " in line
     assert read_labels(files, "folder").names == ["train", "val"]
 
 
@@ -231,6 +234,7 @@ def test_bad_csv_files(tmp_path):
         "1.png,dog\n1.png,cat\n": "gives 1.png two labels, 'dog' and 'cat'",
         "1.png,dog\n2.png,cat,3\n": 'row 2 has 3 columns, expected two: "file,label"',
         "1.png;dog\n2.png;cat;3\n": 'row 2 has 3 columns, expected two: "file,label"',
+        "1.png,\n2.png,cat\n": "gives 1.png no label, expected one for every image",
         "\0": "row 1 has 1 columns",
         "1.png," + "x" * 200_000: "no CSV file in UTF-8: field larger than field limit",
         "": "has no label for 2 of 2 images",
@@ -371,6 +375,16 @@ def test_without_classes_the_images_are_counted_and_labels_not_read(run: Runner,
     assert f"data_dir {class_folders}: 15 images\n" in told
     assert "--labels folder: not read, without --class_cond True the network has no classes" in told
     assert "not read" not in run(script, command | {"log_dir": "other"}).stdout
+
+
+@pytest.mark.parametrize(("script", "network"), [("image_nll", "model"), ("super_res_sample", "super_res")])
+def test_other_programs_that_do_not_read_labels(run: Runner, class_folders, checkpoints, script, network):
+    for path in class_folders.rglob("*.png"):
+        Image.open(path).resize((4, 4)).save(path)
+    place = {"image_nll": "data_dir", "super_res_sample": "base_samples"}[script]
+    flags = {"model_path": checkpoints[network], place: class_folders, "num_samples": 1, "timestep_respacing": "2"}
+    told = run(script, flags | {"labels": "folder", "batch_size": 1, "log_dir": "out"}).stdout
+    assert "--labels folder: not read, without --class_cond True the network has no classes" in told
 
 
 def test_training_without_classes_needs_no_labels(run: Runner, class_folders, tmp_path):
