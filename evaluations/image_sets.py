@@ -138,8 +138,8 @@ def labels_to_write(files: ImageFiles, rule: str) -> Labels | None:
         log.warning("warning: no labels are written: %s", error)
         return None
     log.info("%s: %s", files.place, found.describe())
-    if found.warning:
-        log.warning("warning: %s", found.warning)
+    for line in found.warnings:
+        log.warning("warning: %s", line)
     return found
 
 

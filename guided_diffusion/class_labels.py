@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from . import logger
-from .errors import InputError
+from . import checkpoint, checkpoint_flags, dist_util, logger
+from .configs import NUM_CLASSES
+from .errors import InputError, some_of
+from .flags import Given
 
 _SHOWN = 50  # classes that a line lists
 
@@ -32,12 +35,19 @@ class Classes:
         """
         names = (saved or {}).get("class_names") or []
         seen = (saved or {}).get("seen_classes", list(range(len(names))) or None)
+        if type(count) is not int or count < 1:
+            raise InputError(f"{path}: config.json beside it has num_classes {count!r}, expected a whole number from 1")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) > count:
             raise InputError(f"{path}: config.json beside it has class_names that are no list of up to {count} names")
         numbers = seen is None or (isinstance(seen, list) and all(type(n) is int and 0 <= n < count for n in seen))
         if not numbers:
             raise InputError(f"{path}: config.json beside it has seen_classes that are no numbers below {count}")
         return cls(count, tuple(names), tuple(sorted(seen)) if seen else None)
+
+    @classmethod
+    def of_checkpoint(cls, path: str, count: int) -> Classes:
+        """The classes of the network in a checkpoint, by the config.json beside it."""
+        return cls.from_config(count, checkpoint.read_config(path), path)
 
     def choose(self, text: str) -> list[int]:
         """The classes to sample, by --classes: numbers or names separated by commas; "": all that training has seen.
@@ -82,10 +92,84 @@ class Classes:
         """The classes with their names, "0 = cat, 1 = dog"."""
         return _shortened([f"{n} = {self.names[n]}" if n < len(self.names) else str(n) for n in numbers])
 
+    def describe(self) -> str:
+        """How many there are, and their names where they are known: "3 classes (cat, dog, fox)"."""
+        return f"{self.count} classes" + (f" ({_shortened(self.names)})" if self.names else "")
+
     def clash(self, other: Classes) -> str | None:
         """The first class that two networks call by different names, in words; None where there is none."""
         pairs = enumerate(zip(self.names, other.names, strict=False))
         return next((f"class {n} is {ours!r}, but {theirs!r}" for n, (ours, theirs) in pairs if ours != theirs), None)
+
+
+def count_classes(given: Given, data_dir: str, names: Sequence[str], resume: str = "") -> Classes:
+    """The classes of a network to be trained on a folder's images.
+
+    Their number is that of --num_classes, else of the checkpoints in the log's directory, else of the checkpoint
+    to resume, else counted in the folder. Names that the checkpoint knows keep their numbers; otherwise the folder's
+    own are numbered in their order.
+
+    :param names: of the classes in the folder. resume: path of a checkpoint to resume; "": none.
+    :raises InputError: the folder holds more classes than that. A collective.
+    """
+    return dist_util.from_rank_0(lambda: _count_classes(given, data_dir, names, resume))
+
+
+def _count_classes(given: Given, data_dir: str, names: Sequence[str], resume: str) -> Classes:
+    before, source = _classes_before(resume)
+    wanted = given.values.get("num_classes")
+    count = wanted or (before.count if before else len(names))
+    if len(names) > count:
+        if wanted is None and source != resume:
+            raise InputError(
+                f"{source}: the run there has {count} classes ({some_of(before.names)}), but {data_dir} has "
+                f"{len(names)} ({some_of(names)}); expected the same --labels, or another --log_dir"
+            )
+        if wanted is None:
+            raise InputError(
+                f"{source}: made for {count} classes, but {data_dir} has {len(names)}; "
+                f"--init_from {source} begins a new run with its weights and adds classes"
+            )
+        raise InputError(f"--num_classes: found {count}, but {data_dir} has {len(names)} classes")
+    if len(names) < count and wanted is not None:
+        logger.warn(f"--num_classes {count}, but {data_dir} has {len(names)} classes: the others stay untrained")
+    elif before is not None:
+        logger.log(f"{count} classes as in {source}; {data_dir} has {len(names)}")
+    elif wanted is None:
+        logger.log(
+            f"{count} classes, counted in {data_dir}; --num_classes {NUM_CLASSES} makes a checkpoint that upstream's "
+            "code can load"
+        )
+    if before is not None and before.names and set(names) <= set(before.names) and len(before.names) <= count:
+        seen = {before.names.index(name) for name in names} | set(before.seen or ())
+        return Classes(count, before.names, tuple(sorted(seen)))
+    found = Classes(count, tuple(names), tuple(range(len(names))))
+    if before is not None and (clash := found.clash(before)):
+        logger.warn(f"{data_dir}: its classes are numbered anew: {clash} in {source}")
+    return found
+
+
+def _classes_before(resume: str) -> tuple[Classes | None, str]:
+    """The classes of the network to train on, and where that is known from; None where a new one is made.
+
+    InputError when the checkpoint to resume is a diffusion model's that takes no labels.
+    """
+    own = Path(logger.get_dir()) / "model.pt"
+    saved = checkpoint.read_config(own)
+    if saved and isinstance(saved.get("num_classes"), int) and any(own.parent.glob("model*.pt")):
+        return Classes.from_config(saved["num_classes"], saved, str(own)), str(own.parent)
+    if not resume:
+        return None, ""
+    shapes = checkpoint.read_shapes(resume)
+    count = checkpoint_flags.num_classes(shapes)
+    if count is not None:
+        return Classes.of_checkpoint(resume, count), resume
+    if "time_embed.0.weight" in shapes:
+        raise InputError(
+            f"--resume_checkpoint {resume}: found a network without labels, expected one trained with --class_cond; "
+            f"--init_from {resume} begins a new run with its weights and adds them"
+        )
+    return None, ""
 
 
 def _shortened(items: Sequence[str]) -> str:

@@ -123,9 +123,9 @@ def open_dataset(
     found = None
     if class_cond:
         found = read_labels(files, labels, class_names) if isinstance(labels, str) else labels
-        logger.log(f"{files.title}: {found.describe()}")
-        if found.warning:
-            logger.warn(found.warning)
+    logger.log(f"{files.title}: {found.describe() if found else f'{len(files)} images'}")
+    for line in found.warnings if found else ():
+        logger.warn(line)
     if dist_util.get_rank() == 0:
         warn_of_oddities(files, reading, logger.warn)
     return ImageDataset(

@@ -6,9 +6,10 @@ import csv
 import hashlib
 import io
 import re
-from collections import Counter
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .errors import InputError, some_of
 from .files import decoding, open_readable, parse_json
@@ -18,6 +19,16 @@ RULES = ("auto", "folder", "filename")
 HELP = (
     "where the class of an image is read: auto, folder (the first one below the data), filename (up to the first _, as "
     'upstream), or a FILE.csv with lines "file,label"'
+)
+_REMEDY = 'give --labels FILE.csv with lines "file,label"'
+# What cameras, phones and programs call files and folders: a word and perhaps digits, a date, or nothing ("_MG_1.jpg").
+_NO_CLASS = re.compile(
+    r"(?:(?:img|imag|(?:image|photo|picture|frame|screenshot)s?|dscn?|dscf|dcim|pxl|mvimg|mvi|mov|cimg|sam|pict?|foto"
+    r"|gopr|g[phx]|dji|hpim|kic|wp|win|vid|video|burst|pano|scan|screen|snapshot|capture|sample|fb|received"
+    r"|train|training|val|valid|validation|test|testing|\d{3}(?:apple|canon|msdcf|_?pana))"
+    r"(?:[-\s.]*\d)*(?:-?wa\d+)?"
+    r"|(?:19|20)\d\d(?:[-.\s][01]\d|[01]\d[0-3]\d)(?:[-.\sT]*\d)*)?",
+    re.IGNORECASE,
 )
 _NUMBERED = {  # of at most 63 bits
     True: re.compile(r"(?P<label>\d{1,18})_(?P<index>\d{1,18})", re.ASCII),
@@ -29,12 +40,14 @@ _NUMBERED = {  # of at most 63 bits
 class Labels:
     """One label an image, in the images' order.
 
-    source: what they were read from, as "file name". warning: what a user must know of the choice; "" for nothing.
+    source: what they were read from, as "file name". remark: why from there, for the line about them; "" for nothing.
+    warnings: what a user must know of the choice and of the labels, a line each.
     """
 
     labels: tuple[str, ...]
     source: str
-    warning: str = ""
+    remark: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -62,7 +75,8 @@ class Labels:
         table = ", ".join(f"{name} {counts[name]}" for name in shown) + (", ..." if len(shown) < len(counts) else "")
         fewest, most = min(counts.values()), max(counts.values())
         classes = "1 class" if len(counts) == 1 else f"{len(counts)} classes"
-        return f"{len(self.labels)} images, {classes} by {self.source}: {table} (smallest {fewest}, largest {most})"
+        found = f"{len(self.labels)} images, {classes} by {self.source}: {table} (smallest {fewest}, largest {most})"
+        return f"{found}; {self.remark}" if self.remark else found
 
     def digest(self) -> str:
         """Return what stands for all labels in order in a run's flags."""
@@ -74,18 +88,30 @@ def read_labels(files: ImageFiles, rule: str = "auto", class_names: Sequence[str
     """Read the label of every image.
 
     ``auto`` takes dataset.json where there is one; else of N images the file names' labels if every name has a "_" and
-    there are 2 to N/2 of them, else the folders' within the same bound. With ``class_names`` it takes the one
-    of these, whatever their number, that gives such names most often.
+    there are 2 to N/2 of them, not all as cameras call them, else the folders' within the same bounds. With
+    ``class_names`` it takes the one of these, whatever their number, that gives such names most often; without, the
+    labels carry warnings of what is odd about them.
 
     :param rule: auto, folder, filename, or the path of a CSV file.
     :raises InputError: the rule cannot be applied, or auto finds none that fits; the line names the remedies.
     """
+    found = _read_labels(files, rule, class_names)
+    if class_names is not None:
+        return found
+    return replace(found, warnings=(*found.warnings, *_oddities(files.title, found.labels)))
+
+
+def _read_labels(files: ImageFiles, rule: str, class_names: Sequence[str] | None) -> Labels:
     if rule == "filename":
         return Labels(_by_name(files), "file name")
     if rule == "folder":
         labels = _by_folder(files)
         if labels is None:
-            raise InputError(f"{files.title}: expected every image in a folder of its class (--labels folder)")
+            flat = [name for name in files.names if "/" not in name]
+            raise InputError(
+                f"{files.title}: --labels folder: {len(flat)} of {len(files)} images are in no folder, such as "
+                f"{flat[0]}; expected every image in a folder of its class; or {_REMEDY}"
+            )
         return Labels(labels, "folder")
     if rule != "auto":
         return _read_csv(files, rule)
@@ -142,23 +168,24 @@ def _choose(files: ImageFiles) -> Labels:
     bare = sum("_" not in _base(name) for name in files.names)
     names_fit = not bare and 2 <= len(set(names)) <= most
     folders_fit = folders is not None and 2 <= len(set(folders)) <= most
+    folders_tell = folders_fit and not _is_no_class(folders)
     last = tuple(name.split("/")[-2] for name in files.names) if folders_fit else ()
-    if names_fit:
-        warning = ""
-        if folders_fit and folders != names:
+    if names_fit and not _is_no_class(names):
+        if folders_tell and folders != names:
             warning = (
                 f"{files.title}: file names give {_some(names)}, folders {_some(folders)}; taking the file names', as "
                 "upstream does; --labels folder takes the others"
             )
-        return Labels(names, "file name", warning)
+            return Labels(names, "file name", warnings=(warning,))
+        return Labels(names, "file name")
     if folders_fit and last != folders and 2 <= len(set(last)) <= most and not _refines(last, folders):
         raise InputError(
             f"{files.title}: folders lie in folders: the first ones give {_some(folders)}, the last {_some(last)}; "
             "--labels folder takes the first, as ImageFolder of torchvision does; else begin with a folder further in, "
-            'or give --labels FILE.csv with lines "file,label"'
+            f"or {_REMEDY}"
         )
-    if folders_fit:
-        return Labels(folders, "folder")
+    if folders_tell:
+        return Labels(folders, "folder", f"file names give {_some(names)}" if names_fit else "")
     lacking = f" ({bare} of {count} have no _)" if bare else ""
     by_folder = "there is no folder for each class" if folders is None else f"folders {_some(folders)}"
     raise InputError(
@@ -173,9 +200,37 @@ def _refines(last: Sequence[str], first: Sequence[str]) -> bool:
     return len(set(zip(last, first, strict=True))) == len(set(last))
 
 
+def _is_no_class(labels: Iterable[str]) -> bool:
+    """Return whether all are what cameras and programs write: of classes they say nothing."""
+    return all(map(_NO_CLASS.fullmatch, set(labels)))
+
+
 def _some(labels: Sequence[str]) -> str:
     found = sorted(set(labels))
-    return f"{len(found)} {'class' if len(found) == 1 else 'classes'} ({some_of(found)})"
+    told = ": names that cameras and programs write" if _is_no_class(found) else ""
+    shown = some_of([label or '""' for label in found])
+    return f"{len(found)} {'class' if len(found) == 1 else 'classes'} ({shown}{told})"
+
+
+def _oddities(title: str, labels: Sequence[str]) -> list[str]:
+    """Return a warning of classes with one image, and of those that a reader may take for the same."""
+    counts, alike = Counter(labels), defaultdict(list)
+    for label in sorted(counts):
+        alike["".join(unicodedata.normalize("NFC", label).casefold().split())].append(label)
+    single = [label for label in sorted(counts) if counts[label] == 1]
+    same = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
+    told = []
+    if single:
+        told.append(
+            f"{title}: {len(single)} of {len(counts)} classes have a single image ({some_of(single)}); they count as "
+            f"classes; where they are none, choose another of --labels auto, folder and filename, or {_REMEDY}"
+        )
+    if same:
+        told.append(
+            f"{title}: labels differ by case, white space or the coding of accents alone ({some_of(same)}); they count "
+            f"as different classes; where they are one, rename files or folders, or {_REMEDY}"
+        )
+    return told
 
 
 def _read_label_file(files: ImageFiles) -> Labels | None:
@@ -193,38 +248,59 @@ def _read_label_file(files: ImageFiles) -> Labels | None:
     for pair in pairs:
         if not (isinstance(pair, list) and list(map(type, pair)) == [str, int] and pair[1] >= 0):
             raise InputError(f"{title}: {wanted}, found {str(pair)[:60]}")
-    return Labels(_look_up(files, {name: str(label) for name, label in pairs}, title), LABEL_FILE)
+    return _look_up(files, {name: str(label) for name, label in pairs}, title, LABEL_FILE)
 
 
 def _read_csv(files: ImageFiles, path: str) -> Labels:
     title = f"--labels {path}"
     if not path.lower().endswith((".csv", ".tsv", ".txt")):
         raise InputError(f"{title}: expected one of {', '.join(RULES)}, or a FILE.csv")
-    with open_readable(title, path) as file, decoding(title, "no text in UTF-8", InputError):
+    with open_readable(title, path) as file, decoding(title, "no CSV file in UTF-8", InputError):
         text = file.read().decode("utf-8-sig")
-    rows = [row for row in csv.reader(io.StringIO(text)) if row] if "\0" not in text else [["\0"]]
-    table: dict[str, str] = {}
+        readings = [[row for row in csv.reader(io.StringIO(text), delimiter=mark) if row] for mark in ",;\t"]
+    rows = max(readings, key=lambda rows: sum(len(row) == 2 for row in rows))  # where all are as good, with commas
     for number, row in enumerate(rows, start=1):
         if len(row) != 2:
             raise InputError(f'{title}: row {number} has {len(row)} columns, expected two: "file,label"')
-        name, label = (cell.strip() for cell in row)
-        if table.setdefault(name, label) != label:
-            raise InputError(f"{title}: gives {name} two labels, {table[name]!r} and {label!r}")
-    return Labels(_look_up(files, table, title), path)
+    rows = [[cell.strip() for cell in row] for row in rows]
+    known = {key for name in files.names for key in _paths(files, name)}
+    first, second = (sum(_plain(row[column]) in known for row in rows) for column in (0, 1))
+    if second > first:
+        raise InputError(f"{title}: the columns look swapped: expected file,label, found {','.join(rows[-1])}")
+    table: dict[str, str] = {}
+    for name, label in rows:
+        if not label:
+            raise InputError(f"{title}: gives {name} no label, expected one for every image")
+        for key in {name, _plain(name)}:
+            if table.setdefault(key, label) != label:
+                raise InputError(f"{title}: gives {name} two labels, {table[key]!r} and {label!r}")
+    return _look_up(files, table, title, path)
 
 
-def _look_up(files: ImageFiles, table: dict[str, str], title: str) -> tuple[str, ...]:
+def _look_up(files: ImageFiles, table: dict[str, str], title: str, source: str) -> Labels:
     """Return each image's label from a table of paths, names, or names without suffix."""
-    labels, missing = [], []
+    found = []
     for name in files.names:
-        base = _base(name)
-        label = next((table[key] for key in (name, base, base.rpartition(".")[0]) if key in table), None)
-        labels.append(label)
-        if label is None:
-            missing.append(name)
+        keys = (*_paths(files, name), _base(name).rpartition(".")[0])
+        found.append(next((key for key in keys if key in table), None))
+    missing = [name for name, key in zip(files.names, found, strict=True) if key is None]
     if missing:
-        raise InputError(f"{title}: has no label for {len(missing)} of {len(labels)} images, such as {missing[0]}")
-    return tuple(labels)
+        raise InputError(f"{title}: has no label for {len(missing)} of {len(found)} images, such as {missing[0]}")
+    shared = [key for key, count in Counter(found).items() if count > 1]
+    warning = (
+        f"{title}: {len(shared)} of its names are those of several images ({some_of(shared)}), which get the same "
+        f"label; expected paths such as {files.names[0]}"
+    )
+    return Labels(tuple(table[key] for key in found), source, warnings=(warning,) if shared else ())
+
+
+def _paths(files: ImageFiles, name: str) -> tuple[str, str, str]:
+    """Return what a list may call an image: by its path in the folder, by that before it too, or by its name."""
+    return name, _plain(files.path(name)), _base(name)
+
+
+def _plain(path: str) -> str:
+    return path.replace("\\", "/").removeprefix("./")
 
 
 def _base(name: str) -> str:

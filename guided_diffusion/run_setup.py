@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import checkpoint, checkpoint_flags, dist_util, logger, run_directory, run_log
+from . import checkpoint, dist_util, logger, run_directory, run_log
 from .amp import amp_dtype
 from .best_checkpoint import best_weights, warn_of_start
 from .class_labels import Classes
 from .configs import (
-    NUM_CLASSES,
     ClassifierConfig,
     DiffusionConfig,
     LabelConfig,
@@ -27,7 +26,7 @@ from .configs import (
     SamplingConfig,
     SuperResConfig,
 )
-from .errors import InputError, some_of
+from .errors import InputError
 from .flags import Given, architecture_from
 from .frozen import Frozen
 from .host_memory import keep_freed_memory
@@ -159,11 +158,6 @@ def file_of(flag: str, folder: str, find: Callable[[str], str | None]) -> str:
     return found
 
 
-def classes_of(path: str, count: int) -> Classes:
-    """The classes of the network in a checkpoint, by the config.json beside it."""
-    return Classes.from_config(count, checkpoint.read_config(path), path)
-
-
 def plan_labels(config: LabelConfig, classes: Classes) -> LabelPlan:
     """The labels of a sampling run, by --classes and --balanced, once the log has said which classes these are."""
     plan = LabelPlan(config.classes, config.balanced, classes)
@@ -176,74 +170,11 @@ def plan_labels(config: LabelConfig, classes: Classes) -> LabelPlan:
     return plan
 
 
-def count_classes(given: Given, data_dir: str, names: Sequence[str], resume: str = "") -> Classes:
-    """The classes of a network to be trained on a folder's images.
-
-    Their number is that of --num_classes, else of the checkpoints in the log's directory, else of the checkpoint
-    to resume, else counted in the folder. Names that the checkpoint knows keep their numbers; otherwise the folder's
-    own are numbered in their order.
-
-    :param names: of the classes in the folder. resume: path of a checkpoint to resume; "": none.
-    :raises InputError: the folder holds more classes than that. A collective.
-    """
-    return dist_util.from_rank_0(lambda: _count_classes(given, data_dir, names, resume))
-
-
-def _count_classes(given: Given, data_dir: str, names: Sequence[str], resume: str) -> Classes:
-    before, source = _classes_before(resume)
-    wanted = given.values.get("num_classes")
-    count = wanted or (before.count if before else len(names))
-    if len(names) > count:
-        if wanted is None and source != resume:
-            raise InputError(
-                f"{source}: the run there has {count} classes ({some_of(before.names)}), but {data_dir} has "
-                f"{len(names)} ({some_of(names)}); expected the same --labels, or another --log_dir"
-            )
-        if wanted is None:
-            raise InputError(
-                f"{source}: made for {count} classes, but {data_dir} has {len(names)}; "
-                f"--init_from {source} begins a new run with its weights and adds classes"
-            )
-        raise InputError(f"--num_classes: found {count}, but {data_dir} has {len(names)} classes")
-    if len(names) < count and wanted is not None:
-        logger.warn(f"--num_classes {count}, but {data_dir} has {len(names)} classes: the others stay untrained")
-    elif before is not None:
-        logger.log(f"{count} classes as in {source}; {data_dir} has {len(names)}")
-    elif wanted is None:
-        logger.log(
-            f"{count} classes, counted in {data_dir}; --num_classes {NUM_CLASSES} makes a checkpoint that upstream's "
-            "code can load"
-        )
-    if before is not None and before.names and set(names) <= set(before.names) and len(before.names) <= count:
-        seen = {before.names.index(name) for name in names} | set(before.seen or ())
-        return Classes(count, before.names, tuple(sorted(seen)))
-    found = Classes(count, tuple(names), tuple(range(len(names))))
-    if before is not None and (clash := found.clash(before)):
-        logger.warn(f"{data_dir}: its classes are numbered anew: {clash} in {source}")
-    return found
-
-
-def _classes_before(resume: str) -> tuple[Classes | None, str]:
-    """The classes of the network to train on, and where that is known from; None where a new one is made.
-
-    InputError when the checkpoint to resume is a diffusion model's that takes no labels.
-    """
-    own = Path(logger.get_dir()) / "model.pt"
-    saved = checkpoint.read_config(own)
-    if saved and isinstance(saved.get("num_classes"), int) and any(own.parent.glob("model*.pt")):
-        return Classes.from_config(saved["num_classes"], saved, str(own)), str(own.parent)
-    if not resume:
-        return None, ""
-    shapes = checkpoint.read_shapes(resume)
-    count = checkpoint_flags.num_classes(shapes)
-    if count is not None:
-        return Classes.from_config(count, checkpoint.read_config(resume), resume), resume
-    if "time_embed.0.weight" in shapes:
-        raise InputError(
-            f"--resume_checkpoint {resume}: found a network without labels, expected one trained with --class_cond; "
-            f"--init_from {resume} begins a new run with its weights and adds them"
-        )
-    return None, ""
+def warn_of_unused_labels(given: Given, class_cond: bool) -> None:
+    """Say that --labels, where it is given, does nothing for a network without classes."""
+    rule = given.values.get("labels")
+    if rule and not class_cond:
+        logger.warn(f"--labels {rule}: not read, without --class_cond True the network has no classes")
 
 
 def save_config(values: dict[str, Any]) -> None:

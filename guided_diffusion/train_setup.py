@@ -13,7 +13,7 @@ from torch import nn
 
 from . import checkpoint, dist_util, logger, run_setup, train_util
 from .best_checkpoint import best_weights, newest_weights
-from .class_labels import Classes
+from .class_labels import Classes, count_classes
 from .configs import (
     ClassifierTrainConfig,
     DataConfig,
@@ -54,10 +54,11 @@ def train_diffusion_model(
     run_config, data_config, train = given.make(RunConfig), given.make(DataConfig), given.make(TrainConfig)
     diffusion_config = given.make(DiffusionConfig)
     run_setup.begin(run_config)
+    run_setup.warn_of_unused_labels(given, config.class_cond)
     resume, files, labels, classes = starting_point(train), find_images(data_config.data_dir), None, None
     if config.class_cond:
         labels = read_run_labels(files, data_config.labels)
-        classes = run_setup.count_classes(given, data_config.data_dir, labels.names, resume)
+        classes = count_classes(given, data_config.data_dir, labels.names, resume)
         config = dataclasses.replace(config, num_classes=classes.count)
     dataset = open_dataset(
         data_dir=data_config.data_dir,
@@ -97,8 +98,15 @@ def train_diffusion_model(
         )
         run_setup.save_config(run.flags)
         loop.run_loop()
-    logger.log(f"checkpoints: {logger.get_dir()}")
+    say_where_it_is(labels)
     say_what_to_use()
+
+
+def say_where_it_is(labels: Labels | None) -> None:
+    """Log the checkpoints' folder and, again, the labels' warnings: by now the first ones have scrolled away."""
+    logger.log(f"checkpoints: {logger.get_dir()}")
+    for line in labels.warnings if labels else ():
+        logger.warn(line)
 
 
 def say_what_to_use() -> None:

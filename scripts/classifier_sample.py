@@ -190,8 +190,7 @@ def resolve(given: Given, model_path: str, classifier_path: str):
     model, diffusion = run_setup.model_configs(given, model_path, ModelConfig)
     classifier_saved = run_setup.checkpoint_config("classifier_path", classifier_path)
     classifier = architecture_from(given, ClassifierConfig, classifier_saved, classifier_path)
-    shared = ["image_size", "in_channels"] + ["num_classes"] * model.class_cond
-    for name in shared:
+    for name in ("image_size", "in_channels"):
         ours, theirs = getattr(model, name), getattr(classifier, name)
         if ours != theirs:
             raise InputError(f"--{name}: {model_path} has {ours}, but {classifier_path} has {theirs}")
@@ -226,15 +225,18 @@ def shared_classes(
 ) -> Classes:
     """The classes to sample by: the classifier's; those that a conditional model has seen, too. InputError where the
     two give one number to different classes."""
-    classes = run_setup.classes_of(classifier_path, classifier.num_classes)
+    classes = Classes.of_checkpoint(classifier_path, classifier.num_classes)
     if not model.class_cond:
         return classes
-    models = run_setup.classes_of(model_path, model.num_classes)
-    if clash := classes.clash(models):
+    models = Classes.of_checkpoint(model_path, model.num_classes)
+    wanted = "expected a classifier of the same classes in the same order"
+    if classes.count != models.count:
         raise InputError(
-            f"--classifier_path {classifier_path}: {clash} for --model_path {model_path}; "
-            "expected a classifier of the same classes in the same order"
+            f"--num_classes: --model_path {model_path} has {models.describe()}, but --classifier_path "
+            f"{classifier_path} has {classes.describe()}; {wanted}"
         )
+    if clash := classes.clash(models):
+        raise InputError(f"--classifier_path {classifier_path}: {clash} for --model_path {model_path}; {wanted}")
     both = [seen for seen in (classes.seen, models.seen) if seen is not None]
     seen = tuple(sorted(set(both[0]).intersection(*both))) if both else None
     return Classes(classes.count, max(classes.names, models.names, key=len), seen or None)

@@ -16,6 +16,7 @@ from functools import partial
 from ed_dpm_patches import ect_terms
 from guided_diffusion import dist_util, logger, run_setup
 from guided_diffusion.amp import amp_dtype
+from guided_diffusion.class_labels import count_classes
 from guided_diffusion.classifier_util import ClassifierTrainLoop
 from guided_diffusion.configs import (
     ClassifierConfig,
@@ -34,6 +35,7 @@ from guided_diffusion.train_setup import (
     class_flags,
     find_run,
     read_run_labels,
+    say_where_it_is,
     starting_point,
     validation_batches,
 )
@@ -65,7 +67,7 @@ def main() -> None:
 
     resume, files = starting_point(train), find_images(data_config.data_dir)
     labels = read_run_labels(files, data_config.labels)
-    classes = run_setup.count_classes(given, data_config.data_dir, labels.names, resume)
+    classes = count_classes(given, data_config.data_dir, labels.names, resume)
     config = dataclasses.replace(given.make(ClassifierConfig), num_classes=classes.count)
     weight = ect_weight(given)
     logger.log(f"{classes.count} classes; " + (f"ECT with weight {weight}" if weight else "plain cross entropy"))
@@ -103,7 +105,7 @@ def main() -> None:
         )
         run_setup.save_config(training_run.flags)
         loop.run_loop()
-    logger.log(f"checkpoints: {logger.get_dir()}")
+    say_where_it_is(labels)
 
 
 def ect_weight(given: Given) -> float:

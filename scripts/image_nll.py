@@ -16,6 +16,7 @@ import numpy as np
 import torch.distributed as dist
 
 from guided_diffusion import dist_util, logger, run_setup
+from guided_diffusion.class_labels import Classes
 from guided_diffusion.configs import DataConfig, DiffusionConfig, ModelConfig, RunConfig
 from guided_diffusion.errors import InputError
 from guided_diffusion.files import write_atomically
@@ -47,8 +48,9 @@ def main() -> None:
     config, diffusion_config = run_setup.model_configs(given, nll.model_path, ModelConfig)
     model = run_setup.load_model(build_model, config, diffusion_config, nll.model_path, run)
     files, labels, names = find_images(data_config.data_dir), None, None
+    run_setup.warn_of_unused_labels(given, config.class_cond)
     if config.class_cond:
-        names = run_setup.classes_of(nll.model_path, config.num_classes).names or None
+        names = Classes.of_checkpoint(nll.model_path, config.num_classes).names or None
         labels = read_labels(files, data_config.labels, names)
         names = names or labels.names
         if len(names) > config.num_classes:

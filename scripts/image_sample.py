@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 
 from guided_diffusion import dist_util, run_setup
+from guided_diffusion.class_labels import Classes
 from guided_diffusion.configs import DiffusionConfig, LabelConfig, ModelConfig, RunConfig, SamplingConfig
 from guided_diffusion.errors import InputError
 from guided_diffusion.flags import Parser
@@ -31,7 +32,7 @@ def main() -> None:
         raise InputError("--classes, --balanced: this model takes no labels, expected one trained with --class_cond")
     labels = None
     if config.class_cond:
-        labels = run_setup.plan_labels(label_config, run_setup.classes_of(sampling.model_path, config.num_classes))
+        labels = run_setup.plan_labels(label_config, Classes.of_checkpoint(sampling.model_path, config.num_classes))
 
     diffusion = build_diffusion(diffusion_config)
     loop = sampling_loop(diffusion, sampling.sampler, sampling.use_ddim)

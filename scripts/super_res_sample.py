@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusion import dist_util, logger, run_setup
+from guided_diffusion.class_labels import Classes
 from guided_diffusion.configs import DiffusionConfig, RunConfig, SamplingConfig, SuperResConfig
 from guided_diffusion.errors import InputError
 from guided_diffusion.files import check_readable, decoding, open_regular
@@ -53,7 +54,8 @@ def main() -> None:
     sampling = given.make(SamplingConfig)
     config, diffusion_config = run_setup.model_configs(given, sampling.model_path, SuperResConfig)
     base_config = given.make(BaseConfig)
-    classes = run_setup.classes_of(sampling.model_path, config.num_classes)
+    classes = Classes.of_checkpoint(sampling.model_path, config.num_classes)
+    run_setup.warn_of_unused_labels(given, config.class_cond)
     base = BaseImages(base_config.base_samples, config, base_config.labels or "auto", classes.names or None)
     if base.labels is not None and (unseen := classes.unseen(np.unique(base.labels).tolist())):
         logger.warn(f"--base_samples: it has labels that training never saw: {classes.listed(unseen)}")
@@ -139,6 +141,8 @@ class BaseImages:
         elif config.class_cond:
             found = read_labels(files, rule, class_names)
             logger.log(f"{files.title}: {found.describe()}")
+            for line in found.warnings:
+                logger.warn(line)
             self.labels = np.array(found.number(files, class_names), dtype=np.int64)
         mode, side = "L" if config.in_channels == 1 else "RGB", config.small_size
         self.images = np.empty((len(files), side, side, config.in_channels), dtype=np.uint8)

@@ -42,11 +42,14 @@ def make_bad_files(folder: Path, images: Path, checkpoints: dict[str, Path]) -> 
         "pipe_npz": folder / "pipe.npz",
         "pipe_zip": folder / "pipe.zip",
         "device": "/dev/zero",
+        "swapped": folder / "swapped.csv",
         "long_path": folder / ("a" * 5000),
         "corrupt": make_images(folder / "corrupt", classes=2, per_class=12),
         "five": make_images(folder / "five", classes=5),
+        "two_cameras": make_images(folder / "two_cameras", names=["IMG", "DSC"], per_class=4),
     }
     found["empty"].mkdir()
+    found["swapped"].write_text("\n".join(f"{path.name[:2]},{path.name}" for path in sorted(images.glob("*.png"))))
     for name in ("pipe", "pipe_npz", "pipe_zip"):
         os.mkfifo(found[name])
     for path in found["corrupt"].glob("c1_*.png"):

@@ -226,7 +226,11 @@ TRAINING = (
         ("a link in a circle", {"data_dir": "{link_loop}"}, "data_dir", "cats links to a folder that it is in"),
         ("a damaged archive", {"data_dir": "{half_zip}"}, "data_dir", "half.zip: damaged or truncated archive"),
         ("numbered files", {"data_dir": "{flat}"}, "data_dir", "found no classes in 3 images", "--labels FILE.csv"),
-        ("no folders", {"labels": "folder"}, "data_dir", "expected every image in a folder of its class"),
+        ("no folders", {"labels": "folder"}, "data_dir", "24 of 24 images are in no folder, such as c0_0.png; expected "
+         "every image in a folder of its class; or give --labels FILE.csv"),
+        ("names that cameras write", {"data_dir": "{two_cameras}"}, "data_dir", "found no classes in 8 images",
+         "(DSC, IMG: names that cameras and programs write)", "--labels filename", "--labels FILE.csv"),
+        ("labels before files", {"labels": "{swapped}"}, "swapped.csv: the columns look swapped: expected file,label"),
         ("labels that are not there", {"labels": "{nowhere}/l.csv"}, "--labels", "l.csv: no such file"),
         ("labels of no known kind", {"labels": "folders"}, "--labels folders", "auto, folder, filename, or a FILE.csv"),
         ("depth of 20 bits", {"bit_depth": 20}, "--bit_depth", "found 20, expected 8 to 16"),

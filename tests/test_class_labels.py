@@ -129,6 +129,12 @@ class TestGuide:
         (line,) = sample(*names, fails=True).error_lines
         assert "--classifier_path" in line and "class 0 is 'dog', but 'cat' for --model_path" in line
 
+    def test_another_number_of_classes(self, sample):
+        names = [{"class_names": text.split()} for text in ("cat dog", "cat dog fox")]
+        (line,) = sample(*names, fails=True, num_classes=2).error_lines
+        assert "model.pt has 2 classes (cat, dog), but --classifier_path" in line
+        assert "has 3 classes (cat, dog, fox); expected a classifier of the same classes" in line
+
     def test_classes_that_both_have_seen(self, sample, tmp_path):
         names = [{"class_names": text.split()} for text in ("cat dog fox", "cat dog")]
         ended = sample(*names)

@@ -327,7 +327,7 @@ def test_class_names_of_the_run(tmp_path, monkeypatch):
     paths = [make_trace(tmp_path / f"{name}.npz", seed=seed) for seed, name in enumerate("ab")]
     files = [inputs.labelled(f"{path.stem}={path}") for path in paths]
     assert inputs.read_class_names(None, files) is None
-    assert inputs.read_class_names(config) == ["cat", "dog", "owl"]
+    assert inputs.read_class_names(config) == ["cat", "dog", "owl", "class 3", "class 4"]
     run = {"classifier_path": str(tmp_path / "classifier" / "model.pt"), "model_path": "not/there.pt"}
     (tmp_path / "run.json").write_text(json.dumps(run))
     names = inputs.read_class_names(None, files)
@@ -343,8 +343,13 @@ def test_class_names_of_the_run(tmp_path, monkeypatch):
     figure("gradient-maps", *(f"{p.stem}={p}" for p in paths), "--count", 1, "--out", tmp_path / "f.png")
     figure("vanishing", f"a={paths[0]}", "--class_names", config, "--out", tmp_path / "f.png")
     assert titles == ["a: sample 1, dog", "sample 0, cat", "a: sample 0, cat"]
-    (tmp_path / "other.json").write_text("{}")
-    refused("other.json: found no class_names", "vanishing", f"a={paths[0]}", "--class_names", tmp_path / "other.json")
+    for content, line in {
+        "{}": "other.json: found no class_names",
+        '{"class_names": [1]}': "model.pt: config.json beside it has class_names that are no list of up to 1000 names",
+        '{"class_names": ["a"], "num_classes": "2"}': "has num_classes '2', expected a whole number from 1",
+    }.items():
+        (tmp_path / "other.json").write_text(content)
+        refused(line, "vanishing", f"a={paths[0]}", "--class_names", tmp_path / "other.json")
 
 
 def test_the_band_of_vanishing_is_explained(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from guided_diffusion.errors import InputError
 from guided_diffusion.files import read_json
 from guided_diffusion.image_files import ImageFiles, list_images
 from guided_diffusion.image_labels import read_labels
-from tests.helpers import CLASSIFIER, DIFFUSION, MODEL, Runner
+from tests.helpers import CLASSIFIER, DIFFUSION, MODEL, SUPER_RES, Runner
 
 CATS, DOGS = ("cat",) * 4, ("dog",) * 4
 
@@ -49,7 +49,7 @@ LAYOUTS = {
 def test_auto_finds_the_classes_of_every_usual_layout(layout):
     patterns, expected, source = LAYOUTS[layout]
     found = read_labels(numbered(*patterns))
-    assert (found.labels, found.source, found.warning) == (expected, source, "")
+    assert (found.labels, found.source, found.remark, found.warnings) == (expected, source, "", ())
     assert found.number(numbered(*patterns)) == [0] * 4 + [1] * 4
     names = "cat 4, dog 4" if "cat" in expected else "n01 4, n02 4"
     assert found.describe() == f"8 images, 2 classes by {source}: {names} (smallest 4, largest 4)"
@@ -58,11 +58,78 @@ def test_auto_finds_the_classes_of_every_usual_layout(layout):
 def test_where_both_fit_the_file_name_wins_with_a_warning():
     files = numbered("cat/a_{}.png", "dog/b_{}.png", "dog/c_{}.png")
     found = read_labels(files)
-    assert found.names == ["a", "b", "c"] and found.warning == (
+    assert found.names == ["a", "b", "c"] and found.warnings == (
         "data_dir data: file names give 3 classes (a, b, c), folders 2 classes (cat, dog); taking the file names', as "
-        "upstream does; --labels folder takes the others"
+        "upstream does; --labels folder takes the others",
     )
-    assert read_labels(files, "folder").names == ["cat", "dog"] and not read_labels(files, "folder").warning
+    assert read_labels(files, "folder").names == ["cat", "dog"] and not read_labels(files, "folder").warnings
+
+
+WRITTEN_BY_CAMERAS = (
+    ["IMG_{}.jpg", "DSC_{}.jpg"], ["img_{}.jpg", "PXL_2024013{}_1200.jpg"], ["_MG_{}.jpg", "20240131_{}.jpg"],
+    ["2024-01-31_{}.jpg", "Screenshot-2024_{}.png"], ["DSCN000{}_a.jpg", "WP_{}.jpg", "IMG-20240131-WA000{}_a.jpg"],
+    ["train_{}.png", "val_{}.png"],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("patterns", WRITTEN_BY_CAMERAS)
+def test_names_that_cameras_write_are_no_classes(patterns):
+    in_folders = numbered(*(f"{folder}/{pattern}" for folder in ("cat", "dog") for pattern in patterns))
+    found = read_labels(in_folders)
+    assert found.source == "folder" and found.names == ["cat", "dog"]
+    assert len(found.warnings) == 0
+    with pytest.raises(InputError, match=": names that cameras and programs write"):
+        read_labels(numbered(*patterns))
+    mixed = read_labels(numbered(*(f"cat/{pattern}" for pattern in patterns), "dog/rex_{}.png"))
+    assert mixed.source == "folder" or mixed.warnings, "one name that may be a class's: as upstream, said aloud"
+
+
+def test_two_cameras():
+    files = numbered("cat/IMG_{}.jpg", "cat/DSC_{}.jpg", "dog/IMG_{}.jpg")
+    assert read_labels(files).describe() == (
+        "12 images, 2 classes by folder: cat 8, dog 4 (smallest 4, largest 8); file names give 2 classes (DSC, IMG: "
+        "names that cameras and programs write)"
+    )
+    assert read_labels(files, "filename").names == ["DSC", "IMG"]
+    with pytest.raises(InputError) as caught:
+        read_labels(numbered("IMG_{}.jpg", "DSC_{}.jpg"))
+    line = str(caught.value)
+    assert "file names give 2 classes (DSC, IMG: names that cameras and programs write), there is no folder for" in line
+    assert "--labels filename" in line and "--labels FILE.csv" in line
+    with pytest.raises(InputError, match=r'give 2 classes \("", IMG: names that cameras'):
+        read_labels(numbered("_MG_{}.jpg", "IMG_{}.jpg"))
+    with pytest.raises(InputError, match=r"folders 2 classes \(2024-01-31, 2024-02-01: names that cameras"):
+        read_labels(numbered("2024-01-31/{}.jpg", "2024-02-01/{}.jpg"))
+
+
+@pytest.mark.parametrize("names", ["photo sketch", "IMG cat", "plane train", "n02084071 n02085620", "1999 2024"])
+def test_names_that_may_be_classes(names):
+    assert read_labels(numbered(*(f"{name}_{{}}.jpg" for name in names.split()))).names == names.split()
+
+
+def test_classes_of_one_image():
+    files = files_of("0001.png", "0002.png", "0003.png", "0004.png")
+    (line,) = read_labels(files, "filename").warnings
+    assert line.startswith("data_dir data: 4 of 4 classes have a single image (0001.png, 0002.png, 0003.png, ...); ")
+    assert line.endswith('or give --labels FILE.csv with lines "file,label"')
+    files = numbered("cat/{}.png", "dog/{}.png")
+    (line,) = read_labels(files_of(*files.names, "fox/7.png")).warnings
+    assert "1 of 3 classes have a single image (fox)" in line
+    assert not read_labels(files_of("cat/1.png", "dog/2.png"), class_names=["cat", "dog"]).warnings, "to validate"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("Cat", "cat"), ("cat ", "cat"), ("hot dog", "hot  Dog"), ("caf\u00e9", "cafe\u0301")]
+)
+def test_labels_that_look_the_same(tmp_path, first, second):
+    for files, rule in (
+        (numbered(f"{first}/{{}}.png", f"{second}/{{}}.png"), "folder"),
+        (numbered(f"{first}_{{}}.png", f"{second}_{{}}.png"), "auto"),
+    ):
+        found = read_labels(files, rule)
+        (line,) = found.warnings
+        assert len(found.names) == 2 and f"{found.names[0]!r} and {found.names[1]!r}" in line
+        assert "they count as different classes; where they are one, rename files or folders, or give --labels" in line
 
 
 REFUSED = {
@@ -89,13 +156,19 @@ def test_auto_refuses_folders_in_folders_that_can_be_read_in_two_ways():
     files = numbered("train/cat/{}.png", "train/dog/{}.png", "val/cat/{}.png", "val/dog/{}.png")
     with pytest.raises(InputError) as caught:
         read_labels(files)
-    assert "the first ones give 2 classes (train, val), the last 2 classes (cat, dog); " in str(caught.value)
+    line = str(caught.value)
+    assert "the first ones give 2 classes (train, val: names that cameras and programs write), " in line
+    assert "the last 2 classes (cat, dog); --labels folder takes the first, " in line
     assert read_labels(files, "folder").names == ["train", "val"]
 
 
 def test_folder_needs_a_folder_for_every_image():
-    with pytest.raises(InputError, match=r"expected every image in a folder of its class \(--labels folder\)"):
+    with pytest.raises(InputError) as caught:
         read_labels(files_of("cat/1.png", "2.png"), "folder")
+    assert str(caught.value) == (
+        "data_dir data: --labels folder: 1 of 2 images are in no folder, such as 2.png; expected every image in a "
+        'folder of its class; or give --labels FILE.csv with lines "file,label"'
+    )
 
 
 def test_known_classes_choose_the_rule():
@@ -115,12 +188,35 @@ def csv(tmp_path: Path, text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "rows", ["a/1.png,dog\nb/2.png,cat\n", "file,label\n1.png, dog\n2.png,cat\n", "id,breed\n1,dog\n2,cat"]
-)
+    "rows",
+    [
+        "a/1.png,dog\nb/2.png,cat\n", "file,label\n1.png, dog\n2.png,cat\n", "id,breed\n1,dog\n2,cat",
+        "a/1.png;dog\nb/2.png;cat\n", "file\tlabel\n1.png\tdog\n2.png\tcat", "./a/1.png,dog\n./b/2.png,cat",
+        "a\\1.png;dog\nb\\2.png;cat", "data/a/1.png,dog\n./data/b/2.png,cat",
+    ],
+)  # fmt: skip
 def test_labels_of_a_csv_file(tmp_path, rows):
     files = files_of("a/1.png", "b/2.png")
     found = read_labels(files, csv(tmp_path, rows))
     assert found.labels == ("dog", "cat") and found.number(files) == [1, 0]
+
+
+def test_commas_are_taken_first(tmp_path):
+    found = read_labels(files_of("a;1.png", "b;2.png"), csv(tmp_path, "a;1.png,dog\nb;2.png,cat"))
+    assert found.labels == ("dog", "cat")
+    assert read_labels(files_of("2.png", "a,1.png"), csv(tmp_path, "a,1.png;x,y\n2.png;z")).labels == ("z", "x,y")
+    assert read_labels(files_of("a\\1.png"), csv(tmp_path, "a\\1.png,dog")).labels == ("dog",)
+
+
+@pytest.mark.parametrize("rows", ["dog,1.png\ndog,2.png", "label;file\ndog;./a/1.png\ncat;b\\2.png"])
+def test_swapped_columns(tmp_path, rows):
+    with pytest.raises(InputError, match=r"labels.csv: the columns look swapped: expected file,label, found \w+,"):
+        read_labels(files_of("a/1.png", "b/2.png"), csv(tmp_path, rows))
+
+
+def test_a_name_of_several_images(tmp_path):
+    found = read_labels(files_of("a/1.png", "b/1.png"), csv(tmp_path, "1.png,dog"))
+    assert found.labels == ("dog", "dog") and "1 of its names are those of several images" in found.warnings[0]
 
 
 def test_numbers_in_a_file_are_in_the_order_of_numbers(tmp_path):
@@ -137,7 +233,10 @@ def test_bad_csv_files(tmp_path):
         "1.png,dog\n": r"labels.csv: has no label for 1 of 2 images, such as b/2.png",
         "1.png,dog\n1.png,cat\n": "gives 1.png two labels, 'dog' and 'cat'",
         "1.png,dog\n2.png,cat,3\n": 'row 2 has 3 columns, expected two: "file,label"',
+        "1.png;dog\n2.png;cat;3\n": 'row 2 has 3 columns, expected two: "file,label"',
+        "1.png,\n2.png,cat\n": "gives 1.png no label, expected one for every image",
         "\0": "row 1 has 1 columns",
+        "1.png," + "x" * 200_000: "no CSV file in UTF-8: field larger than field limit",
         "": "has no label for 2 of 2 images",
     }.items():
         with pytest.raises(InputError, match=line):
@@ -147,7 +246,7 @@ def test_bad_csv_files(tmp_path):
     with pytest.raises(InputError, match="--labels folders: expected one of auto, folder, filename, or a FILE.csv"):
         read_labels(files, "folders")
     (tmp_path / "labels.csv").write_bytes(b"1.png,\xff\n")
-    with pytest.raises(InputError, match="labels.csv: no text in UTF-8"):
+    with pytest.raises(InputError, match="labels.csv: no CSV file in UTF-8"):
         read_labels(files, str(tmp_path / "labels.csv"))
 
 
@@ -258,6 +357,34 @@ def test_a_run_whose_labels_became_others_is_refused(run: Runner, class_folders,
         (tmp_path / "l.csv").write_text("\n".join(rows))
         done = run("classifier_train", command | {"iterations": 3 if fails else 2}, fails=fails)
     assert "--labels SHA-256 " in done.error_lines[0] and "classes" not in done.error_lines[0]
+
+
+def test_warnings_of_labels_are_repeated_at_the_end(run: Runner, class_folders, tmp_path):
+    for number, path in enumerate(sorted(class_folders.rglob("*.png"))):
+        path.rename(path.with_name(f"{'ab'[number % 2]}_{number}.png"))
+    command = {"data_dir": class_folders, "log_dir": "out", **TRAIN, **CLASSIFIER}
+    first, end = run("classifier_train", command).stdout.split("checkpoints: ")
+    for told in first, end:
+        assert "file names give 2 classes (a, b), folders 3 classes (cat, dog, fox); taking the file names'" in told
+
+
+@pytest.mark.parametrize(("script", "flags"), [("image_train", MODEL), ("super_res_train", SUPER_RES)])
+def test_without_classes_the_images_are_counted_and_labels_not_read(run: Runner, class_folders, script, flags):
+    command = {"data_dir": class_folders, "log_dir": "out", **TRAIN, **flags}
+    told = run(script, command | {"labels": "folder"}).stdout
+    assert f"data_dir {class_folders}: 15 images\n" in told
+    assert "--labels folder: not read, without --class_cond True the network has no classes" in told
+    assert "not read" not in run(script, command | {"log_dir": "other"}).stdout
+
+
+@pytest.mark.parametrize(("script", "network"), [("image_nll", "model"), ("super_res_sample", "super_res")])
+def test_other_programs_that_do_not_read_labels(run: Runner, class_folders, checkpoints, script, network):
+    for path in class_folders.rglob("*.png"):
+        Image.open(path).resize((4, 4)).save(path)
+    place = {"image_nll": "data_dir", "super_res_sample": "base_samples"}[script]
+    flags = {"model_path": checkpoints[network], place: class_folders, "num_samples": 1, "timestep_respacing": "2"}
+    told = run(script, flags | {"labels": "folder", "batch_size": 1, "log_dir": "out"}).stdout
+    assert "--labels folder: not read, without --class_cond True the network has no classes" in told
 
 
 def test_training_without_classes_needs_no_labels(run: Runner, class_folders, tmp_path):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from guided_diffusion import checkpoint
+from guided_diffusion.class_labels import Classes
+from guided_diffusion.configs import NUM_CLASSES
 from guided_diffusion.errors import InputError
 from guided_diffusion.files import check_readable, decoding, open_regular, read_json
 from guided_diffusion.run_directory import read_manifest
@@ -123,10 +126,9 @@ def read_class_names(path: Path | None, files: Sequence[Labelled] = ()) -> list[
     if path is None:
         return next(filter(None, (_names_of_run(file.path.parent) for file in files)), None)
     if path.suffix == ".json":
-        names = read_json(path, "a checkpoint's config").get("class_names")
-        if not isinstance(names, list):
-            raise InputError(f"--class_names {path}: found no class_names, expected those of a trained checkpoint")
-        return list(map(str, names))
+        if names := _names(read_json(path, "a checkpoint's config"), path.with_name("model.pt")):
+            return names
+        raise InputError(f"--class_names {path}: found no class_names, expected those of a trained checkpoint")
     with decoding(f"--class_names {path}", "expected a text file with one name a line"), open_regular(path) as file:
         return [name.strip() for name in file.read().decode().splitlines()]
 
@@ -135,11 +137,20 @@ def _names_of_run(folder: Path) -> list[str] | None:
     with suppress(InputError, OSError):
         run = read_manifest(folder)
         for flag in ("classifier_path", "model_path"):
-            saved = (checkpoint.read_config(run[flag]) or {}) if run.get(flag) else {}
-            if isinstance(names := saved.get("class_names"), list) and names:
-                # Numbers for classes that its training data did not have.
-                return [*map(str, names), *(f"class {n}" for n in range(len(names), saved.get("num_classes", 0)))]
+            if run.get(flag) and (names := _names(checkpoint.read_config(run[flag]) or {}, run[flag])):
+                return names
     return None
+
+
+def _names(saved: Mapping[str, Any], path: str | Path) -> list[str]:
+    """The classes' names by a checkpoint's config, numbers for those that its training data did not have.
+
+    InputError, which names the checkpoint, where that is nonsense.
+    """
+    classes = Classes.from_config(saved.get("num_classes", NUM_CLASSES), saved, str(path))
+    if not classes.names:
+        return []
+    return [*classes.names, *(f"class {n}" for n in range(len(classes.names), classes.count))]
 
 
 def class_name(names: list[str] | None, label: int) -> str:
