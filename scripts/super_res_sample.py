@@ -94,7 +94,9 @@ def main() -> None:
 
 
 class BaseImages:
-    """The low-resolution images of an npz, a run's folder, a folder or an archive. InputError when it is not what the model needs.
+    """The low-resolution images of an npz, a run's folder, a folder or an archive.
+
+    InputError when they are not what the model needs.
 
     Files that are called LABEL_INDEX carry the number of their class, and in a folder their order; of others labels are
     read as in training, by `rule`, and numbered by the model's class_names.
