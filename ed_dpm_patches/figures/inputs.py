@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluations.image_sets import open_image_set
 from guided_diffusion import checkpoint
 from guided_diffusion.errors import InputError, some_of
 from guided_diffusion.files import check_readable, decoding, list_names, open_regular, read_json
@@ -125,6 +124,8 @@ def read_samples(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     A folder or an archive is what it is for the evaluator: a run's samples, or images.
     """
     if path.is_dir() or is_image_archive(str(path)):
+        from evaluations.image_sets import open_image_set  # a checkout has it, an installed package does not
+
         found = open_image_set(path)
         if not found.count:
             raise InputError(f"{path}: found statistics only, expected images")
