@@ -11,6 +11,7 @@ gives the images and labels that training on it sees.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import sys
@@ -23,14 +24,14 @@ from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without installation
 
-from evaluations.image_sets import labels_to_write  # noqa: E402
+from evaluations.image_sets import GREY, add_reading_flags, labels_to_write  # noqa: E402
 from evaluations.metrics import npz  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 from guided_diffusion.files import decoding, exists, write_atomically  # noqa: E402
-from guided_diffusion.image_datasets import warn_of_oddities  # noqa: E402
 from guided_diffusion.image_files import EXPECTED, ImageFiles, list_images  # noqa: E402
 from guided_diffusion.image_labels import HELP, numbered  # noqa: E402
-from guided_diffusion.safe_images import NO_IMAGE, open_image  # noqa: E402
+from guided_diffusion.image_oddities import warn_of_oddities  # noqa: E402
+from guided_diffusion.safe_images import NO_IMAGE, Reading, has_transparent_pixels, open_image, read_image  # noqa: E402
 
 _LABEL_HEIGHT = 12  # pixels, of PIL's built-in font
 
@@ -45,13 +46,15 @@ def main() -> None:
     parser.add_argument("--grid", type=int, default=64, help="images in the grid; 0 for none")
     parser.add_argument("--labels", default="auto", help=HELP)
     parser.add_argument("--overwrite", action="store_true", help="replace the npz file or grid that is there already")
+    add_reading_flags(parser)
+    parser.set_defaults(bit_depth=None, alpha=None)  # what would not come back as it was needs a word
     args = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     source, target = Path(args.source), Path(args.target)
     if args.grid < 0:
         raise InputError(f"--grid: found {args.grid}, expected at least 0")
     if target.suffix == ".npz" and source.suffix != ".npz":
-        folder_to_npz(source, target, args.labels, args.overwrite)
+        folder_to_npz(source, target, args.labels, args.overwrite, args.bit_depth, args.exif_transpose, args.alpha)
     elif source.suffix == ".npz" and target.suffix != ".npz":
         npz_to_folder(source, target, args.grid, args.overwrite)
     else:
@@ -88,23 +91,34 @@ def npz_to_folder(source: Path, folder: Path, grid: int = 64, overwrite: bool = 
     log.info("wrote %d images to %s", i + 1, folder.absolute())
 
 
-def folder_to_npz(folder: Path, target: Path, rule: str = "auto", overwrite: bool = False) -> None:
+def folder_to_npz(
+    folder: Path,
+    target: Path,
+    rule: str = "auto",
+    overwrite: bool = False,
+    bit_depth: int | None = None,
+    exif_transpose: bool = False,
+    alpha: str | None = None,
+) -> None:
     """Write the images of a folder, searched recursively, or archive: ``arr_0``, and ``arr_1`` if there are labels.
 
     The inverse of ``npz_to_folder`` where all files are called as that calls them; their order is that of the numbers
     then. Otherwise images and labels are those of training on the folder, and ``settings`` tells the classes' names.
 
     :param rule: where labels are read, see ``image_labels``.
+    :param bit_depth, exif_transpose, alpha: see ``Reading``; without the first or the last, images of 16 bits or with
+        transparency are refused.
     :raises InputError: a number is missing, images differ in size, or ``target`` is there already.
     """
     _check_free(target, overwrite)
+    reading = Reading(bit_depth or 16, exif_transpose, alpha or "keep")
     files = list_images(str(folder))
     if not files.names:
         raise InputError(f"{folder}: found no images, expected some of {EXPECTED}")
     if skipped := files.describe_skipped():
         log.warning("warning: %s", skipped)
     if files.random_access:
-        warn_of_oddities(files, None, lambda line: log.warning("warning: %s", line), remedies=False)
+        warn_of_oddities(files, reading, lambda line: log.warning("warning: %s", line))
     if rule == "auto" and _sort_by_number(files):
         found, more = numbered(files.names, labelled=True), {}
         labels = found and np.array([label for label, _ in found], dtype=np.int64)
@@ -112,7 +126,7 @@ def folder_to_npz(folder: Path, target: Path, rule: str = "auto", overwrite: boo
         labels, more = _training_labels(files, rule)
     images = None
     for i, (name, file) in enumerate(tqdm(files.stream(), total=len(files), desc="images", unit="image")):
-        pixels = _read(f"{folder}: {name}", file)
+        pixels = _read(f"{folder}: {name}", file, reading, refuse_deep=bit_depth is None, refuse_clear=alpha is None)
         if images is None:
             images = np.empty((len(files), *pixels.shape), dtype=np.uint8)
         if pixels.shape != images.shape[1:]:
@@ -173,11 +187,23 @@ def _picture(pixels_HWC: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels_HWC[..., 0] if pixels_HWC.shape[2] == 1 else pixels_HWC))
 
 
-def _read(name: str, file: BinaryIO) -> np.ndarray:
-    with decoding(name, NO_IMAGE, InputError), open_image(file) as image:
-        if image.mode not in ("L", "RGB"):  # any other would not come back as it was
-            raise ValueError(f"found an image of mode {image.mode}, expected 8 bits of grey or RGB")
-        pixels = np.asarray(image)
+def _read(name: str, file: BinaryIO, reading: Reading, refuse_deep: bool, refuse_clear: bool) -> np.ndarray:
+    """Uint8 [H, W, 1 or 3]. InputError for 16 bits of grey, or for transparent pixels, where that is to be refused."""
+    with decoding(name, NO_IMAGE, InputError):
+        file = io.BytesIO(file.read())
+        with open_image(file) as image:
+            mode, clear = image.mode, refuse_clear and has_transparent_pixels(image)
+    if refuse_deep and mode.startswith("I;16"):
+        raise InputError(
+            f"{name}: found 16 bits of grey, expected 8; --bit_depth 16 takes the upper 8 as training does, a smaller "
+            "N those of values of N bits"
+        )
+    if clear:
+        raise InputError(
+            f"{name}: found transparent pixels, expected none; --alpha white or black shows that colour there, keep "
+            "the hidden ones as training does"
+        )
+    pixels = np.asarray(read_image(name, file, "L" if mode in GREY else "RGB", reading))
     return pixels.reshape(*pixels.shape[:2], -1)
 
 

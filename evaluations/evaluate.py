@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from evaluations.seeing import see
 from evaluations.uncertainty import PerImage, intervals, paired_tests
 from guided_diffusion.errors import InputError
 from guided_diffusion.files import hash_file
+from guided_diffusion.safe_images import Reading
 
 __all__ = ["Metrics", "evaluate"]
 
@@ -54,6 +55,7 @@ def evaluate(
     cache: str | os.PathLike | None = None,
     num_samples: int | None = None,
     resize: int | None = None,
+    reading: Reading | None = None,
     per_class: bool = False,
     kid_subset_size: int | None = None,
 ) -> Metrics:
@@ -73,6 +75,7 @@ def evaluate(
     :param num_samples: judge that many of the samples by that many of the reference, drawn at random; statistics
         stored with the reference stay those of all it was made from.
     :param resize: bring all images to squares of this side first, by ``image_sets.RESIZE_RULE``.
+    :param reading: how the pixels of image files become 8 bits; as in training unless given.
     :param per_class: FID, precision and recall of each label too.
     :param kid_subset_size: see ``kernel_distance``.
 
@@ -81,7 +84,7 @@ def evaluate(
     check_numbers(num_samples=num_samples, resize=resize, kid_subset_size=kid_subset_size, paired_rounds=paired_rounds)
     if kid_subset_size is not None and not extra:
         raise InputError("--kid_subset_size: found no --extra, expected it, as KID is one of its figures")
-    sets = [_describe(paths, engine, resize) for paths in (reference, samples, paired) if paths is not None]
+    sets = [_describe(paths, engine, resize, reading) for paths in (reference, samples, paired) if paths is not None]
     if not sets[1].count or (paired is not None and sets[2].count != sets[1].count):
         raise InputError(
             f"{sets[-1].name}: found {sets[-1].count} images, expected "
@@ -164,6 +167,7 @@ def evaluate(
         chosen=num_samples and f"{num_samples} of each set at random, seed {seed}",
         resize_before=resize and f"to {resize}x{resize}: {RESIZE_RULE}",
         resize=getattr(engine, "resize", None),
+        reading=None if reading in (None, Reading()) else asdict(reading),
         network_sha256=network,
         network_config=getattr(engine, "config", None),
         reference_sha256=digests[0],
@@ -187,9 +191,9 @@ def check_numbers(**numbers: int | None) -> None:
             raise InputError(f"--{flag}: found {number}, expected at least {LEAST[flag]}")
 
 
-def _describe(paths: Paths, engine: FeatureEngine, resize: int | None) -> ImageSet:
+def _describe(paths: Paths, engine: FeatureEngine, resize: int | None, reading: Reading | None) -> ImageSet:
     """Check an input as far as that goes without reading its images."""
-    images = open_image_set(paths, resize)
+    images = open_image_set(paths, resize, reading)
     path = images.parts[0].path
     if images.count:
         if images.count <= pr.NEIGHBOURS:

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without
 from evaluations.engine import FeatureEngine  # noqa: E402
 from evaluations.evaluate import LEAST, Metrics, check_numbers, evaluate  # noqa: E402
 from evaluations.formats import format_markdown, format_metrics, write_metrics  # noqa: E402
-from evaluations.image_sets import open_image_set, split_paths  # noqa: E402
+from evaluations.image_sets import add_reading_flags, open_image_set, split_paths  # noqa: E402
 from evaluations.inception import (  # noqa: E402
     INCEPTION_V3_PATH,
     INCEPTION_V3_URL,
@@ -41,6 +41,7 @@ from evaluations.upstream_api import (  # noqa: E402
 from guided_diffusion import dist_util, meeting  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 from guided_diffusion.release_flags import as_positions  # noqa: E402
+from guided_diffusion.safe_images import Reading  # noqa: E402
 from guided_diffusion.streams import print_result  # noqa: E402
 
 __all__ = [
@@ -69,7 +70,8 @@ def main() -> None:
         if args.json is not None:
             check_writable("--json", args.json)
         for paths in filter(None, (args.ref_batch, args.sample_batch, args.paired)):
-            open_image_set(split_paths(paths), args.resize)  # complains before a network is fetched or built
+            # complains before a network is fetched or built
+            open_image_set(split_paths(paths), args.resize, _reading(args))
     if dist_util.get_world_size() > 1:
         _evaluate_on_ranks(args)
     else:
@@ -92,6 +94,7 @@ def _evaluate(args: argparse.Namespace, engine: FeatureEngine) -> None:
         cache=args.cache,
         num_samples=args.num_samples,
         resize=args.resize,
+        reading=_reading(args),
         per_class=args.per_class,
         kid_subset_size=args.kid_subset_size,
     )
@@ -102,6 +105,10 @@ def _evaluate(args: argparse.Namespace, engine: FeatureEngine) -> None:
             write = partial(write_metrics, metrics)
             write_or_keep(args.json, write, write, "the results are")
             log.info("wrote %s", Path(args.json).absolute())
+
+
+def _reading(args: argparse.Namespace) -> Reading:
+    return Reading(args.bit_depth, args.exif_transpose, args.alpha)
 
 
 def _evaluate_on_ranks(args: argparse.Namespace) -> None:
@@ -152,6 +159,7 @@ def _create_parser() -> argparse.ArgumentParser:
         "--num_samples", type=int, metavar="N", help="judge N of the samples by N of the reference, chosen by --seed"
     )
     parser.add_argument("--resize", type=int, metavar="N", help="take centre crops of NxN pixels, as training does")
+    add_reading_flags(parser)
     parser.add_argument("--per_class", action="store_true", help="also FID, precision and recall of each class")
     parser.add_argument("--extra", action="store_true", help="also KID, density and coverage")
     parser.add_argument(

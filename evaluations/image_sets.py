@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import logging
 import os
@@ -14,20 +15,23 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from evaluations.metrics import npz
 from evaluations.metrics.npz import list_arrays, open_images, read_settings, read_stored_statistics
 from evaluations.metrics.statistics import Gaussian
-from evaluations.result_folders import find_npz
+from guided_diffusion import files
 from guided_diffusion.errors import InputError
-from guided_diffusion.files import decoding, hash_file, open_readable, reading
+from guided_diffusion.files import decoding, hash_file, open_readable
+from guided_diffusion.flags import str2bool
 from guided_diffusion.image_datasets import center_crop_arr
 from guided_diffusion.image_files import EXPECTED, ImageFiles, is_image_archive, list_images
 from guided_diffusion.image_labels import Labels, read_labels, read_sample_labels
-from guided_diffusion.safe_images import NO_IMAGE, Oddities, open_image, read_image
+from guided_diffusion.image_oddities import Oddities
+from guided_diffusion.result_folders import FOR_WEIGHTS, WEIGHTS, find_npz
+from guided_diffusion.safe_images import NO_IMAGE, Reading, open_image, read_image
 
-_GREY = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N")  # PIL's modes
+GREY = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N")  # PIL's modes
 _PATTERN = re.compile(r"[*?[]")
 RESIZE_RULE = "centre crop; box-filtered halvings, then bicubic"  # as training does
 
@@ -85,7 +89,11 @@ class ImageBatches:
             yield from part.batches(self._batch_size)
 
 
-def open_image_set(paths: str | os.PathLike | Sequence[str | os.PathLike], resize: int | None = None) -> ImageSet:
+def open_image_set(
+    paths: str | os.PathLike | Sequence[str | os.PathLike],
+    resize: int | None = None,
+    reading: Reading | None = None,
+) -> ImageSet:
     """Look at one or several inputs: npz files, folders of images (searched recursively), zip or tar archives.
 
     Several are one set in the order given, with labels if all of them have some; statistics stored in them are
@@ -94,13 +102,14 @@ def open_image_set(paths: str | os.PathLike | Sequence[str | os.PathLike], resiz
 
     :param resize: bring all images to squares of this side by ``RESIZE_RULE``; statistics stored with images of
         another size are of no use then.
+    :param reading: how the pixels of image files become 8 bits.
 
     Raises ``InputError`` naming the input: nothing there, unreadable, images of several sizes, not 8 bits.
     """
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not paths:
         raise InputError("found an empty list of files, expected at least one npz file, folder or archive of images")
-    parts = tuple(_open_part(os.fspath(path), resize) for path in paths)
+    parts = tuple(_open_part(os.fspath(path), resize, reading or Reading()) for path in paths)
     first = parts[0]
     for part in parts[1:]:
         if part.shape[1:] != first.shape[1:] or not part.shape[0]:
@@ -115,6 +124,15 @@ def open_image_set(paths: str | os.PathLike | Sequence[str | os.PathLike], resiz
         settings=first.settings if len(parts) == 1 else {},
         warnings=tuple(line for part in parts for line in part.warnings),
     )
+
+
+def add_reading_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``Reading``, as training has them."""
+    parser.add_argument("--bit_depth", type=int, default=16, choices=range(8, 17), metavar="N", help="of 16-bit files")
+    parser.add_argument("--exif_transpose", type=str2bool, nargs="?", const=True, default=False, metavar="BOOL",
+                        help="turn images as their EXIF orientation says")  # fmt: skip
+    parser.add_argument("--alpha", default="keep", choices=("keep", "white", "black"),
+                        help="colour behind transparent pixels; keep: the colours they hide")  # fmt: skip
 
 
 def split_paths(text: str) -> list[str]:
@@ -184,15 +202,16 @@ class _FilesPart:
 
     stored, settings, warnings = None, {}, ()
 
-    def __init__(self, path: str, resize: int | None = None):
-        self.path, self._resize = path, resize
+    def __init__(self, path: str, resize: int | None, reading: Reading):
+        self.path, self._resize, self._reading = path, resize, reading
         self._listed = list_images(path)
         self._numbers = read_sample_labels(self._listed)
-        sizes, grey, names, oddities = {}, True, [], Oddities()
+        sizes, grey, names, oddities = {}, True, [], Oddities(reading)
         for name, file in self._files():
             with decoding(f"{path}: {name}", NO_IMAGE, InputError), open_image(file) as image:
-                sizes.setdefault(image.size, name)
-                grey &= image.mode in _GREY
+                turned = ImageOps.exif_transpose(image) if reading.exif_transpose else image
+                sizes.setdefault(turned.size, name)
+                grey &= image.mode in GREY
                 oddities.look(image)
             names.append(name)
             if len(sizes) > 1 and not resize:
@@ -205,8 +224,10 @@ class _FilesPart:
         if not names:
             skipped = self._listed.describe_skipped().removeprefix(f"{path}: ")
             raise InputError(f"{path}: found no images, expected some of {EXPECTED}; {skipped}".removesuffix("; "))
-        for line in filter(None, [self._listed.describe_skipped(), *oddities.describe(path, remedies=False)]):
-            _warn_once(line)
+        if inside := self._listed.describe_subfolders():
+            _say_once(logging.INFO, inside)
+        for line in filter(None, [self._listed.describe_skipped(), *oddities.describe(path)]):
+            _say_once(logging.WARNING, f"warning: {line}")
         width, height = (resize, resize) if resize else next(iter(sizes))
         self.shape = (len(names), height, width, 1 if grey else 3)
 
@@ -221,7 +242,7 @@ class _FilesPart:
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:
         batch: list[np.ndarray] = []
         for name, file in self._files():
-            image = read_image(f"{self.path}: {name}", file, "L" if self.shape[3] == 1 else "RGB")
+            image = read_image(f"{self.path}: {name}", file, "L" if self.shape[3] == 1 else "RGB", self._reading)
             pixels = center_crop_arr(image, self._resize) if self._resize else np.asarray(image)
             batch.append(pixels.reshape(self.shape[1:]))
             if len(batch) == batch_size:
@@ -232,24 +253,30 @@ class _FilesPart:
 
     def digest(self) -> str:
         if Path(self.path).is_file():
-            return hash_file(self.path) + _resize_mark(self._resize)
+            return hash_file(self.path) + self._mark()
         whole = hashlib.sha256()
         for name, file in self._files():  # a name need not be text
             whole.update(name.encode(errors="surrogateescape") + b"\0" + hashlib.file_digest(file, "sha256").digest())
-        return whole.hexdigest() + _resize_mark(self._resize)
+        return whole.hexdigest() + self._mark()
+
+    def _mark(self) -> str:
+        """What the digest says of how the files are read."""
+        return _resize_mark(self._resize) + ("" if self._reading == Reading() else f" read by {self._reading}")
 
     def _files(self) -> Iterator[tuple[str, BinaryIO]]:
         return self._listed.stream()
 
 
-def _open_part(path: str, resize: int | None) -> _NpzPart | _FilesPart:
+def _open_part(path: str, resize: int | None, reading: Reading) -> _NpzPart | _FilesPart:
     if os.path.isdir(path):
-        found = find_npz(Path(path), lambda: bool(list_images(path).names))
-        return _FilesPart(path, resize) if found is None else _NpzPart(os.fspath(found), resize)
-    with open_readable(path, path) as file, reading(path):
+        found = find_npz(Path(path), lambda: list_images(path))
+        return _FilesPart(path, resize, reading) if found is None else _NpzPart(os.fspath(found), resize)
+    with open_readable(path, path) as file, files.reading(path):
         if path.endswith((".pkl", ".pickle")) or file.read(1) == b"\x80":
             raise InputError(_about_pickle(path))
-    return (_FilesPart if is_image_archive(path) else _NpzPart)(path, resize)
+    if path.endswith(WEIGHTS):
+        raise InputError(f"{path}: found a network's weights, expected images; {FOR_WEIGHTS}")
+    return _FilesPart(path, resize, reading) if is_image_archive(path) else _NpzPart(path, resize)
 
 
 def _about_pickle(path: str) -> str:
@@ -272,8 +299,8 @@ def _resize_mark(resize: int | None) -> str:
 
 
 @lru_cache
-def _warn_once(line: str) -> None:
-    log.warning("warning: %s", line)
+def _say_once(level: int, line: str) -> None:
+    log.log(level, "%s", line)
 
 
 def _size(shape: Sequence[Any]) -> str:

@@ -26,14 +26,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without
 
 from evaluations.engine import FeatureEngine  # noqa: E402
 from evaluations.evaluator import add_network_flags, check_writable, create_engine  # noqa: E402
-from evaluations.image_sets import RESIZE_RULE, labels_to_write  # noqa: E402
+from evaluations.image_sets import RESIZE_RULE, add_reading_flags, labels_to_write  # noqa: E402
 from evaluations.kept_results import write_or_keep  # noqa: E402
 from evaluations.metrics.statistics import fit_gaussian  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 from guided_diffusion.files import hash_file, remove_leftovers, write_atomically  # noqa: E402
-from guided_diffusion.flags import str2bool  # noqa: E402
-from guided_diffusion.image_datasets import ImageDataset, find_images, warn_of_oddities  # noqa: E402
+from guided_diffusion.image_datasets import ImageDataset, find_images  # noqa: E402
 from guided_diffusion.image_labels import HELP  # noqa: E402
+from guided_diffusion.image_oddities import warn_of_oddities  # noqa: E402
 from guided_diffusion.safe_images import Reading  # noqa: E402
 
 log = logging.getLogger("make_reference")
@@ -177,11 +177,7 @@ def _create_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_images", type=int, default=10_000, help="images to keep; statistics are of all")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of images to keep")
     parser.add_argument("--labels", default="auto", help=HELP)
-    parser.add_argument("--bit_depth", type=int, default=16, choices=range(8, 17), metavar="N", help="of 16-bit files")
-    parser.add_argument("--exif_transpose", type=str2bool, nargs="?", const=True, default=False, metavar="BOOL",
-                        help="turn images as their EXIF orientation says")  # fmt: skip
-    parser.add_argument("--alpha", default="keep", choices=("keep", "white", "black"),
-                        help="colour behind transparent pixels; keep: the colours they hide")  # fmt: skip
+    add_reading_flags(parser)
     add_network_flags(parser)
     return parser
 

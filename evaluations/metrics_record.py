@@ -21,7 +21,8 @@ class Metrics:
     ``coverage``; ``intervals`` (metric to its 95 % interval); ``paired`` (metric to difference and p); ``per_class``
     (label to figures, see ``per_class.by_class``). Hashes are sha256, hex; ``network_config`` is what decides beside
     the weights. ``warnings`` are the lines that went to stderr. ``chosen`` says which images were taken where not all
-    were; ``quantisation``, ``resize_before`` and ``resize`` what was done to the images on their way into the network.
+    were; ``quantisation``, ``resize_before`` and ``resize`` what was done to the images on their way into the network,
+    ``reading`` how files became 8 bits where not as usual.
     """
 
     inception_score: float | None
@@ -54,6 +55,7 @@ class Metrics:
     quantisation: str = "none: uint8, 0..255, as stored"
     resize_before: str | None = None
     resize: str | None = None
+    reading: dict[str, Any] | None = None
     network_sha256: str | None = None
     network_config: dict[str, Any] | None = None
     reference_sha256: str | None = None

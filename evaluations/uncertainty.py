@@ -11,7 +11,7 @@ from evaluations.cache import Seen
 from evaluations.judged import Judged
 from evaluations.metrics import precision_recall as pr
 from evaluations.metrics.inception_score import inception_score
-from evaluations.metrics.kernel_distance import kernel_figure
+from evaluations.metrics.kernel_distance import kernel_figure, kernel_interval
 from evaluations.metrics.recall_of_parts import recall_figure
 from evaluations.metrics.resampling import (
     Figure,
@@ -33,18 +33,22 @@ log = logging.getLogger(__name__)
 def intervals(
     ref: Judged, own: Judged, per_image: PerImage, accuracy: Accuracy | None, rounds: int, seed: int, extra: bool
 ) -> dict[str, tuple[float, float]]:
-    """Return 95 % intervals by metric: FID's and sFID's from random halves, the others' by the bootstrap."""
+    """Return 95 % intervals by metric: FID's and sFID's from random halves, KID's from the variance of its kernels,
+    the others' by the bootstrap."""
     log.info("resampling %d times for intervals", rounds)
     figures = _figures(ref, own.seen, extra)
     order = list(figures)
     distances = {name: figures.pop(name) for name in _DISTANCES if name in figures}
     if own.images.stored:  # their distances are not those of these images
         distances = {}
+    has_kid = figures.pop("kid", None) is not None
     figures |= {name: mean_figure(v) for name, (whose, v) in per_image.items() if whose == "samples"}
     if accuracy:
         figures["accuracy"] = mean_figure(accuracy.right)
     found = split_intervals(distances, own.images.count, rounds, seed)
     found |= bootstrap_intervals(figures, own.images.count, rounds, seed)
+    if has_kid:
+        found["kid"] = kernel_interval(own.seen.activations.pool, ref.seen.activations.pool)
     found = {name: found.pop(name) for name in order if name in found} | found
     others = {name: mean_figure(v) for name, (whose, v) in per_image.items() if whose == "reference"}
     return found | (bootstrap_intervals(others, ref.images.count, rounds, seed) if others else {})

@@ -132,13 +132,9 @@ class LabelConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Training data."""
+class ReadingConfig:
+    """How image files are read."""
 
-    data_dir: str = flag("", "folder of images, searched recursively, or a zip or tar archive")
-    labels: str = flag("auto", image_labels.HELP)
-    random_flip: bool = flag(True, "mirror images left to right at random")
-    data_workers: int = flag(1, "processes that read images ahead, for each process that trains", minimum=1)
     bit_depth: int = flag(16, "bits that the values of 16-bit files use", minimum=8, maximum=16)
     exif_transpose: bool = flag(False, "turn images as their EXIF orientation says")
     alpha: str = flag(
@@ -149,6 +145,16 @@ class DataConfig:
     def reading(self) -> Reading:
         """How images become 8 bits."""
         return Reading(self.bit_depth, self.exif_transpose, self.alpha)
+
+
+@dataclass(frozen=True)
+class DataConfig(ReadingConfig):
+    """Training data."""
+
+    data_dir: str = flag("", "folder of images, searched recursively, or a zip or tar archive")
+    labels: str = flag("auto", image_labels.HELP)
+    random_flip: bool = flag(True, "mirror images left to right at random")
+    data_workers: int = flag(1, "processes that read images ahead, for each process that trains", minimum=1)
 
 
 def decay_rates(text: str) -> str:

@@ -9,7 +9,6 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -22,9 +21,9 @@ from guided_diffusion.errors import InputError, InputValueError
 from guided_diffusion.files import decoding
 from guided_diffusion.image_files import SUFFIXES, UPSTREAMS, ImageFiles, list_images, open_image_file
 from guided_diffusion.image_labels import Labels, read_labels
-from guided_diffusion.safe_images import NO_IMAGE, Oddities, Reading, open_image, read_image
+from guided_diffusion.image_oddities import warn_of_oddities
+from guided_diffusion.safe_images import NO_IMAGE, Reading, read_image
 
-_LOOKED_AT = 48  # images that are looked at before training, for what is unusual about them
 _MODES = {1: "L", 3: "RGB"}
 
 Batch = tuple[torch.Tensor, dict[str, torch.Tensor]]
@@ -164,27 +163,6 @@ def fingerprint(dataset: ImageDataset, data_dir: str) -> str:
     names = "\n".join(path.removeprefix(data_dir).lstrip("/") for path in dataset.local_images)
     digest = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:12]
     return f"{len(dataset)} with names of SHA-256 {digest}"
-
-
-def warn_of_oddities(
-    files: ImageFiles, reading: Reading | None, warn: Callable[[str], None], remedies: bool = True
-) -> None:
-    """Warn of what is unusual about a few images, evenly spaced; one that cannot be read is left to its reader.
-
-    remedies: name the flags of ``Reading``.
-    """
-    oddities = Oddities(reading)
-    for name in files.names[:: -(-len(files) // _LOOKED_AT)]:
-        path = files.path(name)
-        with (
-            suppress(InputError),
-            decoding(path, NO_IMAGE, InputError),
-            files.open(path) as file,
-            open_image(file) as image,
-        ):
-            oddities.look(image)
-    for line in oddities.describe(files.title, remedies):
-        warn(line)
 
 
 class ImageDataset(Dataset):

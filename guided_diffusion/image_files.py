@@ -80,6 +80,16 @@ class ImageFiles:
                 parts.append(f"{total} {noun}{'s' if total > 1 else ''} skipped: {kinds}")
         return f"{self.title}: {'; '.join(parts)}" if parts else ""
 
+    def describe_subfolders(self) -> str:
+        """Return a line that counts the images of each folder, where some are in subfolders; else ""."""
+        counts = Counter(name.rpartition("/")[0] for name in self.names)
+        if not any(counts):
+            return ""
+        shown = ", ".join(f"{folder or 'itself'} {count}" for folder, count in list(counts.items())[:6])
+        folders = f"{len(counts)} folders" if len(counts) > 1 else "1 folder"
+        more = ", ..." if len(counts) > 6 else ""
+        return f"{self.title}: reading {len(self)} images of {folders} in it: {shown}{more}"
+
 
 def list_images(place: str, title: str = "", suffixes: Collection[str] = SUFFIXES) -> ImageFiles:
     """Find the image files of a folder (searched recursively) or an archive; perhaps none.

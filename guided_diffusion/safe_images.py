@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 from . import launch
 from .errors import InputError, first_line
@@ -21,7 +20,6 @@ _LONGEST = 1000  # times the short side: training scales the short side up, and 
 
 # What a picture's name promises. PIL knows formats whose decoder starts other programs.
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM", "TIFF")
-_ORIENTATION = ExifTags.Base.Orientation
 _DEEP = ("F", "I")  # PIL's modes of 32 bits, of whose range nobody knows
 
 
@@ -81,51 +79,6 @@ def read_image(name: str, file: BinaryIO, mode: str, reading: Reading | None = N
         return image.convert(mode)
 
 
-class Oddities:
-    """What is unusual about the images that it is shown, counted. ``describe`` gives a warning for each kind."""
-
-    def __init__(self, reading: Reading | None = None):
-        self._reading = reading or Reading()
-        self._seen = 0
-        self._counts: Counter[str] = Counter()
-
-    def look(self, image: Image.Image) -> None:
-        """Look at an image as ``open_image`` opens it; decodes it only where its header leaves a question."""
-        self._seen += 1
-        if not self._reading.exif_transpose and image.getexif().get(_ORIENTATION, 1) != 1:
-            self._counts["turned"] += 1
-        if image.mode.startswith("I;16"):
-            used = int(np.asarray(image).max()).bit_length()
-            self._counts["dark"] += used <= self._reading.bit_depth - 4
-            self._counts["clipped"] += used > self._reading.bit_depth
-        elif ";16" in str(image.tile[:1]):  # colour, of which PIL keeps the upper 8 bits
-            self._counts["dark colour"] += np.asarray(image.convert("RGB")).max() < 16
-        if self._reading.alpha == "keep" and image.has_transparency_data:
-            self._counts["transparent"] += np.asarray(image.convert("RGBA"))[..., 3].min() < 255
-
-    def describe(self, title: str, remedies: bool = True) -> list[str]:
-        """Return a line for each kind that was found, with the flags of `Reading` if the program has them."""
-        found = []
-        for kind, (text, remedy) in _ODDITIES.items():
-            if count := self._counts[kind]:
-                text = text.format(bits=self._reading.bit_depth) + (f"; {remedy}" if remedies else "")
-                found.append(f"{title}: {count} of {self._seen} images looked at {text}")
-        return found
-
-
-_ODDITIES = {
-    "turned": ("say in EXIF that they are to be turned, and are not", "--exif_transpose True turns them"),
-    "dark": (
-        "have 16 bits a value and use under a sixteenth of the range of {bits}, and so come out nearly black",
-        "--bit_depth says how many bits they use, such as 12",
-    ),
-    "clipped": ("have values of more than {bits} bits, which come out white", "--bit_depth 16 keeps them"),
-    "dark colour": (
-        "have 16 bits a colour and use under a sixteenth of the range, and so come out nearly black",
-        "scale the files to 8 bits",
-    ),
-    "transparent": (
-        "have transparent pixels, of which the hidden colours are seen",
-        "--alpha white or black shows that colour there",
-    ),
-}
+def has_transparent_pixels(image: Image.Image) -> bool:
+    """Return whether anything shines through an image; decodes it only where its format allows that."""
+    return image.has_transparency_data and bool(np.asarray(image.convert("RGBA"))[..., 3].min() < 255)

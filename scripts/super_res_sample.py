@@ -14,6 +14,7 @@ import hashlib
 import os
 import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,16 +22,17 @@ from torch import Tensor
 
 from guided_diffusion import dist_util, logger, run_setup
 from guided_diffusion.class_labels import Classes
-from guided_diffusion.configs import DiffusionConfig, RunConfig, SamplingConfig, SuperResConfig
+from guided_diffusion.configs import DiffusionConfig, ReadingConfig, RunConfig, SamplingConfig, SuperResConfig
 from guided_diffusion.errors import InputError
 from guided_diffusion.files import check_readable, decoding, open_regular
 from guided_diffusion.flags import Parser, flag
 from guided_diffusion.generate import Batch, SampleRun
-from guided_diffusion.image_datasets import warn_of_oddities
 from guided_diffusion.image_files import EXPECTED, ImageFiles, is_image_archive, list_images
 from guided_diffusion.image_labels import read_labels, read_sample_labels
+from guided_diffusion.image_oddities import warn_of_oddities
 from guided_diffusion.nonfinite import Watch, timesteps_of
-from guided_diffusion.safe_images import read_image
+from guided_diffusion.result_folders import find_npz
+from guided_diffusion.safe_images import Reading, read_image
 from guided_diffusion.script_util import build_diffusion, build_super_res_model
 from guided_diffusion.solvers import sampling_loop
 
@@ -41,13 +43,15 @@ class BaseConfig:
 
     base_samples: str = flag(
         "",
-        "npz with arr_0, uint8 [N, H, W, C], and arr_1, labels, with --class_cond; or a folder, zip or tar of images",
+        "npz with arr_0, uint8 [N, H, W, C], and arr_1, labels, with --class_cond; or a run's folder, or a folder, "
+        "zip or tar of images",
     )
     labels: str = flag("", "of a folder's images, as in training: auto (as \"\"), folder, filename or a FILE.csv")
 
 
 def main() -> None:
-    given = Parser(__doc__, SamplingConfig, BaseConfig, SuperResConfig, DiffusionConfig, RunConfig).parse()
+    configs = SamplingConfig, BaseConfig, ReadingConfig, SuperResConfig, DiffusionConfig, RunConfig
+    given = Parser(__doc__, *configs).parse()
     run = given.make(RunConfig)
     directory = run_setup.begin(run)
     given = run_setup.choose_files(given, "model_path")
@@ -56,7 +60,8 @@ def main() -> None:
     base_config = given.make(BaseConfig)
     classes = Classes.of_checkpoint(sampling.model_path, config.num_classes)
     run_setup.warn_of_unused_labels(given, config.class_cond)
-    base = BaseImages(base_config.base_samples, config, base_config.labels or "auto", classes.names or None)
+    reading = given.make(ReadingConfig).reading
+    base = BaseImages(base_config.base_samples, config, base_config.labels or "auto", classes.names or None, reading)
     if base.labels is not None and (unseen := classes.unseen(np.unique(base.labels).tolist())):
         logger.warn(f"--base_samples: it has labels that training never saw: {classes.listed(unseen)}")
 
@@ -91,24 +96,36 @@ def main() -> None:
 
 
 class BaseImages:
-    """The low-resolution images of an npz, a folder or an archive. InputError when it is not what the model needs.
+    """The low-resolution images of an npz, a run's folder, a folder or an archive.
+
+    InputError when they are not what the model needs.
 
     Files that are called LABEL_INDEX carry the number of their class, and in a folder their order; of others labels are
     read as in training, by `rule`, and numbered by the model's class_names.
     """
 
-    def __init__(self, path: str, config: SuperResConfig, rule: str = "auto", class_names: list[str] | None = None):
+    def __init__(
+        self,
+        path: str,
+        config: SuperResConfig,
+        rule: str = "auto",
+        class_names: list[str] | None = None,
+        reading: Reading | None = None,
+    ):
         if not path:
             raise InputError("--base_samples: missing, expected an npz file or a folder of images")
         name, self.facts = f"--base_samples {path}", {}
-        if not os.path.isdir(path):
-            check_readable(name, path)
-        if os.path.isdir(path) or is_image_archive(path):
-            self._read_files(list_images(path, name), config, rule, class_names)
-            digest = hashlib.sha256(self.images).hexdigest()
-            self.facts = {"base_images": f"of SHA-256 {digest[:12]}"}  # of an npz the run keeps the file's
+        if os.path.isdir(path):
+            npz = find_npz(Path(path), lambda: list_images(path))
         else:
-            self._read_npz(path, name, config.class_cond)
+            check_readable(name, path)
+            npz = None if is_image_archive(path) else Path(path)
+        if npz:
+            self._read_npz(os.fspath(npz), name, config.class_cond)
+        else:
+            self._read_files(list_images(path, name), config, rule, class_names, reading)
+        if npz != Path(path):  # of an npz file that is named the run keeps the digest
+            self.facts = {"base_images": f"of SHA-256 {hashlib.sha256(self.images).hexdigest()[:12]}"}
         expected = height, width, channels = config.small_size, config.small_size, config.in_channels
         found = f"{self.images.dtype} {list(self.images.shape)}"
         well_shaped = self.images.ndim == 4 and self.images.shape[1:] == expected and len(self.images) > 0
@@ -127,14 +144,19 @@ class BaseImages:
                 self.labels = arrays["arr_1"] if class_cond else None
 
     def _read_files(
-        self, files: ImageFiles, config: SuperResConfig, rule: str, class_names: list[str] | None
+        self,
+        files: ImageFiles,
+        config: SuperResConfig,
+        rule: str,
+        class_names: list[str] | None,
+        reading: Reading | None,
     ) -> None:
         if skipped := files.describe_skipped():
             logger.warn(skipped)
         if not files.names:
             raise InputError(f"{files.title}: found no images, expected some of {EXPECTED}")
         if files.random_access:
-            warn_of_oddities(files, None, logger.warn, remedies=False)
+            warn_of_oddities(files, reading, logger.warn)
         numbers, self.labels = read_sample_labels(files) if rule == "auto" else None, None
         if config.class_cond and numbers:
             self.labels = np.array(numbers, dtype=np.int64)
@@ -147,7 +169,7 @@ class BaseImages:
         mode, side = "L" if config.in_channels == 1 else "RGB", config.small_size
         self.images = np.empty((len(files), side, side, config.in_channels), dtype=np.uint8)
         for i, (name, file) in enumerate(files.stream()):
-            image = read_image(f"{files.title}: {name}", file, mode)
+            image = read_image(f"{files.title}: {name}", file, mode, reading)
             if image.size != (side, side):
                 raise InputError(
                     f"{files.title}: {name}: found {image.height}x{image.width} pixels, expected {side}x{side}"

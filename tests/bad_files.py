@@ -242,9 +242,15 @@ def _arrays(folder: Path) -> dict[str, Path]:
 
 
 def _runs(folder: Path) -> dict[str, Path]:
-    """Folders of sampling runs."""
+    """Folders of runs."""
+    for name in ("runs/a", "runs/b"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "run.json").write_text("{}")
+        Image.new("RGB", (8, 8)).save(folder / name / "grid.png")
+    (folder / "training").mkdir()
+    (folder / "training" / "model000100.pt").write_text("")
     texts = {"other_run": json.dumps({"seed": 7}), "broken_run": "{", "list_run": "[1]"}
     for name, text in texts.items():
         (folder / name).mkdir()
         (folder / name / "run.json").write_text(text)
-    return {name: folder / name for name in texts}
+    return {name: folder / name for name in (*texts, "runs", "training")}

@@ -205,6 +205,7 @@ BASE_SAMPLES = cases(
     ("damaged header", {"base_samples": "{odd_header}"}, "--base_samples", "odd_header.npz"),
     *((name, {"base_samples": f"{{{name}}}"}, "--base_samples", says)
       for name, says in NO_FILES.items() if name != "images"),
+    ("a training's folder", {"base_samples": "{training}"}, "training: a training's folder, with model000100.pt"),
     ("images of another size", {"base_samples": "{images}"}, "--base_samples", "c0_0.png: found 8x8 pixels, expected"),
     ("a folder without images", {"base_samples": "{empty}"}, "--base_samples", "found no images, expected some of bmp"),
     ("a damaged archive", {"base_samples": "{half_zip}"}, "half.zip: damaged or truncated archive"),
@@ -369,6 +370,9 @@ IMAGE_SETS = [
     ("statistics in a pickle", "{malicious_pickle}", "model.pt: found a pickle, which can run any code and is never"),
     ("shards", "{shards}", "shards: found 2 npz files (rank0.npz, rank1.npz), expected one; say which"),
     ("a run that is not finished", "{other_run}", "other_run: the folder of a sampling run without its samples_*.npz"),
+    ("a folder of runs", "{runs}", "runs: a folder with 2 runs in it (a, b), expected one run's folder, such as "),
+    ("a training's folder", "{training}", "training: a training's folder, with model000100.pt, expected images; a sam"),
+    ("a network", "{training}/model000100.pt", "model000100.pt: found a network's weights, expected images; a sam"),
 ]
 
 # name, arguments of ed-dpm, what the line says

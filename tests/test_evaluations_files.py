@@ -167,3 +167,27 @@ def test_a_reference_of_class_folders_has_their_labels(tmp_path):
         Image.fromarray(pixels).save(path)
     pictures = make_reference.Pictures(str(folder), 16)
     assert pictures.class_names == ["cat", "dog"] and pictures.labels().tolist() == [0] * 10 + [1] * 10
+
+
+def test_convert_reads_what_training_reads_once_told_how(tmp_path, monkeypatch):
+    """16 bits of grey and transparent pixels are refused with the flag that says what is to become of them."""
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "clear").mkdir()
+    values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 63
+    hidden = np.full((8, 8, 4), (0, 255, 0, 0), np.uint8)
+    for i in range(2):
+        Image.fromarray(values).save(tmp_path / "deep" / f"{i}.png")
+        Image.fromarray(hidden).save(tmp_path / "clear" / f"{i}.png")
+    with pytest.raises(InputError, match=r"deep: 0.png: found 16 bits of grey, expected 8; --bit_depth 16 takes"):
+        _main(convert, monkeypatch, tmp_path / "deep", tmp_path / "b.npz")
+    with pytest.raises(InputError, match=r"clear: 0.png: found transparent pixels, expected none; --alpha white or bl"):
+        _main(convert, monkeypatch, tmp_path / "clear", tmp_path / "b.npz")
+    for name, flags, expected in (
+        ("deep", ("--bit_depth", 16), values[..., None] >> 8),
+        ("deep", ("--bit_depth", 12), values[..., None] >> 4),
+        ("clear", ("--alpha", "keep"), hidden[..., :3]),
+        ("clear", ("--alpha", "white"), np.full((8, 8, 3), 255)),
+    ):
+        _main(convert, monkeypatch, tmp_path / name, tmp_path / "b.npz", "--overwrite", *flags)
+        with np.load(tmp_path / "b.npz", allow_pickle=False) as found:
+            np.testing.assert_array_equal(found["arr_0"], [expected, expected])

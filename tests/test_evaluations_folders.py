@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from evaluations.metrics.statistics import fit_gaussian  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 from guided_diffusion.generate import save_grid  # noqa: E402
 from guided_diffusion.image_datasets import center_crop_arr  # noqa: E402
+from guided_diffusion.safe_images import Reading  # noqa: E402
 from tests.helpers import ROOT  # noqa: E402
 
 EVALUATOR = ROOT / "evaluations" / "evaluator.py"
@@ -40,6 +42,22 @@ def place(tmp_path, monkeypatch):
 
 def _read(paths, **options) -> np.ndarray:
     return np.concatenate(list(open_image_set(paths, **options).batches(6)))
+
+
+def test_image_files_are_read_as_in_training(place):
+    """With the same flags, which are part of what the cache goes by."""
+    os.mkdir("turned")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for i in range(4):
+        hidden = np.dstack([np.full((8, 16, 3), (0, 255, 0), np.uint8), np.full((8, 16), 255 * (i > 0), np.uint8)])
+        Image.fromarray(hidden).save(f"turned/{i}.png", exif=exif)
+    images = open_image_set("turned")
+    reading = Reading(exif_transpose=True, alpha="white")
+    turned = open_image_set("turned", reading=reading)
+    assert images.shape == (4, 8, 16, 3) and turned.shape == (4, 16, 8, 3) and images.digest() != turned.digest()
+    assert _read("turned")[0, 0, 0].tolist() == [0, 255, 0]
+    assert _read("turned", reading=reading)[:2, 0, 0].tolist() == [[255, 255, 255], [0, 255, 0]]
 
 
 def test_a_samplers_run_folder_is_its_samples(place):
@@ -276,3 +294,36 @@ def test_kid_of_few_images_says_what_its_deviation_is_of(place):
     assert found.kid_deviation > 1e-6 and found.kid_subset_size == 10 and chosen.kid_subset_size == 8
     said = "KID: its deviation is over subsets of 10 images, half the smaller set, not 1000"
     assert any(line.startswith(said) for line in found.warnings) and "KID:" not in "".join(chosen.warnings)
+
+
+def test_a_folder_of_runs_or_of_a_training_is_none_of_images(place):
+    """The pictures of a run are its grids; each line says what the folder is and what to give."""
+    for name in ("runs/a", "runs/deep/b"):
+        os.makedirs(name)
+        Path(name, "run.json").write_text("{}")
+        save_grid(SAMPLES, Path(name, "samples_20x16x16x3.png"))
+    line = r"^runs: a folder with 2 runs in it \(a, deep/b\), expected one run's folder, such as runs/a$"
+    with pytest.raises(InputError, match=line):
+        open_image_set("runs")
+    os.mkdir("training")
+    for name in ("config.json", "ema_0.9999_000100.pt", "model000100.pt", "opt000100.pt", "log.txt"):
+        Path("training", name).write_text("")
+    line = r"^training: a training's folder, with model000100.pt, expected images; a sampling script draws some"
+    with pytest.raises(InputError, match=line):
+        open_image_set("training")
+    os.makedirs("shards/x")
+    np.savez("shards/x/rank0.npz", SAMPLES)
+    line = r"^shards: found no images, but npz files in subfolders \(x/rank0.npz\), expected one; say which, shards/x/"
+    with pytest.raises(InputError, match=line):
+        open_image_set("shards")
+
+
+def test_images_in_subfolders_are_said(place, caplog):
+    caplog.set_level(logging.INFO)
+    for i in range(6):
+        path = Path("images", "cat" if i < 2 else "dog/brown", f"{i}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(_png(SAMPLES[i]))
+    Path("images/dataset.txt").write_text("")
+    assert open_image_set("images").count == 6 and open_image_set("images").count == 6
+    assert caplog.messages.count("images: reading 6 images of 2 folders in it: cat 2, dog/brown 4") == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,12 @@ from evaluations.metrics import kernel_distance as kernels
 from evaluations.metrics import recall_of_parts
 from evaluations.metrics.density_coverage import density_coverage
 from evaluations.metrics.frechet import frechet_distance
-from evaluations.metrics.kernel_distance import kernel_distance, kernel_figure, squared_discrepancy
+from evaluations.metrics.kernel_distance import (
+    kernel_distance,
+    kernel_figure,
+    kernel_interval,
+    squared_discrepancy,
+)
 from evaluations.metrics.precision_recall import precision_recall
 from evaluations.metrics.recall_of_parts import recall_figure
 from evaluations.metrics.resampling import (
@@ -173,6 +180,44 @@ def test_kernel_figure_is_the_discrepancy_of_the_rows(monkeypatch):
     counts = random.integers(0, 3, (5, 40))
     expected = [squared_discrepancy(samples[rows_of(row)], reference) for row in counts]
     np.testing.assert_allclose(kernel_figure(samples, reference)(counts), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+@pytest.mark.parametrize("kind", ["normal", "laplace"])  # light and heavy tails
+def test_intervals_of_the_kernel_distance_cover_what_they_should(kind, shift):
+    """95 % of them hold the mean figure of 50 images; the bootstrap's are twice as wide where there is no shift."""
+    random, dims, count = np.random.default_rng(0), 8, 50
+    reference = getattr(random, kind)(size=(100, dims))
+
+    def draw() -> np.ndarray:
+        return getattr(random, kind)(size=(count, dims)) + shift
+
+    figures = [squared_discrepancy(draw(), reference) for _ in range(400)]
+    mean, width = np.mean(figures), 2 * 1.96 * np.std(figures)
+    samples = [draw() for _ in range(100)]
+    found = np.array([kernel_interval(one, reference) for one in samples])
+    assert ((found[:, 0] <= mean) & (mean <= found[:, 1])).mean() >= 0.86
+    redrawn = [bootstrap_intervals({"kid": kernel_figure(one, reference)}, count, 40, 0)["kid"] for one in samples[:20]]
+    ours, theirs = (np.median([high - low for low, high in some]) / width for some in (found, redrawn))
+    assert 0.7 < ours < 1.4
+    assert shift or ours < 0.8 * theirs
+
+
+def test_the_variance_of_the_kernel_distance_is_unbiased(monkeypatch):
+    """By its definition, in blocks: the mean over pairs of pairs of different images."""
+    monkeypatch.setattr(kernels, "_BLOCK", 3)
+    random = np.random.default_rng(8)
+    reference, samples = random.normal(size=(30, 4)), random.normal(1, size=(7, 4))
+    low, high = kernel_interval(samples, reference)
+    value = squared_discrepancy(samples, reference)
+    across = ((samples @ reference.T / 4 + 1) ** 3).mean(axis=1)
+    within = squared_discrepancy(reference, reference) + 2 * ((reference @ reference.T / 4 + 1) ** 3).mean()
+    pairs = (samples @ samples.T / 4 + 1) ** 3 - across - across[:, None] + within / 2
+    apart = [pairs[i, j] * pairs[k, m] for i, j, k, m in permutations(range(7), 4)]
+    reach = 1.96 * (value**2 - np.mean(apart)) ** 0.5
+    assert ((low + high) / 2, (high - low) / 2) == pytest.approx((value, reach), rel=1e-4)
+    with pytest.raises(ValueError, match="at least 4"):
+        kernel_interval(samples[:3], reference)
 
 
 @pytest.mark.parametrize("kept", [4, 6, 24])

@@ -221,6 +221,31 @@ def test_compare(tmp_path, channels):
     refused("--class_names: found 1 names", "compare", *both, "--class_names", names)
 
 
+def test_figures_take_folders(tmp_path):
+    """A run's folder and images as the evaluator does, a run's folder for its trace, a report's for its table."""
+    images = np.random.RandomState(0).randint(0, 256, (4, 6, 8, 3)).astype(np.uint8)
+    run, pictures = tmp_path / "run", tmp_path / "pictures"
+    run.mkdir()
+    pictures.mkdir()
+    np.savez(run / "samples_4x6x8x3.npz", images, np.arange(4))
+    Image.fromarray(images[0]).save(run / "samples_4x6x8x3.png")
+    for number, pixels in enumerate(images):
+        Image.fromarray(pixels).save(pictures / f"{number}_{number}.png")
+    rows = read(figure("compare", f"A={run}", f"B={pictures}", "--out", tmp_path / "f.png")[1])
+    assert [(row["label"], row["class"]) for row in rows] == [(label, str(i)) for label in "AB" for i in range(4)]
+    assert rows[:4] == [row | {"label": "A"} for row in rows[4:]]
+
+    refused("run: a folder, found no trace in it, expected one", "vanishing", f"a={run}")
+    make_trace(run / "trace.npz")
+    check_picture(figure("vanishing-points", f"a={run}", "--out", tmp_path / "g.png")[0])
+    make_trace(run / "other.npz")
+    refused(r"found 2 traces \(other.npz, trace.npz\) in it, expected one", "vanishing", f"a={run}")
+    refused("a folder with a run in it", "compare", f"A={tmp_path}")
+
+    make_table(run / "runs.csv", *sweep_rows())
+    assert read(figure("sweep", run, "--out", tmp_path / "h.png")[1])
+
+
 HEADER = ["run", "seed", "n", "classifier", "guidance", "classifier_scale", "guidance_factor", "fid", "rehearsal"]
 
 

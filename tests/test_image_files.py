@@ -15,11 +15,12 @@ import pytest
 from PIL import Image
 
 from evaluations.image_sets import open_image_set
-from guided_diffusion import image_files, logger
+from guided_diffusion import image_files, image_oddities, logger
 from guided_diffusion.errors import InputError
 from guided_diffusion.image_datasets import find_images, load_data, open_dataset
 from guided_diffusion.image_files import list_images
-from guided_diffusion.safe_images import Oddities, Reading, open_image, read_image
+from guided_diffusion.image_oddities import Oddities
+from guided_diffusion.safe_images import Reading, open_image, read_image
 
 NAMES = ("a/1.png", "a/2.webp", "b/3.bmp", "b/4.TIF", "b/c/5.ppm", "d.jpg")
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
@@ -189,7 +190,7 @@ def test_the_evaluator_counts_what_is_unusual(tmp_path, caplog):
     assert lines == [
         "1 file skipped: 1 README",
         "2 of 5 images looked at have 16 bits a value and use under a sixteenth of the range of 16, and so come out "
-        "nearly black",
+        "nearly black; --bit_depth says how many bits they use, such as 12",
     ]
 
 
@@ -204,6 +205,34 @@ def test_exif_orientation(tmp_path, warnings):
     assert len(warnings) == 1
     assert np.array_equal(np.rint((plain.transpose(1, 2, 0) + 1) * 127.5), PIXELS)
     assert np.array_equal(np.rint((turned.transpose(1, 2, 0) + 1) * 127.5), np.rot90(PIXELS, -1))
+
+
+def test_one_odd_image_among_many_is_found(tmp_path, warnings, monkeypatch):
+    """Wherever it is in the order; when the time is up the line says how many were looked at."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number in range(200):
+        Image.fromarray(PIXELS).save(tmp_path / f"{number:03}.jpg", **({"exif": exif} if number in (0, 123) else {}))
+    find = {"data_dir": str(tmp_path), "batch_size": 1, "image_size": 8}
+    open_dataset(**find)
+    assert "2 of 200 images looked at say in EXIF that they are to be turned" in warnings[0]
+    monkeypatch.setattr(image_oddities, "_LOOKING", -1)
+    open_dataset(**find)
+    assert "1 of the 1 images looked at (of 200) say in EXIF" in warnings[1]
+
+
+def test_images_are_looked_at_in_a_spread_out_order():
+    for count in (1, 2, 3, 10, 1000, 1597):
+        order = list(image_oddities._spread_out(count))
+        assert sorted(order) == list(range(count))
+    gaps = np.diff(sorted(list(image_oddities._spread_out(100_003))[:100]))
+    assert gaps.max() < 3 * 1000
+
+
+def test_looking_at_a_png_file_does_not_decode_it(monkeypatch):
+    image = open_image(png(Image.fromarray(PIXELS)))
+    monkeypatch.setattr(image, "load", mock.Mock(side_effect=AssertionError))
+    Oddities().look(image)
 
 
 def test_transparent_pixels():

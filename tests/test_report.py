@@ -122,6 +122,19 @@ def test_accuracy_has_a_column_where_it_was_computed(tmp_path):
     assert [(r["row"], r["ours"], r["paper"]) for r in found] == [("main/unguided", "0.25", "")]
 
 
+def test_what_the_reference_cannot_give_is_left_out_with_a_line(tmp_path):
+    """Statistics of mu and sigma alone give no sFID, and without images no precision and recall."""
+    put_run(tmp_path, "plain", 21.0)
+    assert "Without" not in report(tmp_path)
+    put_metrics(tmp_path, "plain-seed0-1000", 1000, 21.0, sfid=None, precision=None, recall=None)
+    text = report(tmp_path)
+    assert "Without sFID: 1 of 1 results (plain), as their reference or feature network cannot give it" in text
+    assert "Without precision: " in text and "Without recall: " in text and "Without IS" not in text
+    ours = cells(text, "The main table", "Plain")[2]
+    assert ours[1:6] == ["21.00", "", "90.00", "", ""]
+    assert records(tmp_path / "runs.csv")[0]["sfid"] == ""
+
+
 def test_results_without_records_have_no_origin(tmp_path):
     put_metrics(tmp_path, "plain-seed0-1000", 1000, 21.0)
     assert cells(report(tmp_path), "The main table", "Plain")[2][6:] == ["1,000", "0 (FEWER: 1 of 2)", "", "", ""]

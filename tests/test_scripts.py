@@ -114,18 +114,28 @@ def test_base_samples_may_be_a_folder(run, tmp_path, images):
     sizes = {"large_size": 8, "small_size": 4, "learn_sigma": True, "class_cond": None}
     run("super_res_train", UNET | TRAIN | sizes | {"data_dir": images, "iterations": 1, "log_dir": "train"})
     base = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
+    base[0, 0, 0] = 255
     labels = np.array([3, 0, 1])
     np.savez(tmp_path / "base.npz", base, labels)
+    (tmp_path / "drawn").mkdir()  # a sampler's run folder stands for its npz file, the grid beside it is none
+    np.savez(tmp_path / "drawn" / "samples_3x4x4x3.npz", base, labels)
+    Image.fromarray(base[0]).save(tmp_path / "drawn" / "grid.png")
     for number, pixels in enumerate(base):
         for name in (f"numbered/{labels[number]}_{number}.png", f"named/a{number}/c{labels[number]}_x.png"):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(tmp_path / name)
     flags = {"model_path": "train/model000000.pt", "timestep_respacing": "2", "num_samples": 3, "batch_size": 3}
     results = []
-    for name in ("base.npz", "numbered", "named"):
-        run("super_res_sample", flags | {"base_samples": name, "log_dir": f"from-{name}"})
+    for number, pixels in enumerate(base):
+        path = tmp_path / "clear" / f"{labels[number]}_{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        white = (pixels == 255).all(axis=-1, keepdims=True)
+        hidden = [np.where(white, 0, pixels), np.where(white, 0, 255)]  # black behind what is to be seen as white
+        Image.fromarray(np.concatenate(hidden, axis=-1).astype(np.uint8)).save(path)
+    for name in ("base.npz", "numbered", "named", "drawn", "clear"):
+        run("super_res_sample", flags | {"base_samples": name, "log_dir": f"from-{name}", "alpha": "white"})
         results.append(read_npz(tmp_path / f"from-{name}" / "samples_3x8x8x3.npz")["arr_0"])
-    assert np.array_equal(results[0], results[1]) and np.array_equal(results[0], results[2])
+    assert all(np.array_equal(results[0], other) for other in results[1:])
     Image.fromarray(base[0]).save(tmp_path / "numbered" / "0_1.png")
     again = run("super_res_sample", flags | {"base_samples": "numbered", "log_dir": "from-numbered"}, fails=True)
     assert "--base_images" in again.error_lines[0]

@@ -3,9 +3,11 @@
     ed-dpm figure vanishing baseline=base.npz EDS=eds.npz --out runs/fig1.png
     ed-dpm figure vanishing-points baseline=base.npz
     ed-dpm figure gradient-maps UADM-G=base.npz UADM-G+EDS=eds.npz
-    ed-dpm figure compare UADM-G=base-samples.npz UADM-G+EDS=eds-samples.npz
+    ed-dpm figure compare UADM-G=runs/base UADM-G+EDS=eds-samples.npz
     ed-dpm figure sweep runs.csv --metric fid
     ed-dpm figure samplers runs.csv
+
+A folder stands for the samples, the trace or the table in it.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ from .inputs import (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The figure's own options."""
-    parser.add_argument("files", nargs="+", type=labelled, metavar="LABEL=SAMPLES.npz", help="of the sampling scripts")
+    parser.add_argument("files", nargs="+", type=labelled, metavar="LABEL=SAMPLES",
+                        help="npz of a sampling script, a run's folder, a folder or archive of images")  # fmt: skip
     parser.add_argument("--samples", type=indices, metavar="I,J,...", help="which are shown (the first 10)")
     add_class_names(parser)
 

@@ -13,12 +13,22 @@ import numpy as np
 from guided_diffusion.errors import InputError
 
 from . import style
-from .inputs import Labelled, Maps, add_class_names, check_labels, class_name, labelled, read_class_names, read_maps
+from .inputs import (
+    Labelled,
+    Maps,
+    add_class_names,
+    check_labels,
+    class_name,
+    labelled_trace,
+    read_class_names,
+    read_maps,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The figure's own options."""
-    parser.add_argument("traces", nargs="+", type=labelled, metavar="LABEL=TRACE", help="two or more, npz of --trace")
+    parser.add_argument("traces", nargs="+", type=labelled_trace, metavar="LABEL=TRACE",
+                        help="two or more, npz of --trace, or a run's folder with it")  # fmt: skip
     parser.add_argument("--count", type=int, default=3, metavar="N", help="samples shown, from the first on (3)")
     parser.add_argument("--magnify", type=float, default=50.0, metavar="F", help="factor on the guidance (50)")
     add_class_names(parser)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,8 +16,9 @@ import numpy as np
 from guided_diffusion import checkpoint
 from guided_diffusion.class_labels import Classes
 from guided_diffusion.configs import NUM_CLASSES
-from guided_diffusion.errors import InputError
-from guided_diffusion.files import check_readable, decoding, open_regular, read_json
+from guided_diffusion.errors import InputError, some_of
+from guided_diffusion.files import check_readable, decoding, list_names, open_regular, read_json
+from guided_diffusion.image_files import is_image_archive
 from guided_diffusion.run_directory import read_manifest
 
 SERIES = ("entropy_ratio", "grad_norm", "scale", "relative_guidance")
@@ -25,7 +28,7 @@ _MADE_BY = "a trace that scripts/classifier_sample.py --trace wrote"
 
 @dataclass(frozen=True)
 class Labelled:
-    """A file and what the figure calls it."""
+    """A file, or a folder of samples, and what the figure calls it."""
 
     label: str
     path: Path
@@ -54,12 +57,32 @@ class Trace:
 
 
 def labelled(text: str) -> Labelled:
-    """The type of a LABEL=FILE argument."""
+    """The type of a LABEL=SAMPLES argument: a file or a folder."""
     label, separator, name = text.partition("=")
     if not separator or not label.strip() or not name:
         raise InputError(f"{text}: expected LABEL=FILE")
-    check_readable(text, name)
+    if not os.path.isdir(name):
+        check_readable(text, name)
     return Labelled(label.strip(), Path(name))
+
+
+def labelled_trace(text: str) -> Labelled:
+    """The type of a LABEL=TRACE argument: a file, or a run's folder with one trace in it."""
+    file = labelled(text)
+    if not file.path.is_dir():
+        return file
+    found = [name for name in list_names(file.path) if name.endswith(".npz") and is_trace(file.path / name)]
+    if len(found) != 1:
+        shown = f"{len(found)} traces ({some_of(found)})" if found else "no trace"
+        raise InputError(f"{text}: a folder, found {shown} in it, expected one: {_MADE_BY}")
+    return Labelled(file.label, file.path / found[0])
+
+
+def is_trace(path: Path) -> bool:
+    """Return whether an npz file has the arrays of a trace; False for one that cannot be read."""
+    with suppress(InputError, OSError, ValueError, zipfile.BadZipFile), open_regular(path) as file:
+        return {f"{name}.npy" for name in ("t", *SERIES)} <= set(zipfile.ZipFile(file).namelist())
+    return False
 
 
 def check_labels(files: Sequence[Labelled]) -> None:
@@ -99,7 +122,17 @@ def read_maps(file: Labelled) -> Maps:
 
 
 def read_samples(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images uint8 [N, H, W, 1 or 3] and, if the file has them, their classes int64 [N]."""
+    """Images uint8 [N, H, W, 1 or 3] and, if the file has them, their classes int64 [N].
+
+    A folder or an archive is what it is for the evaluator: a run's samples, or images.
+    """
+    if path.is_dir() or is_image_archive(str(path)):
+        from evaluations.image_sets import open_image_set  # a checkout has it, an installed package does not
+
+        found = open_image_set(path)
+        if not found.count:
+            raise InputError(f"{path}: found statistics only, expected images")
+        return np.concatenate(list(found.batches(64))), found.labels()
     arrays = read_arrays(path, {"arr_0", "arr_1"})
     _require(path, arrays, ("arr_0",), "samples as the sampling scripts write them")
     images, labels = arrays["arr_0"], arrays.get("arr_1")
@@ -124,13 +157,17 @@ def read_class_names(path: Path | None, files: Sequence[Labelled] = ()) -> list[
     Without a path: of the first checkpoint that the run.json beside one of the files names; None if there are none.
     """
     if path is None:
-        return next(filter(None, (_names_of_run(file.path.parent) for file in files)), None)
+        return next(filter(None, (_names_of_run(_folder(file.path)) for file in files)), None)
     if path.suffix == ".json":
         if names := _names(read_json(path, "a checkpoint's config"), path.with_name("model.pt")):
             return names
         raise InputError(f"--class_names {path}: found no class_names, expected those of a trained checkpoint")
     with decoding(f"--class_names {path}", "expected a text file with one name a line"), open_regular(path) as file:
         return [name.strip() for name in file.read().decode().splitlines()]
+
+
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
 
 
 def _names_of_run(folder: Path) -> list[str] | None:

@@ -47,9 +47,14 @@ class Point:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of all figures that are made from a table of runs."""
-    parser.add_argument("table", type=Path, metavar="RUNS.csv", help="as `ed-dpm report` writes it")
+    parser.add_argument("table", type=_table, metavar="RUNS.csv", help="as `ed-dpm report` writes it, or its folder")
     parser.add_argument("--metric", choices=METRICS, default="fid", help="on the y axis (fid)")
     parser.add_argument("--runs", default="*", metavar="PATTERN", help="only runs of this name, as in 'uadm-5k-*'")
+
+
+def _table(text: str) -> Path:
+    path = Path(text)
+    return path / "runs.csv" if path.is_dir() else path
 
 
 def read_rows(args: argparse.Namespace) -> list[dict[str, str]]:

@@ -16,7 +16,7 @@ import numpy as np
 from guided_diffusion.errors import InputError
 
 from . import style
-from .inputs import Trace, add_class_names, check_labels, class_name, labelled, read_class_names, read_trace
+from .inputs import Trace, add_class_names, check_labels, class_name, labelled_trace, read_class_names, read_trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,8 @@ TITLES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The figure's own options."""
-    parser.add_argument("traces", nargs="+", type=labelled, metavar="LABEL=TRACE", help="npz of --trace")
+    parser.add_argument("traces", nargs="+", type=labelled_trace, metavar="LABEL=TRACE",
+                        help="npz of --trace, or a run's folder with it")  # fmt: skip
     parser.add_argument("--sample", type=int, default=0, metavar="I", help="whose pictures are shown (0)")
     parser.add_argument("--magnify", type=float, default=50.0, metavar="F", help="factor on the guidance shown (50)")
     add_class_names(parser)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import style
-from .inputs import Trace, check_labels, labelled, read_trace
+from .inputs import Trace, check_labels, labelled_trace, read_trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,8 @@ _BINS = 40  # at most
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The figure's own options."""
-    parser.add_argument("traces", nargs="+", type=labelled, metavar="LABEL=TRACE", help="npz of --trace")
+    parser.add_argument("traces", nargs="+", type=labelled_trace, metavar="LABEL=TRACE",
+                        help="npz of --trace, or a run's folder with it")  # fmt: skip
     parser.add_argument("--threshold", type=float, default=0.15, metavar="M", help="of the gradient's norm (0.15)")
     parser.add_argument("--entropy", type=float, default=0.1, metavar="H", help="certain below this H / log K (0.1)")
 

@@ -12,7 +12,7 @@ import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from guided_diffusion.errors import InputError
+from guided_diffusion.errors import InputError, some_of
 from guided_diffusion.files import write_atomically
 
 from .book import Book, Figures, Table
@@ -87,7 +87,19 @@ def build(book: Book, results: Results, rehearsal: bool) -> Document:
     engines = dict.fromkeys(e.engine for result in results.all() for e in result.evaluations)
     if engines:
         text.append(f"Judged by: {', '.join(engines)}.")
+    text += _left_out(results)
     return Document(title, WARNING if rehearsal else "", tuple(text), (*sections, *_provenance(results)))
+
+
+def _left_out(results: Results) -> Iterator[str]:
+    """A line for each metric that some results lack."""
+    everything = list(results.all())
+    for metric in (metric for metric in METRICS if metric != OPTIONAL):
+        if lacking := [result.run for result in everything if not result.values(metric)]:
+            yield (
+                f"Without {METRICS[metric]}: {len(lacking)} of {len(everything)} results ({some_of(lacking)}), as "
+                "their reference or feature network cannot give it; the warnings in metrics/*.json say why."
+            )
 
 
 def _section(book: Book, results: Results, table: Table, rehearsal: bool) -> Section:

@@ -26,7 +26,7 @@ METRICS = {
     "accuracy": "accuracy",
 }  # fmt: skip
 ROLES = ("model", "classifier", "reference", "judge")  # of the files that a result is made from
-OPTIONAL = "accuracy"  # only evaluations by a classifier have it
+OPTIONAL = "accuracy"  # only evaluations by a classifier have it; all but FID may be null, see `evaluations`
 DISTANCES = ("fid", "sfid")
 RUN_NAME = re.compile(r"(?P<run>.+)-seed(?P<seed>\d+)-(?P<n>\d+)")
 
@@ -223,8 +223,8 @@ def _metrics(path: Path) -> tuple[dict[str, float], dict[str, Any]]:
     values = {}
     for metric in METRICS:
         value = content.get(metric)
-        if value is None and metric == OPTIONAL:
-            continue
+        if value is None and (metric == OPTIONAL or (metric != "fid" and metric in content)):
+            continue  # what reference or network cannot give is null
         if type(value) not in (int, float) or not math.isfinite(value):
             raise InputError(f"{path}: {metric}: found {value!r}, expected a finite number")
         values[metric] = float(value)

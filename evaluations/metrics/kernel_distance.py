@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from scipy.special import ndtri
 
 SUBSETS = 100
 SUBSET_SIZE = 1000
@@ -68,11 +69,7 @@ def kernel_figure(features_ND: np.ndarray, reference_MD: np.ndarray) -> Callable
     """
     ones = np.ones((1, len(reference_MD)))
     within_reference = _unbiased_mean(ones, reference_MD)[0]
-    across_N = np.zeros(len(features_ND))
-    for rows in _blocks(features_ND):
-        for columns in _blocks(reference_MD):
-            across_N[rows] += _kernel(_wide(features_ND[rows]), _wide(reference_MD[columns])).sum(axis=1)
-    across_N /= len(reference_MD)
+    across_N = _across(features_ND, reference_MD)
 
     def figure(counts_RN: np.ndarray) -> np.ndarray:
         counts = counts_RN.astype(np.float64)
@@ -80,6 +77,47 @@ def kernel_figure(features_ND: np.ndarray, reference_MD: np.ndarray) -> Callable
         return _unbiased_mean(counts, features_ND) + within_reference - 2 * across
 
     return figure
+
+
+def kernel_interval(
+    features_ND: np.ndarray, reference_MD: np.ndarray, level: float = 0.95
+) -> tuple[float, float]:
+    """Return an interval that holds the expected ``squared_discrepancy`` to this reference with probability ``level``.
+
+    The discrepancy is a U-statistic, the mean of h(i, j) over pairs of different samples, of which the variance has an
+    unbiased estimate: with U and h less U, that of means over pairs that share no sample is subtracted from U^2. Images
+    drawn with replacement would make pairs with their copies. The estimate may fall below what h alone contributes,
+    2 var(h) / (N (N - 1)), which is then taken. Raises ``ValueError`` for fewer than 4 samples.
+    """
+    count = len(features_ND)
+    if count < 4:
+        raise ValueError(f"expected at least 4 samples, found {count}")
+    within_reference = _unbiased_mean(np.ones((1, len(reference_MD))), reference_MD)[0]
+    across_N = _across(features_ND, reference_MD)
+    sums_N, squares = np.zeros(count), 0.0
+    for rows in _blocks(features_ND):
+        for columns in _blocks(features_ND):
+            pairs = _kernel(_wide(features_ND[rows]), _wide(features_ND[columns])) + within_reference
+            pairs -= across_N[rows, None] + across_N[columns]
+            if rows == columns:
+                np.fill_diagonal(pairs, 0)
+            sums_N[rows] += pairs.sum(axis=1)
+            squares += (pairs**2).sum()
+    value = sums_N.sum() / (count * (count - 1))
+    of_pairs = squares - count * (count - 1) * value**2
+    of_samples = ((sums_N - (count - 1) * value) ** 2).sum()
+    unbiased = (4 * of_samples - 2 * of_pairs) / (count * (count - 1) * (count - 2) * (count - 3))
+    reach = ndtri((1 + level) / 2) * np.sqrt(max(unbiased, 2 * of_pairs / (count * (count - 1)) ** 2, 0.0))
+    return float(value - reach), float(value + reach)
+
+
+def _across(features_ND: np.ndarray, reference_MD: np.ndarray) -> np.ndarray:
+    """Mean kernel of each image with the reference, float64 [N]."""
+    across_N = np.zeros(len(features_ND))
+    for rows in _blocks(features_ND):
+        for columns in _blocks(reference_MD):
+            across_N[rows] += _kernel(_wide(features_ND[rows]), _wide(reference_MD[columns])).sum(axis=1)
+    return across_N / len(reference_MD)
 
 
 def _unbiased_mean(counts_RN: np.ndarray, features_ND: np.ndarray) -> np.ndarray:
