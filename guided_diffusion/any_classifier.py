@@ -39,7 +39,7 @@ class AnyClassifier:
         if not self._warned:
             self._warned = True
             if looks_like_probabilities(logits):
-                logger.warn(
+                logger.warning(
                     "classifier: every row of its output is in 0..1 and sums to 1, as probabilities do; taken for the "
                     "logits that are expected, guidance is far too weak: return what goes into the softmax"
                 )
@@ -47,9 +47,9 @@ class AnyClassifier:
 
     def _warn_of_network(self) -> None:
         if not self._takes_t:
-            logger.warn("classifier: takes no timestep, so it judges noised images as if they were clean ones")
+            logger.warning("classifier: takes no timestep, so it judges noised images as if they were clean ones")
         if isinstance(self.network, nn.Module) and any(map(_acts_in_training, self.network.modules())):
-            logger.warn(
+            logger.warning(
                 "classifier: in training mode, so its batch norms move and its dropout draws with every call of "
                 "guidance; call classifier.eval() first"
             )

@@ -77,7 +77,7 @@ def read_state_dict(path: str | os.PathLike, map_location: str | torch.device = 
     """
     state, how = _unwrap(read_object(path, map_location=map_location), path)
     if how and launch.detect().rank == 0:
-        log.warning("%s: %s", path, how)
+        log.warning("warning: %s: %s", path, how)
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise InputError(

@@ -49,7 +49,8 @@ class Classes:
             return list(range(self.count) if self.seen is None else self.seen)
         chosen = [self._number(part.strip()) for part in text.split(",")]
         if unseen := self.unseen(chosen):
-            logger.warn(f"--classes: training never saw {self.listed(unseen)}: such samples show nothing in particular")
+            line = f"--classes: training never saw {self.listed(unseen)}: such samples show nothing in particular"
+            logger.warning(line)
         return chosen
 
     def _number(self, part: str) -> int:

@@ -14,9 +14,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from . import __version__, release_flags
 from .dist_util import get_rank, waited_for_rank_0
@@ -122,6 +123,11 @@ class Parser(argparse.ArgumentParser):
     def parse(self, argv: Sequence[str] | None = None) -> Given:
         """Parse the command line. SystemExit 2 with one line on stderr when it is wrong, 0 for --help."""
         return Given(vars(self.parse_args(argv)))
+
+    def _print_message(self, message: str, file: TextIO | None = None) -> None:
+        """As the base class; what goes to standard output, help and version, from the first rank only."""
+        if file is not sys.stdout or get_rank() == 0:
+            super()._print_message(message, file)
 
     def error(self, message: str) -> NoReturn:
         """One line, from the first rank only, and status 2."""

@@ -27,7 +27,7 @@ from .configs import (
     SamplingConfig,
     SuperResConfig,
 )
-from .errors import InputError, some_of
+from .errors import InputError, counted, some_of
 from .flags import Given, architecture_from
 from .frozen import Frozen
 from .host_memory import keep_freed_memory
@@ -172,7 +172,8 @@ def plan_labels(config: LabelConfig, classes: Classes) -> LabelPlan:
     if not config.classes and (unseen := classes.count - len(plan.classes)):
         logger.log(f"not sampled: {unseen} of {classes.count} labels, which were not in the training data")
     elif not config.classes and classes.seen is None:
-        logger.log(f"sampling all {classes.count} labels: nothing beside the checkpoint says which training has seen")
+        count = counted(classes.count, "labels")
+        logger.log(f"sampling all {count}: nothing beside the checkpoint says which training has seen")
     return plan
 
 
@@ -193,25 +194,27 @@ def _count_classes(given: Given, data_dir: str, names: Sequence[str], resume: st
     before, source = _classes_before(resume)
     wanted = given.values.get("num_classes")
     count = wanted or (before.count if before else len(names))
+    classes = counted(count, "classes")
     if len(names) > count:
         if wanted is None and source != resume:
             raise InputError(
-                f"{source}: the run there has {count} classes ({some_of(before.names)}), but {data_dir} has "
+                f"{source}: the run there has {classes} ({some_of(before.names)}), but {data_dir} has "
                 f"{len(names)} ({some_of(names)}); expected the same --labels, or another --log_dir"
             )
         if wanted is None:
             raise InputError(
-                f"{source}: made for {count} classes, but {data_dir} has {len(names)}; "
+                f"{source}: made for {classes}, but {data_dir} has {len(names)}; "
                 f"--init_from {source} begins a new run with its weights and adds classes"
             )
-        raise InputError(f"--num_classes: found {count}, but {data_dir} has {len(names)} classes")
+        raise InputError(f"--num_classes: found {count}, but {data_dir} has {counted(len(names), 'classes')}")
     if len(names) < count and wanted is not None:
-        logger.warn(f"--num_classes {count}, but {data_dir} has {len(names)} classes: the others stay untrained")
+        found = counted(len(names), "classes")
+        logger.warning(f"--num_classes {count}, but {data_dir} has {found}: the others stay untrained")
     elif before is not None:
-        logger.log(f"{count} classes as in {source}; {data_dir} has {len(names)}")
+        logger.log(f"{classes} as in {source}; {data_dir} has {len(names)}")
     elif wanted is None:
         logger.log(
-            f"{count} classes, counted in {data_dir}; --num_classes {NUM_CLASSES} makes a checkpoint that upstream's "
+            f"{classes}, counted in {data_dir}; --num_classes {NUM_CLASSES} makes a checkpoint that upstream's "
             "code can load"
         )
     if before is not None and before.names and set(names) <= set(before.names) and len(before.names) <= count:
@@ -219,7 +222,7 @@ def _count_classes(given: Given, data_dir: str, names: Sequence[str], resume: st
         return Classes(count, before.names, tuple(sorted(seen)))
     found = Classes(count, tuple(names), tuple(range(len(names))))
     if before is not None and (clash := found.clash(before)):
-        logger.warn(f"{data_dir}: its classes are numbered anew: {clash} in {source}")
+        logger.warning(f"{data_dir}: its classes are numbered anew: {clash} in {source}")
     return found
 
 

@@ -202,7 +202,7 @@ def resolve(given: Given, model_path: str, classifier_path: str):
 def check_guide(diffusion: DiffusionConfig, classifier_saved: dict, classifier_path: str) -> None:
     """Warn where a classifier was trained for other noise levels than it will see."""
     if classifier_saved.get("noised", True) is False:
-        logger.warn(
+        logger.warning(
             f"--classifier_path {classifier_path}: trained on clean images, its gradient on noisy ones means little; "
             "expected a classifier trained with --noised True"
         )
@@ -210,12 +210,12 @@ def check_guide(diffusion: DiffusionConfig, classifier_saved: dict, classifier_p
         used = getattr(diffusion, name)
         trained_on = classifier_saved.get(name, used)
         if trained_on != used:
-            logger.warn(
+            logger.warning(
                 f"--{name}: the classifier was trained with {trained_on}, sampling uses {used}: it takes the noise for "
                 f"another than it is; expected a classifier trained with --{name} {used}"
             )
     if diffusion.rescale_timesteps and diffusion.diffusion_steps != 1000:
-        logger.warn(
+        logger.warning(
             "--rescale_timesteps: the classifier sees t * 1000 / T as the model does, but its training showed it t; "
             "they agree where --diffusion_steps is 1000"
         )

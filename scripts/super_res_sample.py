@@ -56,7 +56,7 @@ def main() -> None:
     classes = run_setup.classes_of(sampling.model_path, config.num_classes)
     base = BaseImages(base_config.base_samples, config, base_config.labels or "auto", classes.names or None)
     if base.labels is not None and (unseen := classes.unseen(np.unique(base.labels).tolist())):
-        logger.warn(f"--base_samples: it has labels that training never saw: {classes.listed(unseen)}")
+        logger.warning(f"--base_samples: it has labels that training never saw: {classes.listed(unseen)}")
 
     diffusion = build_diffusion(diffusion_config)
     # Upstream's upsampler takes no notice of --use_ddim.
@@ -128,11 +128,11 @@ class BaseImages:
         self, files: ImageFiles, config: SuperResConfig, rule: str, class_names: list[str] | None
     ) -> None:
         if skipped := files.describe_skipped():
-            logger.warn(skipped)
+            logger.warning(skipped)
         if not files.names:
             raise InputError(f"{files.title}: found no images, expected some of {EXPECTED}")
         if files.random_access:
-            warn_of_oddities(files, None, logger.warn, remedies=False)
+            warn_of_oddities(files, None, logger.warning, remedies=False)
         numbers, self.labels = read_sample_labels(files) if rule == "auto" else None, None
         if config.class_cond and numbers:
             self.labels = np.array(numbers, dtype=np.int64)
