@@ -15,6 +15,10 @@ from . import logger
 class AnyClassifier:
     """classifier(x_t [B, ...], t [B]) -> logits [B, K] of a network.
 
+    x_t is what the sampler has: images in [-1, 1], scaled and with noise as the process has it at t. A network that
+    learned from another range (0 to 1, or ImageNet's means and deviations) must be wrapped in that conversion; nothing
+    here could tell.
+
     The network may return its logits as such, or as `logits` in a mapping or an object, as Hugging Face's do. One that
     takes nothing but images is called without t. The first call warns of what would spoil guidance in silence: no
     timestep, probabilities in place of logits, a network in training mode whose batch norms or dropout act.

@@ -37,6 +37,7 @@ from .script_util import build_classifier
 
 Config = TypeVar("Config", ModelConfig, SuperResConfig)
 
+_SAMPLERS = {checkpoint_flags.DIFFUSION_MODEL: "image_sample.py", checkpoint_flags.SUPER_RES: "super_res_sample.py"}
 # Steps a rank after which compiling, minutes of work, has surely paid for itself on a GPU.
 _LONG_RUN = 5000
 
@@ -60,12 +61,19 @@ def begin(run: RunConfig) -> Path:
     return directory
 
 
-def checkpoint_config(flag: str, path: str) -> dict[str, Any] | None:
-    """The config.json beside the checkpoint that a flag names; InputError when there is no such checkpoint."""
+def checkpoint_config(flag: str, path: str, expected: str) -> dict[str, Any] | None:
+    """The config.json beside the checkpoint that a flag names.
+
+    InputError when there is no such checkpoint, or it is known to be of another kind than `expected`.
+    """
     if not path:
         raise InputError(f"--{flag}: missing, expected the path of a checkpoint")
     checkpoint.check_there(f"--{flag} {path}", path)  # rather than complain about flags that do not fit
     saved = checkpoint.read_config(path)
+    found = checkpoint_flags.kind_by_config(saved or {})
+    if found not in (None, expected):
+        samples = f"; scripts/{_SAMPLERS[found]} samples from it" if {found, expected} == {*_SAMPLERS} else ""
+        raise checkpoint.OtherNetwork(f"--{flag} {path}: found a {found}, expected a {expected}{samples}")
     if saved is not None and not saved.get("class_cond", True):
         saved = {name: value for name, value in saved.items() if name != "num_classes"}  # it has no classes
     return saved
@@ -95,7 +103,8 @@ def model_configs(given: Given, path: str, config_class: type[Config]) -> tuple[
 
     InputError when there is no such checkpoint, or the flags contradict it.
     """
-    saved = checkpoint_config("model_path", path)
+    expected = checkpoint_flags.SUPER_RES if config_class is SuperResConfig else checkpoint_flags.DIFFUSION_MODEL
+    saved = checkpoint_config("model_path", path, expected)
     return architecture_from(given, config_class, saved, path), architecture_from(given, DiffusionConfig, saved, path)
 
 

@@ -175,8 +175,8 @@ class TestMismatch:
              "made with --resblock_updown False --learn_sigma True"),
             ("model", {"attention_resolutions": "4,8"}, {},
              "compare --attention_resolutions, --channel_mult and --image_size with those of its training"),
-            ("classifier", {}, {}, "the file holds a classifier, expected a diffusion model"),
-            ("super_res", {}, {}, "the file holds a super-resolution model, expected a diffusion model"),
+            ("classifier", {}, {}, ": found a classifier, expected a diffusion model"),
+            ("super_res", {}, {}, ": found a super-resolution model, expected a diffusion model"),
         ],
     )
     def test_the_flag_is_named(self, run, tmp_path, kind, made, flags, says):
