@@ -91,7 +91,15 @@ class Given:
         return merged
 
 
-class Parser(argparse.ArgumentParser):
+class FirstRankParser(argparse.ArgumentParser):
+    """Prints help and version, all that goes to standard output, from the first rank only."""
+
+    def _print_message(self, message: str, file: TextIO | None = None) -> None:
+        if file is not sys.stdout or get_rank() == 0:
+            super()._print_message(message, file)
+
+
+class Parser(FirstRankParser):
     """Flags of several config classes; a flag that two classes share is one flag."""
 
     def __init__(self, description: str, *configs: type):
@@ -123,11 +131,6 @@ class Parser(argparse.ArgumentParser):
     def parse(self, argv: Sequence[str] | None = None) -> Given:
         """Parse the command line. SystemExit 2 with one line on stderr when it is wrong, 0 for --help."""
         return Given(vars(self.parse_args(argv)))
-
-    def _print_message(self, message: str, file: TextIO | None = None) -> None:
-        """As the base class; what goes to standard output, help and version, from the first rank only."""
-        if file is not sys.stdout or get_rank() == 0:
-            super()._print_message(message, file)
 
     def error(self, message: str) -> NoReturn:
         """One line, from the first rank only, and status 2."""

@@ -81,7 +81,7 @@ def _checkpoints(folder: Path, checkpoints: dict[str, Path]) -> dict[str, Path]:
         "bare": make_checkpoint(folder / "bare", "model", config_json=False),
         "bare_classifier": make_checkpoint(folder / "bare_classifier", "classifier", config_json=False),
         "step_150": make_checkpoint(folder / "step_150", "classifier").rename(folder / "step_150" / "model000150.pt"),
-        "optimizer": folder / "step_150" / "opt000150.pt",
+        "optimizer": beside_config("optimizer", file="opt000150.pt"),
         "classifier16": make_checkpoint(folder / "classifier16", "classifier", image_size=16),
         "grey_classifier": make_checkpoint(folder / "grey_classifier", "classifier", in_channels=1),
         "five_classes": make_checkpoint(folder / "five_classes", "model", class_cond=True, num_classes=5),

@@ -242,7 +242,7 @@ TRAINING = (
         ("labels of no known kind", {"labels": "folders"}, "--labels folders", "auto, folder, filename, or a FILE.csv"),
         ("depth of 20 bits", {"bit_depth": 20}, "--bit_depth", "found 20, expected 8 to 16"),
         ("another colour", {"alpha": "red"}, "--alpha", "'red'", "keep, white, black"),
-        ("fewer images than a batch", {"batch_size": 100}, "data_dir", "found 24 images", "a batch of --batch_size 100"),
+        ("fewer images than a batch", {"batch_size": 100}, "data_dir", "24 images", "a batch of --batch_size 100"),
         ("too few classes", {"num_classes": 3}, "--num_classes", "found 3", "4 classes"),
         ("another class to validate", {"val_data_dir": "{five}"}, "c4", "classes"),
         ("negative weight", {"ect_weight": -0.1}, "--ect_weight", "found -0.1", "at least 0"),

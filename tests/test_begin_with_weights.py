@@ -251,7 +251,11 @@ class TestFolders:
         out = tmp_path / "model"
         printed = train("image_train", "model", ema_rate="0.9999,0.1", iterations=3).stdout
         assert f"to sample from: {out}/ema_0.1_000002.pt" in printed
-        train("classifier_train", "guide")
+        printed = train("classifier_train", "guide").stdout
+        last = f"to guide with (--classifier_path): {tmp_path / 'guide'}/model000001.pt"
+        assert printed.splitlines()[-1] == last == train("classifier_train", "guide").stdout.splitlines()[-1]
+        printed = train("classifier_train", "judge", noised="False").stdout.splitlines()
+        assert printed[-1] == f"to judge with (the evaluator's --features): {tmp_path / 'judge'}/model000001.pt"
         draw = {"num_samples": 2, "batch_size": 2, "timestep_respacing": "2", "log_dir": "samples"}
         flags = draw | {"model_path": out, "classifier_path": tmp_path / "guide"}
         printed = run("classifier_sample", flags).stdout
@@ -281,6 +285,21 @@ class TestFolders:
         (tmp_path / "first").mkdir()
         again = train("image_train", "second", resume_checkpoint=tmp_path / "first", iterations=4)
         assert "already complete" in again.stdout, "its own checkpoints come first"
+
+    def test_the_last_step_once_more(self, train, tmp_path):
+        """The number of a classifier's file is that of its last step, which upstream takes again."""
+        train("classifier_train", "first")
+        start = tmp_path / "first" / "model000001.pt"
+        printed = train("classifier_train", "second", resume_checkpoint=start).stdout
+        assert f"warning: --resume_checkpoint {start}: the checkpoint is at step 1, of --iterations 2" in printed
+        assert f"or --init_from {start} to begin anew with its weights" in printed and "finished: 1 step in" in printed
+
+    def test_an_average_to_resume(self, train, tmp_path):
+        train("image_train", "first", ema_rate="0.5,0.9")
+        start = tmp_path / "first" / "ema_0.5_000002.pt"
+        printed = train("image_train", "second", resume_checkpoint=start).stdout
+        assert f"warning: --resume_checkpoint {start}: an average of weights; training begins with" in printed
+        assert "model000002.pt beside it goes on at step 2" in printed
 
     def test_a_damaged_newest_is_passed_over(self, train, tmp_path):
         train("classifier_train", "run", save_interval=1, iterations=3)
