@@ -167,7 +167,8 @@ class SampleRun:
         logger.log(f"already complete: {output}")
         if self.extras_path is not None and not self._owns_extras():
             found = "of other samples" if exists(self.extras_path) else "not there"
-            logger.warning(f"{self.extras_path}: {found}; made only with the samples: use another --log_dir for it")
+            line = f"{self.extras_path}: {found}; it is made only with the samples: use another --log_dir for it"
+            logger.warning(line)
         self._clean_up(output)
         note_complete(self.directory, self.num_samples, "images")
         return True
