@@ -139,7 +139,7 @@ def _read_architecture(checkpoint: str | os.PathLike) -> tuple[ClassifierConfig,
         raise InputError(f"{config_path}: does not describe a classifier: missing {', '.join(missing)}")
     if config.get("noised") is True:
         log.warning(
-            "%s: this classifier was trained on noised images; features are meant to come from one of clean "
+            "warning: %s: this classifier was trained on noised images; features are meant to come from one of clean "
             "images (scripts/classifier_train.py --noised False) that did not guide the samples",
             config_path,
         )

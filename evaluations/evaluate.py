@@ -28,7 +28,7 @@ from evaluations.metrics_record import Metrics
 from evaluations.per_class import by_class, check_classes
 from evaluations.seeing import see
 from evaluations.uncertainty import PerImage, intervals, paired_tests
-from guided_diffusion.errors import InputError
+from guided_diffusion.errors import InputError, counted
 from guided_diffusion.files import hash_file
 from guided_diffusion.safe_images import Reading
 
@@ -197,7 +197,7 @@ def _describe(paths: Paths, engine: FeatureEngine, resize: int | None, reading: 
     path = images.parts[0].path
     if images.count:
         if images.count <= pr.NEIGHBOURS:
-            raise InputError(f"{path}: found {images.count} images, expected at least {pr.NEIGHBOURS + 1}")
+            raise InputError(f"{path}: found {counted(images.count, 'images')}, expected at least {pr.NEIGHBOURS + 1}")
         engine.check(path, images.shape)
     return images
 
@@ -206,7 +206,8 @@ def _choose(images: ImageSet, num_samples: int, seed: int, is_reference: bool) -
     """``num_samples`` of a set's images. A reference may have fewer, and keeps its statistics."""
     path = images.parts[0].path
     if images.count < num_samples and not is_reference:
-        raise InputError(f"{path}: found {images.count} images, expected at least --num_samples {num_samples}")
+        found = counted(images.count, "images")
+        raise InputError(f"{path}: found {found}, expected at least --num_samples {num_samples}")
     if 0 < images.count < num_samples:
         log.info("%s: taking all %d images, fewer than --num_samples %d", path, images.count, num_samples)
     chosen = choose_images(images, num_samples, seed)
@@ -219,7 +220,8 @@ def _check_counts(reference: ImageSet, samples: ImageSet, kid_subset_size: int |
         return
     if reference.count <= DENSITY_NEIGHBOURS:
         raise InputError(
-            f"{reference.name}: found {reference.count} images, expected more than {DENSITY_NEIGHBOURS} for density"
+            f"{reference.name}: found {counted(reference.count, 'images')}, "
+            f"expected more than {DENSITY_NEIGHBOURS} for density"
         )
     smaller = min(reference, samples, key=lambda images: images.count)
     if kid_subset_size is not None and kid_subset_size > smaller.count:

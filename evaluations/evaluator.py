@@ -40,6 +40,7 @@ from evaluations.upstream_api import (  # noqa: E402
 )
 from guided_diffusion import dist_util, meeting  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
+from guided_diffusion.flags import FirstRankParser  # noqa: E402
 from guided_diffusion.release_flags import as_positions  # noqa: E402
 from guided_diffusion.safe_images import Reading  # noqa: E402
 from guided_diffusion.streams import print_result  # noqa: E402
@@ -145,7 +146,7 @@ def _parse() -> argparse.Namespace:
 
 
 def _create_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Judge generated images by a reference set.")
+    parser = FirstRankParser(description="Judge generated images by a reference set.")
     parser.add_argument(
         "ref_batch", help="npz of reference images, their statistics or both; or a folder, zip or tar; several: a,b,c"
     )

@@ -29,7 +29,7 @@ from evaluations.evaluator import add_network_flags, check_writable, create_engi
 from evaluations.image_sets import RESIZE_RULE, add_reading_flags, labels_to_write  # noqa: E402
 from evaluations.kept_results import write_or_keep  # noqa: E402
 from evaluations.metrics.statistics import fit_gaussian  # noqa: E402
-from guided_diffusion.errors import InputError  # noqa: E402
+from guided_diffusion.errors import InputError, counted  # noqa: E402
 from guided_diffusion.files import hash_file, remove_leftovers, write_atomically  # noqa: E402
 from guided_diffusion.image_datasets import ImageDataset, find_images  # noqa: E402
 from guided_diffusion.image_labels import HELP  # noqa: E402
@@ -84,7 +84,7 @@ class Pictures:
         self.folder, self.size = folder, size
         self._files = find_images(folder)
         if len(self._files) < 4:
-            raise InputError(f"{folder}: found {len(self._files)} images, expected at least 4")
+            raise InputError(f"{folder}: found {counted(len(self._files), 'images')}, expected at least 4")
         if skipped := self._files.describe_skipped():
             log.warning("warning: %s", skipped)
         self._labels = labels_to_write(self._files, rule)

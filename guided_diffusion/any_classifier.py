@@ -15,6 +15,10 @@ from . import logger
 class AnyClassifier:
     """classifier(x_t [B, ...], t [B]) -> logits [B, K] of a network.
 
+    x_t is what the sampler has: images in [-1, 1], scaled and with noise as the process has it at t. A network that
+    learned from another range (0 to 1, or ImageNet's means and deviations) must be wrapped in that conversion; nothing
+    here could tell.
+
     The network may return its logits as such, or as `logits` in a mapping or an object, as Hugging Face's do. One that
     takes nothing but images is called without t. The first call warns of what would spoil guidance in silence: no
     timestep, probabilities in place of logits, a network in training mode whose batch norms or dropout act.
@@ -39,7 +43,7 @@ class AnyClassifier:
         if not self._warned:
             self._warned = True
             if looks_like_probabilities(logits):
-                logger.warn(
+                logger.warning(
                     "classifier: every row of its output is in 0..1 and sums to 1, as probabilities do; taken for the "
                     "logits that are expected, guidance is far too weak: return what goes into the softmax"
                 )
@@ -47,9 +51,9 @@ class AnyClassifier:
 
     def _warn_of_network(self) -> None:
         if not self._takes_t:
-            logger.warn("classifier: takes no timestep, so it judges noised images as if they were clean ones")
+            logger.warning("classifier: takes no timestep, so it judges noised images as if they were clean ones")
         if isinstance(self.network, nn.Module) and any(map(_acts_in_training, self.network.modules())):
-            logger.warn(
+            logger.warning(
                 "classifier: in training mode, so its batch norms move and its dropout draws with every call of "
                 "guidance; call classifier.eval() first"
             )

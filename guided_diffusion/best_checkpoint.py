@@ -11,13 +11,13 @@ from .checkpoint_folder import CheckpointFolder
 from .errors import InputError
 from .files import list_names, reading
 
-_AVERAGE = re.compile(r"ema_(\d+(?:\.\d+)?)_(\d{6,})\.pt")
+AVERAGE = re.compile(r"ema_(\d+(?:\.\d+)?)_(\d{6,})\.pt")
 _MOSTLY = 0.1  # an average of which a larger share is the weights that training began with makes worse samples
 
 
 def share_of_start(path: str | os.PathLike) -> float:
     """The share of the weights that training began with in an average ema_RATE_NNNNNN.pt; 0 for any other file."""
-    match = _AVERAGE.fullmatch(Path(path).name)
+    match = AVERAGE.fullmatch(Path(path).name)
     return 0.0 if match is None else float(match[1]) ** max(1, int(match[2]))
 
 
@@ -35,7 +35,7 @@ def best_weights(directory: str | os.PathLike) -> str | None:
         if len(others) > 1:
             raise InputError(f"{folder}: holds {', '.join(others[:5])}; expected the name of one of them")
         return str(folder / others[0]) if others else None
-    averages = {name: float(_AVERAGE.fullmatch(name)[1]) for name in names if _AVERAGE.fullmatch(name)}
+    averages = {name: float(AVERAGE.fullmatch(name)[1]) for name in names if AVERAGE.fullmatch(name)}
     usable = [name for name in averages if name.endswith(f"_{number:06d}.pt") and share_of_start(name) <= _MOSTLY]
     return str(folder / max(usable, key=averages.get, default=f"model{number:06d}.pt"))
 
@@ -51,9 +51,9 @@ def warn_of_start(path: str | os.PathLike) -> None:
     share = share_of_start(path)
     if share <= _MOSTLY:
         return
-    rate, number = _AVERAGE.fullmatch(Path(path).name).groups()
+    rate, number = AVERAGE.fullmatch(Path(path).name).groups()
     better = Path(path).with_name(f"model{number}.pt")
-    logger.warn(
+    logger.warning(
         f"{path}: an average with rate {rate} at step {int(number)} is still {100 * share:.1f} % the weights that "
         f"training began with; better sample from {better if better.exists() else 'the weights themselves'}"
     )

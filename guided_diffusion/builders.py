@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from .configs import NUM_CLASSES
 from .errors import InputValueError
 from .gaussian_diffusion import LossType, ModelMeanType, ModelVarType, get_named_beta_schedule
 from .host_memory import machine_memory
+from .nn import NORM_GROUPS
 from .respace import SpacedDiffusion, space_timesteps
 from .unet import EncoderUNetModel, SuperResModel, UNetModel
 
@@ -87,7 +89,7 @@ def create_model(
     levels = _levels("image_size", image_size, "channel_mult", channel_mult, CHANNEL_MULT)
     return _network(
         UNetModel,
-        "--num_channels, --channel_mult, --num_heads, --num_head_channels",
+        ("num_channels", "channel_mult", "num_heads", "num_head_channels"),
         image_size=image_size,
         in_channels=in_channels,
         model_channels=num_channels,
@@ -126,7 +128,7 @@ def create_classifier(
     levels = _levels("image_size", image_size, "classifier_channel_mult", classifier_channel_mult, CHANNEL_MULT)
     return _network(
         EncoderUNetModel,
-        "--classifier_width, --classifier_channel_mult, --classifier_num_head_channels",
+        ("classifier_width", "classifier_channel_mult", "", "classifier_num_head_channels"),
         image_size=image_size,
         in_channels=in_channels,
         model_channels=classifier_width,
@@ -168,7 +170,7 @@ def sr_create_model(
     levels = _levels("large_size", large_size, "channel_mult", channel_mult, SR_CHANNEL_MULT)
     return _network(
         SuperResModel,
-        "--num_channels, --channel_mult, --num_heads, --num_head_channels",
+        ("num_channels", "channel_mult", "num_heads", "num_head_channels"),
         image_size=large_size,
         in_channels=in_channels,
         model_channels=num_channels,
@@ -188,9 +190,13 @@ def sr_create_model(
     )
 
 
-def _network(constructor: Callable[..., Built], flags: str, **arguments) -> Built:
-    """A network, unless it has too many blocks, or needs more memory than the machine has by a low estimate of its
-    parameters and of one feature map."""
+def _network(constructor: Callable[..., Built], names: Sequence[str], **arguments) -> Built:
+    """A network, unless its widths do not divide, it has too many blocks, or it needs more memory than the machine has
+    by a low estimate of its parameters and of one feature map.
+
+    :param names: of the flags for width, levels, heads ("" for none) and channels per head.
+    """
+    flags = ", ".join(f"--{name}" for name in names if name)
     channels, side, depth = arguments["model_channels"], arguments["image_size"], arguments["num_res_blocks"]
     widths = [int(mult * channels) for mult in arguments["channel_mult"]]
     if not all(widths) or depth * len(widths) > _MOST_BLOCKS:
@@ -198,6 +204,7 @@ def _network(constructor: Callable[..., Built], flags: str, **arguments) -> Buil
             f"{flags}: found {depth} residual blocks on levels of {', '.join(map(str, widths))} channels, "
             f"expected at least 1 channel and at most {_MOST_BLOCKS} blocks in all"
         )
+    _check_widths(names, widths, arguments)
     parameters = 20 * channels**2 + 9 * depth * sum(width**2 for width in widths)
     parameters += channels * (arguments.get("num_classes") or arguments["out_channels"])
     if arguments.get("pool") == "attention":
@@ -209,6 +216,29 @@ def _network(constructor: Callable[..., Built], flags: str, **arguments) -> Buil
             f"expected at most the {there / 2**30:.3g} GiB of this machine"
         )
     return _build(constructor, flags, **arguments)
+
+
+def _check_widths(names: Sequence[str], widths: Sequence[int], arguments: Mapping[str, Any]) -> None:
+    """InputError where a level's width has no 32 equal groups, or no equal heads where there is attention."""
+    width, levels, heads, head_channels = names
+    if any(channels % NORM_GROUPS for channels in widths):
+        raise InputValueError(
+            f"--{width} {arguments['model_channels']}: found levels of {', '.join(map(str, widths))} channels (by "
+            f"--{levels}), expected multiples of {NORM_GROUPS}, the groups of the normalisation"
+        )
+    attended = {widths[i] for i in range(len(widths)) if 2**i in arguments["attention_resolutions"]} | {widths[-1]}
+    largest, found = math.gcd(*attended), arguments["num_head_channels"]
+    flag = f"--{head_channels}"
+    if found == -1:
+        if not heads:
+            return
+        flag, found = f"--{heads}", arguments["num_heads"]
+    if found < 1 or largest % found:
+        best = max((n for n in range(1, min(found, largest) + 1) if largest % n == 0), default=largest)
+        raise InputValueError(
+            f"{flag}: found {found}, expected a divisor of {' and '.join(map(str, sorted(attended)))}, the channels of "
+            f"the levels with attention (--{width} {arguments['model_channels']}), such as {best}"
+        )
 
 
 def _build(constructor: Callable[..., Built], flags: str, **arguments) -> Built:

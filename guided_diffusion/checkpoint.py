@@ -38,6 +38,13 @@ _SHOWN = 3  # keys of each kind named in an error line
 _NESTED = ("ema", "model_ema", "state_dict", "model")  # where other programs keep weights; the average comes first
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # of names, by DistributedDataParallel, torch.compile and the like
 
+_OPTIMIZER = re.compile(r"opt(\d{6,})\.pt")
+
+
+class OtherNetwork(InputError):
+    """A checkpoint of another kind of network than the one that is wanted."""
+
+
 log = logging.getLogger(__name__)
 
 
@@ -77,7 +84,7 @@ def read_state_dict(path: str | os.PathLike, map_location: str | torch.device = 
     """
     state, how = _unwrap(read_object(path, map_location=map_location), path)
     if how and launch.detect().rank == 0:
-        log.warning("%s: %s", path, how)
+        log.warning("warning: %s: %s", path, how)
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise InputError(
@@ -98,6 +105,10 @@ def _unwrap(state: Any, path: str | os.PathLike) -> tuple[Mapping, str]:
     """The mapping that holds the weights, without prefixes, and what was done to get it; "" for a plain state dict."""
     if not isinstance(state, Mapping):
         raise InputError(f"{path}: expected a state dict (names to tensors), found {_describe(state)}")
+    if "param_groups" in state and "state" in state:
+        match = _OPTIMIZER.fullmatch(Path(path).name)
+        instead = f", such as model{match[1]}.pt beside it" if match else ""
+        raise InputError(f"{path}: found an optimizer's state, expected the weights of a network{instead}")
     done = []
     for key in _NESTED:
         inner = state.get(key)
@@ -148,7 +159,10 @@ def read_weights(
         ],
     )
     if problems:
-        shapes = ({key: values.shape for key, values in state.items()} for state in (found, expected))
+        shapes = [{key: values.shape for key, values in state.items()} for state in (found, expected)]
+        kinds = [checkpoint_flags.kind(of) for of in shapes]
+        if None not in kinds and kinds[0] != kinds[1]:
+            raise OtherNetwork(f"{path}: found a {kinds[0]}, expected a {kinds[1]}")
         raise InputError(
             f"{path}: does not fit the model built from the flags ({len(found)} keys in the file, "
             f"{len(expected)} in the model): {'; '.join(problems)}{checkpoint_flags.advice(*shapes)}"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 Shapes = Mapping[str, Sequence[int]]
 
+CLASSIFIER, DIFFUSION_MODEL, SUPER_RES = "classifier", "diffusion model", "super-resolution model"
 _STEM = "input_blocks.0.0.weight"  # [width, channels of the input, 3, 3]
 _LABELS = "label_emb.weight"
 # What names and shapes do not tell, or not without the size of the images.
@@ -39,25 +41,35 @@ def num_classes(shapes: Shapes) -> int | None:
 def advice(found: Shapes, expected: Shapes) -> str:
     """Clause for an error line: the flags with which a model would fit the weights, else those that may differ.
 
-    "" where one of the two is no network of guided diffusion.
+    "" where one of the two is no network of guided diffusion. Both are of one kind.
     """
     if _STEM not in found or _STEM not in expected:
         return ""
-    if _kind(found) != _kind(expected):
-        return f"; the file holds a {_kind(found)}, expected a {_kind(expected)}"
     if flags := _flags_that_fit(found, expected):
         return f"; the file was made with {' '.join(flags)}"
     return f"; compare {_UNTOLD if _is_diffusion_model(found) else _CLASSIFIERS_UNTOLD}"
 
 
+def kind(shapes: Shapes) -> str | None:
+    """What network weights are of, in words; None where they are of none of guided diffusion."""
+    if _STEM not in shapes:
+        return None
+    if not _is_diffusion_model(shapes):
+        return CLASSIFIER
+    return SUPER_RES if _size(shapes, _STEM, 1) in (2, 6) else DIFFUSION_MODEL
+
+
+def kind_by_config(saved: Mapping[str, Any]) -> str | None:
+    """The same by the config.json beside a checkpoint; None where it does not tell."""
+    if ("classifier_width" in saved) == ("num_channels" in saved):
+        return None
+    if "classifier_width" in saved:
+        return CLASSIFIER
+    return SUPER_RES if "large_size" in saved else DIFFUSION_MODEL
+
+
 def _is_diffusion_model(shapes: Shapes) -> bool:
     return any(name.startswith("output_blocks.") for name in shapes)
-
-
-def _kind(shapes: Shapes) -> str:
-    if not _is_diffusion_model(shapes):
-        return "classifier"
-    return "super-resolution model" if _size(shapes, _STEM, 1) in (2, 6) else "diffusion model"
 
 
 def _size(shapes: Shapes, name: str, axis: int) -> int:

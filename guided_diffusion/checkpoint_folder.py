@@ -102,7 +102,7 @@ class CheckpointFolder:
             warnings.append(f"{self.directory}/model{name}.pt: unfinished, it has no state{name}.json")
         instead = f"checkpoint {found.number:06d}" if found else "the run's beginning"
         for warning in warnings:
-            logger.warn(f"{warning}; going on from {instead}")
+            logger.warning(f"{warning}; going on from {instead}")
         return found
 
     def save(self, number: int, objects: Mapping[str, Any], state: dict[str, Any]) -> None:
@@ -216,7 +216,7 @@ def _deleting(number: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        logger.warn(f"checkpoint {number:06d} cannot be deleted, tried again later: {error}")
+        logger.warning(f"checkpoint {number:06d} cannot be deleted, tried again later: {error}")
 
 
 def _link(path: Path, new: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import checkpoint, checkpoint_flags, dist_util, logger
 from .configs import NUM_CLASSES
-from .errors import InputError, some_of
+from .errors import InputError, counted, some_of
 from .flags import Given
 
 _SHOWN = 50  # classes that a line lists
@@ -59,7 +59,8 @@ class Classes:
             return list(range(self.count) if self.seen is None else self.seen)
         chosen = [self._number(part.strip()) for part in text.split(",")]
         if unseen := self.unseen(chosen):
-            logger.warn(f"--classes: training never saw {self.listed(unseen)}: such samples show nothing in particular")
+            line = f"--classes: training never saw {self.listed(unseen)}: such samples show nothing in particular"
+            logger.warning(line)
         return chosen
 
     def _number(self, part: str) -> int:
@@ -94,7 +95,7 @@ class Classes:
 
     def describe(self) -> str:
         """How many there are, and their names where they are known: "3 classes (cat, dog, fox)"."""
-        return f"{self.count} classes" + (f" ({_shortened(self.names)})" if self.names else "")
+        return counted(self.count, "classes") + (f" ({_shortened(self.names)})" if self.names else "")
 
     def clash(self, other: Classes) -> str | None:
         """The first class that two networks call by different names, in words; None where there is none."""
@@ -119,34 +120,35 @@ def _count_classes(given: Given, data_dir: str, names: Sequence[str], resume: st
     before, source = _classes_before(resume)
     wanted = given.values.get("num_classes")
     count = wanted or (before.count if before else len(names))
+    classes, found = counted(count, "classes"), counted(len(names), "classes")
     if len(names) > count:
         if wanted is None and source != resume:
             raise InputError(
-                f"{source}: the run there has {count} classes ({some_of(before.names)}), but {data_dir} has "
+                f"{source}: the run there has {classes} ({some_of(before.names)}), but {data_dir} has "
                 f"{len(names)} ({some_of(names)}); expected the same --labels, or another --log_dir"
             )
         if wanted is None:
             raise InputError(
-                f"{source}: made for {count} classes, but {data_dir} has {len(names)}; "
+                f"{source}: made for {classes}, but {data_dir} has {len(names)}; "
                 f"--init_from {source} begins a new run with its weights and adds classes"
             )
-        raise InputError(f"--num_classes: found {count}, but {data_dir} has {len(names)} classes")
+        raise InputError(f"--num_classes: found {count}, but {data_dir} has {found}")
     if len(names) < count and wanted is not None:
-        logger.warn(f"--num_classes {count}, but {data_dir} has {len(names)} classes: the others stay untrained")
+        logger.warning(f"--num_classes {count}, but {data_dir} has {found}: the others stay untrained")
     elif before is not None:
-        logger.log(f"{count} classes as in {source}; {data_dir} has {len(names)}")
+        logger.log(f"{classes} as in {source}; {data_dir} has {len(names)}")
     elif wanted is None:
         logger.log(
-            f"{count} classes, counted in {data_dir}; --num_classes {NUM_CLASSES} makes a checkpoint that upstream's "
+            f"{classes}, counted in {data_dir}; --num_classes {NUM_CLASSES} makes a checkpoint that upstream's "
             "code can load"
         )
     if before is not None and before.names and set(names) <= set(before.names) and len(before.names) <= count:
         seen = {before.names.index(name) for name in names} | set(before.seen or ())
         return Classes(count, before.names, tuple(sorted(seen)))
-    found = Classes(count, tuple(names), tuple(range(len(names))))
-    if before is not None and (clash := found.clash(before)):
-        logger.warn(f"{data_dir}: its classes are numbered anew: {clash} in {source}")
-    return found
+    own = Classes(count, tuple(names), tuple(range(len(names))))
+    if before is not None and (clash := own.clash(before)):
+        logger.warning(f"{data_dir}: its classes are numbered anew: {clash} in {source}")
+    return own
 
 
 def _classes_before(resume: str) -> tuple[Classes | None, str]:

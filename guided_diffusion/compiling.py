@@ -62,11 +62,11 @@ class Compiled:
             # On another input than the graph was recorded with.
             fast, found = _evaluate(run, x / 2, args, kwargs)
         except Exception as error:  # any: a missing compiler, an unsupported machine, torch's own errors
-            logger.warn(f"--compile: {self.name} stays as it is, compiling failed ({first_line(error)})")
+            logger.warning(f"--compile: {self.name} stays as it is, compiling failed ({first_line(error)})")
             return None
         slow, expected = _evaluate(self.network, x / 2, args, kwargs)
         if deviation := _deviation(found, expected, self.tolerance):
-            logger.warn(f"--compile: {self.name} stays as it is, {deviation}")
+            logger.warning(f"--compile: {self.name} stays as it is, {deviation}")
             return None
         first, saved = compiling + recording, slow - fast
         pays = f"pays after {first / saved:,.0f} steps" if saved > 0 else "saves nothing here"
@@ -139,12 +139,12 @@ class CompiledForTraining(nn.Module):
         try:
             found = self._output_and_gradients(compiled, x, args, kwargs)
         except Exception as error:  # as in `Compiled`
-            logger.warn(f"--compile: {self.name} stays as it is, compiling failed ({first_line(error)})")
+            logger.warning(f"--compile: {self.name} stays as it is, compiling failed ({first_line(error)})")
             return self.network
         drops = any(isinstance(module, nn.Dropout) and module.p for module in self.network.modules())
         expected = found if drops else self._output_and_gradients(self.network, x, args, kwargs)
         if deviation := _deviation(found, expected, self.tolerance):
-            logger.warn(f"--compile: {self.name} stays as it is, {deviation}")
+            logger.warning(f"--compile: {self.name} stays as it is, {deviation}")
             return self.network
         logger.log(f"compiled {self.name} in {time.perf_counter() - start:.0f} s")
         return compiled

@@ -28,7 +28,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from guided_diffusion import checkpoint, launch, meeting, run_directory, run_log, streams
-from guided_diffusion.errors import InputError, Stopped, first_line
+from guided_diffusion.errors import InputError, Stopped, Terminated, first_line
 from guided_diffusion.heartbeat import Heartbeat
 
 # Kept because users import them; the number of GPUs on a machine is asked of CUDA instead.
@@ -143,6 +143,7 @@ def run_main(main: Callable[[], None]) -> NoReturn:
     """Run a program's ``main`` and end the process so that no peer is left hanging.
 
     ``InputError``, and an ``OSError`` such as of a full disk: its line on stderr, exit status 2. Ctrl-C: 130.
+    ``Terminated``: 143.
     ``SystemExit``: its own status; ``Stopped``: the same, and all ranks part as after success. Any other exception: the
     traceback, 1. After a failure among several ranks the process leaves without the interpreter's clean-up, which could
     block in MPI; the launcher then ends the other ranks. Those that it does not reach (frozen, or on other machines)
@@ -189,8 +190,9 @@ def report_failure(error: BaseException) -> int:
         sys.stderr.write(f"{error.code}\n")
         return 1
     if isinstance(error, KeyboardInterrupt):
-        run_log.keep_failure("interrupted", state="stopped")
-        return 130
+        terminated = isinstance(error, Terminated)
+        run_log.keep_failure("terminated" if terminated else "interrupted", state="stopped")
+        return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
     system = isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError)
     line = str(error) if isinstance(error, InputError) else _first_line_of(error)
     full = None if system else _out_of_memory(error)

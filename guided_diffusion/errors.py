@@ -51,6 +51,10 @@ class Stopped(SystemExit):
         self.line = line
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a program as Ctrl-C does; with exit status 143."""
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, without the lines that follow; its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -60,6 +64,12 @@ def brief(error: BaseException) -> str:
     """The first line of an error, shortened."""
     text = first_line(error)
     return text if len(text) <= 160 else text[:157] + "..."
+
+
+def counted(number: int, things: str, form: str = "") -> str:
+    """A number of things, "1 class" of "classes". form: of the number, as in an f-string."""
+    one = things.removesuffix("es" if things.endswith("sses") else "s")
+    return f"{number:{form}} {one if number == 1 else things}"
 
 
 def some_of(names: Sequence[str]) -> str:

@@ -14,9 +14,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from . import __version__, release_flags
 from .dist_util import get_rank, waited_for_rank_0
@@ -90,7 +91,15 @@ class Given:
         return merged
 
 
-class Parser(argparse.ArgumentParser):
+class FirstRankParser(argparse.ArgumentParser):
+    """Prints help and version, all that goes to standard output, from the first rank only."""
+
+    def _print_message(self, message: str, file: TextIO | None = None) -> None:
+        if file is not sys.stdout or get_rank() == 0:
+            super()._print_message(message, file)
+
+
+class Parser(FirstRankParser):
     """Flags of several config classes; a flag that two classes share is one flag."""
 
     def __init__(self, description: str, *configs: type):

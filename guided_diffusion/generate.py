@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import dist_util, logger, tallies
-from .errors import DamagedError, InputError
+from .errors import DamagedError, InputError, Terminated, counted
 from .files import (
     exists,
     hash_file,
@@ -42,7 +42,7 @@ from .parts import (
 from .progress import Progress, note_complete
 from .run_directory import check_held, check_manifest, read_manifest, record_result, versions
 from .sample_noise import LabelPlan, PerSampleNoise, stream
-from .stop_signals import how_to_resume
+from .stop_signals import how_to_resume, terminating
 from .tallies import TALLY, Tally
 from .write_behind import WriteBehind
 
@@ -168,7 +168,8 @@ class SampleRun:
         logger.log(f"already complete: {output}")
         if self.extras_path is not None and not self._owns_extras():
             found = "of other samples" if exists(self.extras_path) else "not there"
-            logger.warn(f"{self.extras_path}: {found}; it is made only with the samples: use another --log_dir for it")
+            line = f"{self.extras_path}: {found}; it is made only with the samples: use another --log_dir for it"
+            logger.warning(line)
         self._clean_up(output)
         note_complete(self.directory, self.num_samples, "images")
         return True
@@ -202,7 +203,8 @@ class SampleRun:
         if self.extras_path is not None:
             complete = [piece for piece in pieces if self._names_of_extras(piece)]
             if made := sum(len(piece.indices) for piece in pieces if piece not in complete):
-                logger.warn(f"{self.extras_path}: {made} samples that are there lack what goes into it: made again")
+                count = counted(made, "samples")
+                logger.warning(f"{self.extras_path}: {count} there without what goes into it: made again")
             pieces = complete
         if self.extras_path is None or self._owns_extras():
             for path, count in result_paths(self.directory, self._size).items():
@@ -212,7 +214,7 @@ class SampleRun:
                     if self.extras_path is None or _has_extras(piece):
                         pieces.append(piece)
                 except DamagedError as error:
-                    logger.warn(f"{error}; its samples are not used")
+                    logger.warning(f"{error}; its samples are not used")
         return without_overlap(pieces, self.num_samples)
 
     def _owns_extras(self) -> bool:
@@ -224,10 +226,11 @@ class SampleRun:
 
     def _check_patience(self, missing: list[range], passes: int) -> None:
         """Say that samples are not there though they were written; InputError when that has been said often."""
-        line = f"{self.directory}: {sum(map(len, missing))} samples are not there although they were written"
+        count = counted(sum(map(len, missing)), "samples")
+        line = f"{self.directory}: {count} not there although written"
         if passes == _MOST_PASSES:
             raise InputError(f"{line}, {passes} times: does every rank see this directory? Is the disk sound?")
-        logger.warn(f"{line}: making them again")
+        logger.warning(f"{line}: making them again")
 
     def _finish_or_miss(self, output: Path) -> list[range]:
         """The batches that are missing; where none are, write the result."""
@@ -251,7 +254,7 @@ class SampleRun:
         images = draw(Batch(indices, labels, noise, partial(self.watch.wrap, alive=alive)))
         found = self.watch.take(images, indices)
         if found:
-            logger.warn(f"not finite: {'; '.join(map(str, found))}")
+            logger.warning(f"not finite: {'; '.join(map(str, found))}")
             images = images.nan_to_num(nan=-1.0)
         part = {"arr_0": to_uint8(images).cpu().numpy()}
         if found:
@@ -307,7 +310,7 @@ class SampleRun:
         except FileNotFoundError:
             pass
         except DamagedError as error:
-            logger.warn(f"{error}; kept as {set_aside(path).name}")
+            logger.warning(f"{error}; kept as {set_aside(path).name}")
         for piece in pieces:
             if NONFINITE in piece.names():
                 found += [json.loads(text) for text in read_array(piece.path, NONFINITE)]
@@ -315,16 +318,18 @@ class SampleRun:
         if not found:
             return
         write_json(path, found)
-        logger.warn(f"{len(found)} of {self.num_samples} samples are not finite and better left out: {path}")
+        logger.warning(f"{len(found)} of {self.num_samples} samples are not finite and better left out: {path}")
 
 
 @contextmanager
 def _saying_how_to_resume() -> Iterator[None]:
-    """At Ctrl-C, say what becomes of the run."""
+    """At Ctrl-C and SIGTERM, say what becomes of the run."""
     try:
-        yield
-    except KeyboardInterrupt:
-        logger.log(f"interrupted; finished batches are kept; {how_to_resume()}")
+        with terminating():
+            yield
+    except KeyboardInterrupt as error:
+        what = "stopped by SIGTERM" if isinstance(error, Terminated) else "interrupted"
+        logger.log(f"{what}; finished batches are kept; {how_to_resume()}")
         raise
 
 

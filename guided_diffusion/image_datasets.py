@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler, default_collate
 
 from guided_diffusion import dist_util, logger
-from guided_diffusion.errors import InputError, InputValueError
+from guided_diffusion.errors import InputError, InputValueError, counted
 from guided_diffusion.files import decoding
 from guided_diffusion.image_files import SUFFIXES, UPSTREAMS, ImageFiles, list_images, open_image_file
 from guided_diffusion.image_labels import Labels, read_labels
@@ -110,23 +110,23 @@ def open_dataset(
         raise InputValueError(f"batch_size: expected at least 1, found {batch_size}")
     files = files or find_images(data_dir)
     if skipped := files.describe_skipped():
-        logger.warn(skipped)
+        logger.warning(skipped)
     world_size = dist_util.get_world_size()
     smallest_share = len(files) // world_size
     if smallest_share < batch_size:
-        shared = f" shared among {world_size} processes" if world_size > 1 else ""
+        shared = f", {smallest_share} for each of {world_size} processes" if world_size > 1 else ""
         raise InputError(
-            f"{files.title}: {len(files)} images{shared} leave {smallest_share} to a process; "
-            f"expected at least one batch of {batch_size}"
+            f"{files.title}: found {counted(len(files), 'images')}{shared}, expected at least a batch of "
+            f"--batch_size {batch_size}; lower --batch_size or add images"
         )
     found = None
     if class_cond:
         found = read_labels(files, labels, class_names) if isinstance(labels, str) else labels
-    logger.log(f"{files.title}: {found.describe() if found else f'{len(files)} images'}")
+    logger.log(f"{files.title}: {found.describe() if found else counted(len(files), 'images')}")
     for line in found.warnings if found else ():
-        logger.warn(line)
+        logger.warning(line)
     if dist_util.get_rank() == 0:
-        warn_of_oddities(files, reading, logger.warn)
+        warn_of_oddities(files, reading, logger.warning)
     return ImageDataset(
         image_size,
         [files.path(name) for name in files.names],

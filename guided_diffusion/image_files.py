@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import blobfile
 
-from .errors import InputError
+from .errors import InputError, counted
 from .files import decoding, exists, is_remote, open_regular, reason
 from .safe_images import NO_IMAGE
 
@@ -74,10 +74,10 @@ class ImageFiles:
         files = [(kind, count) for kind, count in self.skipped.most_common() if not kind.endswith("/")]
         folders = [(kind, count) for kind, count in self.skipped.most_common() if kind.endswith("/")]
         parts = []
-        for noun, found in (("file", files), ("folder", folders)):
+        for things, found in (("files", files), ("folders", folders)):
             if total := sum(count for _, count in found):
                 kinds = ", ".join(f"{count} {kind}" for kind, count in found[:6]) + (", ..." if len(found) > 6 else "")
-                parts.append(f"{total} {noun}{'s' if total > 1 else ''} skipped: {kinds}")
+                parts.append(f"{counted(total, things)} skipped: {kinds}")
         return f"{self.title}: {'; '.join(parts)}" if parts else ""
 
     def describe_subfolders(self) -> str:

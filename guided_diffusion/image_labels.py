@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from .errors import InputError, some_of
+from .errors import InputError, counted, some_of
 from .files import decoding, open_readable, parse_json
 from .image_files import LABEL_FILE, ImageFiles
 
@@ -63,7 +63,7 @@ class Labels:
         for name, label in zip(files.names, self.labels, strict=True):
             if label not in numbers:
                 raise InputError(
-                    f"{files.path(name)}: its label {label!r} is none of the {len(names)} known classes "
+                    f"{files.path(name)}: its label {label!r} is none of the {counted(len(names), 'known classes')} "
                     f"({some_of(names)})"
                 )
         return [numbers[label] for label in self.labels]
@@ -74,8 +74,8 @@ class Labels:
         shown = self.names if len(counts) <= 20 else self.names[:5]
         table = ", ".join(f"{name} {counts[name]}" for name in shown) + (", ..." if len(shown) < len(counts) else "")
         fewest, most = min(counts.values()), max(counts.values())
-        classes = "1 class" if len(counts) == 1 else f"{len(counts)} classes"
-        found = f"{len(self.labels)} images, {classes} by {self.source}: {table} (smallest {fewest}, largest {most})"
+        images, classes = counted(len(self.labels), "images"), counted(len(counts), "classes")
+        found = f"{images}, {classes} by {self.source}: {table} (smallest {fewest}, largest {most})"
         return f"{found}; {self.remark}" if self.remark else found
 
     def digest(self) -> str:
@@ -189,8 +189,8 @@ def _choose(files: ImageFiles) -> Labels:
     lacking = f" ({bare} of {count} have no _)" if bare else ""
     by_folder = "there is no folder for each class" if folders is None else f"folders {_some(folders)}"
     raise InputError(
-        f"{files.title}: found no classes in {count} images: file names give {_some(names)}{lacking}, {by_folder}; "
-        f"expected 2 to {most}. --labels filename or --labels folder takes that rule whatever the number, "
+        f"{files.title}: found no classes in {counted(count, 'images')}: file names give {_some(names)}{lacking}, "
+        f"{by_folder}; expected 2 to {most}. --labels filename or --labels folder takes that rule whatever the number, "
         '--labels FILE.csv reads lines "file,label"'
     )
 
@@ -209,7 +209,7 @@ def _some(labels: Sequence[str]) -> str:
     found = sorted(set(labels))
     told = ": names that cameras and programs write" if _is_no_class(found) else ""
     shown = some_of([label or '""' for label in found])
-    return f"{len(found)} {'class' if len(found) == 1 else 'classes'} ({shown}{told})"
+    return f"{counted(len(found), 'classes')} ({shown}{told})"
 
 
 def _oddities(title: str, labels: Sequence[str]) -> list[str]:

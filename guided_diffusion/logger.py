@@ -36,7 +36,7 @@ __all__ = [
     "DEBUG", "INFO", "WARN", "ERROR", "DISABLED", "Logger", "KVWriter", "SeqWriter", "HumanOutputFormat",
     "JSONOutputFormat", "CSVOutputFormat", "TensorBoardOutputFormat", "make_output_format", "configure",
     "scoped_configure", "reset", "get_current", "logkv", "logkv_mean", "logkvs", "dumpkvs", "getkvs", "log",
-    "debug", "info", "warn", "error", "set_level", "set_comm", "get_dir", "record_tabular", "dump_tabular",
+    "debug", "info", "warn", "warning", "error", "set_level", "set_comm", "get_dir", "record_tabular", "dump_tabular",
     "profile_kv", "profile", "get_rank_without_mpi_import", "mpi_weighted_mean",
 ]  # fmt: skip
 
@@ -228,6 +228,11 @@ def info(*args: Any) -> None:
 
 def warn(*args: Any) -> None:
     log(*args, level=WARN)
+
+
+def warning(text: str) -> None:
+    """Warn of what is merely unusual; ``warn``, as upstream's, writes its words as they are."""
+    warn(f"warning: {text}")
 
 
 def error(*args: Any) -> None:

@@ -131,7 +131,7 @@ def check_result(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 def set_damaged_aside(error: DamagedError) -> None:
     """Rename the file that an error is about, if it is still there, with a warning."""
     kept = f"kept as {set_aside(error.path).name}" if exists(error.path) else "gone"
-    logger.warn(f"{error}; {kept}; its samples are made again if no other file has them")
+    logger.warning(f"{error}; {kept}; its samples are made again if no other file has them")
 
 
 def read_array(path: Path, name: str, rows: int | None = None) -> np.ndarray:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from . import logger, status
 from .dist_util import get_rank
+from .errors import counted
 
 
 class Progress:
@@ -81,7 +82,8 @@ class Progress:
         rate = f"{made / seconds:.3g} {self._unit}/s" if made else "nothing left to do"
         memory = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in peaks.items())
         directory = Path(self._directory or logger.get_dir()).absolute()
-        logger.log(f"finished: {made:,} {self._unit} in {seconds:.1f} s ({rate}); {memory}; files: {directory}")
+        done = counted(made, self._unit, ",")
+        logger.log(f"finished: {done} in {seconds:.1f} s ({rate}); {memory}; files: {directory}")
         if self._status is not None:
             self._status.write(done=self.n, state=status.FINISHED, summary=summary)
 

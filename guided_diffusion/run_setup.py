@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import checkpoint, dist_util, logger, run_directory, run_log
+from . import checkpoint, checkpoint_flags, dist_util, logger, run_directory, run_log
 from .amp import amp_dtype
 from .best_checkpoint import best_weights, warn_of_start
 from .class_labels import Classes
@@ -26,7 +26,7 @@ from .configs import (
     SamplingConfig,
     SuperResConfig,
 )
-from .errors import InputError
+from .errors import InputError, counted
 from .flags import Given, architecture_from
 from .frozen import Frozen
 from .host_memory import keep_freed_memory
@@ -36,6 +36,7 @@ from .script_util import build_classifier
 
 Config = TypeVar("Config", ModelConfig, SuperResConfig)
 
+_SAMPLERS = {checkpoint_flags.DIFFUSION_MODEL: "image_sample.py", checkpoint_flags.SUPER_RES: "super_res_sample.py"}
 # Steps a rank after which compiling, minutes of work, has surely paid for itself on a GPU.
 _LONG_RUN = 5000
 
@@ -59,12 +60,19 @@ def begin(run: RunConfig) -> Path:
     return directory
 
 
-def checkpoint_config(flag: str, path: str) -> dict[str, Any] | None:
-    """The config.json beside the checkpoint that a flag names; InputError when there is no such checkpoint."""
+def checkpoint_config(flag: str, path: str, expected: str) -> dict[str, Any] | None:
+    """The config.json beside the checkpoint that a flag names.
+
+    InputError when there is no such checkpoint, or it is known to be of another kind than `expected`.
+    """
     if not path:
         raise InputError(f"--{flag}: missing, expected the path of a checkpoint")
     checkpoint.check_there(f"--{flag} {path}", path)  # rather than complain about flags that do not fit
     saved = checkpoint.read_config(path)
+    found = checkpoint_flags.kind_by_config(saved or {})
+    if found not in (None, expected):
+        samples = f"; scripts/{_SAMPLERS[found]} samples from it" if {found, expected} == {*_SAMPLERS} else ""
+        raise checkpoint.OtherNetwork(f"--{flag} {path}: found a {found}, expected a {expected}{samples}")
     if saved is not None and not saved.get("class_cond", True):
         saved = {name: value for name, value in saved.items() if name != "num_classes"}  # it has no classes
     return saved
@@ -94,7 +102,8 @@ def model_configs(given: Given, path: str, config_class: type[Config]) -> tuple[
 
     InputError when there is no such checkpoint, or the flags contradict it.
     """
-    saved = checkpoint_config("model_path", path)
+    expected = checkpoint_flags.SUPER_RES if config_class is SuperResConfig else checkpoint_flags.DIFFUSION_MODEL
+    saved = checkpoint_config("model_path", path, expected)
     return architecture_from(given, config_class, saved, path), architecture_from(given, DiffusionConfig, saved, path)
 
 
@@ -166,7 +175,8 @@ def plan_labels(config: LabelConfig, classes: Classes) -> LabelPlan:
     if not config.classes and (unseen := classes.count - len(plan.classes)):
         logger.log(f"not sampled: {unseen} of {classes.count} labels, which were not in the training data")
     elif not config.classes and classes.seen is None:
-        logger.log(f"sampling all {classes.count} labels: nothing beside the checkpoint says which training has seen")
+        count = counted(classes.count, "labels")
+        logger.log(f"sampling all {count}: nothing beside the checkpoint says which training has seen")
     return plan
 
 
@@ -174,7 +184,7 @@ def warn_of_unused_labels(given: Given, class_cond: bool) -> None:
     """Say that --labels, where it is given, does nothing for a network without classes."""
     rule = given.values.get("labels")
     if rule and not class_cond:
-        logger.warn(f"--labels {rule}: not read, without --class_cond True the network has no classes")
+        logger.warning(f"--labels {rule}: not read, without --class_cond True the network has no classes")
 
 
 def save_config(values: dict[str, Any]) -> None:

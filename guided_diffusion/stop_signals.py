@@ -1,4 +1,4 @@
-"""Signals that ask a training to save: SIGUSR1 and go on, SIGTERM and SIGINT and stop."""
+"""Signals that ask a training to save: SIGUSR1 and go on, SIGTERM and SIGINT and stop; SIGTERM while sampling."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import shlex
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 
 from . import dist_util, logger
-from .errors import Stopped
+from .errors import Stopped, Terminated
 
 # In order of weight, where ranks got different ones.
 _KNOWN = (None, signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
@@ -59,6 +61,33 @@ class StopSignals:
         weight = torch.tensor(_KNOWN.index(mine), dtype=torch.int32)
         dist.all_reduce(weight, dist.ReduceOp.MAX, group=self._group)
         return _KNOWN[int(weight)]
+
+
+@contextmanager
+def terminating() -> Iterator[None]:
+    """Let SIGTERM raise ``Terminated`` inside a with-block, as Ctrl-C raises KeyboardInterrupt.
+
+    A second one, more than a second after the first, ends the process at once.
+    """
+    first: list[float] = []
+
+    def raise_once(number: int, _frame: object) -> None:
+        if not first:
+            first.append(time.monotonic())
+            raise Terminated
+        if time.monotonic() - first[0] > _TOGETHER:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, raise_once)
+    try:
+        yield
+    finally:
+        if not first:  # else the process ends, and launchers may say so twice
+            signal.signal(signal.SIGTERM, before)
 
 
 def how_to_resume() -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from . import checkpoint, dist_util, logger, run_setup, train_util
+from . import best_checkpoint, checkpoint, dist_util, logger, run_setup, train_util
 from .best_checkpoint import best_weights, newest_weights
 from .class_labels import Classes, count_classes
 from .configs import (
@@ -78,11 +78,12 @@ def train_diffusion_model(
     steps = min((n for n in (train.lr_anneal_steps, train.iterations) if n), default=None)
     # A run's last checkpoint bears the count of steps, unless there was one on the way after the last step.
     saves_at_end = steps is not None and (steps - 1 - run.began) % train.save_interval != 0
+    limit = "--iterations" if steps == train.iterations else "--lr_anneal_steps"
     if run.has_done(steps) and (run.first_step > steps or run.number == steps or not saves_at_end):
-        logger.log(f"already complete: {run.model_path}")
-        note_complete(logger.get_dir(), run.first_step, "steps")
-        say_what_to_use()
+        say_complete(run)
+        say_what_to_use("sample from")
         return
+    check_steps_left(run, limit, steps)
     diffusion = build_diffusion(diffusion_config)
     settings = dataclasses.asdict(train)
     del settings["keep"], settings["init_from"]
@@ -99,20 +100,43 @@ def train_diffusion_model(
         run_setup.save_config(run.flags)
         loop.run_loop()
     say_where_it_is(labels)
-    say_what_to_use()
+    say_what_to_use("sample from")
 
 
 def say_where_it_is(labels: Labels | None) -> None:
     """Log the checkpoints' folder and, again, the labels' warnings: by now the first ones have scrolled away."""
     logger.log(f"checkpoints: {logger.get_dir()}")
     for line in labels.warnings if labels else ():
-        logger.warn(line)
+        logger.warning(line)
 
 
-def say_what_to_use() -> None:
-    """Log which of the run's files to sample from."""
+def say_complete(run: TrainingRun) -> None:
+    """Log that an earlier call has trained all steps, and note it in the status."""
+    logger.log(f"already complete: {run.model_path}")
+    note_complete(logger.get_dir(), run.first_step, "steps")
+
+
+def say_what_to_use(purpose: str) -> None:
+    """Log which of the run's files to use, as the last line of a training."""
     if dist_util.get_rank() == 0:
-        logger.log(f"to sample from: {best_weights(logger.get_dir())}")
+        logger.log(f"to {purpose}: {best_weights(logger.get_dir())}")
+
+
+def check_steps_left(run: TrainingRun, limit: str, steps: int | None) -> None:
+    """InputError where the checkpoint to resume is at the last step or beyond it; a warning where one step is left.
+
+    :param limit: the flag that says how many steps there are in all; steps: its value, None for no limit.
+    """
+    if run.state is not None or not run.number or steps is None or run.began < steps - 1:
+        return
+    left = f"{limit} {steps} is reached" if run.began >= steps else f"of {limit} {steps} one step is left"
+    line = (
+        f"--resume_checkpoint {run.model_path}: the checkpoint is at step {run.began}, {left}; give more {limit} to "
+        f"train on, or --init_from {run.model_path} to begin anew with its weights"
+    )
+    if run.began >= steps:
+        raise InputError(line)
+    logger.warning(line)
 
 
 def starting_point(train: TrainConfig | ClassifierTrainConfig) -> str:
@@ -124,6 +148,11 @@ def starting_point(train: TrainConfig | ClassifierTrainConfig) -> str:
     path = train_util.find_resume_checkpoint() or train.resume_checkpoint
     if path and train.init_from:
         raise InputError("--init_from: found together with --resume_checkpoint, expected one of them")
+    if average := best_checkpoint.AVERAGE.fullmatch(Path(path).name):
+        logger.warning(
+            f"--resume_checkpoint {path}: an average of weights; training begins with it at step 0, with a new "
+            f"optimizer. model{average[2]}.pt beside it goes on at step {int(average[2])}"
+        )
     if not os.path.isdir(path):
         return path
 

@@ -226,8 +226,13 @@ def load_optimizer(opt: torch.optim.Optimizer, model_path: str, step: int, requi
     """
     path = blobfile.join(blobfile.dirname(model_path), f"opt{step:06d}.pt")
     if not required and not (blobfile.exists if is_remote(path) else exists)(path):
-        logger.warn(f"no optimizer state at {path}: starting with a fresh optimizer")
+        logger.warning(f"no optimizer state at {path}: starting with a fresh optimizer")
         return
+    if not is_remote(path) and not exists(path):
+        raise InputError(
+            f"{path}: no such file, which --resume_checkpoint needs for the optimizer's state; "
+            f"--init_from {model_path} begins a new run with the weights alone"
+        )
     # On the CPU: the moments follow their parameters to the device, but AdamW reads its counts of steps at every step.
     state = dist_util.load_state_dict(path, map_location="cpu")
     with decoding(path, "does not fit this model's parameters"):

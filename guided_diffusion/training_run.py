@@ -12,7 +12,7 @@ from torch import nn
 
 from . import checkpoint, dist_util, logger
 from .checkpoint_folder import Checkpoint, CheckpointFolder
-from .errors import InputError
+from .errors import InputError, counted
 from .files import list_names
 from .init_weights import init_weights
 from .random_streams import Purpose, seed_globals
@@ -24,6 +24,8 @@ CHANGEABLE = frozenset(
     + ("val_data_dir",)
     + ("data_dir", "data_workers", "batch_size", "processes", "meet_timeout")
 )
+# Flags over whose steps the learning rate falls, where it does; only then is --iterations part of what a run is.
+_ANNEALED_OVER = frozenset(("iterations", "lr_anneal_steps"))
 # What a run depends on and what is no flag, as an error names it.
 _FACTS = {"class_names": "classes", "images": "images", "global_batch": "--batch_size times processes"}
 
@@ -143,9 +145,10 @@ def open_run(
         return TrainingRun(given.model_path, given.number, given.began, given.first_step, **kept, init_from=init_from)
     steps_done, began, before = found.state["steps_done"], found.state["began"], found.state["flags"]["processes"]
     if before != flags["processes"]:
-        logger.warn(f"going on with {flags['processes']} processes, {before} before: the draws will be others")
+        now = counted(flags["processes"], "processes")
+        logger.warning(f"going on with {now}, {before} before: the draws will be others")
     if found.state["versions"] != versions():
-        logger.warn(f"going on with {versions()}, before {found.state['versions']}: roundings may differ")
+        logger.warning(f"going on with {versions()}, before {found.state['versions']}: roundings may differ")
     return TrainingRun(found.model, found.number, began, steps_done, found.state["loop"], **kept)
 
 
@@ -157,11 +160,16 @@ def _check_flags(folder: CheckpointFolder, flags: Mapping[str, Any], changeable:
         return
     # Without a state: what was written beside the checkpoints of a run that was ended before its first was whole.
     found = state["flags"] if state else checkpoint.read_config(models[0]) or {}
-    clashes = [
-        f"{_FACTS.get(name, f'--{name}')} {flags.get(name)} (the run there has {found.get(name)})"
+    names = [
+        name
         for name in sorted({*flags, *found} - changeable)
         if flags.get(name) != found.get(name) and (name in _FACTS or (name in flags and name in found))
     ]
+    clashes = [
+        f"{_FACTS.get(name, f'--{name}')} {flags.get(name)} (the run there has {found.get(name)})" for name in names
+    ]
+    if annealed := _ANNEALED_OVER.intersection(names):
+        clashes[-1] += f"; the learning rate is annealed over --{min(annealed)}, so another value is another run"
     if not found:
         clashes = ["it has no config.json"]
     if clashes:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,8 @@ from ed_dpm_patches.report import summary_line
 from ed_dpm_patches.rules import RULES, make_rule
 from ed_dpm_patches.trace import Trace
 from guided_diffusion import dist_util, logger, run_setup, tallies
+from guided_diffusion.checkpoint import OtherNetwork
+from guided_diffusion.checkpoint_flags import CLASSIFIER, SUPER_RES
 from guided_diffusion.class_labels import Classes
 from guided_diffusion.configs import (
     ClassifierConfig,
@@ -56,7 +60,9 @@ def interval(text: str) -> str:
 class GuidanceConfig:
     """Guidance."""
 
-    classifier_path: str = flag("", "checkpoint of the classifier, .pt or .safetensors, or its training's folder")
+    classifier_path: str = flag(
+        "", "checkpoint of the classifier, which sees images in [-1, 1] with noise, or its training's folder"
+    )
     classifier_scale: float = flag(1.0, "factor gamma on the classifier's gradient; 0: no guidance", minimum=0.0)
     eds: bool = flag(
         False,
@@ -100,7 +106,8 @@ def main() -> None:
     given = run_setup.choose_files(given, "model_path", "classifier_path")
     sampling, guide = given.make(SamplingConfig), given.make(GuidanceConfig)
     trace_path = run_setup.output_file("trace", guide.trace)
-    model_config, classifier_config, diffusion_config = resolve(given, sampling.model_path, guide.classifier_path)
+    with asking_whether_swapped():
+        model_config, classifier_config, diffusion_config = resolve(given, sampling.model_path, guide.classifier_path)
     classes = shared_classes(model_config, sampling.model_path, classifier_config, guide.classifier_path)
     labels = run_setup.plan_labels(given.make(LabelConfig), classes)
     rule = guidance_rule(given, guide, diffusion_config.diffusion_steps)
@@ -108,8 +115,9 @@ def main() -> None:
     diffusion = build_diffusion(diffusion_config)
     loop = sampling_loop(diffusion, sampling.sampler, sampling.use_ddim)
     compile = run_setup.wants_compiling(sampling, diffusion.num_timesteps)
-    model = run_setup.load_model(build_model, model_config, diffusion_config, sampling.model_path, run, compile)
-    classifier = run_setup.load_classifier(classifier_config, guide.classifier_path, run, compile)
+    with asking_whether_swapped():
+        model = run_setup.load_model(build_model, model_config, diffusion_config, sampling.model_path, run, compile)
+        classifier = run_setup.load_classifier(classifier_config, guide.classifier_path, run, compile)
 
     def model_fn(x, t, y):
         return model(x, t, y=y) if model_config.class_cond else model(x, t)
@@ -164,6 +172,17 @@ def main() -> None:
         logger.log(summary_line(summary))
 
 
+@contextmanager
+def asking_whether_swapped() -> Iterator[None]:
+    """Add to the error about a network of another kind what is probably the matter."""
+    try:
+        yield
+    except OtherNetwork as error:
+        if SUPER_RES in str(error):
+            raise
+        raise InputError(f"{error}; were --model_path and --classifier_path swapped?") from error
+
+
 def with_rule_named(flags: dict[str, Any]) -> dict[str, Any]:
     """A run's flags in which --eds and --guidance name the same rule, whichever of them was given."""
     entropy = flags.get("eds") or flags.get("guidance") == "entropy"
@@ -188,7 +207,7 @@ def guidance_rule(given: Given, guide: GuidanceConfig, num_timesteps: int) -> Gu
 def resolve(given: Given, model_path: str, classifier_path: str):
     """The configs of model, classifier and process from flags and checkpoints. InputError if they do not fit."""
     model, diffusion = run_setup.model_configs(given, model_path, ModelConfig)
-    classifier_saved = run_setup.checkpoint_config("classifier_path", classifier_path)
+    classifier_saved = run_setup.checkpoint_config("classifier_path", classifier_path, CLASSIFIER)
     classifier = architecture_from(given, ClassifierConfig, classifier_saved, classifier_path)
     for name in ("image_size", "in_channels"):
         ours, theirs = getattr(model, name), getattr(classifier, name)
@@ -201,7 +220,7 @@ def resolve(given: Given, model_path: str, classifier_path: str):
 def check_guide(diffusion: DiffusionConfig, classifier_saved: dict, classifier_path: str) -> None:
     """Warn where a classifier was trained for other noise levels than it will see."""
     if classifier_saved.get("noised", True) is False:
-        logger.warn(
+        logger.warning(
             f"--classifier_path {classifier_path}: trained on clean images, its gradient on noisy ones means little; "
             "expected a classifier trained with --noised True"
         )
@@ -209,12 +228,12 @@ def check_guide(diffusion: DiffusionConfig, classifier_saved: dict, classifier_p
         used = getattr(diffusion, name)
         trained_on = classifier_saved.get(name, used)
         if trained_on != used:
-            logger.warn(
+            logger.warning(
                 f"--{name}: the classifier was trained with {trained_on}, sampling uses {used}: it takes the noise for "
                 f"another than it is; expected a classifier trained with --{name} {used}"
             )
     if diffusion.rescale_timesteps and diffusion.diffusion_steps != 1000:
-        logger.warn(
+        logger.warning(
             "--rescale_timesteps: the classifier sees t * 1000 / T as the model does, but its training showed it t; "
             "they agree where --diffusion_steps is 1000"
         )

@@ -25,16 +25,18 @@ from guided_diffusion.configs import (
     DiffusionConfig,
     RunConfig,
 )
-from guided_diffusion.errors import InputError
+from guided_diffusion.errors import InputError, counted
 from guided_diffusion.flags import Given, Parser, flag
 from guided_diffusion.image_datasets import find_images, open_dataset
-from guided_diffusion.progress import note_complete
 from guided_diffusion.script_util import build_classifier, build_diffusion
 from guided_diffusion.train_setup import (
     batches,
+    check_steps_left,
     class_flags,
     find_run,
     read_run_labels,
+    say_complete,
+    say_what_to_use,
     say_where_it_is,
     starting_point,
     validation_batches,
@@ -70,7 +72,8 @@ def main() -> None:
     classes = count_classes(given, data_config.data_dir, labels.names, resume)
     config = dataclasses.replace(given.make(ClassifierConfig), num_classes=classes.count)
     weight = ect_weight(given)
-    logger.log(f"{classes.count} classes; " + (f"ECT with weight {weight}" if weight else "plain cross entropy"))
+    loss = f"ECT with weight {weight}" if weight else "plain cross entropy"
+    logger.log(f"{counted(classes.count, 'classes')}; {loss}")
     dataset = load(
         data_config.data_dir, data_config, train, config, classes.names, train.random_crop, labels=labels, files=files
     )
@@ -83,10 +86,12 @@ def main() -> None:
     # Where the rate falls until the last iteration, every step depends on when that is.
     changeable = CHANGEABLE if train.anneal_lr else CHANGEABLE | {"iterations"}
     training_run = find_run(flags, changeable, train, dataset, resume)
+    purpose = "guide with (--classifier_path)" if train.noised else "judge with (the evaluator's --features)"
     if training_run.has_done(train.iterations):
-        logger.log(f"already complete: {training_run.model_path}")
-        note_complete(logger.get_dir(), training_run.first_step, "steps")
+        say_complete(training_run)
+        say_what_to_use(purpose)
         return
+    check_steps_left(training_run, "--iterations", train.iterations)
     with ExitStack() as workers:
         data = workers.enter_context(batches(dataset, train.batch_size, training_run, data_config.data_workers))
         val_data = None
@@ -106,6 +111,7 @@ def main() -> None:
         run_setup.save_config(training_run.flags)
         loop.run_loop()
     say_where_it_is(labels)
+    say_what_to_use(purpose)
 
 
 def ect_weight(given: Given) -> float:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from guided_diffusion import dist_util, logger, run_setup
 from guided_diffusion.class_labels import Classes
 from guided_diffusion.configs import DataConfig, DiffusionConfig, ModelConfig, RunConfig
-from guided_diffusion.errors import InputError
+from guided_diffusion.errors import InputError, counted
 from guided_diffusion.files import write_atomically
 from guided_diffusion.flags import Parser, flag
 from guided_diffusion.image_datasets import find_images, load_data
@@ -55,7 +55,7 @@ def main() -> None:
         names = names or labels.names
         if len(names) > config.num_classes:
             raise InputError(
-                f"--data_dir {data_config.data_dir}: found {len(names)} classes, expected at most the "
+                f"--data_dir {data_config.data_dir}: found {counted(len(names), 'classes')}, expected at most the "
                 f"{config.num_classes} of --model_path {nll.model_path}"
             )
     data = load_data(

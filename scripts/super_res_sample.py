@@ -63,7 +63,7 @@ def main() -> None:
     reading = given.make(ReadingConfig).reading
     base = BaseImages(base_config.base_samples, config, base_config.labels or "auto", classes.names or None, reading)
     if base.labels is not None and (unseen := classes.unseen(np.unique(base.labels).tolist())):
-        logger.warn(f"--base_samples: it has labels that training never saw: {classes.listed(unseen)}")
+        logger.warning(f"--base_samples: it has labels that training never saw: {classes.listed(unseen)}")
 
     diffusion = build_diffusion(diffusion_config)
     # Upstream's upsampler takes no notice of --use_ddim.
@@ -152,11 +152,11 @@ class BaseImages:
         reading: Reading | None,
     ) -> None:
         if skipped := files.describe_skipped():
-            logger.warn(skipped)
+            logger.warning(skipped)
         if not files.names:
             raise InputError(f"{files.title}: found no images, expected some of {EXPECTED}")
         if files.random_access:
-            warn_of_oddities(files, reading, logger.warn)
+            warn_of_oddities(files, reading, logger.warning)
         numbers, self.labels = read_sample_labels(files) if rule == "auto" else None, None
         if config.class_cond and numbers:
             self.labels = np.array(numbers, dtype=np.int64)
@@ -164,7 +164,7 @@ class BaseImages:
             found = read_labels(files, rule, class_names)
             logger.log(f"{files.title}: {found.describe()}")
             for line in found.warnings:
-                logger.warn(line)
+                logger.warning(line)
             self.labels = np.array(found.number(files, class_names), dtype=np.int64)
         mode, side = "L" if config.in_channels == 1 else "RGB", config.small_size
         self.images = np.empty((len(files), side, side, config.in_channels), dtype=np.uint8)

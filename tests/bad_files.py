@@ -82,6 +82,9 @@ def _checkpoints(folder: Path, checkpoints: dict[str, Path]) -> dict[str, Path]:
         "json_list": beside_config("json_list", whole, "[1, 2]"),
         "odd_json": beside_config("odd_json", whole, config.replace('"image_size": 8', '"image_size": "8"')),
         "bare": make_checkpoint(folder / "bare", "model", config_json=False),
+        "bare_classifier": make_checkpoint(folder / "bare_classifier", "classifier", config_json=False),
+        "step_150": make_checkpoint(folder / "step_150", "classifier").rename(folder / "step_150" / "model000150.pt"),
+        "optimizer": beside_config("optimizer", file="opt000150.pt"),
         "classifier16": make_checkpoint(folder / "classifier16", "classifier", image_size=16),
         "grey_classifier": make_checkpoint(folder / "grey_classifier", "classifier", in_channels=1),
         "five_classes": make_checkpoint(folder / "five_classes", "model", class_cond=True, num_classes=5),
@@ -98,6 +101,7 @@ def _checkpoints(folder: Path, checkpoints: dict[str, Path]) -> dict[str, Path]:
     found["several"].mkdir()
     for name in ("a.pt", "b.pt"):
         shutil.copy(checkpoints["model"], found["several"] / name)
+    torch.save(torch.optim.AdamW([torch.zeros(3)]).state_dict(), found["optimizer"])
     inf = torch.load(found["inf_classifier"], weights_only=True)
     next(iter(inf.values())).flatten()[3] = torch.inf
     torch.save(inf, found["inf_classifier"])

@@ -19,7 +19,7 @@ WEIGHTS = torch.randn(192, 3, generator=torch.Generator().manual_seed(1))
 @pytest.fixture
 def warnings(monkeypatch) -> list[str]:
     found: list[str] = []
-    monkeypatch.setattr(any_classifier.logger, "warn", found.append)
+    monkeypatch.setattr(any_classifier.logger, "warning", found.append)
     return found
 
 

@@ -175,8 +175,8 @@ class TestMismatch:
              "made with --resblock_updown False --learn_sigma True"),
             ("model", {"attention_resolutions": "4,8"}, {},
              "compare --attention_resolutions, --channel_mult and --image_size with those of its training"),
-            ("classifier", {}, {}, "the file holds a classifier, expected a diffusion model"),
-            ("super_res", {}, {}, "the file holds a super-resolution model, expected a diffusion model"),
+            ("classifier", {}, {}, ": found a classifier, expected a diffusion model"),
+            ("super_res", {}, {}, ": found a super-resolution model, expected a diffusion model"),
         ],
     )
     def test_the_flag_is_named(self, run, tmp_path, kind, made, flags, says):
@@ -216,10 +216,10 @@ def test_odd_shapes_are_no_traceback(tmp_path):
     both = ("time_embed.0.weight", "input_blocks.0.0.weight")
     for kept in (both, (*both, "label_emb.weight", "output_blocks.0.0.x", "out.2.weight"), (*both, "out.2.bias")):
         torch.save({name: torch.tensor(1.0) for name in kept}, tmp_path / "odd.pt")
-        with pytest.raises(InputError, match="does not fit"):
+        with pytest.raises(InputError, match="does not fit|found a diffusion model"):
             checkpoint.load_weights(build_classifier(ClassifierConfig(**CLASSIFIER)), tmp_path / "odd.pt")
         state = build_classifier(ClassifierConfig(**CLASSIFIER)).state_dict()
-        with pytest.raises(InputError, match="does not fit"):
+        with pytest.raises(InputError, match="does not fit|found a diffusion model"):
             torch.save(state | {"out.2.c_proj.bias": torch.tensor(1.0)}, tmp_path / "odd.pt")
             init_weights(build_classifier(ClassifierConfig(**CLASSIFIER)), str(tmp_path / "odd.pt"), None)
 
@@ -251,7 +251,11 @@ class TestFolders:
         out = tmp_path / "model"
         printed = train("image_train", "model", ema_rate="0.9999,0.1", iterations=3).stdout
         assert f"to sample from: {out}/ema_0.1_000002.pt" in printed
-        train("classifier_train", "guide")
+        printed = train("classifier_train", "guide").stdout
+        last = f"to guide with (--classifier_path): {tmp_path / 'guide'}/model000001.pt"
+        assert printed.splitlines()[-1] == last == train("classifier_train", "guide").stdout.splitlines()[-1]
+        printed = train("classifier_train", "judge", noised="False").stdout.splitlines()
+        assert printed[-1] == f"to judge with (the evaluator's --features): {tmp_path / 'judge'}/model000001.pt"
         draw = {"num_samples": 2, "batch_size": 2, "timestep_respacing": "2", "log_dir": "samples"}
         flags = draw | {"model_path": out, "classifier_path": tmp_path / "guide"}
         printed = run("classifier_sample", flags).stdout
@@ -281,6 +285,21 @@ class TestFolders:
         (tmp_path / "first").mkdir()
         again = train("image_train", "second", resume_checkpoint=tmp_path / "first", iterations=4)
         assert "already complete" in again.stdout, "its own checkpoints come first"
+
+    def test_the_last_step_once_more(self, train, tmp_path):
+        """The number of a classifier's file is that of its last step, which upstream takes again."""
+        train("classifier_train", "first")
+        start = tmp_path / "first" / "model000001.pt"
+        printed = train("classifier_train", "second", resume_checkpoint=start).stdout
+        assert f"warning: --resume_checkpoint {start}: the checkpoint is at step 1, of --iterations 2" in printed
+        assert f"or --init_from {start} to begin anew with its weights" in printed and "finished: 1 step in" in printed
+
+    def test_an_average_to_resume(self, train, tmp_path):
+        train("image_train", "first", ema_rate="0.5,0.9")
+        start = tmp_path / "first" / "ema_0.5_000002.pt"
+        printed = train("image_train", "second", resume_checkpoint=start).stdout
+        assert f"warning: --resume_checkpoint {start}: an average of weights; training begins with" in printed
+        assert "model000002.pt beside it goes on at step 2" in printed
 
     def test_a_damaged_newest_is_passed_over(self, train, tmp_path):
         train("classifier_train", "run", save_interval=1, iterations=3)

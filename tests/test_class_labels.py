@@ -21,7 +21,7 @@ DRAW = {"num_samples": 6, "batch_size": 6, "timestep_respacing": "2", "balanced"
 @pytest.fixture
 def warnings(monkeypatch) -> list[str]:
     said = []
-    monkeypatch.setattr(logger, "warn", said.append)
+    monkeypatch.setattr(logger, "warning", said.append)
     return said
 
 
@@ -147,6 +147,7 @@ class TestGuide:
 
     def test_trained_on_clean_images(self, sample):
         printed = sample({}, {"noised": False}).stdout
+        assert "warning: --classifier_path" in printed
         assert "trained on clean images" in printed and "--noised True" in printed
 
     def test_another_process(self, sample):

@@ -303,7 +303,7 @@ def test_refusals_come_before_the_first_batch(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"/empty: expected images \(gif, jpeg, jpg, png\), found none"):
         load_data(data_dir=str(tmp_path / "empty"), **keywords)
-    with pytest.raises(InputError, match=r": 10 images leave 10 to a process; expected at least .* of 11"):
+    with pytest.raises(InputError, match=r": found 10 images, expected at least a batch of --batch_size 11; lower"):
         load_data(data_dir=folder, batch_size=11, image_size=8)
     with pytest.raises(InputError, match="batch_size: expected at least 1, found 0"):
         load_data(data_dir=folder, batch_size=0, image_size=8)
@@ -316,7 +316,7 @@ def test_too_few_images_for_every_rank_stops_every_rank(folder):
     for rank in ("0", "1", "2"):
         with (
             mock.patch.dict(os.environ, {"RANK": rank, "WORLD_SIZE": "3", "LOCAL_RANK": rank}),
-            pytest.raises(InputError, match="10 images shared among 3 processes leave 3 to a process"),
+            pytest.raises(InputError, match="found 10 images, 3 for each of 3 processes, expected"),
         ):
             if torch.distributed.is_initialized():
                 pytest.skip("another test left a process group")

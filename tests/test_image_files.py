@@ -89,7 +89,7 @@ def test_training_and_evaluation_read_the_same_files(folder, kind, warnings):
 def test_upstreams_function_takes_upstreams_suffixes_and_says_so(folder, warnings):
     load_data(data_dir=str(folder), batch_size=2, image_size=8)
     assert "8 files skipped: " in warnings[0] and "1 .webp" in warnings[0]
-    with pytest.raises(InputError, match="2 images leave 2 to a process"):
+    with pytest.raises(InputError, match="found 2 images, expected at least a batch of --batch_size"):
         load_data(data_dir=str(folder), batch_size=3, image_size=8)
 
 

@@ -14,13 +14,22 @@ import pytest
 from PIL import Image
 
 from evaluations.image_sets import open_image_set
-from guided_diffusion.errors import InputError
+from guided_diffusion.errors import InputError, counted
 from guided_diffusion.files import read_json
 from guided_diffusion.image_files import ImageFiles, list_images
 from guided_diffusion.image_labels import read_labels
 from tests.helpers import CLASSIFIER, DIFFUSION, MODEL, SUPER_RES, Runner
 
 CATS, DOGS = ("cat",) * 4, ("dog",) * 4
+
+
+@pytest.mark.parametrize(
+    ("number", "things", "says"),
+    [(1, "images", "1 image"), (1, "classes", "1 class"), (1, "files", "1 file"), (0, "steps", "0 steps"),
+     (1, "known classes", "1 known class"), (1, "processes", "1 process"), (2, "classes", "2 classes")],
+)  # fmt: skip
+def test_counts(number, things, says):
+    assert counted(number, things) == says
 
 
 def files_of(*names: str) -> ImageFiles:

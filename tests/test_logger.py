@@ -170,6 +170,13 @@ def test_levels(tmp_path):
     assert (tmp_path / "log.txt").read_text().splitlines()[1:] == ["shown 1 None", "warned", "erred", "loud"]
 
 
+def test_a_warning_of_ours_is_called_one(tmp_path):
+    """Upstream's `warn` writes its words as they are."""
+    logger.configure(dir=tmp_path, format_strs=["log"])
+    logger.warning("--labels: both fit")
+    assert (tmp_path / "log.txt").read_text().splitlines()[1:] == ["warning: --labels: both fit"]
+
+
 def test_timing(tmp_path):
     logger.configure(dir=tmp_path, format_strs=[])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from pathlib import Path
@@ -154,15 +155,19 @@ def test_two_ranks_train_as_one(run, tmp_path):
             assert torch.allclose(found[name], value, rtol=1e-4, atol=1e-6 * float(size)), f"{kind} {name}"
 
 
-def test_ctrl_c_without_a_log_dir_says_which_it_was(run, tmp_path, checkpoints):
-    """Without the flag the same command would begin a new folder."""
+@pytest.mark.parametrize(
+    ("signal", "status", "says"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "stopped by SIGTERM")]
+)
+def test_a_stop_without_a_log_dir_says_which_it_was(run, tmp_path, checkpoints, signal, status, says):
+    """Without the flag the same command would begin a new folder; a scheduler's SIGTERM is told in the same way."""
     flags = {"model_path": checkpoints["model"], "num_samples": 6, "batch_size": 1, "timestep_respacing": "2"}
     program = Path(__file__).with_name("interrupted_program.py")
-    arguments = [str(SCRIPTS / "image_sample.py"), "part:2", "SIGINT", "0", *as_arguments(flags)]
+    arguments = [str(SCRIPTS / "image_sample.py"), "part:2", signal, "0", *as_arguments(flags)]
     ended = run(program, arguments, fails=True)
     (folder,) = (tmp_path / "runs").iterdir()
-    assert ended.statuses == [130] and "Traceback" not in ended.stderr
-    told = f"interrupted; finished batches are kept; the same command with --log_dir {folder} goes on from there"
+    assert ended.statuses == [status] and "Traceback" not in ended.stderr
+    told = f"{says}; finished batches are kept; the same command with --log_dir {folder} goes on from there"
     assert told in ended.stdout
+    assert json.loads((folder / "status.json").read_text())["state"] == "stopped"
     again = run("image_sample", flags | {"log_dir": folder})
     assert "of 6 images are there" in again.stdout and list(folder.glob("samples_6*.npz"))

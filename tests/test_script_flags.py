@@ -139,6 +139,13 @@ def test_help_keeps_the_lines_of_its_example(fork_server, tmp_path):
         assert examples and set(examples) <= set(printed), name
 
 
+@pytest.mark.parametrize("word", ["--help", "--version"])
+def test_two_ranks_print_it_once(run, word):
+    """By the launcher's variables alone: no rank waits for another."""
+    alone = run("image_sample", [word]).stdout
+    assert run("image_sample", [word], launcher="fork2").stdout == alone
+
+
 def test_version(run, fork_server, tmp_path):
     for name in ("classifier_sample", "image_train"):
         assert run(name, ["--version"]).stdout == f"ed-dpm {guided_diffusion.__version__}\n"

@@ -32,7 +32,7 @@ def save(folder: CheckpointFolder, number: int, steps_done: int | None = None) -
 def warnings(tmp_path_factory, monkeypatch) -> Iterator[list[str]]:
     """What is warned about; other lines of the log go into a folder of their own."""
     told: list[str] = []
-    monkeypatch.setattr(logger, "warn", told.append)
+    monkeypatch.setattr(logger, "warning", told.append)
     with logger.scoped_configure(dir=tmp_path_factory.mktemp("log"), format_strs=["log"]):
         yield told
 

@@ -178,6 +178,7 @@ def test_another_run_is_refused(again, tmp_path):
         "--iterations 9 (the run there has 6)", "--batch_size times processes 5 (the run there has 4)",
     ):  # fmt: skip
         assert difference in line
+    assert "the learning rate is annealed over --iterations, so another value is another run; use another" in line
     assert what_counts(tmp_path / "run") == before
     for path in (tmp_path / "run").glob("state*.json"):
         path.unlink()
@@ -221,9 +222,15 @@ def test_a_requeued_command_prefers_its_own_checkpoints(train, tmp_path):
     assert [float(row["step"]) for row in read_csv(tmp_path / "cut" / "progress.csv")] == [2, 3, 4, 5]
 
 
+def test_more_steps_of_a_falling_rate(train, tmp_path):
+    train("image_train", "run", lr_anneal_steps=2)
+    (line,) = train("image_train", "run", lr_anneal_steps=4, fails=True).error_lines
+    assert "--lr_anneal_steps 4 (the run there has 2); the learning rate is annealed over --lr_anneal_steps, so" in line
+
+
 def test_another_number_of_processes_with_the_same_batch(train, tmp_path):
     train("image_train", "run", ("step:3", "SIGTERM", "all"), launcher="fork2", batch_size=2)
-    assert "going on with 1 processes, 2 before" in train("image_train", "run", batch_size=4).stdout
+    assert "going on with 1 process, 2 before" in train("image_train", "run", batch_size=4).stdout
     rows = read_csv(tmp_path / "run" / "progress.csv")
     assert [float(row["samples"]) for row in rows] == [4.0 * n for n in range(1, 7)]
     assert all(np.isfinite(float(row["loss"])) for row in rows)

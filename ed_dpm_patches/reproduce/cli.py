@@ -24,7 +24,7 @@ from typing import NoReturn
 
 from ed_dpm_patches.figures import cli as figures
 from guided_diffusion import __version__, dist_util, status
-from guided_diffusion.errors import InputError
+from guided_diffusion.errors import InputError, counted
 from guided_diffusion.files import read_json
 from guided_diffusion.streams import print_result
 
@@ -169,11 +169,11 @@ def _run(args: argparse.Namespace) -> None:
     small = book.writes_data
     at_once = args.at_once or (max(1, (os.cpu_count() or 1) // commands.options.processes) if small else 1)
     runner = Runner(out, {"OMP_NUM_THREADS": "1"} if small else {})
-    print(f"{len(rows)} rows, {len(steps)} steps; logs: {runner.logs}", flush=True)
+    print(f"{counted(len(rows), 'rows')}, {counted(len(steps), 'steps')}; logs: {runner.logs}", flush=True)
     print(f"disk in all: {disk(commands, rows)}; free: {shutil.disk_usage(runner.logs.parent).free / 1e9:,.0f} GB")
     try:
         made = runner.run(steps, at_once)
-        print(f"{len(steps)} steps: {made} run, {len(steps) - made} were done", flush=True)
+        print(f"{counted(len(steps), 'steps')}: {made} run, {len(steps) - made} were done", flush=True)
     finally:  # what there is, whatever failed
         print("\n".join(f"report: {path}" for path in write_report(book, ROOT / out, args.rehearse)))
 
