@@ -91,6 +91,9 @@ def test_documented_command_runs(where, command, run, tmp_path):
         arguments = image_file_arguments(name, words[program + 1 :], tmp_path)
     elif name == "train_model":
         arguments = ["--steps", "2", "--work", str(tmp_path), "--model_dir", str(tmp_path / "model")]
+    elif name == "calibrate":  # as it stands, but for where the result goes
+        arguments = [str(ROOT / word) if word.startswith("results/") else word for word in words[program + 1 : -1]]
+        arguments.append(str(tmp_path / "model.safetensors"))
     elif name in NETWORKS:
         arguments = script_arguments(name, words[program + 1 :], tmp_path)
     else:
