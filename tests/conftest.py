@@ -16,6 +16,11 @@ from tests.helpers import ForkServer, Runner, make_checkpoint, make_images  # no
 torch.set_num_threads(1)  # tiny networks; on busy cores a second thread waits more than it works
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the slow tests first, so that no worker has one left when the others have ended."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def fork_server() -> Iterator[ForkServer]:
     server = ForkServer()

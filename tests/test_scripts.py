@@ -30,7 +30,7 @@ TRAIN = {"batch_size": 4, "log_interval": 1, **DIFFUSION}
 
 
 @pytest.mark.parametrize(
-    ("launcher", "channels"), [("mpiexec", 3), ("mpiexec", 1), ("torchrun", 3), ("python", 1)]
+    ("launcher", "channels"), [("mpiexec", 3), ("torchrun", 3), ("python", 1)]
 )  # fmt: skip
 def test_classifier_from_training_to_evaluation(run, tmp_path, launcher, channels):
     images = make_images(tmp_path / "images", channels=channels)
