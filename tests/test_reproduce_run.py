@@ -96,7 +96,7 @@ def test_the_rehearsal_keeps_the_flags():
         assert set(flags[1]) - set(flags[0]) <= added and set(flags[0]) <= set(flags[1])
         changed = {name for name in flags[0] if flags[0][name] != flags[1][name]}
         widths = {"image_size", "num_channels", "num_head_channels"}
-        assert changed <= widths | {"model_path", "classifier_path", "log_dir"}
+        assert changed <= widths | {"model_path", "classifier_path", "log_dir", "timestep_respacing"}
 
 
 def flags_of(command: list[str]) -> dict[str, str]:
