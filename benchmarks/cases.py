@@ -102,6 +102,8 @@ class Pair:
 
     def _both(self, build: Callable, build_peer: Callable, arguments: dict) -> tuple[nn.Module, nn.Module]:
         ours, arguments = our_network(build, self.setting.side, arguments)
+        if build_peer is None:
+            return ours.to(self.device), None
         theirs = build_peer(**arguments, use_fp16=self.half)
         theirs.load_state_dict(ours.state_dict())
         ours, theirs = ours.to(self.device), theirs.to(self.device)
