@@ -75,7 +75,7 @@ def spread(name: str, values: list[float]) -> dict[str, float]:
 
 
 def ceilings(device: torch.device, dtype: torch.dtype, repeats: int = 5, tiny: bool = False) -> dict[str, float]:
-    """GFLOP/s of a large matrix product and of a large 3x3 convolution, the best of `repeats`; of small ones if tiny."""
+    """GFLOP/s of a large matrix product and of a 3x3 convolution, the best of `repeats`; small ones if tiny."""
     n = 64 if tiny else 1024 if device.type == "cpu" else 8192
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     channels, side, batch = (16, 8, 2) if tiny else (128, 32, 16) if device.type == "cpu" else (512, 64, 32)
