@@ -96,9 +96,9 @@ class Pair:
         torch.manual_seed(0)
         self.setting, self.peer, self.device, self.half, self.compile = setting, peer, device, half, compile
         self.dtype = torch.float16 if half else None
-        build_model, build_classifier = (peer.script_util.create_model, peer.unet.EncoderUNetModel) if peer else (None,) * 2
-        self.models = self._both(script_util.create_model, build_model, setting.model)
-        self.classifiers = self._both(unet.EncoderUNetModel, build_classifier, classifier_arguments(setting))
+        self.models = self._both(script_util.create_model, peer and peer.script_util.create_model, setting.model)
+        build = peer and peer.unet.EncoderUNetModel
+        self.classifiers = self._both(unet.EncoderUNetModel, build, classifier_arguments(setting))
         shape = (setting.batch_size, 3, setting.side, setting.side)
         self.x_t = torch.randn(shape, device=device)
         self.t = torch.full((setting.batch_size,), 12, device=device)  # index in a process of 25 steps
@@ -199,7 +199,8 @@ class Pair:
             process = source.create_gaussian_diffusion(learn_sigma=True, rescale_learned_sigmas=True)
 
             def call() -> Tensor:
-                return process.training_losses(network, self.x_t.clamp(-1, 1), self.t * 40, labels, noise)["loss"].mean()
+                x_start = self.x_t.clamp(-1, 1)
+                return process.training_losses(network, x_start, self.t * 40, labels, noise)["loss"].mean()
 
             return call
 
