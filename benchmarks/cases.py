@@ -93,12 +93,14 @@ class Pair:
     def __init__(
         self, setting: Setting, peer: SimpleNamespace | None, device: torch.device, half: bool, compile: bool = False
     ):
-        torch.manual_seed(0)
         self.setting, self.peer, self.device, self.half, self.compile = setting, peer, device, half, compile
         self.dtype = torch.float16 if half else None
+        torch.manual_seed(0)
         self.models = self._both(script_util.create_model, peer and peer.script_util.create_model, setting.model)
+        torch.manual_seed(1)  # anew: building the peer's networks, if there are any, draws numbers too
         build = peer and peer.unet.EncoderUNetModel
         self.classifiers = self._both(unet.EncoderUNetModel, build, classifier_arguments(setting))
+        torch.manual_seed(2)
         shape = (setting.batch_size, 3, setting.side, setting.side)
         self.x_t = torch.randn(shape, device=device)
         self.t = torch.full((setting.batch_size,), 12, device=device)  # index in a process of 25 steps

@@ -39,6 +39,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / RESULTS).unlink(missing_ok=True)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    if args.tiny:
+        environment["OMP_NUM_THREADS"] = "1"  # a second thread waits more than it works
     baseline = args.baseline or UPSTREAM
     if (baseline / "guided_diffusion").is_dir():
         environment["GUIDED_DIFFUSION_PEER"] = str(baseline.resolve())

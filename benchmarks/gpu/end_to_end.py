@@ -54,10 +54,11 @@ def measure(context: Context, name: str, program: str, flags: dict[str, Any] | l
 
 
 def status(folder: Path) -> dict[str, Any]:
-    """Rate and peak memory as the program's own status.json tells them at its end."""
-    path = folder / "status.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    return {key: found[key] for key in ("rate", "unit", "peak_memory", "peak_gpu_memory") if found.get(key) is not None}
+    """Rate and peak memory as the program's own status.json tells them at its end: without its start."""
+    found = json.loads((folder / "status.json").read_text())
+    summary = found["summary"]
+    row = {f"{found['unit']}_per_s": summary["made"] / summary["seconds"]}
+    return row | {f"{key}_gb": summary[key] / 1e9 for key in ("peak_memory", "peak_cuda_memory") if key in summary}
 
 
 class Busy:
