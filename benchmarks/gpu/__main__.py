@@ -39,6 +39,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / RESULTS).unlink(missing_ok=True)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment["OPENAI_LOGDIR"] = str((args.out / "logs").resolve())
     if args.tiny:
         environment["OMP_NUM_THREADS"] = "1"  # a second thread waits more than it works
     baseline = args.baseline or UPSTREAM

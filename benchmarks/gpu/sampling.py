@@ -49,11 +49,11 @@ def run(context: Context) -> None:
 
 
 def tiny() -> Setting:
-    """32 channels at 16 pixels."""
-    base = small(16, 2)
-    model = {"num_channels": 32, "channel_mult": "1,2", "num_res_blocks": 1, "attention_resolutions": "8"}
-    classifier = {"model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (2,)}
-    return Setting(16, 2, base.model | model, base.classifier | classifier)
+    """32 channels and one block at 8 pixels, with attention."""
+    base = small(8, 2)
+    model = {"num_channels": 32, "channel_mult": "1", "num_res_blocks": 1, "attention_resolutions": "8"}
+    classifier = {"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1, "attention_resolutions": (1,)}
+    return Setting(8, 2, base.model | model, base.classifier | classifier)
 
 
 def find_peer() -> object | None:
