@@ -23,7 +23,7 @@ def run(context: Context) -> None:
     iterations = 2 if context.tiny else 60
     folder = context.out / "made" / "end-to-end"
     flags = made.sampling_flags(folder, networks, count, batch, steps)
-    images = made.make_images(folder / "images", side, classes, max(count, classes, 2 * batch))
+    images = made.make_images(folder / "images", side, classes, max(count, 2 * classes, 2 * batch))
     judge = made.make_networks(folder / "judge", networks, noised=False)["classifier"]
     width = {key: value for key, value in vars(networks.classifier).items() if key.startswith("classifier_")}
     width |= {"image_size": side, "classifier_use_fp16": not context.tiny}
@@ -31,6 +31,7 @@ def run(context: Context) -> None:
     sample = "scripts/classifier_sample.py"
     ddim = {} if context.tiny else {"use_ddim": True}
     train = width | {"data_dir": images, "batch_size": batch, "iterations": iterations, "log_interval": 1}
+    train["labels"] = "filename"
     programs: list[tuple[str, str, dict[str, Any] | list, int]] = [
         ("classifier_sample", sample, flags | half | ddim | {"log_dir": folder / "plain"}, count),
         ("classifier_sample --eds", sample, flags | half | ddim | {"eds": None, "log_dir": folder / "eds"}, count),
