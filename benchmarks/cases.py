@@ -85,16 +85,22 @@ def classifier_arguments(setting: Setting) -> dict:
 
 
 class Pair:
-    """Both sides' networks with the same random weights, and one batch of inputs on the device."""
+    """Both sides' networks with the same random weights, and one batch of inputs on the device.
+
+    Without a peer its networks, and its half of every part, are None.
+    """
 
     def __init__(
-        self, setting: Setting, peer: SimpleNamespace, device: torch.device, half: bool, compile: bool = False
+        self, setting: Setting, peer: SimpleNamespace | None, device: torch.device, half: bool, compile: bool = False
     ):
-        torch.manual_seed(0)
         self.setting, self.peer, self.device, self.half, self.compile = setting, peer, device, half, compile
         self.dtype = torch.float16 if half else None
-        self.models = self._both(script_util.create_model, peer.script_util.create_model, setting.model)
-        self.classifiers = self._both(unet.EncoderUNetModel, peer.unet.EncoderUNetModel, classifier_arguments(setting))
+        torch.manual_seed(0)
+        self.models = self._both(script_util.create_model, peer and peer.script_util.create_model, setting.model)
+        torch.manual_seed(1)  # anew: building the peer's networks, if there are any, draws numbers too
+        build = peer and peer.unet.EncoderUNetModel
+        self.classifiers = self._both(unet.EncoderUNetModel, build, classifier_arguments(setting))
+        torch.manual_seed(2)
         shape = (setting.batch_size, 3, setting.side, setting.side)
         self.x_t = torch.randn(shape, device=device)
         self.t = torch.full((setting.batch_size,), 12, device=device)  # index in a process of 25 steps
@@ -102,6 +108,8 @@ class Pair:
 
     def _both(self, build: Callable, build_peer: Callable, arguments: dict) -> tuple[nn.Module, nn.Module]:
         ours, arguments = our_network(build, self.setting.side, arguments)
+        if build_peer is None:
+            return ours.to(self.device), None
         theirs = build_peer(**arguments, use_fp16=self.half)
         theirs.load_state_dict(ours.state_dict())
         ours, theirs = ours.to(self.device), theirs.to(self.device)
@@ -115,7 +123,8 @@ class Pair:
         The guidance is the classifier forward and backward and the arithmetic around it.
         """
         (model, peer_model), (classifier, peer_classifier) = self.models, self.classifiers
-        peer_model.eval(), peer_classifier.eval()
+        for network in filter(None, (peer_model, peer_classifier)):
+            network.eval()
         model, classifier = (Frozen(network, self.dtype, self.compile) for network in (model, classifier))
         guidance = ClassifierGuidance(classifier, ConstantRule(1.0))
 
@@ -126,8 +135,8 @@ class Pair:
                 return torch.autograd.grad(log_p.sum(), x_in)[0]
 
         processes = [
-            builder(learn_sigma=True, timestep_respacing="ddim25")
-            for builder in (script_util.create_gaussian_diffusion, self.peer.script_util.create_gaussian_diffusion)
+            source.create_gaussian_diffusion(learn_sigma=True, timestep_respacing="ddim25")
+            for source in (script_util, self.peer.script_util if self.peer else script_util)
         ]
 
         def unet_call(network: nn.Module) -> Callable[[], Tensor]:
@@ -157,7 +166,7 @@ class Pair:
         def free_guidance(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
             return x
 
-        return {
+        parts = {
             "UNet": (unet_call(model), unet_call(peer_model)),
             "classifier forward": (forward(classifier), forward(peer_classifier)),
             "guidance": (
@@ -167,31 +176,64 @@ class Pair:
             "sampler without networks": tuple(step(process, free_model, free_guidance) for process in processes),
             "guided step": (step(processes[0], model, guidance), step(processes[1], peer_model, peer_guidance)),
         }
+        return parts if self.peer else {name: (ours, None) for name, (ours, _) in parts.items()}
 
     def training(self) -> dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]]:
         """One optimizer step of the classifier on noised images; returns the loss."""
         ours, theirs = self.classifiers
-        ours.train(), theirs.train()
         network = LowPrecision(to_fast_layout(fuse_attention(ours)), self.dtype)  # as ClassifierTrainLoop does
-        stepper = OptimizerStepper(ours, self.dtype, self.device, initial_lg_loss_scale=16.0)
-        opt = torch.optim.AdamW(stepper.master_params, lr=1e-6)
+
+        def our_loss() -> Tensor:
+            return ect_terms(network(self.x_t, self.t * 40), self.y, weight=0.0)["loss"].mean()
+
+        def peer_loss() -> Tensor:
+            return F.cross_entropy(theirs(self.x_t, self.t * 40), self.y)
+
+        return {"classifier training step": (self._our_step(ours, our_loss), self._peer_step(theirs, peer_loss))}
+
+    def diffusion_training(self) -> dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]]:
+        """One optimizer step of the UNet on the published processes' loss; returns the loss."""
+        ours, theirs = self.models
+        labels = {"y": self.y} if self.setting.model.get("class_cond") else {}
+        noise = torch.randn_like(self.x_t)
+
+        def loss(network: nn.Module, source) -> Callable[[], Tensor]:
+            process = source.create_gaussian_diffusion(learn_sigma=True, rescale_learned_sigmas=True)
+
+            def call() -> Tensor:
+                x_start = self.x_t.clamp(-1, 1)
+                return process.training_losses(network, x_start, self.t * 40, labels, noise)["loss"].mean()
+
+            return call
+
+        network = LowPrecision(ours, self.dtype)  # as TrainLoop does
+        peer_step = self._peer_step(theirs, loss(theirs, self.peer.script_util)) if self.peer else None
+        return {"diffusion training step": (self._our_step(ours, loss(network, script_util)), peer_step)}
+
+    def _our_step(self, network: nn.Module, compute_loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        network.train()
+        stepper = OptimizerStepper(network, self.dtype, self.device, initial_lg_loss_scale=16.0)
+        return _step(stepper, compute_loss)
+
+    def _peer_step(self, network: nn.Module | None, compute_loss: Callable[[], Tensor]) -> Callable | None:
+        if network is None:
+            return None
+        network.train()
         trainer = self.peer.fp16_util.MixedPrecisionTrainer(
-            model=theirs, use_fp16=self.half, initial_lg_loss_scale=16.0
+            model=network, use_fp16=self.half, initial_lg_loss_scale=16.0
         )
-        peer_opt = torch.optim.AdamW(trainer.master_params, lr=1e-6)
+        return _step(trainer, compute_loss)
 
-        def our_step() -> Tensor:
-            stepper.zero_grad()
-            loss = ect_terms(network(self.x_t, self.t * 40), self.y, weight=0.0)["loss"].mean()
-            stepper.backward(loss)
-            stepper.optimize(opt)
-            return loss.detach()
 
-        def peer_step() -> Tensor:
-            trainer.zero_grad()
-            loss = F.cross_entropy(theirs(self.x_t, self.t * 40), self.y)
-            trainer.backward(loss)
-            trainer.optimize(peer_opt)
-            return loss.detach()
+def _step(trainer, compute_loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """An optimizer step by our stepper or by the peer's trainer."""
+    opt = torch.optim.AdamW(trainer.master_params, lr=1e-6)
 
-        return {"classifier training step": (our_step, peer_step)}
+    def step() -> Tensor:
+        trainer.zero_grad()
+        loss = compute_loss()
+        trainer.backward(loss)
+        trainer.optimize(opt)
+        return loss.detach()
+
+    return step

@@ -74,11 +74,11 @@ def spread(name: str, values: list[float]) -> dict[str, float]:
     return {name: statistics.median(values), f"{name}_p10": deciles[0], f"{name}_p90": deciles[-1]}
 
 
-def ceilings(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> dict[str, float]:
-    """GFLOP/s of a large matrix product and of a large 3x3 convolution, the best of `repeats`."""
-    n = 1024 if device.type == "cpu" else 8192
+def ceilings(device: torch.device, dtype: torch.dtype, repeats: int = 5, tiny: bool = False) -> dict[str, float]:
+    """GFLOP/s of a large matrix product and of a 3x3 convolution, the best of `repeats`; small ones if tiny."""
+    n = 64 if tiny else 1024 if device.type == "cpu" else 8192
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    channels, side, batch = (128, 32, 16) if device.type == "cpu" else (512, 64, 32)
+    channels, side, batch = (16, 8, 2) if tiny else (128, 32, 16) if device.type == "cpu" else (512, 64, 32)
     x = torch.randn(batch, channels, side, side, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     w = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     work = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,12 +56,17 @@ class Side:
     def flops(self, part: str) -> int:
         """Multiplications and additions of one call, backward included; without those of fused attention on a CPU,
         which PyTorch's counter does not know."""
-        counter = FlopCounterMode(display=False)
-        # Per-module counts need hooks that autograd.grad does not allow; the total does not.
-        counter.mod_tracker = _WholeProgram()
-        with counter:
-            self._parts[part]()
-        return counter.get_total_flops()
+        return count_flops(self._parts[part])
+
+
+def count_flops(work: Callable[[], object]) -> int:
+    """Multiplications and additions that PyTorch's counter finds in a call."""
+    counter = FlopCounterMode(display=False)
+    # Per-module counts need hooks that autograd.grad does not allow; the total does not.
+    counter.mod_tracker = _WholeProgram()
+    with counter:
+        work()
+    return counter.get_total_flops()
 
 
 class SideElsewhere:

@@ -13,17 +13,28 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
 
-import blobfile
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from . import checkpoint_flags, launch
 from .errors import InputError, brief
-from .files import check_readable, is_remote, open_readable, parse_json, read_json, reason, write_atomically, write_json
+from .files import (
+    beside,
+    blobfile,
+    check_readable,
+    file_errors,
+    is_remote,
+    join,
+    open_readable,
+    parse_json,
+    read_json,
+    reason,
+    write_atomically,
+    write_json,
+)
 from .nonfinite import check_weights
 
 _PATIENCE = 60.0  # seconds without an answer
@@ -179,7 +190,7 @@ def save(obj: Any, path: str | os.PathLike) -> None:
     if os.fspath(path).endswith(".safetensors"):
         # Clones, because safetensors refuses tensors that share memory; contiguous, because it must be.
         tensors = {key: value.detach().cpu().clone().contiguous() for key, value in obj.items()}
-        data = safetensors.torch.save(tensors)
+        data = _safetensors().save(tensors)
         with write_atomically(path) as file:
             file.write(data)
     else:
@@ -194,7 +205,7 @@ def save(obj: Any, path: str | os.PathLike) -> None:
 
 def write_config(directory: str | os.PathLike, config: Mapping[str, Any]) -> None:
     """Write ``config`` as ``config.json`` into ``directory``; values JSON does not know become strings."""
-    write_json(_join(os.fspath(directory), CONFIG_NAME), dict(config), default=str)
+    write_json(join(directory, CONFIG_NAME), dict(config), default=str)
 
 
 def read_config(checkpoint_path: str | os.PathLike) -> dict[str, Any] | None:
@@ -207,8 +218,8 @@ def read_config(checkpoint_path: str | os.PathLike) -> dict[str, Any] | None:
         with suppress(FileNotFoundError, NotADirectoryError):
             return read_json(Path(checkpoint_path).parent / CONFIG_NAME)
         return None
-    path = _join(checkpoint_path.rpartition("/")[0], CONFIG_NAME)
-    if _is_web(path) or not blobfile.exists(path):
+    path = beside(checkpoint_path, CONFIG_NAME)
+    if _is_web(path) or not blobfile().exists(path):
         return None
     with _open_for_reading(path) as file:
         return parse_json(file.read(), path)
@@ -217,10 +228,6 @@ def read_config(checkpoint_path: str | os.PathLike) -> dict[str, Any] | None:
 def _is_web(path: str) -> bool:
     """http(s) addresses that blobfile does not take for Azure storage."""
     return path.startswith(("http://", "https://")) and ".blob.core.windows.net" not in path
-
-
-def _join(directory: str, name: str) -> str:
-    return f"{directory.rstrip('/')}/{name}" if is_remote(directory) else os.path.join(directory, name)
 
 
 def _open_for_reading(path: str) -> BinaryIO:
@@ -245,16 +252,25 @@ def check_there(name: str, path: str) -> None:
 @contextmanager
 def _open_remote(path: str, name: str = "") -> Iterator[BinaryIO]:
     try:
-        with urllib.request.urlopen(path, timeout=_PATIENCE) if _is_web(path) else blobfile.BlobFile(path, "rb") as it:
-            yield it
+        web = _is_web(path)
+        with urllib.request.urlopen(path, timeout=_PATIENCE) if web else blobfile().BlobFile(path, "rb") as file:
+            yield file
     except FileNotFoundError as error:
         raise InputError(f"{name or path}: no such file") from error
-    except (OSError, blobfile.Error, http.client.HTTPException, ValueError) as error:
+    except (*file_errors(), http.client.HTTPException, ValueError) as error:
         raise InputError(f"{name or path}: cannot be fetched: {brief(error)}") from error
 
 
+def _safetensors() -> ModuleType:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise InputError("files named .safetensors need safetensors: pip install safetensors") from error
+    return safetensors.torch
+
+
 def _read_safetensors(file: BinaryIO, map_location: Any) -> dict[str, Tensor]:
-    tensors = safetensors.torch.load(file.read())  # in no particular order
+    tensors = _safetensors().load(file.read())  # in no particular order
     return {
         key: value if map_location is None else value.to(map_location)
         for key, value in sorted(tensors.items())

@@ -10,13 +10,13 @@ import os
 import re
 import secrets
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
-
-import blobfile
 
 from guided_diffusion import processes
 from guided_diffusion.errors import DamagedError, InputError, first_line
@@ -41,6 +41,33 @@ _KINDS = {
 def is_remote(path: str | os.PathLike) -> bool:
     """Return whether a path is an address such as gs://bucket/name."""
     return "://" in os.fspath(path)
+
+
+def join(folder: str | os.PathLike, name: str) -> str:
+    """Return the path of a file in a folder, local or remote."""
+    folder = os.fspath(folder)
+    return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else os.path.join(folder, name)
+
+
+def beside(path: str | os.PathLike, name: str) -> str:
+    """Return the path of a file in the same folder as another, local or remote."""
+    path = os.fspath(path)
+    return join(path.rpartition("/")[0] if is_remote(path) else os.path.dirname(path), name)
+
+
+def blobfile() -> ModuleType:
+    """Return the library for remote paths, which alone need it. ``InputError`` where it is not installed."""
+    try:
+        import blobfile
+    except ImportError as error:
+        raise InputError("remote paths need blobfile: pip install blobfile") from error
+    return blobfile
+
+
+def file_errors() -> tuple[type[Exception], ...]:
+    """Return what opening, listing and writing files raises, local or remote."""
+    loaded = sys.modules.get("blobfile")
+    return (OSError, loaded.Error) if loaded else (OSError,)
 
 
 @contextmanager
@@ -287,9 +314,9 @@ def _upload(path: str) -> Iterator[BinaryIO]:
     buffer = io.BytesIO()
     yield buffer
     try:
-        with blobfile.BlobFile(path, "wb") as remote:
+        with blobfile().BlobFile(path, "wb") as remote:
             remote.write(buffer.getbuffer())
-    except (OSError, blobfile.Error) as error:
+    except file_errors() as error:
         raise InputError(f"{path}: cannot be written: {first_line(error)}") from error
 
 

@@ -15,10 +15,8 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, BinaryIO
 
-import blobfile
-
 from .errors import InputError, counted
-from .files import decoding, exists, is_remote, open_regular, reason
+from .files import blobfile, decoding, exists, file_errors, is_remote, join, open_regular, reason
 from .safe_images import NO_IMAGE
 
 SUFFIXES = frozenset(("bmp", "gif", "jpeg", "jpg", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp"))
@@ -47,7 +45,7 @@ class ImageFiles:
 
     def path(self, name: str) -> str:
         """Return a file's path for opening and for messages, that of the place before its name."""
-        return blobfile.join(self.place, name) if is_remote(self.place) else os.path.join(self.place, name)
+        return join(self.place, name)
 
     def open(self, path: str) -> BinaryIO:
         """Open the file that ``path`` gave the path of; ``InputError`` or ``OSError`` where that fails."""
@@ -124,7 +122,7 @@ def list_images(place: str, title: str = "", suffixes: Collection[str] = SUFFIXE
 
 def open_image_file(path: str) -> BinaryIO:
     """Open one image by its path, local or remote."""
-    return blobfile.BlobFile(path, "rb") if is_remote(path) else open_regular(path)
+    return blobfile().BlobFile(path, "rb") if is_remote(path) else open_regular(path)
 
 
 def is_image_archive(path: str) -> bool:
@@ -279,14 +277,14 @@ def _walk_remote(
     place: str, title: str, suffixes: Collection[str], skipped: Counter[str], inside: str = ""
 ) -> Iterator[str]:
     with _listing(title):
-        names = sorted(blobfile.listdir(blobfile.join(place, inside) if inside else place))
+        names = sorted(blobfile().listdir(join(place, inside) if inside else place))
     for name in names:
         kind = _other_kind(name, suffixes)
         if kind is None:
             yield inside + name
             continue
         with _listing(title):
-            is_folder = blobfile.isdir(blobfile.join(place, inside + name))
+            is_folder = blobfile().isdir(join(place, inside + name))
         if not is_folder:
             skipped[kind] += 1
         elif _is_hidden_folder(name):
@@ -321,7 +319,7 @@ def _listing(title: str) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise InputError(f"{title}: no such folder") from error
-    except (OSError, blobfile.Error) as error:
+    except file_errors() as error:
         raise InputError(f"{title}: cannot be listed: {_why(error)}") from error
 
 

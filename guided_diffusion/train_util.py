@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
-import blobfile
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from . import checkpoint, dist_util, logger, stop_signals
 from .amp import LowPrecision, OptimizerStepper, amp_dtype
 from .compiling import TOLERANCE, TOLERANCE_AUTOCAST, CompiledForTraining
 from .errors import InputError
-from .files import decoding, exists, is_remote
+from .files import beside, blobfile, decoding, exists, is_remote
 from .fp16_util import INITIAL_LOG_LOSS_SCALE, flat_optimizer_state, unflatten_optimizer_state
 from .nn import update_ema
 from .nonfinite import check_loss
@@ -224,8 +223,8 @@ def load_optimizer(opt: torch.optim.Optimizer, model_path: str, step: int, requi
 
     InputError when it is required and missing, or belongs to another model.
     """
-    path = blobfile.join(blobfile.dirname(model_path), f"opt{step:06d}.pt")
-    if not required and not (blobfile.exists if is_remote(path) else exists)(path):
+    path = beside(model_path, f"opt{step:06d}.pt")
+    if not required and not (blobfile().exists if is_remote(path) else exists)(path):
         logger.warning(f"no optimizer state at {path}: starting with a fresh optimizer")
         return
     if not is_remote(path) and not exists(path):
@@ -307,8 +306,8 @@ def find_ema_checkpoint(main_checkpoint: str | None, step: int, rate: float) -> 
     """The averaged weights of a step beside its model file, or None."""
     if not main_checkpoint:
         return None
-    path = blobfile.join(blobfile.dirname(main_checkpoint), f"ema_{rate}_{step:06d}.pt")
-    return path if (blobfile.exists if is_remote(path) else exists)(path) else None
+    path = beside(main_checkpoint, f"ema_{rate}_{step:06d}.pt")
+    return path if (blobfile().exists if is_remote(path) else exists)(path) else None
 
 
 def log_loss_dict(diffusion, ts: Tensor, losses: dict[str, Tensor]) -> None:

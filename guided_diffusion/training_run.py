@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import blobfile
 from torch import nn
 
 from . import checkpoint, dist_util, logger
 from .checkpoint_folder import Checkpoint, CheckpointFolder
 from .errors import InputError, counted
-from .files import list_names
+from .files import join, list_names
 from .init_weights import init_weights
 from .random_streams import Purpose, seed_globals
 from .run_directory import versions
@@ -93,7 +92,7 @@ class TrainingRun:
         """
         if dist_util.get_rank() == 0 and self.folder is None:
             for name, content in objects.items():
-                path = blobfile.join(directory, name)
+                path = join(directory, name)
                 checkpoint.save(content, path)
                 logger.log(f"saved {path}")
         elif dist_util.get_rank() == 0:
@@ -102,7 +101,7 @@ class TrainingRun:
             self.folder.save(number, objects, entry)
             self.folder.prune(self.keep)
         dist_util.barrier()
-        return blobfile.join(directory, f"model{number:06d}.pt")
+        return join(directory, f"model{number:06d}.pt")
 
 
 def parse_resume_step_from_filename(filename: str) -> int:

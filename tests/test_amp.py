@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
+from benchmarks.gpu.checks import float64
 from guided_diffusion import logger
 from guided_diffusion.amp import AMP_DTYPES, LowPrecision, OptimizerStepper, amp_dtype
 from guided_diffusion.errors import InputError
@@ -45,16 +44,6 @@ def network(request) -> nn.Module:
 def inputs() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(4, 3, 8, 8, generator=generator), torch.tensor([0, 13, 500, 999])
-
-
-@contextlib.contextmanager
-def float64(network: nn.Module):
-    """A copy of the network that computes in float64 throughout, norms and softmax too."""
-    double = copy.deepcopy(network).double()
-    double.dtype = torch.float64
-    double.time_embed.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
-    with mock.patch.object(torch.Tensor, "float", torch.Tensor.double):
-        yield double
 
 
 def test_amp_dtype():

@@ -6,7 +6,6 @@ ED_DPM_TEST_DEVICE=cpu runs these tests without a GPU, which shows that they are
 from __future__ import annotations
 
 import importlib
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -17,21 +16,16 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 
-import ed_dpm_patches as patches
-from ed_dpm_patches import ClassifierGuidance, ConstantRule, EntropyRule
-from ed_dpm_patches.trace import Trace
+from benchmarks.gpu import checks
+from benchmarks.gpu.checks import CPU, DEVICE, RULES, TOLERANCE, error, evaluate
 from evaluations.classifier_features import ClassifierEngine
 from evaluations.graphdef import Node
 from evaluations.torch_fold import fold_batch_norms
 from evaluations.torch_graph import TorchGraph
 from guided_diffusion import logger, run_log, samplers, unet
 from guided_diffusion.frozen import Frozen
-from guided_diffusion.nonfinite import Watch, timesteps_of
-from guided_diffusion.sample_noise import PerSampleNoise
-from guided_diffusion.script_util import create_classifier, create_gaussian_diffusion, create_model
-from guided_diffusion.solvers import SAMPLERS, sampling_loop
+from guided_diffusion.solvers import SAMPLERS
 from tests.helpers import (
     CLASSIFIER,
     DIFFUSION,
@@ -43,24 +37,13 @@ from tests.helpers import (
 )
 from tests.parity.cases_models import ENCODER_FLAGS, TINY, UNET_FLAGS, random_inputs, twins
 from tests.parity.peer import require_peer
-from tests.test_amp import float64
 from tests.test_evaluations_classifier import write_classifier
 from tests.test_evaluations_recipes import make_images
-from tests.test_guidance import Biased
 
-DEVICE, CPU = torch.device(os.environ.get("ED_DPM_TEST_DEVICE", "cuda")), torch.device("cpu")
 pytestmark = [
     pytest.mark.skipif(DEVICE.type == "cuda" and not torch.cuda.is_available(), reason="needs a CUDA GPU"),
     pytest.mark.usefixtures("fork_server"),  # from the first test on: by the time it is needed it has started
 ]
-
-CLASSES = 5
-X, NOISE = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-T, Y = torch.tensor([1, 40, 200, 500]), torch.tensor([0, 2, 4, 2])
-# Float32 rounds the angles of the timestep embedding, up to 500 rad here, by up to 3e-5; all else by far less.
-FLOAT32 = 2e-5
-# A few units in the last place (2**-11, 2**-8) over two dozen layers.
-TOLERANCE = {None: FLOAT32, torch.float16: 1e-2, torch.bfloat16: 8e-2}
 
 
 @pytest.fixture(autouse=True)
@@ -70,171 +53,42 @@ def without_tf32() -> Iterator[None]:
         yield
 
 
-@torch.no_grad()
-def perturbed(network: nn.Module) -> nn.Module:
-    """Zero-initialised layers would hide everything behind them."""
-    for parameter in network.parameters():
-        parameter.add_(torch.randn_like(parameter) * 0.05)
-    return network.eval()
-
-
-def make_unet() -> nn.Module:
-    torch.manual_seed(0)
-    return perturbed(create_model(
-        8, 64, 1, channel_mult="1,1", learn_sigma=True, class_cond=True, attention_resolutions="4",
-        num_head_channels=32, use_scale_shift_norm=True, resblock_updown=True, num_classes=CLASSES,
-    ))  # fmt: skip
-
-
-def make_classifier() -> nn.Module:
-    """One whose certainty differs from sample to sample."""
-    torch.manual_seed(1)
-    network = perturbed(create_classifier(
-        8, False, 64, 1, "4", True, True, "attention", num_classes=CLASSES, classifier_num_head_channels=32,
-        classifier_channel_mult="1,1",
-    ))  # fmt: skip
-    network.out[2].c_proj.weight.data.mul_(15)
-    return network
-
-
-both_networks = pytest.mark.parametrize(
-    ("make", "labels"), [(make_unet, {"y": Y}), (make_classifier, {})], ids=["unet", "classifier"]
-)
-
-
-def frozen(make: Callable[[], nn.Module], dtype: torch.dtype | None = None, compile: bool = False) -> Frozen:
-    return Frozen(make().to(DEVICE), dtype, compile)
-
-
-def evaluate(network: nn.Module, x: Tensor, t: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Output, and the gradient of its squares for x, where the network is."""
-    device = next(network.parameters()).device
-    x = x.detach().to(device).requires_grad_(True)
-    output = network(x, t.to(device), **{name: values.to(device) for name, values in labels.items()})
-    (gradient,) = torch.autograd.grad(output.square().sum(), x)
-    return output.detach(), gradient.clone()  # of a CUDA graph it would last until the next replay
-
-
-def guide(classifier: nn.Module, rule: patches.GuidanceRule, x: Tensor, y: Tensor = Y) -> Tensor:
-    device = next(classifier.parameters()).device
-    return ClassifierGuidance(classifier, rule)(x.to(device), T.to(device), y=y.to(device))
-
-
-def error(found: Tensor, expected: Tensor) -> float:
-    """The largest difference over the largest expected value, of the sample where it is worst."""
-    found, expected = (values.detach().double().cpu().reshape(len(values), -1) for values in (found, expected))
-    assert found.isfinite().all()
-    return float(((found - expected).abs().amax(1) / expected.abs().amax(1)).max())
+both_networks = pytest.mark.parametrize(("make", "labels"), checks.NETWORKS.values(), ids=checks.NETWORKS)
 
 
 @both_networks
 @pytest.mark.parametrize("dtype", ["plain", *TOLERANCE])
 def test_networks_compute_what_float64_does(make, labels, dtype):
-    with float64(make()) as double:
-        expected = evaluate(double, X.double(), T, labels)
-    assert expected[0].abs().mean() > 0.05, "an output near zero would hide any error"
-    network = make().to(DEVICE) if dtype == "plain" else frozen(make, dtype)
-    found = evaluate(network, X, T, labels)
-    assert all(values.dtype is torch.float32 for values in found) and found[0].is_contiguous()
-    tolerance = TOLERANCE.get(dtype, FLOAT32)
-    assert error(found[0], expected[0]) < tolerance
-    assert error(found[1], expected[1]) < 2 * tolerance
-    assert tolerance == FLOAT32 or error(found[0], expected[0]) > 1e-4, "nothing was computed in low precision"
+    checks.networks_compute_what_float64_does(make, labels, dtype)
 
 
-RULES = [
-    ConstantRule(2.0), EntropyRule(2.0), patches.RangeRule(2.0, factor=3.0, until=100),
-    patches.TimestepRule(2.0, factor=0.01), patches.GradientNormRule(2.0, factor=50.0, bound=0.9),
-]  # fmt: skip
 by_name = {"ids": lambda rule: type(rule).__name__}
 
 
 @pytest.mark.parametrize("rule", RULES, **by_name)
 def test_guidance_is_float64s(rule):
-    with float64(make_classifier()) as double:
-        expected = guide(double, rule, X.double())
-    found = guide(frozen(make_classifier), rule, X)
-    assert found.dtype is torch.float32 and error(found, expected) < 5 * FLOAT32
+    checks.guidance_is_float64s(rule)
 
 
 @pytest.mark.parametrize("rule", RULES[:2], **by_name)
 def test_guidance_of_an_almost_certain_float16_classifier(rule):
-    """1 - p_y is about 1e-20: a gradient of log p in float16 would be zero."""
-    y, bias = torch.full((4,), 3), torch.zeros(CLASSES)
-    bias[3] = -math.log(1e-20)
-    with float64(make_classifier()) as double:
-        expected = guide(Biased(double, bias.double()), rule, X.double(), y).flatten(1)
-    classifier = Biased(frozen(make_classifier, torch.float16), bias.to(DEVICE))
-    found = guide(classifier, rule, X, y).double().cpu().flatten(1)
-    assert found.isfinite().all()
-    lengths = found.norm(dim=1), expected.norm(dim=1)
-    assert ((found * expected).sum(1) / lengths[0] / lengths[1]).min() > 0.99
-    assert (lengths[0] / lengths[1]).log().abs().max() < 0.1
-
-
-def sample(model: nn.Module, classifier: nn.Module | None, sampler: str) -> Tensor:
-    """Four images from the noise X, with the same noise at every step whatever the device, guided by EDS."""
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(5)
-    diffusion = create_gaussian_diffusion(learn_sigma=True, timestep_respacing="ddim5")
-    images = sampling_loop(diffusion, sampler)(
-        model,
-        tuple(X.shape),
-        noise=X.to(device),
-        noise_fn=lambda x: torch.randn(x.shape, generator=generator).to(x),
-        cond_fn=ClassifierGuidance(classifier, EntropyRule(0.3)) if classifier else None,
-        model_kwargs={"y": Y.to(device)},
-    )
-    return images.cpu()
+    checks.guidance_of_an_almost_certain_classifier(rule)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_guided_samples_are_the_cpus(sampler):
-    found = sample(frozen(make_unet), frozen(make_classifier), sampler)
-    expected = sample(Frozen(make_unet()), Frozen(make_classifier()), sampler)
-    assert (found - expected).abs().max() < 1e-3
-    assert (found - sample(frozen(make_unet), None, sampler)).abs().max() > 0.05, "the guidance did nothing"
+    checks.guided_samples_are_the_cpus(sampler)
 
 
 def test_noise_of_a_sample_does_not_depend_on_its_batch():
-    def draw(*indices: int) -> tuple[Tensor, Tensor, Tensor]:
-        noise = PerSampleNoise(3, indices, DEVICE)
-        return noise.choose(1000), noise.normal((3, 8, 8)), noise(torch.zeros(len(indices), 3, 8, 8, device=DEVICE))
-
-    indices = (7, 0, 2**40)
-    for together, again, *alone in zip(draw(*indices), draw(*indices), *map(draw, indices), strict=True):
-        assert together.device.type == DEVICE.type and together.unique().numel() > 1
-        assert torch.equal(together, again) and torch.equal(together, torch.cat(alone))
-    assert abs(float(together.mean())) < 0.2 and abs(float(together.std()) - 1) < 0.2
+    checks.noise_does_not_depend_on_the_batch()
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="asks CUDA; elsewhere see tests/test_host_waits.py")
 @pytest.mark.parametrize("dtype", [None, torch.float16])
 @pytest.mark.parametrize("step", [samplers.ddpm_step, samplers.ddim_step])
 def test_the_host_does_not_wait_in_a_guided_step(step, dtype):
-    """With all that the script has: noise of each sample, a trace, a watch. The first step fills the caches."""
-    diffusion = create_gaussian_diffusion(learn_sigma=True, timestep_respacing="ddim5")
-    trace, watch = Trace(diffusion, samples=2), Watch(timesteps_of(diffusion))
-    guidance = ClassifierGuidance(
-        frozen(make_classifier, dtype), EntropyRule(2.0), cap=100.0, observer=trace.observe, see=watch.see
-    )
-    model = trace.wrap(watch.wrap(frozen(make_unet, dtype)))
-    noise, x, labels = PerSampleNoise(0, range(4), DEVICE), X.to(DEVICE), {"y": Y.to(DEVICE)}
-
-    def call(index: int) -> Tensor:
-        t = torch.full((4,), index, device=DEVICE)
-        with torch.no_grad():
-            return step(diffusion, model, x, t, cond_fn=guidance, model_kwargs=labels, noise_fn=noise)["sample"]
-
-    call(4)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        found = call(3)
-        with pytest.raises(RuntimeError, match="synchroniz"):
-            found.sum().item()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert found.isfinite().all()
+    checks.host_does_not_wait(step, dtype)
 
 
 @pytest.fixture
@@ -308,20 +162,7 @@ def test_the_other_sampling_programs_run(call, images, checkpoints, tmp_path):
 
 @both_networks
 def test_losses_and_their_gradients_are_the_cpus(make, labels):
-    diffusion = create_gaussian_diffusion(learn_sigma=True, rescale_learned_sigmas=True)
-    results = []
-    for device in (DEVICE, CPU):
-        network = make().train().to(device)
-        x_start, t, y, noise = (values.to(device) for values in (X.clamp(-1, 1), T, Y, NOISE))
-        if labels:
-            loss = diffusion.training_losses(network, x_start, t, {"y": y}, noise)["loss"]
-        else:
-            loss = patches.ect_terms(network(diffusion.q_sample(x_start, t, noise), t), y)["loss"]
-        gradients = torch.autograd.grad(loss.mean(), list(network.parameters()))
-        results.append((loss, torch.cat([gradient.flatten() for gradient in gradients])[None]))
-    (loss, gradient), (expected_loss, expected_gradient) = results
-    assert error(loss, expected_loss) < FLOAT32
-    assert error(gradient, expected_gradient) < 5 * FLOAT32
+    checks.losses_are_the_cpus(make, labels)
 
 
 COMMON = DIFFUSION | {"batch_size": 4, "log_interval": 1, "save_interval": 2, "lr": 1e-3}

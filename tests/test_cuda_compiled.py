@@ -3,109 +3,22 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from torch import Tensor, nn
 
-from guided_diffusion import logger
-from guided_diffusion.attention import AttentionBlock, AttentionPool2d
-from guided_diffusion.blocks import ResBlock
-from guided_diffusion.compiling import TOLERANCE_AUTOCAST, CompiledForTraining
-from guided_diffusion.frozen import Frozen
-from tests.test_cuda import (  # noqa: F401 - the fixture serves by being there
-    DEVICE,
-    FLOAT32,
-    NOISE,
-    TOLERANCE,
-    T,
-    X,
-    Y,
-    error,
-    evaluate,
-    frozen,
-    make_classifier,
-    make_unet,
-    perturbed,
-    pytestmark,
-    sample,
-    without_tf32,
-)
+from benchmarks.gpu import compiled_checks
+from tests.test_cuda import pytestmark, without_tf32  # noqa: F401 - the fixture serves by being there
 
 
 @pytest.mark.slow
-def test_compiled_networks_compute_the_same(tmp_path):
-    """A UNet in float32, a classifier in float16 for its gradient; alone, then in turn as in sampling.
-
-    All but the first calls replay CUDA graphs, whose outputs lie in the same memory every time.
-    """
-    inputs = [(X, T), (-2 * X, T.flip(0)), (NOISE, T), (X, T)]
-    model, classifier = frozen(make_unet), frozen(make_classifier, torch.float16)
-    compiled = frozen(make_unet, None, True), frozen(make_classifier, torch.float16, True)
-    with logger.scoped_configure(dir=tmp_path, format_strs=["stdout"]):
-        with torch.no_grad():
-            outputs = [compiled[0](x.to(DEVICE), t.to(DEVICE), y=Y.to(DEVICE)) for x, t in inputs]
-        results = [evaluate(compiled[1], x, t, {}) for x, t in inputs]
-    assert all(network._compiled._compiled is not None for network in compiled), "not compiled: see the warning"
-    for (x, t), output, (logits, gradient) in zip(inputs, outputs, results, strict=True):
-        assert error(output, evaluate(model, x, t, {"y": Y})[0]) < 5 * FLOAT32
-        expected = evaluate(classifier, x, t, {})
-        assert error(logits, expected[0]) < TOLERANCE[torch.float16]
-        assert error(gradient, expected[1]) < 2 * TOLERANCE[torch.float16]
-    # Fused kernels round float16 elsewhere, which five steps of these random networks amplify to a few levels of 255.
-    difference = (sample(*compiled, "ddim") - sample(model, classifier, "ddim")).abs()
-    assert difference.max() < 0.1 and difference.mean() < 3e-3
-
-
-class Piece(nn.Module):
-    """One kind of layer between an image and five numbers: if a compiled network is wrong, which of them is it?"""
-
-    def __init__(self, layer: nn.Module):
-        super().__init__()
-        self.input_blocks = nn.ModuleList([nn.Conv2d(3, 64, 3, padding=1), layer])
-        self.head = nn.Linear(64, 5)
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        stem, layer = self.input_blocks
-        emb = torch.cos(t.float()[:, None] * torch.arange(128, device=t.device) / 128)
-        h = stem(x)
-        h = layer(h, emb) if isinstance(layer, ResBlock) else layer(h)
-        return self.head(h.flatten(2).mean(dim=2) if h.dim() > 2 else h)
-
-
-LAYERS = {
-    "attention": lambda: AttentionBlock(64, num_head_channels=32),
-    "attention pool": lambda: AttentionPool2d(8, 64, 32),
-    "residual": lambda: ResBlock(64, 128, 0.0, use_scale_shift_norm=True),
-    "halving residual": lambda: ResBlock(64, 128, 0.0, use_scale_shift_norm=True, down=True),
-}
-
-
-def piece(layer: str) -> Piece:
-    torch.manual_seed(2)
-    return perturbed(Piece(LAYERS[layer]()))
+def test_compiled_networks_compute_the_same():
+    compiled_checks.compiled_networks_compute_the_same()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layer", LAYERS)
-def test_compiled_layers_have_the_same_gradients(layer, tmp_path):
-    """In float16, as guidance uses them."""
-    compiled, plain = (Frozen(piece(layer).to(DEVICE), torch.float16, compile) for compile in (True, False))
-    with logger.scoped_configure(dir=tmp_path, format_strs=["stdout"]):
-        for x, t in ((X, T), (NOISE, T.flip(0)), (-X, T)):
-            for found, expected in zip(evaluate(compiled, x, t, {}), evaluate(plain, x, t, {}), strict=True):
-                assert error(found, expected) < 2 * TOLERANCE[torch.float16]
-    assert compiled._compiled._compiled is not None, "not compiled: see the warning"
+@pytest.mark.parametrize("layer", compiled_checks.LAYERS)
+def test_compiled_layers_have_the_same_gradients(layer):
+    compiled_checks.compiled_layers_have_the_same_gradients(layer)
 
 
 @pytest.mark.slow
-def test_compiled_training_has_the_same_gradients(tmp_path):
-    network = make_classifier().to(DEVICE).train()
-    compiled = CompiledForTraining(network, "Classifier", TOLERANCE_AUTOCAST)
-    with logger.scoped_configure(dir=tmp_path, format_strs=["stdout"]):
-        for x, t in ((X, T), (NOISE, T.flip(0))):
-            gradients = []
-            for one in (compiled, network):
-                network.zero_grad()
-                one(x.to(DEVICE), t.to(DEVICE)).square().sum().backward()
-                gradients.append(torch.cat([parameter.grad.flatten() for parameter in network.parameters()])[None])
-            assert error(*gradients) < 1e-4
-    assert compiled._compiled is not network, "not compiled: see the warning"
+def test_compiled_training_has_the_same_gradients():
+    compiled_checks.compiled_training_has_the_same_gradients()

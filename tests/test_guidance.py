@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.gpu.checks import Biased
 from ed_dpm_patches import (
     ClassifierGuidance,
     ConstantRule,
@@ -46,17 +47,6 @@ def small_unet(width: int = 32) -> UNetModel:
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     return model.eval().requires_grad_(False)
-
-
-class Biased(nn.Module):
-    """A classifier made as certain of one class as wanted: a constant on its logits."""
-
-    def __init__(self, network: nn.Module, bias: Tensor):
-        super().__init__()
-        self.network, self.bias = network, bias
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.network(x, t) + self.bias
 
 
 @pytest.fixture

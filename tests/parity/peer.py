@@ -22,6 +22,8 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -58,7 +60,8 @@ def load_peer() -> SimpleNamespace:
     if not (package / "__init__.py").is_file():
         raise PeerUnavailable(f"no guided_diffusion package in {package.parent}")
     try:
-        modules = import_under_other_name(package)
+        with stand_ins():
+            modules = import_under_other_name(package)
     except ImportError as error:
         raise PeerUnavailable(f"the peer does not import: {error}") from error
     modules["resample"].np = NumPyWithInt("numpy_with_int")
@@ -120,6 +123,20 @@ def import_under_other_name(package: Path) -> dict[str, ModuleType]:
         warnings.simplefilter("ignore", FutureWarning)  # torch.cuda.amp decorators
         spec.loader.exec_module(root)
         return {name: importlib.import_module(f"{IMPORT_NAME}.{name}") for name in MODULES}
+
+
+@contextmanager
+def stand_ins() -> Iterator[None]:
+    """Empty modules for what upstream imports but a benchmark's environment may lack, while it is imported."""
+    names = [name for name in ("blobfile", "mpi4py") if importlib.util.find_spec(name) is None]
+    for name in names:
+        sys.modules[name] = ModuleType(name)
+        sys.modules[name].MPI = None
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
 
 
 class NumPyWithInt(ModuleType):
