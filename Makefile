@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # More workers than the two cores of a small machine: many tests wait. Every test process computes on one thread.
-PYTEST_ARGS ?= -n 3
+PYTEST_ARGS ?= -n 3 --dist worksteal
 # PATH first, so that the environment's mpiexec and python are the ones the scripts call.
 RUN := PATH="$(abspath $(BIN)):$$PATH"
 

@@ -72,7 +72,10 @@ def main() -> None:
             check_writable("--json", args.json)
         for paths in filter(None, (args.ref_batch, args.sample_batch, args.paired)):
             # complains before a network is fetched or built
-            open_image_set(split_paths(paths), args.resize, _reading(args))
+            found = open_image_set(split_paths(paths), args.resize, _reading(args))
+            judge = str(found.settings.get("engine"))
+            if args.features is None and judge.startswith("classifier "):
+                log.warning("warning: %s was made with --features %s, without it Inception judges", paths, judge[11:])
     if dist_util.get_world_size() > 1:
         _evaluate_on_ranks(args)
     else:

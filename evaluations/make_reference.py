@@ -52,7 +52,12 @@ def main() -> None:
     reading = Reading(args.bit_depth, args.exif_transpose, args.alpha)
     pictures = Pictures(args.folder, args.image_size, args.labels, reading)
     check_room(args.out, min(len(pictures), args.num_images) * 3 * args.image_size**2)
-    arrays = make_reference(pictures, create_engine(args), args.num_images, args.seed)
+    engine = create_engine(args)
+    if (side := getattr(engine, "image_size", None)) not in (None, args.image_size):
+        raise InputError(
+            f"--image_size: found {args.image_size}, expected {side} as in the config.json of the --features classifier"
+        )
+    arrays = make_reference(pictures, engine, args.num_images, args.seed)
     without_images = {name: array for name, array in arrays.items() if not name.startswith("arr_")}
     keep = (lambda path: _save(path, without_images)) if "mu" in arrays else None
     write_or_keep(args.out, lambda path: _save(path, arrays), keep, "its statistics, without the images, are")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
@@ -98,7 +99,7 @@ def read_labels(files: ImageFiles, rule: str = "auto", class_names: Sequence[str
     found = _read_labels(files, rule, class_names)
     if class_names is not None:
         return found
-    return replace(found, warnings=(*found.warnings, *_oddities(files.title, found.labels)))
+    return replace(found, warnings=(*found.warnings, *_oddities(files.title, found.labels, found.source in _BY_NAME)))
 
 
 def _read_labels(files: ImageFiles, rule: str, class_names: Sequence[str] | None) -> Labels:
@@ -188,10 +189,11 @@ def _choose(files: ImageFiles) -> Labels:
         return Labels(folders, "folder", f"file names give {_some(names)}" if names_fit else "")
     lacking = f" ({bare} of {count} have no _)" if bare else ""
     by_folder = "there is no folder for each class" if folders is None else f"folders {_some(folders)}"
+    rules = ["filename"] * (bare < count) + ["folder"] * (folders is not None)
+    anyway = f"--labels {' or --labels '.join(rules)} takes that rule whatever the number, " if rules else ""
     raise InputError(
         f"{files.title}: found no classes in {counted(count, 'images')}: file names give {_some(names)}{lacking}, "
-        f"{by_folder}; expected 2 to {most}. --labels filename or --labels folder takes that rule whatever the number, "
-        '--labels FILE.csv reads lines "file,label"'
+        f'{by_folder}; expected 2 to {most}. {anyway}--labels FILE.csv reads lines "file,label"'
     )
 
 
@@ -212,14 +214,22 @@ def _some(labels: Sequence[str]) -> str:
     return f"{counted(len(found), 'classes')} ({shown}{told})"
 
 
-def _oddities(title: str, labels: Sequence[str]) -> list[str]:
-    """Return a warning of classes with one image, and of those that a reader may take for the same."""
+def _oddities(title: str, labels: Sequence[str], by_name: bool) -> list[str]:
+    """Return a warning of classes with one image, and of those that a reader may take for the same.
+
+    by_name: of files or folders; then also of names that cameras write.
+    """
     counts, alike = Counter(labels), defaultdict(list)
     for label in sorted(counts):
         alike["".join(unicodedata.normalize("NFC", label).casefold().split())].append(label)
     single = [label for label in sorted(counts) if counts[label] == 1]
     same = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
     told = []
+    if by_name and _is_no_class(labels):
+        told.append(
+            f"{title}: {_some(labels)}: they count as classes; where they are none, choose another of --labels auto, "
+            f"folder and filename, or {_REMEDY}"
+        )
     if single:
         told.append(
             f"{title}: {len(single)} of {len(counts)} classes have a single image ({some_of(single)}); they count as "
@@ -255,8 +265,9 @@ def _read_csv(files: ImageFiles, path: str) -> Labels:
     title = f"--labels {path}"
     if not path.lower().endswith((".csv", ".tsv", ".txt")):
         raise InputError(f"{title}: expected one of {', '.join(RULES)}, or a FILE.csv")
-    with open_readable(title, path) as file, decoding(title, "no CSV file in UTF-8", InputError):
-        text = file.read().decode("utf-8-sig")
+    with open_readable(title, path) as file:
+        text = _decode(file.read(), title)
+    with decoding(title, "no CSV file", InputError):
         readings = [[row for row in csv.reader(io.StringIO(text), delimiter=mark) if row] for mark in ",;\t"]
     rows = max(readings, key=lambda rows: sum(len(row) == 2 for row in rows))  # where all are as good, with commas
     for number, row in enumerate(rows, start=1):
@@ -277,6 +288,16 @@ def _read_csv(files: ImageFiles, path: str) -> Labels:
     return _look_up(files, table, title, path)
 
 
+def _decode(data: bytes, title: str) -> str:
+    """Return the text of a file in UTF-8, or in UTF-16 with its mark, with "\\n" at the end of lines."""
+    try:
+        text = data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(f"{title}: line {line} is not in UTF-8, expected a CSV file saved in UTF-8") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def _look_up(files: ImageFiles, table: dict[str, str], title: str, source: str) -> Labels:
     """Return each image's label from a table of paths, names, or names without suffix."""
     found = []
@@ -285,7 +306,10 @@ def _look_up(files: ImageFiles, table: dict[str, str], title: str, source: str) 
         found.append(next((key for key in keys if key in table), None))
     missing = [name for name, key in zip(files.names, found, strict=True) if key is None]
     if missing:
-        raise InputError(f"{title}: has no label for {len(missing)} of {len(found)} images, such as {missing[0]}")
+        raise InputError(
+            f"{title}: has no label for {len(missing)} of {counted(len(found), 'images')}, such as "
+            f"{files.path(missing[0])}"
+        )
     shared = [key for key, count in Counter(found).items() if count > 1]
     warning = (
         f"{title}: {len(shared)} of its names are those of several images ({some_of(shared)}), which get the same "

@@ -80,7 +80,7 @@ def train_diffusion_model(
     saves_at_end = steps is not None and (steps - 1 - run.began) % train.save_interval != 0
     limit = "--iterations" if steps == train.iterations else "--lr_anneal_steps"
     if run.has_done(steps) and (run.first_step > steps or run.number == steps or not saves_at_end):
-        say_complete(run)
+        say_complete(run, limit, steps)
         say_what_to_use("sample from")
         return
     check_steps_left(run, limit, steps)
@@ -110,9 +110,10 @@ def say_where_it_is(labels: Labels | None) -> None:
         logger.warning(line)
 
 
-def say_complete(run: TrainingRun) -> None:
-    """Log that an earlier call has trained all steps, and note it in the status."""
-    logger.log(f"already complete: {run.model_path}")
+def say_complete(run: TrainingRun, limit: str, steps: int) -> None:
+    """Log that an earlier call has trained all steps, and note it in the status. limit: the flag that asks for them."""
+    more = f" ({run.first_step} steps are done, {limit} {steps} asks for fewer)" if run.first_step > steps else ""
+    logger.log(f"already complete: {run.model_path}{more}")
     note_complete(logger.get_dir(), run.first_step, "steps")
 
 

@@ -88,7 +88,7 @@ def main() -> None:
     training_run = find_run(flags, changeable, train, dataset, resume)
     purpose = "guide with (--classifier_path)" if train.noised else "judge with (the evaluator's --features)"
     if training_run.has_done(train.iterations):
-        say_complete(training_run)
+        say_complete(training_run, "--iterations", train.iterations)
         say_what_to_use(purpose)
         return
     check_steps_left(training_run, "--iterations", train.iterations)

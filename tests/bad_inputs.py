@@ -221,7 +221,7 @@ BASE_SAMPLES = cases(
     ("a folder without images", {"base_samples": "{empty}"}, "--base_samples", "found no images, expected some of bmp"),
     ("a damaged archive", {"base_samples": "{half_zip}"}, "half.zip: damaged or truncated archive"),
     ("a folder without classes", {"base_samples": "{flat}", "model_path": "{super_res_classes}"},
-     "--base_samples", "found no classes in 3 images", "--labels filename"),
+     "--base_samples", "found no classes in 3 images", "--labels FILE.csv"),
     ("an address", {"base_samples": "ftp://127.0.0.1/base.npz"}, "--base_samples", "base.npz: no such file"),
     ("few labels", {"base_samples": "{one_label}", "model_path": "{super_res_classes}"}, "--base_samples", "arr_1"),
 )

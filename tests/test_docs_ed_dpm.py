@@ -69,6 +69,9 @@ def make_inputs(words: list[str], folder: Path) -> None:
     for word in words[2:]:
         path = folder / word.split("=")[-1]
         path.parent.mkdir(parents=True, exist_ok=True)
+        if words[1] == "compare" and "=" in word and not path.suffix:  # a sampling run's folder
+            path.mkdir()
+            path /= "samples_40x8x8x1.npz"
         if words[1] == "compare" and path.suffix == ".npz":
             np.savez(path, arr_0=rng.randint(0, 256, (40, 8, 8, 1)).astype(np.uint8), arr_1=np.arange(40) % 10)
         elif path.suffix == ".npz":

@@ -123,7 +123,7 @@ def test_without_a_compiler_one_warning(monkeypatch, messages):
     network = Frozen(small_classifier(), compile=True)
     for _ in range(3):
         torch.testing.assert_close(gradient(network), gradient(small_classifier()), rtol=1e-5, atol=1e-6)
-    assert messages == ["--compile: EncoderUNetModel stays as it is, compiling failed (no working compiler)"]
+    assert messages == ["warning: --compile: EncoderUNetModel stays as it is, compiling failed (no working compiler)"]
 
 
 def test_other_numbers_are_noticed(monkeypatch, messages):
@@ -132,7 +132,7 @@ def test_other_numbers_are_noticed(monkeypatch, messages):
     for x in (X, 2 * X):
         torch.testing.assert_close(network(x, T), plain(x, T), rtol=1e-5, atol=1e-5)
     assert len(messages) == 1
-    assert messages[0].startswith("--compile: UNetModel stays as it is, compiled it differs by ")
+    assert messages[0].startswith("warning: --compile: UNetModel stays as it is, compiled it differs by ")
 
 
 def test_memory_of_graphs_is_copied_out(monkeypatch, messages):

@@ -142,21 +142,25 @@ def test_labels_that_look_the_same(tmp_path, first, second):
 
 
 REFUSED = {
-    "flat, numbered": (["IMG000{}.png"], "4 classes (IMG0000.png, IMG0001.png, IMG0002.png, ...) (4 of 4 have no _), "),
-    "one class": (["cat_{}.png"], "give 1 class (cat), there is no folder for each class; expected 2 to 2. --labels"),
-    "one class folder": (["cat/{}.png"], "folders 1 class (cat); expected 2 to 2. --labels filename or --labels"),
-    "ImageNet's validation": (["ILSVRC2012_val_{}.JPEG"], "file names give 1 class (ILSVRC2012), "),
-}
+    "flat, numbered": (
+        ["IMG000{}.png"], "4 classes (IMG0000.png, IMG0001.png, IMG0002.png, ...) (4 of 4 have no _), ", ""
+    ),
+    "one class": (["cat_{}.png"], "give 1 class (cat), there is no folder for each class; expected 2 to 2", "filename"),
+    "one class folder": (["cat/{}.png"], "folders 1 class (cat); expected 2 to 2. ", "folder"),
+    "both": (["cat/dog_{}.png"], "give 1 class (dog), folders 1 class (cat); ", "filename or --labels folder"),
+    "ImageNet's validation": (["ILSVRC2012_val_{}.JPEG"], "file names give 1 class (ILSVRC2012), ", "filename"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("layout", REFUSED)
 def test_auto_refuses_what_has_no_classes_and_names_the_remedies(layout):
-    patterns, fragment = REFUSED[layout]
+    patterns, fragment, rules = REFUSED[layout]
     with pytest.raises(InputError) as caught:
         read_labels(numbered(*patterns))
     line = str(caught.value)
     assert line.startswith("data_dir data: found no classes in 4 images: ") and fragment in line
-    assert "--labels filename or --labels folder takes that rule whatever the number" in line
+    anyway = f"--labels {rules} takes that rule whatever the number, " if rules else ""
+    assert f"expected 2 to 2. {anyway}--labels FILE.csv" in line, "no rule that would make one class an image"
     assert line.endswith('--labels FILE.csv reads lines "file,label"')
     assert len(read_labels(numbered(*patterns), "filename").labels) == 4
 
@@ -239,13 +243,13 @@ def test_numbers_in_a_file_are_in_the_order_of_numbers(tmp_path):
 def test_bad_csv_files(tmp_path):
     files = files_of("a/1.png", "b/2.png")
     for rows, line in {
-        "1.png,dog\n": r"labels.csv: has no label for 1 of 2 images, such as b/2.png",
+        "1.png,dog\n": r"labels.csv: has no label for 1 of 2 images, such as data/b/2.png",
         "1.png,dog\n1.png,cat\n": "gives 1.png two labels, 'dog' and 'cat'",
         "1.png,dog\n2.png,cat,3\n": 'row 2 has 3 columns, expected two: "file,label"',
         "1.png;dog\n2.png;cat;3\n": 'row 2 has 3 columns, expected two: "file,label"',
         "1.png,\n2.png,cat\n": "gives 1.png no label, expected one for every image",
         "\0": "row 1 has 1 columns",
-        "1.png," + "x" * 200_000: "no CSV file in UTF-8: field larger than field limit",
+        "1.png," + "x" * 200_000: "no CSV file: field larger than field limit",
         "": "has no label for 2 of 2 images",
     }.items():
         with pytest.raises(InputError, match=line):
@@ -254,9 +258,23 @@ def test_bad_csv_files(tmp_path):
         read_labels(files, "none.csv")
     with pytest.raises(InputError, match="--labels folders: expected one of auto, folder, filename, or a FILE.csv"):
         read_labels(files, "folders")
-    (tmp_path / "labels.csv").write_bytes(b"1.png,\xff\n")
-    with pytest.raises(InputError, match="labels.csv: no CSV file in UTF-8"):
+    (tmp_path / "labels.csv").write_bytes(b"1.png,dog\n2.png,Gr\xfcn\n")
+    with pytest.raises(InputError, match="labels.csv: line 2 is not in UTF-8, expected a CSV file saved in UTF-8"):
         read_labels(files, str(tmp_path / "labels.csv"))
+
+
+@pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_csv_files_of_other_programs(tmp_path, coding, end):
+    path = tmp_path / "labels.csv"
+    path.write_bytes(f"file,label{end}1.png,grün{end}2.png,rot{end}".encode(coding))
+    assert read_labels(files_of("a/1.png", "b/2.png"), str(path)).labels == ("grün", "rot")
+
+
+def test_names_that_cameras_write_are_classes_only_where_that_is_said():
+    files = numbered("IMG_{}.png", "DSC_{}.png")
+    (line,) = read_labels(files, "filename").warnings
+    assert "2 classes (DSC, IMG: names that cameras and programs write): they count as classes; where they are" in line
 
 
 def edm_zip(path: Path, content: object, count: int = 6) -> Path:
