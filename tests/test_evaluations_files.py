@@ -46,13 +46,14 @@ def test_reference_program(tmp_path, monkeypatch):
     folder = _write_folder(tmp_path / "images", SAMPLES)
     (tmp_path / "run").mkdir()
     network = ["--features", write_classifier(tmp_path / "run")]
-    _main(make_reference, monkeypatch, folder, tmp_path / "r.npz", "--image_size", 8, *network)
+    _main(make_reference, monkeypatch, folder, tmp_path / "r.npz", "--image_size", 16, *network)
     with np.load(tmp_path / "r.npz", allow_pickle=False) as found:
-        assert found["arr_0"].shape == (20, 8, 8, 3)
+        assert found["arr_0"].shape == (20, 16, 16, 3)
         assert "mu" not in found.files  # they would be taken for Inception's
         assert len(json.loads(str(found["settings"]))["network_sha256"]) == 64
     for wrong, complaint in (
         ([folder, tmp_path / "r.npz", "--image_size", 0], "--image_size: found 0"),
+        ([folder, tmp_path / "r.npz", "--image_size", 8], "--image_size: found 8, expected 16 as in the config.json"),
         ([folder, tmp_path / "r.png", "--image_size", 8], "ends in .npz"),
         ([tmp_path / "none", tmp_path / "r.npz", "--image_size", 8], "no such folder"),
     ):
