@@ -217,3 +217,17 @@ def test_error_line_and_exit_status(place):
     assert done.stderr.splitlines()[-1].startswith("error: bad.npz: array arr_0 holds pickled objects")
     assert len(done.stderr.splitlines()) == 1
     assert not Path("out.json").exists() and not Path("classify_image_graph_def.pb.part").exists()
+
+
+def test_a_reference_made_for_a_judge_is_pointed_out_without_it(place, monkeypatch, caplog):
+    settings = json.dumps({"engine": "classifier runs/judge"})
+    np.savez("judged.npz", arr_0=REFERENCE, settings=np.array(settings))
+    monkeypatch.setattr(evaluator, "create_engine", lambda args: None)
+    monkeypatch.setattr(evaluator, "_evaluate", lambda args, engine: None)
+    for flags, wanted in (([], 1), (["--features", "run"], 0)):
+        caplog.clear()
+        monkeypatch.setattr(sys, "argv", ["evaluator.py", "judged.npz", "s.npz", *flags])
+        with caplog.at_level("INFO"):
+            evaluator.main()
+        told = [line for line in caplog.messages if "was made with --features runs/judge, without it Inception" in line]
+        assert len(told) == wanted

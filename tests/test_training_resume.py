@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from guided_diffusion import train_setup
 from tests.helpers import (
     CLASSIFIER,
     DIFFUSION,
@@ -168,6 +170,16 @@ def test_a_finished_run_is_left_alone(again, tmp_path):
     before = what_counts(tmp_path / "run")
     assert "already complete: " in again(log_interval=3, save_interval=7, keep=1).stdout
     assert what_counts(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(("steps", "more"), [(6, ""), (4, " (6 steps are done, --iterations 4 asks for fewer)")])
+def test_fewer_steps_than_are_done(monkeypatch, steps, more):
+    told = []
+    monkeypatch.setattr(train_setup.logger, "log", told.append)
+    monkeypatch.setattr(train_setup.logger, "get_dir", lambda: "")
+    monkeypatch.setattr(train_setup, "note_complete", lambda *args: None)
+    train_setup.say_complete(SimpleNamespace(model_path="model000005.pt", first_step=6), "--iterations", steps)
+    assert told == [f"already complete: model000005.pt{more}"]
 
 
 def test_another_run_is_refused(again, tmp_path):
