@@ -73,10 +73,15 @@ def our_network(build: Callable, side: int, arguments: dict) -> tuple[nn.Module,
     if "num_channels" in arguments:
         arguments["learn_sigma"] = True
     network = build(**arguments)
-    with torch.no_grad():  # zero-initialised layers would hide differences
-        for parameter in network.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
+    randomize(network)
     return network, arguments
+
+
+@torch.no_grad()
+def randomize(network: nn.Module) -> None:
+    """Move all weights a little: zero-initialised layers would hide differences."""
+    for parameter in network.parameters():
+        parameter.add_(0.02 * torch.randn_like(parameter))
 
 
 def classifier_arguments(setting: Setting) -> dict:

@@ -36,18 +36,17 @@ def intervals(
     """Return 95 % intervals by metric: FID's and sFID's from random halves, KID's from the variance of its kernels,
     the others' by the bootstrap."""
     log.info("resampling %d times for intervals", rounds)
-    figures = _figures(ref, own.seen, extra)
-    order = list(figures)
+    figures = _figures(ref, own.seen)
+    order = [*figures, "kid"]
     distances = {name: figures.pop(name) for name in _DISTANCES if name in figures}
     if own.images.stored:  # their distances are not those of these images
         distances = {}
-    has_kid = figures.pop("kid", None) is not None
     figures |= {name: mean_figure(v) for name, (whose, v) in per_image.items() if whose == "samples"}
     if accuracy:
         figures["accuracy"] = mean_figure(accuracy.right)
     found = split_intervals(distances, own.images.count, rounds, seed)
     found |= bootstrap_intervals(figures, own.images.count, rounds, seed)
-    if has_kid:
+    if extra and ref.seen:
         found["kid"] = kernel_interval(own.seen.activations.pool, ref.seen.activations.pool)
     found = {name: found.pop(name) for name in order if name in found} | found
     others = {name: mean_figure(v) for name, (whose, v) in per_image.items() if whose == "reference"}
@@ -63,9 +62,11 @@ def paired_tests(
     stacked = {
         name: np.concatenate([getattr(one, name) for one in both]) for name in ("pool", "spatial", "probabilities")
     }
-    figures = _figures(ref, Seen(type(both[0])(**stacked), np.empty(0)), extra)
+    figures = _figures(ref, Seen(type(both[0])(**stacked), np.empty(0)))
     if ref.seen:
         reference = ref.seen.activations.pool
+        if extra:
+            figures["kid"] = kernel_figure(stacked["pool"], reference)
         inside = [pr.inside_manifolds(reference, one.pool)[0] for one in both]
         figures["precision"] = mean_figure(np.concatenate(inside))
         if recall := recall_figure(reference, stacked["pool"], pr.NEIGHBOURS):
@@ -75,8 +76,8 @@ def paired_tests(
     return paired_differences(figures, own.images.count, rounds, seed)
 
 
-def _figures(ref: Judged, seen: Seen, extra: bool) -> dict[str, Figure]:
-    """The metrics of samples that may count several times, against a fixed reference."""
+def _figures(ref: Judged, seen: Seen) -> dict[str, Figure]:
+    """Inception score, FID and sFID of samples that may count several times, against a fixed reference."""
     found = seen.activations
     figures: dict[str, Figure] = {}
     if found.probabilities.shape[1]:
@@ -84,6 +85,4 @@ def _figures(ref: Judged, seen: Seen, extra: bool) -> dict[str, Figure]:
     figures["fid"] = frechet_figure(found.pool, ref.pool)
     if found.spatial.shape[1] and ref.spatial is not None:
         figures["sfid"] = frechet_figure(found.spatial, ref.spatial)
-    if extra and ref.seen:
-        figures["kid"] = kernel_figure(found.pool, ref.seen.activations.pool)
     return figures

@@ -33,12 +33,10 @@ class PerSampleNoise:
     def normal(self, shape: Sequence[int]) -> Tensor:
         """Standard normal float32 [B, *shape]."""
         shape = tuple(shape)
-        steps = max(1, min(_MOST_STEPS, _MOST_NUMBERS // max(1, math.prod(shape)))) if self._ahead else 1
-        if shape not in self._drawn:
-            self._drawn[shape] = iter(())
-            steps = 1  # the starting noise; a sampler without noise of its own draws no other
-        noise = next(self._drawn[shape], None)
+        ahead = self._ahead and shape in self._drawn  # not the starting noise: some samplers draw no other
+        noise = next(self._drawn.get(shape, iter(())), None)
         if noise is None:
+            steps = max(1, min(_MOST_STEPS, _MOST_NUMBERS // max(1, math.prod(shape)))) if ahead else 1
             drawn = [torch.randn((steps, *shape), generator=g, device=self.device) for g in self.generators]
             self._drawn[shape] = iter(torch.stack(drawn, dim=1))
             noise = next(self._drawn[shape])

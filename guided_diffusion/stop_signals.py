@@ -48,9 +48,8 @@ class StopSignals:
             self._save = True
         elif self._stop is None:
             self._stop, self._stop_time = signal.Signals(number), time.monotonic()
-        elif time.monotonic() - self._stop_time > _TOGETHER:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+        else:
+            _end_if_another(number, self._stop_time)
 
     def asked(self) -> signal.Signals | None:
         """What any rank has been asked for since the last call, the same on all of them. A collective."""
@@ -75,9 +74,7 @@ def terminating() -> Iterator[None]:
         if not first:
             first.append(time.monotonic())
             raise Terminated
-        if time.monotonic() - first[0] > _TOGETHER:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+        _end_if_another(number, first[0])
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -88,6 +85,13 @@ def terminating() -> Iterator[None]:
     finally:
         if not first:  # else the process ends, and launchers may say so twice
             signal.signal(signal.SIGTERM, before)
+
+
+def _end_if_another(number: int, first: float) -> None:
+    """End the process by the signal, unless it is the first one once more. first: when that came, monotonic."""
+    if time.monotonic() - first > _TOGETHER:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
 
 def how_to_resume() -> str:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
+from benchmarks.cases import SETTINGS, SHARED, randomize
 from benchmarks.gpu.record import Context
 from guided_diffusion import checkpoint
 from guided_diffusion.configs import ClassifierConfig, DiffusionConfig, ModelConfig
@@ -42,12 +42,9 @@ SMALLEST = Networks(
     ),
 )  # fmt: skip
 PUBLISHED_64 = Networks(
-    ModelConfig(
-        image_size=64, num_channels=192, num_res_blocks=3, num_head_channels=64, attention_resolutions="32,16,8",
-        class_cond=True, resblock_updown=True, use_scale_shift_norm=True, use_new_attention_order=True,
-    ),
+    ModelConfig(image_size=64, **SHARED, **SETTINGS["published-64-b1"].model),
     ClassifierConfig(image_size=64, classifier_depth=4),
-)  # fmt: skip
+)
 
 
 def make_networks(folder: Path, networks: Networks, **notes: Any) -> dict[str, Path]:
@@ -59,9 +56,7 @@ def make_networks(folder: Path, networks: Networks, **notes: Any) -> dict[str, P
     }
     paths = {}
     for name, (network, config) in built.items():
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter.add_(0.02 * torch.randn_like(parameter))
+        randomize(network)
         paths[name] = folder / name / "model.pt"
         checkpoint.save(network.state_dict(), paths[name])
         values = dataclasses.asdict(config) | dataclasses.asdict(diffusion)

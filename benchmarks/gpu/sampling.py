@@ -106,8 +106,8 @@ def add(context: Context, name: str, row: dict, floors: dict, setting: Setting) 
 def reference(setting: Setting, device: torch.device) -> dict[str, Tensor]:
     """What ours computes in float32, with the same weights and inputs."""
     with torch.device(device):
-        pair = Pair(setting, None, device, half=False)
-    return {name: pair.sampling()[name][0]().float().cpu() for name in ("UNet", "guidance")}
+        parts = Pair(setting, None, device, half=False).sampling()
+    return {name: parts[name][0]().float().cpu() for name in ("UNet", "guidance")}
 
 
 def times(context: Context, parts: dict, device: torch.device, rounds: int) -> dict[str, float | None]:
