@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evaluations.engine import Activations, Spread, run_batches
-from guided_diffusion.checkpoint import load_weights, read_config
+from guided_diffusion.checkpoint import read_config
 from guided_diffusion.configs import ClassifierConfig
 from guided_diffusion.errors import InputError
 from guided_diffusion.files import check_readable
 from guided_diffusion.flags import Given, architecture_from
+from guided_diffusion.pretrained import load_network
 from guided_diffusion.script_util import build_classifier
 
 SPATIAL_CHANNELS = 7
@@ -60,12 +61,10 @@ class ClassifierEngine:
         self.name = f"classifier {os.fspath(checkpoint)}"
         self.batch_size = batch_size
         self.weights_path = Path(checkpoint)
-        with torch.device("meta"):  # memory is that of the file's weights, should they fit
-            self._model = build_classifier(config)
         self.image_size, self.channels = config.image_size, config.in_channels
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        load_weights(self._model, checkpoint)
-        self._model.to(self.device).eval().requires_grad_(False)
+        self._model = load_network(lambda: build_classifier(config), checkpoint, self.device)
+        self._model.eval().requires_grad_(False)
 
     def check(self, path: str, shape: tuple[int, ...]) -> None:
         """``InputError`` unless the images have the size the classifier was built for."""

@@ -124,7 +124,7 @@ class AttentionPool2d(nn.Module):
             raise ValueError(
                 f"{embed_dim} channels cannot be divided evenly by {num_heads_channels} channels per attention head"
             )
-        self.positional_embedding = nn.Parameter(torch.randn(embed_dim, spacial_dim**2 + 1) / embed_dim**0.5)
+        self.positional_embedding = nn.Parameter(torch.randn(embed_dim, spacial_dim**2 + 1).div_(embed_dim**0.5))
         self.qkv_proj = conv_nd(1, embed_dim, 3 * embed_dim, 1)
         self.c_proj = conv_nd(1, embed_dim, output_dim or embed_dim, 1)
         self.num_heads = embed_dim // num_heads_channels

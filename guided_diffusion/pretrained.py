@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from . import checkpoint, dist_util
 from .configs import ClassifierConfig, DiffusionConfig, ModelConfig, SuperResConfig
@@ -96,10 +97,21 @@ def load_diffusion(path: str | os.PathLike, **flags: Any) -> SpacedDiffusion:
 
 def load_network(build: Callable[[], nn.Module], path: str | os.PathLike, device: str | torch.device) -> nn.Module:
     """A network with a checkpoint's weights; InputError for one that does not fit."""
-    with torch.device("meta"):  # memory is that of the file's weights, should they fit
+    with torch.device("meta"), _WithoutInit():  # memory is that of the file's weights, should they fit
         network = build()
     checkpoint.load_weights(network, path)
     return network.to(device)
+
+
+class _WithoutInit(TorchFunctionMode):
+    """Skips torch.nn.init: nn.Embedding's, on the meta device, would import PyTorch's compiler, which takes 2 s."""
+
+    def __torch_function__(
+        self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"]
+        return func(*args, **kwargs or {})
 
 
 def _saved(path: str | os.PathLike, flags: dict[str, Any], sign: str, expected: str) -> dict[str, Any]:

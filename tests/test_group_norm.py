@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from guided_diffusion.group_norm import group_norm, suits
+from guided_diffusion.group_norm import group_norm, normalise_rows, suits
 from guided_diffusion.nn import GroupNorm32
 
 
@@ -32,6 +32,19 @@ def test_values_and_gradients_are_torchs(dtype, tolerance, channels, side):
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
     assert found[1].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("mean", [0.0, 50.0])
+def test_rows_as_on_cuda(dtype, tolerance, mean):
+    """Channels of one group with means far apart, against float64."""
+    x, weight, bias, _ = (values.detach() for values in example(torch.float64))
+    x += mean * torch.linspace(-1, 1, 64, dtype=torch.float64).view(1, -1, 1, 1)
+    expected, mean_BG, rstd_BG = torch.native_group_norm(x, weight, bias, 2, 64, 1024, 32, 1e-5)
+    found = normalise_rows(x.to(dtype), 32, weight.to(dtype), bias.to(dtype), 1e-5)
+    assert found[0].is_contiguous(memory_format=torch.channels_last) and found[0].shape == x.shape
+    for one, other in zip(found, (expected, mean_BG, rstd_BG), strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance * max(1, mean))
 
 
 def test_a_contiguous_gradient_does_as_well():

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from unittest import mock
 
 import torch
@@ -19,7 +20,9 @@ from torch import Tensor, nn
 import ed_dpm_patches as patches
 from ed_dpm_patches import ClassifierGuidance, ConstantRule, EntropyRule
 from ed_dpm_patches.trace import Trace
+from guided_diffusion import unet
 from guided_diffusion.frozen import Frozen
+from guided_diffusion.nn import normalization
 from guided_diffusion.nonfinite import Watch, timesteps_of
 from guided_diffusion.sample_noise import PerSampleNoise
 from guided_diffusion.script_util import create_classifier, create_gaussian_diffusion, create_model
@@ -84,6 +87,20 @@ class Biased(nn.Module):
         return self.network(x, t) + self.bias
 
 
+PUBLISHED = {
+    "image_size": 8, "in_channels": 3, "model_channels": 64, "num_res_blocks": 2, "use_scale_shift_norm": True,
+    "resblock_updown": True,
+}  # fmt: skip
+UPSTREAMS = {  # upstream's networks, built as the published ones
+    "UNetModel": PUBLISHED | {
+        "out_channels": 6, "num_classes": CLASSES, "num_head_channels": 16, "channel_mult": (1, 1, 2, 2),
+        "attention_resolutions": (2, 4),
+    },
+    "EncoderUNetModel": PUBLISHED | {
+        "out_channels": 6, "pool": "attention", "num_head_channels": 32, "channel_mult": (1, 1, 2),
+        "attention_resolutions": (2,),
+    },
+}  # fmt: skip
 NETWORKS = {"unet": (make_unet, {"y": Y}), "classifier": (make_classifier, {})}
 
 
@@ -91,11 +108,11 @@ def frozen(make: Callable[[], nn.Module], dtype: torch.dtype | None = None, comp
     return Frozen(make().to(DEVICE), dtype, compile)
 
 
-def evaluate(network: nn.Module, x: Tensor, t: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def evaluate(network: nn.Module, x: Tensor, *inputs: Tensor, **labels: Tensor) -> tuple[Tensor, Tensor]:
     """Output, and the gradient of its squares for x, where the network is."""
     device = next(network.parameters()).device
     x = x.detach().to(device).requires_grad_(True)
-    output = network(x, t.to(device), **{name: values.to(device) for name, values in labels.items()})
+    output = network(x, *(i.to(device) for i in inputs), **{name: y.to(device) for name, y in labels.items()})
     (gradient,) = torch.autograd.grad(output.square().sum(), x)
     return output.detach(), gradient.clone()  # of a CUDA graph it would last until the next replay
 
@@ -116,10 +133,10 @@ def networks_compute_what_float64_does(
     make: Callable[[], nn.Module], labels: dict[str, Tensor], dtype: torch.dtype | str | None
 ) -> None:
     with float64(make()) as double:
-        expected = evaluate(double, X.double(), T, labels)
+        expected = evaluate(double, X.double(), T, **labels)
     assert expected[0].abs().mean() > 0.05, "an output near zero would hide any error"
     network = make().to(DEVICE) if dtype == "plain" else frozen(make, dtype)
-    found = evaluate(network, X, T, labels)
+    found = evaluate(network, X, T, **labels)
     assert all(values.dtype is torch.float32 for values in found) and found[0].is_contiguous()
     tolerance = TOLERANCE.get(dtype, FLOAT32)
     assert error(found[0], expected[0]) < tolerance
@@ -234,3 +251,34 @@ def losses_are_the_cpus(make: Callable[[], nn.Module], labels: dict[str, Tensor]
     (loss, gradient), (expected_loss, expected_gradient) = results
     assert error(loss, expected_loss) < FLOAT32
     assert error(gradient, expected_gradient) < 5 * FLOAT32
+
+
+def normalisation_keeps_the_layout() -> None:
+    """A large batch in channels_last stays so, without a copy to another layout: values and gradient are float64's."""
+    side = 256 if DEVICE.type == "cuda" else 32
+    x = torch.randn(8, 64, side, side, generator=torch.Generator().manual_seed(0))
+    layer, exact = normalization(64), nn.GroupNorm(32, 64).double()
+    for own, other in zip(layer.parameters(), exact.parameters(), strict=True):
+        other.data = nn.init.normal_(own).double()
+    expected = evaluate(exact, x.double())
+    found = evaluate(layer.to(DEVICE), x.contiguous(memory_format=torch.channels_last))
+    for one, other in zip(found, expected, strict=True):
+        assert one.is_contiguous(memory_format=torch.channels_last) and error(one, other) < FLOAT32
+
+
+def networks_are_upstreams(upstream: ModuleType, name: str, half: bool) -> None:
+    """In half precision upstream casts weights and ours is autocast: each rounds in its own places.
+
+    :param upstream: its module `unet`.
+    """
+    torch.manual_seed(3)
+    theirs = perturbed(getattr(upstream, name)(**UPSTREAMS[name], use_fp16=half))
+    ours = getattr(unet, name)(**UPSTREAMS[name])
+    ours.load_state_dict(theirs.state_dict())
+    if half:
+        theirs.convert_to_fp16()
+    labels = {"y": Y} if "num_classes" in UPSTREAMS[name] else {}
+    found = evaluate(Frozen(ours.to(DEVICE), torch.float16 if half else None), X, T, **labels)
+    expected = evaluate(theirs.to(DEVICE), X, T, **labels)
+    assert error(found[0], expected[0]) < (2e-2 if half else 1e-5)
+    assert error(found[1], expected[1]) < (2e-2 if half else 2e-5)

@@ -1,11 +1,14 @@
-"""Is what the device computes right? The checks of tests/test_cuda.py, without pytest, and two processes."""
+"""Is what the device computes right? The checks of tests/test_cuda.py, without pytest."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -13,6 +16,7 @@ import torch
 
 from benchmarks.gpu import made
 from benchmarks.gpu.record import Context
+from benchmarks.gpu.sampling import find_peer
 
 
 def run(context: Context) -> None:
@@ -23,8 +27,16 @@ def run(context: Context) -> None:
         compile = torch.compile
         backend = mock.patch("torch.compile", lambda network, **_: compile(network, backend="aot_eager", dynamic=False))
         backend.start()
-    for name, check in [*plain(context), *compiled(), ("two processes", partial(two_processes, context))]:
-        context.case(name, 60, partial(report, context, name, check))
+    folder = context.out / "made"
+    shutil.rmtree(folder, ignore_errors=True)
+    waiting = start_two_processes(context, folder / "two")  # they run beside the other checks
+    peer = find_peer()
+    checks = [
+        *plain(context), *upstreams(peer), *programs(folder), *features(folder), *compiled(),
+        ("two processes", partial(two_processes, waiting, folder / "two")),
+    ]  # fmt: skip
+    for name, check in checks:
+        context.case(name, 120 if context.tiny else 60, partial(report, context, name, check))
 
 
 def report(context: Context, name: str, check: Callable[[], None]) -> None:
@@ -52,6 +64,7 @@ def plain(context: Context) -> list[tuple[str, Callable[[], None]]]:
     ]
     found += [(f"sampler {name}", partial(checks.guided_samples_are_the_cpus, name)) for name in SAMPLERS]
     found += [("noise", checks.noise_does_not_depend_on_the_batch)]
+    found += [("normalisation in channels_last", checks.normalisation_keeps_the_layout)]
     found += [
         (f"losses {name}", partial(checks.losses_are_the_cpus, make, labels))
         for name, (make, labels) in checks.NETWORKS.items()
@@ -79,15 +92,73 @@ def compiled() -> list[tuple[str, Callable[[], None]]]:
     ]  # fmt: skip
 
 
-def two_processes(context: Context) -> None:
-    """Two processes draw, on one GPU, the images that one draws, but for rounding."""
-    folder = context.out / "made" / "two-processes"
-    flags = made.sampling_flags(folder, made.SMALLEST, num_samples=6, batch_size=3, steps="4")
-    found = []
-    for name, ranks in (("alone", 1), ("two", 2)):
-        made.run_program(context, "scripts/classifier_sample.py", flags | {"log_dir": folder / name}, ranks)
-        with np.load(next((folder / name).glob("samples_*.npz")), allow_pickle=False) as file:
-            found.append((file["arr_0"].astype(int), file["arr_1"]))
-    (one, labels), (other, other_labels) = found
-    assert np.array_equal(labels, other_labels)
-    assert np.abs(one - other).max() <= 1 and len(np.unique(one.reshape(6, -1), axis=0)) == 6
+def upstreams(peer: SimpleNamespace | None) -> list[tuple[str, Callable[[], None]]]:
+    """The checks beside upstream; none without it, which the command has said."""
+    from benchmarks.gpu import checks
+
+    if peer is None:
+        return []
+    return [
+        (f"upstream's {name} {'float16' if half else 'float32'}",
+         partial(checks.networks_are_upstreams, peer.unet, name, half))
+        for name in checks.UPSTREAMS for half in (False, True)
+    ]  # fmt: skip
+
+
+def programs(folder: Path) -> list[tuple[str, Callable[[], None]]]:
+    """The checks of whole programs."""
+    from benchmarks.gpu import program_checks as checks
+
+    found = [
+        (f"batch size {sampler}", partial(checks.images_do_not_depend_on_the_batch_size, folder / sampler, sampler))
+        for sampler in ("ddpm", "ddim")
+    ]
+    found += [("other sampling programs", partial(checks.other_sampling_programs_run, folder / "others"))]
+    for script in checks.JOBS:
+        resumed = partial(checks.interrupted_training_equals_an_undisturbed_one, folder / f"resumed-{script}", script)
+        found += [(f"resumed {script}", resumed)]
+        found += [
+            (f"{dtype} {script}", partial(checks.half_precision_trains, folder / f"{dtype}-{script}", script, dtype))
+            for dtype in ("fp16", "bf16")
+        ]
+    return found
+
+
+def features(folder: Path) -> list[tuple[str, Callable[[], None]]]:
+    """The checks of evaluation."""
+    from benchmarks.gpu import evaluation_checks as checks
+
+    pools = [(f"features {p}", partial(checks.classifier_features_are_the_cpus, folder / p, p)) for p in checks.POOLS]
+    return pools + [
+        (f"inception's operations {prepare.__name__}", partial(checks.inceptions_operations_are_the_cpus, prepare))
+        for prepare in checks.PREPARATIONS
+    ]
+
+
+def start_two_processes(context: Context, folder: Path) -> made.Running:
+    """Sampling alone and in two processes on one device, and training in two."""
+    from benchmarks.gpu import program_checks as checks
+
+    flags = checks.guided(folder)
+    train = checks.JOBS["classifier_train"] | {
+        "data_dir": made.make_images(folder / "files", 8, 4, 8), "iterations": 3, "log_dir": folder / "train",
+    }  # fmt: skip
+    sample = "scripts/classifier_sample.py"
+    return made.Running(
+        context,
+        [
+            (sample, flags | {"log_dir": folder / "alone"}, 1),
+            (sample, flags | {"log_dir": folder / "two"}, 2),
+            ("scripts/classifier_train.py", train, 2),
+        ],
+    )
+
+
+def two_processes(waiting: made.Running, folder: Path) -> None:
+    """They draw, on one GPU, the images that one draws, but for rounding, and train."""
+    from benchmarks.gpu import program_checks as checks
+
+    waiting.wait()
+    checks.assert_same_images(folder / "two", folder / "alone")
+    losses = [float(row["train_loss"]) for row in checks.read_csv(folder / "train" / "progress.csv")]
+    assert len(losses) == 3 and np.isfinite(losses).all()

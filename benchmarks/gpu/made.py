@@ -17,10 +17,11 @@ from PIL import Image
 from benchmarks.cases import SETTINGS, SHARED, randomize
 from benchmarks.gpu.record import Context
 from guided_diffusion import checkpoint
-from guided_diffusion.configs import ClassifierConfig, DiffusionConfig, ModelConfig
-from guided_diffusion.script_util import build_classifier, build_model
+from guided_diffusion.configs import ClassifierConfig, DiffusionConfig, ModelConfig, SuperResConfig
+from guided_diffusion.script_util import build_classifier, build_model, build_super_res_model
 
 ROOT = Path(__file__).resolve().parents[2]
+Flags = dict[str, Any] | list  # of a program: {name: value} or words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,19 +50,24 @@ PUBLISHED_64 = Networks(
 
 def make_networks(folder: Path, networks: Networks, **notes: Any) -> dict[str, Path]:
     """Checkpoints with random weights, zero-initialised layers too, and config.json beside them."""
-    diffusion = DiffusionConfig(learn_sigma=True)
-    built = {
-        "model": (build_model(networks.model, diffusion), networks.model),
-        "classifier": (build_classifier(networks.classifier), networks.classifier),
+    return {
+        "model": write_network(folder / "model", networks.model, **notes),
+        "classifier": write_network(folder / "classifier", networks.classifier, **notes),
     }
-    paths = {}
-    for name, (network, config) in built.items():
-        randomize(network)
-        paths[name] = folder / name / "model.pt"
-        checkpoint.save(network.state_dict(), paths[name])
-        values = dataclasses.asdict(config) | dataclasses.asdict(diffusion)
-        checkpoint.write_config(paths[name].parent, values | notes)
-    return paths
+
+
+def write_network(folder: Path, config: ModelConfig | SuperResConfig | ClassifierConfig, **notes: Any) -> Path:
+    """One of them: folder/model.pt."""
+    diffusion = DiffusionConfig(learn_sigma=True)
+    if isinstance(config, ClassifierConfig):
+        network = build_classifier(config)
+    else:
+        build = build_model if isinstance(config, ModelConfig) else build_super_res_model
+        network = build(config, diffusion)
+    randomize(network)
+    checkpoint.save(network.state_dict(), folder / "model.pt")
+    checkpoint.write_config(folder, dataclasses.asdict(config) | dataclasses.asdict(diffusion) | notes)
+    return folder / "model.pt"
 
 
 def sampling_flags(folder: Path, networks: Networks, num_samples: int, batch_size: int, steps: str) -> dict[str, Any]:
@@ -83,33 +89,59 @@ def make_images(folder: Path, side: int, classes: int, count: int) -> Path:
     return folder
 
 
-def run_program(context: Context, program: str, flags: dict[str, Any] | list, ranks: int = 1) -> float:
-    """Run a program of the tree, started as torchrun would; wall seconds. RuntimeError with its last line if it fails.
-
-    Its processes are in the stage's group and end with it; stdout and stderr go to the stage's log.
-    """
-    if isinstance(flags, dict):
-        flags = [str(text) for name, value in flags.items() for text in (f"--{name}", value) if text is not None]
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    if context.device == "cpu":
-        environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    if ranks > 1:
-        port = str(random.SystemRandom().randrange(10000, 32768))
-        environment |= {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+def run_program(context: Context, program: str, flags: Flags) -> float:
+    """Run a program of the tree to its end; wall seconds. RuntimeError if it fails."""
     start = time.perf_counter()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(ROOT / program), *map(str, flags)],
-            env=environment | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}),
-        )
-        for rank in range(ranks)
-    ]  # fmt: skip
-    try:
-        statuses = [process.wait() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    if any(statuses):
-        raise RuntimeError(f"{program} ended with {statuses}: see {context.stage}.log")
+    Running(context, [(program, flags, 1)]).wait()
     return time.perf_counter() - start
+
+
+class Running:
+    """Programs of the tree that run at once, each a (program, flags, number of processes), started as torchrun would.
+
+    Their processes are in the stage's group and end with it; stdout and stderr go to the stage's log.
+    """
+
+    def __init__(self, context: Context, runs: list[tuple[str, Flags, int]]):
+        environment = clean_environment()
+        if context.device == "cpu":
+            environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        self._log = f"{context.stage}.log"
+        self._processes: list[subprocess.Popen] = []
+        for program, flags, ranks in runs:
+            for launch in launches(ranks):
+                command = [sys.executable, str(ROOT / program), *words(flags)]
+                self._processes.append(subprocess.Popen(command, env=environment | launch))
+
+    def wait(self) -> None:
+        """Wait for all; RuntimeError if one failed. None is left running, however this ends."""
+        try:
+            statuses = [process.wait() for process in self._processes]
+        finally:
+            for process in self._processes:
+                process.kill()
+                process.wait()
+        if any(statuses):
+            ended = [f"{Path(p.args[1]).name} {p.returncode}" for p in self._processes]
+            raise RuntimeError(f"ended with status: {', '.join(ended)}; see {self._log}")
+
+
+def clean_environment() -> dict[str, str]:
+    """This environment without a launcher's variables."""
+    return {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+
+
+def words(flags: Flags) -> list[str]:
+    """A command's arguments; a flag whose value is None stands alone."""
+    if isinstance(flags, list):
+        return [str(value) for value in flags]
+    return [str(text) for name, value in flags.items() for text in (f"--{name}", value) if text is not None]
+
+
+def launches(ranks: int) -> list[dict[str, str]]:
+    """What torchrun would put into the environment of each process; nothing for a process alone."""
+    if ranks == 1:
+        return [{}]
+    port = str(random.SystemRandom().randrange(10000, 32768))
+    shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
