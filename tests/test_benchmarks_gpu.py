@@ -37,7 +37,7 @@ def test_nothing_but_torch_numpy_scipy_pillow_and_tqdm_is_imported():
 def gpu(out: Path, *flags: str) -> tuple[int, str]:
     """Run the command on a CPU; its status and stdout. Nothing that names its folder may be left alive."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(out), "--device", "cpu", "--tiny", *flags]
-    found = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=400)
+    found = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=560)
     assert not left_alive(out), "processes are left running"
     return found.returncode, found.stdout + found.stderr
 
@@ -57,6 +57,19 @@ def left_alive(out: Path) -> list[str]:
 
 def stages(out: Path) -> dict[str, str]:
     return {row["stage"]: row["status"] for row in read_rows(out) if row["what"] == "stage"}
+
+
+@pytest.mark.slow
+def test_every_stage_computes_on_a_cpu(tmp_path):
+    """About 90 s on an idle core."""
+    status, text = gpu(tmp_path)
+    assert status == 0, text[-3000:]
+    assert set(stages(tmp_path).values()) == {"ok"} and len(stages(tmp_path)) == 5
+    rows = read_rows(tmp_path)
+    checked = {row["what"] for row in rows if row.get("passed")}
+    assert {"two processes", "compiled networks", "resumed image_train", "features attention"} <= checked
+    for what in ("tiny", "tiny regional", "training tiny-b2", "classifier_sample --eds", "evaluator --features"):
+        assert any(row["what"] == what for row in rows), what
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from benchmarks.cases import SETTINGS, Pair, Setting, small
 from benchmarks.gpu.record import Context, read_rows
 from benchmarks.measure import paired, seconds
 from benchmarks.sides import count_flops
+from guided_diffusion import compiling
 from guided_diffusion.attention import AttentionBlock
 from guided_diffusion.blocks import ResBlock
 from tests.parity.peer import PeerUnavailable, load_peer
@@ -85,12 +87,16 @@ def measure(context: Context, name: str, setting: Setting, peer: object | None, 
         return
     eager = own()
     for how in ways(context):
-        with compiled(pair, how, context.tiny) as own_parts:
+        said: list[str] = []  # "stays as it is", where compiling failed or changed the numbers
+        warnings = mock.patch.object(compiling.logger, "warning", said.append)
+        with warnings, compiled(pair, how, context.tiny) as own_parts:
             start = time.perf_counter()
             found = {part: calls[0]() for part, calls in own_parts.items()}
             seconds_compiling = time.perf_counter() - start
             row = times(context, own_parts, device, rounds)
             row |= {"compile_s": seconds_compiling, "from_eager": relative(found["guided step"], eager)}
+            if said:
+                row["error"] = " ".join(said)
             add(context, f"{name} {how}", row, floors, setting)
 
 
