@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ed_dpm_patches import ClassifierGuidance, EntropyRule
+from ed_dpm_patches.config import interval, parse_interval
 from ed_dpm_patches.trace import Trace
 from guided_diffusion.script_util import create_gaussian_diffusion
-from scripts.classifier_sample import interval, parse_interval
 from tests.test_trace import SHAPE, classifier, model
 
 X = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
