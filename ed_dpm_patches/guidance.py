@@ -14,8 +14,8 @@ from guided_diffusion.any_classifier import AnyClassifier, one_per_sample
 from guided_diffusion.nonfinite import peak
 from guided_diffusion.schedules import get_named_beta_schedule
 
-from .probabilities import Softmax
-from .report import ScaleReport
+from .scale_stats import ScaleReport
+from .softmax import Softmax
 
 # Cotangents enter the backward pass with this L1 norm: large enough that float16 gradients stay normal
 # numbers on the way down, small enough that they do not overflow. A power of two, so float32 is exact.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .probabilities import Softmax
+from .softmax import Softmax
 
 # exp() of more overflows float64. Only reached when H < 1e-300 and the classifier is wrong.
 _LARGEST_LOG = 700.0

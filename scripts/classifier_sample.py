@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from ed_dpm_patches import ClassifierGuidance
 from ed_dpm_patches.config import GuidanceConfig, guidance_rule, parse_interval, with_rule_named
-from ed_dpm_patches.report import summary_line
+from ed_dpm_patches.scale_stats import summary_line
 from ed_dpm_patches.trace import Trace
 from guided_diffusion import dist_util, logger, run_setup, tallies
 from guided_diffusion.checkpoint import OtherNetwork

@@ -19,7 +19,7 @@ from ed_dpm_patches import (
     RangeRule,
     TimestepRule,
 )
-from ed_dpm_patches.report import ScaleReport, summary_line
+from ed_dpm_patches.scale_stats import ScaleReport, summary_line
 from guided_diffusion.amp import LowPrecision
 from guided_diffusion.script_util import create_gaussian_diffusion
 from guided_diffusion.unet import EncoderUNetModel, UNetModel

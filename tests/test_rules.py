@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import sys
+import warnings
 
 import mpmath as mp
 import pytest
@@ -105,3 +108,19 @@ def test_masked_classes_are_allowed():
 def test_wrong_shapes_are_named(logits, y):
     with pytest.raises(ValueError, match="found .*expected"):
         EntropyRule(1.0)(logits, y, y)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "names"),
+    [("probabilities", "softmax", ["Softmax"]), ("report", "scale_stats", ["ScaleReport", "summary_line"])],
+)
+def test_former_modules_import_with_one_warning(monkeypatch, old, new, names):
+    monkeypatch.delitem(sys.modules, f"ed_dpm_patches.{old}", raising=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        moved = importlib.import_module(f"ed_dpm_patches.{old}")
+    (warning,) = caught
+    assert warning.category is DeprecationWarning
+    assert str(warning.message) == f"ed_dpm_patches.{old} is now ed_dpm_patches.{new}"
+    current = importlib.import_module(f"ed_dpm_patches.{new}")
+    assert all(getattr(moved, name) is getattr(current, name) for name in names)
