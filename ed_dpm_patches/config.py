@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 from guided_diffusion.errors import InputError
 from guided_diffusion.flags import Given, flag
 
-from .rules import RULES, GuidanceRule, make_rule
+from .rules import RULES, ConstantRule, GuidanceRule
+
+# The flag of each argument that a rule may have.
+FLAGS = {
+    "gamma": "classifier_scale", "factor": "guidance_factor", "until": "guidance_until", "bound": "guidance_norm",
+}  # fmt: skip
 
 
 def parse_interval(text: str) -> tuple[float, float]:
@@ -91,14 +97,18 @@ def guidance_rule(given: Given, guide: GuidanceConfig, num_timesteps: int) -> Gu
     named = given.values.get("guidance")
     if guide.eds and named not in (None, "entropy"):
         raise InputError(f"--guidance: found {named} together with --eds, expected entropy or no --guidance")
-    return make_rule(
-        "entropy" if guide.eds else guide.guidance,
-        guide.classifier_scale,
-        factor=guide.guidance_factor,
-        until=guide.guidance_until,
-        bound=guide.guidance_norm,
-        num_timesteps=num_timesteps,
-    )
+    name = "entropy" if guide.eds else guide.guidance
+    values = {argument: getattr(guide, option) for argument, option in FLAGS.items()} | {"num_timesteps": num_timesteps}
+    return RULES[name](**{argument: values[argument] for argument in _arguments(name) & values.keys()})
+
+
+def rule_flags(name: str) -> list[str]:
+    """Return the flags that set a rule's arguments; the scale alone for a name that is not in RULES."""
+    return [option for argument, option in FLAGS.items() if argument in _arguments(name)]
+
+
+def _arguments(name: str) -> set[str]:
+    return set(inspect.signature(RULES.get(name, ConstantRule)).parameters)
 
 
 def with_rule_named(flags: dict[str, Any]) -> dict[str, Any]:
