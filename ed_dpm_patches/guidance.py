@@ -69,6 +69,7 @@ class ClassifierGuidance:
         self.classifier, self.rule, self.cap, self.observer = AnyClassifier(classifier), rule, cap, observer
         self.interval, self.see = interval, see
         self._scale_rule = rule if isinstance(rule, GuidanceRule) else ConstantRule()
+        self.logits: Tensor | None = None  # [B, K], of the last call; None if that did not ask the classifier
         self.report = ScaleReport()
         self._checked_y: Any = None
 
@@ -122,17 +123,18 @@ class ClassifierGuidance:
         return denoised + shift.to(denoised.dtype)
 
     def _guide(self, x: Tensor, t: Tensor, y: Tensor, checked: bool) -> Tensor:
-        active_B = self._active(t)
+        active_B, self.logits = self._active(t), None
         if self.interval is not None and self.observer is None and not bool(active_B.any()):
             return torch.zeros_like(x)
         with torch.enable_grad():
             x_in = x.detach().requires_grad_(True)
             logits_BK = self.classifier(x_in, t)
+        self.logits = logits_BK.detach()
         if not checked:  # once for each batch: reading values waits for the device
             _check_labels(y, logits_BK.shape[1])
         largest_logit_B = peak(logits_BK)
         valid_B = largest_logit_B.isfinite()
-        steady_BK = torch.where(valid_B[:, None], logits_BK.detach(), 0.0)
+        steady_BK = torch.where(valid_B[:, None], self.logits, 0.0)
 
         # A direction of L1 norm 1 goes through the network; its size comes back in float64 afterwards.
         p, rule = Softmax.of(steady_BK), self._scale_rule

@@ -160,7 +160,7 @@ class Grid:
 
 
 class Sampler(NamedTuple):
-    """A sampler: its name in reports, and its loop for a process, (model, shape, noise, ...) -> samples."""
+    """A sampler: its name in reports, and its loop for a process, with the arguments of `sample_progressively`."""
 
     title: str
     loop: Callable[[GaussianDiffusion], Callable[..., Tensor]]

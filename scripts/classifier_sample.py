@@ -58,9 +58,6 @@ def main() -> None:
         model = run_setup.load_model(build_model, model_config, diffusion_config, sampling.model_path, run, compile)
         classifier = run_setup.load_classifier(classifier_config, guide.classifier_path, run, compile)
 
-    def model_fn(x, t, y):
-        return model(x, t, y=y) if model_config.class_cond else model(x, t)
-
     trace = Trace(diffusion, guide.trace_samples, guide.trace_maps) if guide.trace else None
     watch = Watch(timesteps_of(diffusion), sampling.nonfinite)
     guidance = ClassifierGuidance(
@@ -71,18 +68,26 @@ def main() -> None:
         observer=trace.observe if trace is not None else None,
         see=watch.see,
     )
-    # Without a scale the classifier has no say. A trace then watches it, but not as cond_fn: even a guidance of
-    # 0 would send DDIM through other roundings.
-    cond_fn, onlooker = (guidance, None) if guide.classifier_scale > 0 else (None, guidance)
     shape = (model_config.in_channels, model_config.image_size, model_config.image_size)
+    guides = guide.classifier_scale > 0
+
+    def model_fn(x, t, y):
+        # Without a scale the classifier has no say. A trace then watches it, but not as cond_fn: even a guidance of
+        # 0 would send DDIM through other roundings.
+        if trace is not None and not guides:
+            guidance(x, t, y=y)
+        return model(x, t, y=y) if model_config.class_cond else model(x, t)
 
     def draw(batch: Batch):
-        watched = batch.watched(model_fn)
+        callbacks = []
+        if trace is not None:
+            trace.begin(batch.indices[0])
+            callbacks = [trace.step]
         return loop(
-            trace.wrap(watched, first=batch.indices[0], watch=onlooker) if trace is not None else watched,
-            **batch.loop_arguments(shape),
+            model_fn,
+            **batch.loop_arguments(shape, *callbacks),
             clip_denoised=sampling.clip_denoised,
-            cond_fn=cond_fn,
+            cond_fn=guidance if guides else None,
             model_kwargs={"y": batch.labels},
         )
 
@@ -101,7 +106,7 @@ def main() -> None:
         save_images=sampling.save_images,
         extras_path=trace_path,
         extras_flags=("trace", "trace_samples", "trace_maps"),
-        tally=guidance.report if cond_fn is not None or trace is not None else None,
+        tally=guidance.report if guides or trace is not None else None,
         updated=with_rule_named,
         watch=watch,
     )

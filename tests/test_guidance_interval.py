@@ -67,9 +67,8 @@ def test_in_a_respaced_process(sampler):
         torch.manual_seed(1)
         counted, observer = Counted(), trace.observe if trace else None
         guidance = ClassifierGuidance(counted, EntropyRule(0.05), interval=(200, 600), observer=observer)
-        sample = getattr(diffusion, sampler)(
-            trace.wrap(model) if trace else model, X.shape, cond_fn=guidance, model_kwargs={"y": Y}, device="cpu"
-        )
+        options = {"cond_fn": guidance, "model_kwargs": {"y": Y}, "callback": trace.step if trace else None}
+        sample = getattr(diffusion, sampler)(model, X.shape, device="cpu", **options)
         return sample, counted.calls
 
     (plain, calls), trace = sample(None), Trace(diffusion)
