@@ -49,9 +49,7 @@ class GuidanceConfig:
         aliases=("use_entropy_scale",),
     )
     guidance: str = flag(
-        "constant",
-        "how the scale varies: the rules of the paper's Table 4; entropy is --eds",
-        choices=RULES,
+        "constant", "how the scale varies: the rules of the paper's Table 4; entropy is --eds", choices=RULES
     )
     guidance_factor: float = flag(
         1.0, "C of the rules range, timestep and gradnorm, on top of the classifier scale", minimum=1e-12
@@ -61,9 +59,8 @@ class GuidanceConfig:
     eds_cap: float = flag(
         None,
         "largest L1 norm of the guidance on the logits, in units of gamma * log K; none is the paper's formula",
-        type=float,
-        minimum=1e-6,
-    )
+        type=float, minimum=1e-6,
+    )  # fmt: skip
     guidance_interval: str = flag(
         "",
         'timesteps LO,HI of the original process at which there is guidance, ends included; "": at all of them',
@@ -90,25 +87,19 @@ class EctConfig:
 
 
 def guidance_rule(given: Given, guide: GuidanceConfig, num_timesteps: int) -> GuidanceRule:
-    """Return the rule that the flags ask for; InputError when --eds and --guidance contradict each other.
-
-    :param num_timesteps: T of the original process.
-    """
+    """Return the rule that the flags ask for; InputError when --eds and --guidance contradict each other."""
     named = given.values.get("guidance")
     if guide.eds and named not in (None, "entropy"):
         raise InputError(f"--guidance: found {named} together with --eds, expected entropy or no --guidance")
-    name = "entropy" if guide.eds else guide.guidance
+    make = RULES["entropy" if guide.eds else guide.guidance]
     values = {argument: getattr(guide, option) for argument, option in FLAGS.items()} | {"num_timesteps": num_timesteps}
-    return RULES[name](**{argument: values[argument] for argument in _arguments(name) & values.keys()})
+    return make(**{name: values[name] for name in inspect.signature(make).parameters if name in values})
 
 
-def rule_flags(name: str) -> list[str]:
+def rule_flags(rule: str) -> list[str]:
     """Return the flags that set a rule's arguments; the scale alone for a name that is not in RULES."""
-    return [option for argument, option in FLAGS.items() if argument in _arguments(name)]
-
-
-def _arguments(name: str) -> set[str]:
-    return set(inspect.signature(RULES.get(name, ConstantRule)).parameters)
+    arguments = inspect.signature(RULES.get(rule, ConstantRule)).parameters
+    return [option for argument, option in FLAGS.items() if argument in arguments]
 
 
 def with_rule_named(flags: dict[str, Any]) -> dict[str, Any]:

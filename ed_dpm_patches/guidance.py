@@ -1,4 +1,4 @@
-"""Classifier guidance as a `cond_fn` for any sampler: the rule's cotangent pulled back to x_t."""
+"""Classifier guidance as a `cond_fn` for any sampler: the rule's scaled direction pulled back to x_t."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .rules import LARGEST_LOG, ConstantRule, GuidanceRule, unit_direction
 from .scale_stats import ScaleReport
 from .softmax import Softmax
 
-# Cotangents enter the backward pass with this L1 norm: large enough that float16 gradients stay normal
+# Directions enter the backward pass with this L1 norm: large enough that float16 gradients stay normal
 # numbers on the way down, small enough that they do not overflow. A power of two, so float32 is exact.
 BACKWARD_NORM = 2.0**8
 
@@ -123,7 +123,9 @@ class ClassifierGuidance:
         return denoised + shift.to(denoised.dtype)
 
     def _guide(self, x: Tensor, t: Tensor, y: Tensor, checked: bool) -> Tensor:
-        active_B, self.logits = self._active(t), None
+        self.logits = None
+        lowest, highest = self.interval or (-math.inf, math.inf)
+        active_B = (t >= lowest) & (t <= highest)
         if self.interval is not None and self.observer is None and not bool(active_B.any()):
             return torch.zeros_like(x)
         with torch.enable_grad():
@@ -187,13 +189,6 @@ class ClassifierGuidance:
                 }
             )
         return guidance
-
-    def _active(self, t: Tensor) -> Tensor:
-        """Which samples are guided, [B]."""
-        if self.interval is None:
-            return torch.ones_like(t, dtype=torch.bool)
-        lowest, highest = self.interval
-        return (t >= lowest) & (t <= highest)
 
 
 def _check_labels(y: Tensor, classes: int) -> None:

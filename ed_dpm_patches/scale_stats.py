@@ -14,6 +14,10 @@ from torch import Tensor
 _LOWEST, _HIGHEST, _BINS = -8.0, 40.0, 48 * 460
 
 
+# Histogram, int64 [bins]; -minimum and maximum, float64 [2]; evaluations, capped and non-finite, int64 [3].
+Seen = tuple[Tensor, Tensor, Tensor]
+
+
 class ScaleReport:
     """Distribution of the scale s over all samples and steps seen, and how many were capped or not finite.
 
@@ -24,49 +28,39 @@ class ScaleReport:
     name = "guidance_scale"
 
     def __init__(self):
-        self._counts: Tensor | None = None  # int64 [bins]
-        self._extremes: Tensor | None = None  # float64: -minimum, maximum
-        self._totals: Tensor | None = None  # int64: evaluations, capped, non-finite
+        self._seen: Seen | None = None
 
-    def update(
-        self, scale_B: Tensor, *, capped: Tensor, nonfinite: Tensor, active: Tensor | None = None
-    ) -> None:
+    def update(self, scale_B: Tensor, *, capped: Tensor, nonfinite: Tensor, active: Tensor | None = None) -> None:
         """Add one batch: scales [B] (float64) and boolean flags [B]. What is not `active` does not count."""
-        if self._counts is None:
-            self._counts, self._extremes, self._totals = (part.to(scale_B.device) for part in _nothing_seen())
+        counts, extremes, totals = self._seen or (part.to(scale_B.device) for part in _nothing_seen())
         active_B = torch.ones_like(nonfinite) if active is None else active
         usable_B = scale_B.isfinite() & ~nonfinite & active_B
         position_B = (scale_B.clamp(10**_LOWEST, 10**_HIGHEST).log10() - _LOWEST) / (_HIGHEST - _LOWEST) * _BINS
         bins_B = position_B.nan_to_num(0.0).long().clamp(0, _BINS - 1)
-        self._counts.index_add_(0, bins_B, usable_B.long())
-        seen_B2 = torch.stack([-scale_B, scale_B], dim=1)
-        seen_B2 = torch.where(usable_B[:, None], seen_B2, -torch.inf)
-        self._extremes = torch.maximum(self._extremes, seen_B2.amax(dim=0))
-        self._totals += torch.stack([active_B, capped, active_B & ~usable_B], dim=1).sum(dim=0)
+        counts.index_add_(0, bins_B, usable_B.long())
+        seen_B2 = torch.where(usable_B[:, None], torch.stack([-scale_B, scale_B], dim=1), -torch.inf)
+        totals = totals + torch.stack([active_B, capped, active_B & ~usable_B], dim=1).sum(dim=0)
+        self._seen = counts, torch.maximum(extremes, seen_B2.amax(dim=0)), totals
 
     def summary(self) -> dict[str, float]:
         """Over all ranks (a collective): median, p999, maximum, evaluations, capped, nonfinite."""
-        parts = self._seen()
-        everyone = [parts]
+        everyone = [self._on_host()]
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             everyone = [None] * dist.get_world_size()
-            dist.all_gather_object(everyone, parts)
+            dist.all_gather_object(everyone, self._on_host())
         return _summary(*_together(everyone))
 
     def take(self) -> dict[str, Any]:
         """Return what this process has seen since the last call, as JSON values: a summary and the histogram."""
-        seen = self._seen()
-        self._counts = self._extremes = self._totals = None
-        return _as_json(*seen)
+        taken, self._seen = self._on_host(), None
+        return _as_json(*taken)
 
     def sum(self, taken: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Add up what `take` and `sum` returned."""
         return _as_json(*_together([_nothing_seen(), *map(_of_json, taken)]))
 
-    def _seen(self) -> tuple[Tensor, Tensor, Tensor]:
-        if self._counts is None:
-            return _nothing_seen()
-        return self._counts.cpu(), self._extremes.cpu(), self._totals.cpu()
+    def _on_host(self) -> Seen:
+        return tuple(part.cpu() for part in self._seen or _nothing_seen())
 
 
 def summary_line(summary: dict[str, float]) -> str:
@@ -78,7 +72,7 @@ def summary_line(summary: dict[str, float]) -> str:
     )
 
 
-def _together(parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+def _together(parts: Sequence[Seen]) -> Seen:
     counts, extremes, totals = (torch.stack(same) for same in zip(*parts, strict=True))
     return counts.sum(dim=0), extremes.amax(dim=0), totals.sum(dim=0)
 
@@ -95,13 +89,11 @@ def _as_json(counts: Tensor, extremes: Tensor, totals: Tensor) -> dict[str, Any]
     bins = counts.nonzero()[:, 0].tolist()
     histogram = {f"{_LOWEST + bin * (_HIGHEST - _LOWEST) / _BINS:.6f}": int(counts[bin]) for bin in bins}
     minimum = -float(extremes[0])
-    return _summary(counts, extremes, totals) | {
-        "minimum": minimum if math.isfinite(minimum) else None,
-        "histogram": histogram,
-    }
+    more = {"minimum": minimum if math.isfinite(minimum) else None, "histogram": histogram}
+    return _summary(counts, extremes, totals) | more
 
 
-def _of_json(taken: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+def _of_json(taken: Mapping[str, Any]) -> Seen:
     counts, extremes, totals = _nothing_seen()
     for lower_end, count in taken["histogram"].items():
         counts[round((float(lower_end) - _LOWEST) / (_HIGHEST - _LOWEST) * _BINS)] = count
@@ -112,16 +104,12 @@ def _of_json(taken: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     return counts, extremes, totals
 
 
-def _nothing_seen() -> tuple[Tensor, Tensor, Tensor]:
-    """Empty histogram, extremes and totals, as `ScaleReport` keeps them."""
+def _nothing_seen() -> Seen:
     extremes = torch.tensor([-torch.inf, 0.0], dtype=torch.float64)
     return torch.zeros(_BINS, dtype=torch.int64), extremes, torch.zeros(3, dtype=torch.int64)
 
 
 def _quantile(counts: Tensor, q: float) -> float:
     """The value below which a share q of the histogram lies (middle of its bin, in log space)."""
-    total = int(counts.sum())
-    if total == 0:
-        return 0.0
-    index = int(torch.searchsorted(counts.cumsum(0), q * total))
+    index = int(torch.searchsorted(counts.cumsum(0), q * int(counts.sum())))
     return 10 ** (_LOWEST + (min(index, _BINS - 1) + 0.5) * (_HIGHEST - _LOWEST) / _BINS)

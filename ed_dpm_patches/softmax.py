@@ -76,7 +76,10 @@ class Softmax:
 
         ValueError when y is not [B] whole numbers. A label outside 0..K-1 fails in torch's scatter.
         """
-        y = _checked_labels(y, self.rest_BK)
+        if y.shape != self.top_B.shape or y.is_floating_point():
+            found = f"found {y.dtype} of shape {tuple(y.shape)}"
+            raise ValueError(f"y: {found}, expected whole numbers of shape {tuple(self.top_B.shape)}")
+        y = y.long()
         r_B1 = self.log_r_B.exp()[:, None]
         is_top_B1 = (y == self.top_B)[:, None]
         rest_BK = self.rest_BK
@@ -89,10 +92,3 @@ class Softmax:
         wrong_BK = wrong_BK.scatter(1, y[:, None], -wrong_BK.scatter(1, y[:, None], 0.0).sum(dim=1, keepdim=True))
         u_BK = torch.where(is_top_B1, certain_BK, wrong_BK) / (1 + r_B1)
         return torch.where(is_top_B1[:, 0], self.log_r_B, 0.0), u_BK
-
-
-def _checked_labels(y: Tensor, like_BK: Tensor) -> Tensor:
-    batch, classes = like_BK.shape
-    if y.shape != (batch,) or y.is_floating_point():
-        raise ValueError(f"y: found {y.dtype} of shape {tuple(y.shape)}, expected whole numbers of shape ({batch},)")
-    return y.long()
