@@ -85,7 +85,7 @@ def _sides(setting: Setting, device: torch.device, model: Callable, folder: Path
             flags={"model_path": str(folder / "model.pt")}, labels=LabelPlan("", False, classes),
             watch=Watch(timesteps_of(diffusion)),
         )  # fmt: skip
-        plan.generate(lambda batch: loop(batch.watched(model), batch.labels, **batch.loop_arguments(shape)))
+        plan.generate(lambda batch: loop(model, batch.labels, **batch.loop_arguments(shape)))
         run_directory.release()
 
     def bare() -> None:

@@ -75,18 +75,18 @@ def loops(
     labels = {"y": torch.arange(setting.batch_size, device=device) % CLASSES}
     trace = Trace(diffusion, samples=4)
 
-    def sample(model: Callable, cond_fn: Callable) -> Tensor:
-        return diffusion.ddim_sample_loop(model, noise.shape, noise, cond_fn=cond_fn, model_kwargs=labels)
+    def sample(cond_fn: Callable, **options) -> Tensor:
+        return diffusion.ddim_sample_loop(model, noise.shape, noise, cond_fn=cond_fn, model_kwargs=labels, **options)
 
     plain_guidance = ClassifierGuidance(classifier, EntropyRule(1.0))
     traced_guidance = ClassifierGuidance(classifier, EntropyRule(1.0), observer=trace.observe)
 
     def traced() -> Tensor:
-        samples = sample(trace.wrap(model), traced_guidance)
+        samples = sample(traced_guidance, callback=trace.step)
         trace.take()
         return samples
 
-    return lambda: sample(model, plain_guidance), traced
+    return lambda: sample(plain_guidance), traced
 
 
 def line(row: dict) -> str:

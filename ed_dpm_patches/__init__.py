@@ -8,8 +8,8 @@
 
 from .ect import ect_terms
 from .guidance import ClassifierGuidance
-from .probabilities import Softmax
 from .rules import ConstantRule, EntropyRule, GradientNormRule, GuidanceRule, RangeRule, TimestepRule
+from .softmax import Softmax
 
 __all__ = [
     "ClassifierGuidance",

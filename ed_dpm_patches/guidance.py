@@ -1,4 +1,4 @@
-"""Classifier guidance as a `cond_fn` for any sampler: the rule's cotangent pulled back to x_t."""
+"""Classifier guidance as a `cond_fn` for any sampler: the rule's scaled direction pulled back to x_t."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from guided_diffusion.any_classifier import AnyClassifier, one_per_sample
 from guided_diffusion.nonfinite import peak
 from guided_diffusion.schedules import get_named_beta_schedule
 
-from .probabilities import Softmax
-from .report import ScaleReport
+from .rules import LARGEST_LOG, ConstantRule, GuidanceRule, unit_direction
+from .scale_stats import ScaleReport
+from .softmax import Softmax
 
-# Cotangents enter the backward pass with this L1 norm: large enough that float16 gradients stay normal
+# Directions enter the backward pass with this L1 norm: large enough that float16 gradients stay normal
 # numbers on the way down, small enough that they do not overflow. A power of two, so float32 is exact.
 BACKWARD_NORM = 2.0**8
 
@@ -32,16 +33,16 @@ class ClassifierGuidance:
     Samplers that know no cond_fn use `guide_eps` or `guide_denoised`.
 
     :param classifier: any classifier(x_t [B, ...], t [B]) -> logits [B, K], differentiable in x_t; see `AnyClassifier`.
-    :param rule: (logits, y, t) -> v [B, K]; see `rules`.
-    :param cap: largest L1 norm of v, in units of gamma * log K (`--eds_cap`); None: no cap, the paper's
-        formula. Samples above it keep their direction. Needs a rule with a `gamma`.
+    :param rule: see `rules`; or a function (logits [B, K], y, t) -> v [B, K], whose scale and gamma count as 1.
+    :param cap: largest L1 norm of the guidance on the logits, in units of gamma * log K (`--eds_cap`); None: no cap,
+        the paper's formula. Samples above it keep their direction.
     :param interval: (lowest, highest) t, ends included, at which there is guidance (Kynkaanniemi et al. 2024), on
         the scale that the classifier sees: the original timesteps, whatever the respacing. Outside it the
         classifier is not called, unless there is an observer: it then sees entropy and p_y as they are, and a
         scale, gradient norm and guidance of 0. To know this without an observer, the host waits for t.
     :param observer: called with a dict of per-sample tensors [B] after every evaluation: t, y,
-        entropy_ratio (H / log K), p_y, scale (s), grad_norm (L2 of the gradient of log p_y), guidance_norm, and
-        with guidance itself, shaped like x and not copied.
+        entropy_ratio (H / log K), p_y, scale (s), grad_norm (L2 of the rule's direction pulled back to x_t: of the
+        gradient of log p_y), guidance_norm, and with guidance itself, shaped like x and not copied.
     :param see: called with "classifier logits" and "guidance gradient" and, for each, numbers [B] that are not
         finite where a sample's values are not: `nonfinite.Watch.see`.
 
@@ -52,7 +53,7 @@ class ClassifierGuidance:
     def __init__(
         self,
         classifier: Callable[..., Any],
-        rule: Callable[[Tensor, Tensor, Tensor], Tensor],
+        rule: GuidanceRule | Callable[[Tensor, Tensor, Tensor], Tensor],
         *,
         cap: float | None = None,
         interval: tuple[float, float] | None = None,
@@ -63,8 +64,12 @@ class ClassifierGuidance:
             raise ValueError(f"cap: found {cap}, expected a positive number or None")
         if interval is not None and not interval[0] <= interval[1]:
             raise ValueError(f"interval: found {tuple(interval)}, expected (lowest, highest)")
+        if hasattr(rule, "late_factor"):
+            raise TypeError(f"{type(rule).__name__}.late_factor: no longer called; its log belongs in log_scale")
         self.classifier, self.rule, self.cap, self.observer = AnyClassifier(classifier), rule, cap, observer
         self.interval, self.see = interval, see
+        self._scale_rule = rule if isinstance(rule, GuidanceRule) else ConstantRule()
+        self.logits: Tensor | None = None  # [B, K], of the last call; None if that did not ask the classifier
         self.report = ScaleReport()
         self._checked_y: Any = None
 
@@ -118,29 +123,28 @@ class ClassifierGuidance:
         return denoised + shift.to(denoised.dtype)
 
     def _guide(self, x: Tensor, t: Tensor, y: Tensor, checked: bool) -> Tensor:
-        active_B = self._active(t)
+        self.logits = None
+        lowest, highest = self.interval or (-math.inf, math.inf)
+        active_B = (t >= lowest) & (t <= highest)
         if self.interval is not None and self.observer is None and not bool(active_B.any()):
             return torch.zeros_like(x)
         with torch.enable_grad():
             x_in = x.detach().requires_grad_(True)
             logits_BK = self.classifier(x_in, t)
+        self.logits = logits_BK.detach()
         if not checked:  # once for each batch: reading values waits for the device
             _check_labels(y, logits_BK.shape[1])
         largest_logit_B = peak(logits_BK)
         valid_B = largest_logit_B.isfinite()
-        steady_BK = torch.where(valid_B[:, None], logits_BK.detach(), 0.0)
+        steady_BK = torch.where(valid_B[:, None], self.logits, 0.0)
 
-        v_BK = self.rule(steady_BK, y, t).double()
-        norm_B = torch.where(active_B, v_BK.abs().sum(dim=1), 0.0)
-        capped_B = torch.zeros_like(valid_B)
-        if self.cap is not None:
-            limit = self.cap * self.rule.gamma * math.log(v_BK.shape[1])
-            capped_B = norm_B > limit
-            norm_B = torch.where(capped_B, limit, norm_B)
-        # Unit cotangents through the network; their size comes back in float64 afterwards.
-        unit_BK = torch.nn.functional.normalize(v_BK, p=1.0, dim=1, eps=1e-300) * BACKWARD_NORM
+        # A direction of L1 norm 1 goes through the network; its size comes back in float64 afterwards.
+        p, rule = Softmax.of(steady_BK), self._scale_rule
+        direction = rule.direction(p, y) if rule is self.rule else self.rule(steady_BK, y, t)
+        log_norm_B, unit_BK = unit_direction(direction)
+        unit_BK = (unit_BK * BACKWARD_NORM).to(logits_BK.dtype)
         with torch.enable_grad():  # a scalar: for anything else autograd loads a symbolic algebra, half a second
-            pulled = (logits_BK * unit_BK.to(logits_BK.dtype)).sum()
+            pulled = (logits_BK * unit_BK).sum()
         (gradient,) = torch.autograd.grad(pulled, x_in)
         gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
         steepest_B = peak(gradient)
@@ -150,18 +154,20 @@ class ClassifierGuidance:
         valid_B &= steepest_B.isfinite()
         gradient = torch.where(_per_sample(valid_B, gradient), gradient, 0.0)
 
-        # |onehot - p| sums to 2 (1 - p_y), which turns any rule's v into its scale.
-        p = Softmax.of(steady_BK)
-        log_doubt_B = p.log_doubt(y)
-        scale_B = torch.exp(norm_B.log() - math.log(2.0) - log_doubt_B)
-        size_B = norm_B / BACKWARD_NORM
-        late_factor = getattr(self.rule, "late_factor", None)
-        if late_factor is not None or self.observer is not None:
+        # In logarithms: where the classifier is certain, only the product of direction and scale is a float64.
+        length_B = grad_norm_B = None
+        if rule.needs_grad_norm or self.observer is not None:
             length_B = gradient.flatten(1).double().norm(dim=1)
-            grad_norm_B = torch.where(scale_B > 0, length_B * size_B / scale_B, 0.0)
-        if late_factor is not None:
-            factor_B = late_factor(grad_norm_B)
-            size_B, scale_B = size_B * factor_B, scale_B * factor_B
+            grad_norm_B = length_B * (log_norm_B.exp() / BACKWARD_NORM)
+        log_scale_B = torch.minimum(rule.log_scale(p, t, grad_norm_B), LARGEST_LOG - log_norm_B)
+        acts_B = active_B & (rule.gamma > 0)
+        capped_B = torch.zeros_like(valid_B)
+        if self.cap is not None:
+            log_limit_B = math.log(self.cap * math.log(p.num_classes)) - log_norm_B
+            capped_B = acts_B & (log_scale_B > log_limit_B)
+            log_scale_B = torch.minimum(log_scale_B, log_limit_B)
+        scale_B = torch.where(acts_B, rule.gamma * log_scale_B.exp(), 0.0)
+        size_B = torch.where(acts_B, rule.gamma * (log_scale_B + log_norm_B).exp() / BACKWARD_NORM, 0.0)
 
         # The floor keeps the factor itself within float32 where the gradient vanishes.
         steepest_B = torch.where(valid_B, steepest_B, 0.0).double().clamp(min=1e-25)
@@ -175,21 +181,14 @@ class ClassifierGuidance:
                     "t": t,
                     "y": y,
                     "entropy_ratio": p.entropy_ratio,
-                    "p_y": -torch.expm1(log_doubt_B),
+                    "p_y": -torch.expm1(p.log_doubt(y)),
                     "scale": scale_B,
-                    "grad_norm": grad_norm_B,
+                    "grad_norm": torch.where(scale_B > 0, grad_norm_B, 0.0),
                     "guidance_norm": length_B * size_B,
                     "guidance": guidance,
                 }
             )
         return guidance
-
-    def _active(self, t: Tensor) -> Tensor:
-        """Which samples are guided, [B]."""
-        if self.interval is None:
-            return torch.ones_like(t, dtype=torch.bool)
-        lowest, highest = self.interval
-        return (t >= lowest) & (t <= highest)
 
 
 def _check_labels(y: Tensor, classes: int) -> None:

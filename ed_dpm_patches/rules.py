@@ -1,58 +1,86 @@
 """Guidance rules: how strongly each sample is pushed towards its class.
 
-A rule maps (logits [B, K], labels y [B], timesteps t [B]) to a cotangent v [B, K] on the logits. The guidance
-is v pulled back through the classifier, so a scale inside v meets the gradient before anything can
-underflow. Plain guidance is the logits' gradient of log p_y times gamma: v = gamma * (onehot(y) - p).
+A rule has a direction v [B, K] on the logits and a scale [B]. The guidance is their product, pulled back through the
+classifier to x_t. Plain guidance follows the gradient of log p_y on the logits, v = onehot(y) - p, times gamma.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .probabilities import Softmax
+from .softmax import Softmax
 
 # exp() of more overflows float64. Only reached when H < 1e-300 and the classifier is wrong.
-_LARGEST_LOG = 700.0
+LARGEST_LOG = 700.0
+
+Direction = Tensor | tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class GuidanceRule(ABC):
-    """Scales the plain gradient of log p_y by one factor a sample.
-
-    A rule that needs the gradient's norm also has a method `late_factor`: from the L2 norm [B] of the
-    gradient of log p_y at x_t to a further factor [B]. Where there is none the norm is not computed.
+    """Guidance along `direction`, times gamma and a factor for each sample and step.
 
     :param gamma: classifier scale, the paper's gamma (>= 0).
     """
 
     gamma: float = 1.0
+    needs_grad_norm: ClassVar[bool] = False  # whether `log_scale` reads grad_norm, which takes time to compute
+
+    def __init_subclass__(cls):
+        super().__init_subclass__()
+        if "__call__" in vars(cls):
+            raise TypeError(f"{cls.__name__}.__call__: no longer called; override direction, or pass a function")
+        if "grad_norm" not in inspect.signature(cls.log_scale).parameters:
+            raise TypeError(f"{cls.__name__}.log_scale: expected the arguments (self, p, t, grad_norm)")
 
     def __post_init__(self):
         if not 0 <= self.gamma < math.inf:
             raise ValueError(f"gamma: found {self.gamma}, expected a finite number of at least 0")
 
+    def direction(self, p: Softmax, y: Tensor) -> Direction:
+        """The direction v [B, K] on the logits, or (log_size [B], u [B, K]) with v = exp(log_size) u.
+
+        The default is onehot(y) - p, in the second form: near certainty v itself underflows.
+        """
+        return p.residual(y)
+
     @abstractmethod
-    def log_scale(self, p: Softmax, t: Tensor) -> Tensor:
-        """log of the factor on top of gamma, [B], float64."""
+    def log_scale(self, p: Softmax, t: Tensor, grad_norm: Tensor | None) -> Tensor:
+        """The log of the factor on top of gamma, [B], float64.
+
+        :param t: [B], on the original timestep scale, whatever the respacing.
+        :param grad_norm: L2 norm [B], float64, of the direction pulled back to x_t; None unless `needs_grad_norm` or
+            guidance has an observer.
+        """
 
     def __call__(self, logits: Tensor, y: Tensor, t: Tensor) -> Tensor:
-        """The cotangent v [B, K], float64, always finite for finite logits; not differentiable."""
+        """The scaled direction [B, K], float64, finite for finite logits, as if no gradient at x_t were weak."""
         p = Softmax.of(logits)
-        log_size_B, u_BK = p.residual(y)
-        log_factor_B = (log_size_B + self.log_scale(p, t)).clamp(max=_LARGEST_LOG)
-        return self.gamma * log_factor_B.exp()[:, None] * u_BK
+        log_norm_B, unit_BK = unit_direction(self.direction(p, y))
+        log_scale_B = self.log_scale(p, t, torch.full_like(log_norm_B, math.inf))
+        return self.gamma * (log_scale_B + log_norm_B).clamp(max=LARGEST_LOG).exp()[:, None] * unit_BK
+
+
+def unit_direction(direction: Direction) -> tuple[Tensor, Tensor]:
+    """The log of a direction's L1 norm [B], and the direction with an L1 norm of 1 [B, K], float64."""
+    log_size_B, u_BK = direction if isinstance(direction, tuple) else (0.0, direction)
+    norm_B = u_BK.double().abs().sum(dim=1)
+    return log_size_B + norm_B.log(), u_BK / norm_B.clamp(min=1e-300)[:, None]
 
 
 @dataclass(frozen=True)
 class ConstantRule(GuidanceRule):
     """s = gamma (Dhariwal & Nichol 2021)."""
 
-    def log_scale(self, p: Softmax, t: Tensor) -> Tensor:
+    def log_scale(self, p: Softmax, t: Tensor, grad_norm: Tensor | None) -> Tensor:
         return torch.zeros_like(p.log_r_B)
 
 
@@ -64,7 +92,7 @@ class EntropyRule(GuidanceRule):
     and not differentiated.
     """
 
-    def log_scale(self, p: Softmax, t: Tensor) -> Tensor:
+    def log_scale(self, p: Softmax, t: Tensor, grad_norm: Tensor | None) -> Tensor:
         return math.log(math.log(p.num_classes)) - p.log_entropy
 
 
@@ -78,8 +106,8 @@ class RangeRule(GuidanceRule):
     factor: float = 1.0
     until: int = 700
 
-    def log_scale(self, p: Softmax, t: Tensor) -> Tensor:
-        return torch.where(t <= self.until, math.log(self.factor), 0.0).to(p.log_r_B)
+    def log_scale(self, p: Softmax, t: Tensor, grad_norm: Tensor | None) -> Tensor:
+        return (t <= self.until).double() * math.log(self.factor)
 
 
 @dataclass(frozen=True)
@@ -92,8 +120,8 @@ class TimestepRule(GuidanceRule):
     factor: float = 1.0
     num_timesteps: int = 1000
 
-    def log_scale(self, p: Softmax, t: Tensor) -> Tensor:
-        return torch.log(self.factor * (self.num_timesteps - t).to(p.log_r_B))
+    def log_scale(self, p: Softmax, t: Tensor, grad_norm: Tensor | None) -> Tensor:
+        return torch.log(self.factor * (self.num_timesteps - t).double())
 
 
 @dataclass(frozen=True)
@@ -108,29 +136,17 @@ class GradientNormRule(GuidanceRule):
 
     factor: float = 1.0
     bound: float = 0.2
+    needs_grad_norm = True
 
-    def log_scale(self, p: Softmax, t: Tensor) -> Tensor:
-        return torch.zeros_like(p.log_r_B)
-
-    def late_factor(self, grad_norm: Tensor) -> Tensor:
-        return torch.where(grad_norm < self.bound, self.factor, 1.0)
+    def log_scale(self, p: Softmax, t: Tensor, grad_norm: Tensor | None) -> Tensor:
+        return (grad_norm < self.bound).double() * math.log(self.factor)
 
 
-RULES = ("constant", "range", "timestep", "gradnorm", "entropy")
-
-
-def make_rule(
-    name: str, gamma: float, *, factor: float, until: int, bound: float, num_timesteps: int
-) -> GuidanceRule:
-    """The rule of a name in RULES, with those of the parameters that it has. ValueError for other names."""
-    if name == "constant":
-        return ConstantRule(gamma)
-    if name == "range":
-        return RangeRule(gamma, factor, until)
-    if name == "timestep":
-        return TimestepRule(gamma, factor, num_timesteps)
-    if name == "gradnorm":
-        return GradientNormRule(gamma, factor, bound)
-    if name == "entropy":
-        return EntropyRule(gamma)
-    raise ValueError(f"guidance: found {name!r}, expected one of {', '.join(RULES)}")
+# What --guidance offers, and reports and figures know; see `config.rule_flags` for the arguments that have flags.
+RULES: dict[str, Callable[..., GuidanceRule]] = {
+    "constant": ConstantRule,
+    "range": RangeRule,
+    "timestep": TimestepRule,
+    "gradnorm": GradientNormRule,
+    "entropy": EntropyRule,
+}

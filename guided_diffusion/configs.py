@@ -108,7 +108,7 @@ class SamplingConfig:
     batch_size: int = flag(16, "images at a time in each process", minimum=1)
     use_ddim: bool = flag(False, "sample with DDIM (deterministic) instead of DDPM")
     sampler: str = flag(
-        "", 'dpmpp2m and unipc need fewer steps; "": ddim with --use_ddim, else ddpm', choices=("", *SAMPLERS)
+        "", 'dpmpp2m and unipc need fewer steps; "": ddim with --use_ddim, else ddpm', choices=SAMPLERS
     )
     model_path: str = flag("", "checkpoint of the diffusion model, .pt or .safetensors, or its training's folder")
     save_images: bool = flag(False, "also write a PNG grid of the first images beside the npz")

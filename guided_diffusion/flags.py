@@ -15,7 +15,7 @@ import argparse
 import dataclasses
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TextIO, TypeVar
 
@@ -37,13 +37,14 @@ def flag(
     type: type | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
-    choices: Sequence[str | int] | None = None,
+    choices: Iterable[str | int] | None = None,
     aliases: Sequence[str] = (),
     architecture: bool = False,
 ) -> Any:
     """A dataclass field that is a flag.
 
     :param type: of the value; the default's type when not given (needed where the default is None).
+    :param choices: the values allowed besides the default. A registry may grow until the flags are parsed.
     :param aliases: other names of the flag, without dashes.
     :param architecture: part of what a checkpoint is; read from its config.json when not given.
     """
@@ -156,8 +157,8 @@ def _checked(field: dataclasses.Field):
 
 def _expected_instead(field: dataclasses.Field, value: Any) -> str | None:
     """What a flag's value should have been, or None when it is right."""
-    low, high, choices = (field.metadata[key] for key in ("minimum", "maximum", "choices"))
-    if choices is not None:
+    low, high, choices = (field.metadata["minimum"], field.metadata["maximum"], _choices(field))
+    if choices:
         return None if value in choices else f"one of {', '.join(map(str, choices))}"
     # Written so that nan, which compares false with everything, is refused as well.
     if (low is not None and not value >= low) or (high is not None and not value <= high):
@@ -169,6 +170,11 @@ def _expected_instead(field: dataclasses.Field, value: Any) -> str | None:
     if isinstance(value, str) and len(value) > _LONGEST:
         return f"at most {_LONGEST} characters"
     return None
+
+
+def _choices(field: dataclasses.Field) -> list[str | int]:
+    choices = [*(field.metadata["choices"] or ())]
+    return choices if not choices or field.default in choices else [field.default, *choices]
 
 
 def _range(low: float | None, high: float | None) -> str:
@@ -184,8 +190,8 @@ def _metavar(field: dataclasses.Field) -> str:
 def _help(field: dataclasses.Field) -> str:
     meta = field.metadata
     notes = []
-    if meta["choices"]:
-        notes.append("one of " + ", ".join(str(c) or '""' for c in meta["choices"]))
+    if choices := _choices(field):
+        notes.append("one of " + ", ".join(str(c) or '""' for c in choices))
     elif meta["minimum"] is not None or meta["maximum"] is not None:
         notes.append(_range(meta["minimum"], meta["maximum"]))
     notes.append("no default" if field.default is None else f"default {field.default!r}")

@@ -236,7 +236,8 @@ class GaussianDiffusion:
         return {**p_mean_var, "pred_xstart": pred_xstart, "mean": mean}
 
     # --- samplers and objectives under upstream's method names --------------------------------------------
-    # `noise_fn(x) -> noise like x` is ours: it replaces torch.randn_like, for reproducible sampling.
+    # Ours are `noise_fn(x) -> noise like x`, which replaces torch.randn_like for reproducible sampling, and
+    # `callback`: see `samplers.sample_progressively`.
 
     def p_sample(
         self, model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None,
@@ -262,46 +263,48 @@ class GaussianDiffusion:
 
     def p_sample_loop_progressive(
         self, model, shape, noise=None, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None,
-        device=None, progress=False, noise_fn=torch.randn_like,
+        device=None, progress=False, noise_fn=torch.randn_like, callback=None,
     ) -> Iterator[dict[str, Tensor]]:  # fmt: skip
         """All DDPM steps, yielding each one's result: see `samplers.sample_progressively`."""
         return samplers.sample_progressively(
-            self, samplers.ddpm_step, model, shape, noise, device, progress,
+            self, samplers.ddpm_step, model, shape, noise, device, progress, callback,
             clip_denoised=clip_denoised, denoised_fn=denoised_fn, cond_fn=cond_fn, model_kwargs=model_kwargs,
             noise_fn=noise_fn,
         )  # fmt: skip
 
     def ddim_sample_loop_progressive(
         self, model, shape, noise=None, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None,
-        device=None, progress=False, eta=0.0, noise_fn=torch.randn_like,
+        device=None, progress=False, eta=0.0, noise_fn=torch.randn_like, callback=None,
     ) -> Iterator[dict[str, Tensor]]:  # fmt: skip
         """All DDIM steps, yielding each one's result: see `samplers.sample_progressively`."""
         return samplers.sample_progressively(
-            self, samplers.ddim_step, model, shape, noise, device, progress,
+            self, samplers.ddim_step, model, shape, noise, device, progress, callback,
             clip_denoised=clip_denoised, denoised_fn=denoised_fn, cond_fn=cond_fn, model_kwargs=model_kwargs,
             noise_fn=noise_fn, eta=eta,
         )  # fmt: skip
 
     def p_sample_loop(
         self, model, shape, noise=None, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None,
-        device=None, progress=False, noise_fn=torch.randn_like,
+        device=None, progress=False, noise_fn=torch.randn_like, callback=None,
     ) -> Tensor:  # fmt: skip
         """Samples [B, C, ...] by DDPM (Alg. 1 of the paper, first branch)."""
         return samplers.last(
             self.p_sample_loop_progressive(
-                model, shape, noise, clip_denoised, denoised_fn, cond_fn, model_kwargs, device, progress, noise_fn
-            )
+                model, shape, noise, clip_denoised, denoised_fn, cond_fn, model_kwargs, device, progress, noise_fn,
+                callback,
+            )  # fmt: skip
         )["sample"]
 
     def ddim_sample_loop(
         self, model, shape, noise=None, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None,
-        device=None, progress=False, eta=0.0, noise_fn=torch.randn_like,
+        device=None, progress=False, eta=0.0, noise_fn=torch.randn_like, callback=None,
     ) -> Tensor:  # fmt: skip
         """Samples [B, C, ...] by DDIM (Alg. 1, second branch); eta 0 is deterministic, eta 1 is DDPM-like."""
         return samplers.last(
             self.ddim_sample_loop_progressive(
-                model, shape, noise, clip_denoised, denoised_fn, cond_fn, model_kwargs, device, progress, eta, noise_fn
-            )
+                model, shape, noise, clip_denoised, denoised_fn, cond_fn, model_kwargs, device, progress, eta, noise_fn,
+                callback,
+            )  # fmt: skip
         )["sample"]
 
     def training_losses(self, model, x_start, t, model_kwargs=None, noise=None) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ from .parts import (
 from .progress import Progress, note_complete
 from .run_directory import check_held, check_manifest, read_manifest, record_result, versions
 from .sample_noise import LabelPlan, PerSampleNoise, stream
+from .samplers import Callback, StepOutput
 from .stop_signals import how_to_resume, terminating
 from .tallies import TALLY, Tally
 from .write_behind import WriteBehind
@@ -64,15 +64,24 @@ class Batch:
     indices: range  # numbers of the samples in the run
     labels: Tensor | None  # int64 [B]
     noise: PerSampleNoise
-    watched: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]  # the model, looked at: see `nonfinite.Watch`
+    callbacks: tuple[Callback, ...]  # what looks at every step
 
-    def loop_arguments(self, shape: Sequence[int]) -> dict[str, Any]:
-        """Shape, starting noise (drawn here), step noise and device, as the sampling loops take them."""
+    def loop_arguments(self, shape: Sequence[int], *callbacks: Callback) -> dict[str, Any]:
+        """Shape, starting noise (drawn here), step noise, device and callback, as the sampling loops take them.
+
+        :param callbacks: further ones.
+        """
+
+        def call_all(step: int, t: int, output: StepOutput) -> None:
+            for callback in (*self.callbacks, *callbacks):
+                callback(step, t, output)
+
         return {
             "shape": (len(self.indices), *shape),
             "noise": self.noise.normal(shape),
             "noise_fn": self.noise,
             "device": self.noise.device,
+            "callback": call_all,
         }
 
 
@@ -251,7 +260,8 @@ class SampleRun:
     def _make_part(self, indices: range, draw, extras, alive: Callable[[], None]) -> dict[str, np.ndarray]:
         noise = PerSampleNoise(self.seed, indices, dist_util.dev())
         labels = None if self.labels is None else self.labels.labels(indices, noise)
-        images = draw(Batch(indices, labels, noise, partial(self.watch.wrap, alive=alive)))
+        self.watch.begin()
+        images = draw(Batch(indices, labels, noise, (lambda *_: alive(), self.watch.step)))
         found = self.watch.take(images, indices)
         if found:
             logger.warning(f"not finite: {'; '.join(map(str, found))}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .errors import InputError
+from .samplers import StepOutput
 
 STOP, SKIP = MODES = ("stop", "skip")
 
@@ -38,7 +39,7 @@ class Watch:
     """Looks at every step of a batch, and says afterwards which samples went wrong first where.
 
     What it keeps is one number a sample, step and place, on the device; nothing waits for the device before `take`.
-    Sample each batch with `wrap(model)`, hand `see` to a `ClassifierGuidance`, then `take`.
+    Sample each batch with `step` as the loop's callback, hand `see` to a `ClassifierGuidance`, then `take`.
 
     :param timesteps: of the original process, in the order of sampling: see `timesteps_of`.
     :param mode: "stop": `take` raises; "skip": it returns what was found.
@@ -46,30 +47,22 @@ class Watch:
 
     def __init__(self, timesteps: Sequence[int] = (), mode: str = STOP):
         self._timesteps, self._mode = list(timesteps), mode
-        self._step = 0
-        self._seen: list[tuple[int, str, Tensor]] = []  # step, place, size [B]
+        self.begin()
 
-    def wrap(self, model: Callable[..., Tensor], alive: Callable[[], None] | None = None) -> Callable[..., Tensor]:
-        """The same model for one batch, its input and output looked at; what was seen before is dropped.
+    def begin(self) -> None:
+        """Begin a batch; what was seen before is dropped."""
+        self._inside: list[tuple[str, Tensor]] = []  # of the step that is not over: place, size [B]
+        self._steps: list[tuple[int | None, str, Tensor]] = []  # step, place, size [B]
 
-        :param alive: called before every evaluation.
-        """
-        self._step, self._seen = 0, []
-
-        def watched(x: Tensor, t: Tensor, **kwargs) -> Tensor:
-            if alive is not None:
-                alive()
-            self._step += 1
-            self.see("image x_t", peak(x))
-            output = model(x, t, **kwargs)
-            self.see("model output", peak(output))
-            return output
-
-        return watched
+    def step(self, step: int, t: int, output: StepOutput) -> None:
+        """Look at a step of a sampling loop, whose callback this is."""
+        here = [("image x_t", peak(output.x_t)), ("model output", peak(output.model_output)), *self._inside]
+        self._steps += [(step, place, size_B) for place, size_B in here]
+        self._inside = []
 
     def see(self, place: str, size_B: Tensor) -> None:
-        """Note numbers [B] that are not finite where a sample's values at this place are not."""
-        self._seen.append((self._step, place, size_B.detach()))
+        """Note numbers [B], found inside a step, that are not finite where a sample's values at this place are not."""
+        self._inside.append((place, size_B.detach()))
 
     def take(self, images: Tensor, samples: Sequence[int]) -> list[Finding]:
         """What was found in a batch and its finished images [B, ...], at most one finding a sample; then start anew.
@@ -77,8 +70,8 @@ class Watch:
         :param samples: the batch's numbers in the run.
         :raises InputError: naming the earliest finding, unless the mode is "skip".
         """
-        seen = [*self._seen, (0, "finished image", peak(images))]
-        self._step, self._seen = 0, []
+        seen = [*self._steps, (None, "finished image", peak(images))]
+        self.begin()
         sizes_SB = torch.stack([size_B.float() for _, _, size_B in seen])
         if bool(sizes_SB.isfinite().all()):
             return []
@@ -89,7 +82,7 @@ class Watch:
             if first is not None:
                 step, place, _ = seen[first]
                 value = "nan" if math.isnan(sizes[first]) else "inf"
-                when = (step, self._timesteps[step - 1]) if step else (None, None)
+                when = (None, None) if step is None else (step + 1, self._timesteps[step])
                 found.append((first, Finding(sample, place, value, *when)))
         if self._mode == STOP:
             _, earliest = min(found, key=lambda entry: entry[0])

@@ -7,15 +7,62 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from .parameterization import ModelMeanType
+
 if TYPE_CHECKING:
     from .gaussian_diffusion import GaussianDiffusion
 
 NoiseFn = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one step of a sampling loop computed, on the way from x_t. Nothing here makes the host wait.
+
+    :param x_t: [B, C, ...]; model_output: what the network returned, with its variance if it learned one.
+    :param pred_xstart: x_0 as the step returned it: guided, but by DDPM, whose guidance shifts the mean alone.
+    :param guidance: what the cond_fn returned, None without one; logits: its `logits`, None if it has none.
+    """
+
+    diffusion: GaussianDiffusion
+    t: int
+    x_t: Tensor
+    model_output: Tensor
+    pred_xstart: Tensor
+    guidance: Tensor | None = None
+    logits: Tensor | None = None
+
+    @property
+    def eps(self) -> Tensor:
+        """The noise that the network found in x_t, before any guidance or clamping."""
+        if self.diffusion.model_mean_type is ModelMeanType.EPSILON:
+            return self._mean
+        abar = float(self.diffusion.alphas_cumprod[self.t])
+        return (self.x_t - abar**0.5 * self.unguided_xstart) / (1 - abar) ** 0.5
+
+    @property
+    def unguided_xstart(self) -> Tensor:
+        """The x_0 that the network predicts from x_t, before any guidance or clamping."""
+        kind, abar = self.diffusion.model_mean_type, float(self.diffusion.alphas_cumprod[self.t])
+        if kind is ModelMeanType.EPSILON:
+            return (self.x_t - (1 - abar) ** 0.5 * self._mean) / abar**0.5
+        if kind is ModelMeanType.START_X:
+            return self._mean
+        share_start = float(self.diffusion.posterior_mean_coef1[self.t])
+        return (self._mean - float(self.diffusion.posterior_mean_coef2[self.t]) * self.x_t) / share_start
+
+    @property
+    def _mean(self) -> Tensor:
+        return self.model_output[:, : self.x_t.shape[1]]
+
+
+Callback = Callable[[int, int, StepOutput], None]
 
 
 def ddpm_step(
@@ -95,15 +142,16 @@ def sample_progressively(
     noise: Tensor | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
-    callback: Callable[[int, dict[str, Tensor]], None] | None = None,
+    callback: Callback | None = None,
+    cond_fn: Callable[..., Tensor] | None = None,
     **step_options,
 ) -> Iterator[dict[str, Tensor]]:
     """Run `step` from t = T - 1 down to 0, yielding its result each time, without gradients.
 
     :param shape: [B, C, ...] of the samples; noise: x_T, drawn (one randn) when not given.
     :param device: where to sample; default the noise's, else the model's.
-    :param callback: called with (t, result) after each step.
-    :param step_options: handed to `step`, e.g. cond_fn, model_kwargs, noise_fn, eta.
+    :param callback: called with (number of the step from 0, t, its `StepOutput`) after each step.
+    :param cond_fn, step_options: handed to `step`; the latter such as model_kwargs, noise_fn, eta.
     """
     if device is None:
         device = noise.device if noise is not None else next(model.parameters()).device
@@ -115,13 +163,27 @@ def sample_progressively(
         from tqdm.auto import tqdm
 
         timesteps = tqdm(timesteps, unit="step")
-    for t in timesteps:
+    returned: dict[str, Tensor] = {}
+    if callback is not None:
+        model = _noting(model, returned, "model_output")
+    guide = cond_fn if callback is None or cond_fn is None else _noting(cond_fn, returned, "guidance")
+    for number, t in enumerate(timesteps):
         with torch.no_grad():
-            result = step(diffusion, model, x, torch.full((shape[0],), t, device=device), **step_options)
+            result = step(diffusion, model, x, torch.full((shape[0],), t, device=device), cond_fn=guide, **step_options)
         if callback is not None:
-            callback(t, result)
+            logits = getattr(cond_fn, "logits", None)
+            output = StepOutput(diffusion, t, x, pred_xstart=result["pred_xstart"], logits=logits, **returned)
+            callback(number, t, output)
         yield result
         x = result["sample"]
+
+
+def _noting(function: Callable[..., Tensor], returned: dict[str, Tensor], name: str) -> Callable[..., Tensor]:
+    def noting(*args, **kwargs) -> Tensor:
+        returned[name] = function(*args, **kwargs)
+        return returned[name]
+
+    return noting
 
 
 def last(results: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:

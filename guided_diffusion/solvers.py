@@ -29,8 +29,6 @@ from .errors import InputError
 if TYPE_CHECKING:
     from .gaussian_diffusion import GaussianDiffusion
 
-SAMPLERS = ("ddpm", "ddim", "dpmpp2m", "unipc")
-
 
 class Prediction(NamedTuple):
     """x' = keep x + level m + slope (m - m_past), with m the newest x_0."""
@@ -161,19 +159,37 @@ class Grid:
         return float(self._sigma[n + 1] / self._sigma[n]), float(-self._alpha[n + 1] * np.expm1(-h)), float(h)
 
 
-def sampling_loop(diffusion: GaussianDiffusion, sampler: str = "", use_ddim: bool = False) -> Callable[..., Tensor]:
-    """The loop that the flags ask for: (model, shape, noise, noise_fn, clip_denoised, cond_fn, ...) -> samples.
+class Sampler(NamedTuple):
+    """A sampler: its name in reports, and its loop for a process, with the arguments of `sample_progressively`."""
 
-    :param sampler: one of SAMPLERS; "": ddim with `use_ddim`, else ddpm, as upstream.
-    InputError when the two contradict each other.
-    """
-    if use_ddim and sampler not in ("", "ddim"):
-        raise InputError(f"--sampler: found {sampler} together with --use_ddim, expected ddim or no --use_ddim")
-    if sampler in ("dpmpp2m", "unipc"):
-        return partial(_solve, diffusion, DPMSolverPP2M if sampler == "dpmpp2m" else UniPC2)
-    return diffusion.ddim_sample_loop if use_ddim or sampler == "ddim" else diffusion.p_sample_loop
+    title: str
+    loop: Callable[[GaussianDiffusion], Callable[..., Tensor]]
+
+
+def _of_steps(solver: type[DPMSolverPP2M]) -> Callable[[GaussianDiffusion], Callable[..., Tensor]]:
+    return lambda diffusion: partial(_solve, diffusion, solver)
 
 
 def _solve(diffusion: GaussianDiffusion, solver: type[DPMSolverPP2M], model: Callable, shape, **options) -> Tensor:
     steps = samplers.sample_progressively(diffusion, solver(diffusion), model, shape, **options)
     return samplers.last(steps)["sample"]
+
+
+# What --sampler offers, and reports know.
+SAMPLERS = {
+    "ddpm": Sampler("DDPM", lambda diffusion: diffusion.p_sample_loop),
+    "ddim": Sampler("DDIM", lambda diffusion: diffusion.ddim_sample_loop),
+    "dpmpp2m": Sampler("DPM-Solver++(2M)", _of_steps(DPMSolverPP2M)),
+    "unipc": Sampler("UniPC", _of_steps(UniPC2)),
+}
+
+
+def sampling_loop(diffusion: GaussianDiffusion, sampler: str = "", use_ddim: bool = False) -> Callable[..., Tensor]:
+    """The loop that the flags ask for: (model, shape, noise, noise_fn, clip_denoised, cond_fn, ...) -> samples.
+
+    :param sampler: a name in SAMPLERS; "": ddim with `use_ddim`, else ddpm, as upstream.
+    InputError when the two contradict each other.
+    """
+    if use_ddim and sampler not in ("", "ddim"):
+        raise InputError(f"--sampler: found {sampler} together with --use_ddim, expected ddim or no --use_ddim")
+    return SAMPLERS[sampler or ("ddim" if use_ddim else "ddpm")].loop(diffusion)

@@ -8,16 +8,13 @@ Interrupted? The same command with the same --log_dir goes on where it stopped.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
-from ed_dpm_patches import ClassifierGuidance, GuidanceRule
-from ed_dpm_patches.report import summary_line
-from ed_dpm_patches.rules import RULES, make_rule
+from ed_dpm_patches import ClassifierGuidance
+from ed_dpm_patches.config import GuidanceConfig, guidance_rule, parse_interval, with_rule_named
+from ed_dpm_patches.scale_stats import summary_line
 from ed_dpm_patches.trace import Trace
 from guided_diffusion import dist_util, logger, run_setup, tallies
 from guided_diffusion.checkpoint import OtherNetwork
@@ -32,69 +29,11 @@ from guided_diffusion.configs import (
     SamplingConfig,
 )
 from guided_diffusion.errors import InputError
-from guided_diffusion.flags import Given, Parser, architecture_from, flag
+from guided_diffusion.flags import Given, Parser, architecture_from
 from guided_diffusion.generate import Batch, SampleRun
 from guided_diffusion.nonfinite import Watch, timesteps_of
 from guided_diffusion.script_util import build_diffusion, build_model
 from guided_diffusion.solvers import sampling_loop
-
-
-def parse_interval(text: str) -> tuple[float, float]:
-    """(lowest, highest) from "LO,HI"; ValueError for anything else."""
-    lowest, highest = (float(part) for part in text.split(","))
-    if not lowest <= highest:
-        raise ValueError(text)
-    return lowest, highest
-
-
-def interval(text: str) -> str:
-    """The flag's type: the text as it is, checked."""
-    try:
-        _ = parse_interval(text) if text else None
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected two numbers LO,HI such as 0,700") from None
-    return text
-
-
-@dataclass(frozen=True)
-class GuidanceConfig:
-    """Guidance."""
-
-    classifier_path: str = flag(
-        "", "checkpoint of the classifier, which sees images in [-1, 1] with noise, or its training's folder"
-    )
-    classifier_scale: float = flag(1.0, "factor gamma on the classifier's gradient; 0: no guidance", minimum=0.0)
-    eds: bool = flag(
-        False,
-        "multiply it by log K / H(p), per sample and step (entropy-driven sampling)",
-        aliases=("use_entropy_scale",),
-    )
-    guidance: str = flag(
-        "constant",
-        "how the scale varies: the rules of the paper's Table 4; entropy is --eds",
-        choices=RULES,
-    )
-    guidance_factor: float = flag(
-        1.0, "C of the rules range, timestep and gradnorm, on top of the classifier scale", minimum=1e-12
-    )
-    guidance_until: int = flag(700, "rule range: C acts for timesteps t up to this one", minimum=0)
-    guidance_norm: float = flag(0.2, "rule gradnorm: C acts where the gradient's L2 norm is below this", minimum=0.0)
-    eds_cap: float = flag(
-        None,
-        "largest L1 norm of the guidance on the logits, in units of gamma * log K; none is the paper's formula",
-        type=float,
-        minimum=1e-6,
-    )
-    guidance_interval: str = flag(
-        "",
-        'timesteps LO,HI of the original process at which there is guidance, ends included; "": at all of them',
-        type=interval,
-    )
-    trace: str = flag("", "npz file for entropy, p_y, gradient norm, scale and relative guidance over time")
-    trace_samples: int = flag(
-        4, "of how many samples, the first of the run, the trace keeps x_t, predicted x_0 and guidance", minimum=0
-    )
-    trace_maps: int = flag(8, "at how many steps, evenly spaced, it keeps them; more than there are: all", minimum=1)
 
 
 def main() -> None:
@@ -119,9 +58,6 @@ def main() -> None:
         model = run_setup.load_model(build_model, model_config, diffusion_config, sampling.model_path, run, compile)
         classifier = run_setup.load_classifier(classifier_config, guide.classifier_path, run, compile)
 
-    def model_fn(x, t, y):
-        return model(x, t, y=y) if model_config.class_cond else model(x, t)
-
     trace = Trace(diffusion, guide.trace_samples, guide.trace_maps) if guide.trace else None
     watch = Watch(timesteps_of(diffusion), sampling.nonfinite)
     guidance = ClassifierGuidance(
@@ -132,18 +68,26 @@ def main() -> None:
         observer=trace.observe if trace is not None else None,
         see=watch.see,
     )
-    # Without a scale the classifier has no say. A trace then watches it, but not as cond_fn: even a guidance of
-    # 0 would send DDIM through other roundings.
-    cond_fn, onlooker = (guidance, None) if guide.classifier_scale > 0 else (None, guidance)
     shape = (model_config.in_channels, model_config.image_size, model_config.image_size)
+    guides = guide.classifier_scale > 0
+
+    def model_fn(x, t, y):
+        # Without a scale the classifier has no say. A trace then watches it, but not as cond_fn: even a guidance of
+        # 0 would send DDIM through other roundings.
+        if trace is not None and not guides:
+            guidance(x, t, y=y)
+        return model(x, t, y=y) if model_config.class_cond else model(x, t)
 
     def draw(batch: Batch):
-        watched = batch.watched(model_fn)
+        callbacks = []
+        if trace is not None:
+            trace.begin(batch.indices[0])
+            callbacks = [trace.step]
         return loop(
-            trace.wrap(watched, first=batch.indices[0], watch=onlooker) if trace is not None else watched,
-            **batch.loop_arguments(shape),
+            model_fn,
+            **batch.loop_arguments(shape, *callbacks),
             clip_denoised=sampling.clip_denoised,
-            cond_fn=cond_fn,
+            cond_fn=guidance if guides else None,
             model_kwargs={"y": batch.labels},
         )
 
@@ -162,7 +106,7 @@ def main() -> None:
         save_images=sampling.save_images,
         extras_path=trace_path,
         extras_flags=("trace", "trace_samples", "trace_maps"),
-        tally=guidance.report if cond_fn is not None or trace is not None else None,
+        tally=guidance.report if guides or trace is not None else None,
         updated=with_rule_named,
         watch=watch,
     )
@@ -181,27 +125,6 @@ def asking_whether_swapped() -> Iterator[None]:
         if SUPER_RES in str(error):
             raise
         raise InputError(f"{error}; were --model_path and --classifier_path swapped?") from error
-
-
-def with_rule_named(flags: dict[str, Any]) -> dict[str, Any]:
-    """A run's flags in which --eds and --guidance name the same rule, whichever of them was given."""
-    entropy = flags.get("eds") or flags.get("guidance") == "entropy"
-    return flags | {"eds": True, "guidance": "entropy"} if entropy else flags
-
-
-def guidance_rule(given: Given, guide: GuidanceConfig, num_timesteps: int) -> GuidanceRule:
-    """The rule that the flags ask for. InputError when --eds and --guidance contradict each other."""
-    named = given.values.get("guidance")
-    if guide.eds and named not in (None, "entropy"):
-        raise InputError(f"--guidance: found {named} together with --eds, expected entropy or no --guidance")
-    return make_rule(
-        "entropy" if guide.eds else guide.guidance,
-        guide.classifier_scale,
-        factor=guide.guidance_factor,
-        until=guide.guidance_until,
-        bound=guide.guidance_norm,
-        num_timesteps=num_timesteps,
-    )
 
 
 def resolve(given: Given, model_path: str, classifier_path: str):

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 
 from ed_dpm_patches import ect_terms
+from ed_dpm_patches.config import EctConfig, ect_weight
 from guided_diffusion import dist_util, logger, run_setup
 from guided_diffusion.amp import amp_dtype
 from guided_diffusion.class_labels import count_classes
@@ -26,7 +26,7 @@ from guided_diffusion.configs import (
     RunConfig,
 )
 from guided_diffusion.errors import InputError, counted
-from guided_diffusion.flags import Given, Parser, flag
+from guided_diffusion.flags import Parser
 from guided_diffusion.image_datasets import find_images, open_dataset
 from guided_diffusion.script_util import build_classifier, build_diffusion
 from guided_diffusion.train_setup import (
@@ -42,19 +42,6 @@ from guided_diffusion.train_setup import (
     validation_batches,
 )
 from guided_diffusion.training_run import CHANGEABLE
-
-
-@dataclass(frozen=True)
-class EctConfig:
-    """Entropy-constraint training."""
-
-    ect: bool = flag(False, "add the entropy constraint to the cross entropy; implied by --ect_weight")
-    ect_weight: float = flag(
-        0.2,
-        "weight eta of the constraint log K - H(p); the paper says 0.2, the authors' checkpoint used 0.1",
-        minimum=0.0,
-        aliases=("entropy_constraint_loss_weight",),
-    )
 
 
 def main() -> None:
@@ -112,13 +99,6 @@ def main() -> None:
         loop.run_loop()
     say_where_it_is(labels)
     say_what_to_use(purpose)
-
-
-def ect_weight(given: Given) -> float:
-    """The constraint's weight, 0 when it is off. The release's flag alone turns it on, as there."""
-    config = given.make(EctConfig)
-    asked = config.ect or ("ect" not in given.values and "ect_weight" in given.values)
-    return config.ect_weight if asked else 0.0
 
 
 def load(data_dir, data_config, train, config, class_names, random_crop, **found):

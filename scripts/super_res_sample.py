@@ -74,7 +74,7 @@ def main() -> None:
 
     def draw(batch: Batch):
         return loop(
-            batch.watched(model),
+            model,
             **batch.loop_arguments(shape),
             clip_denoised=sampling.clip_denoised,
             model_kwargs=base.condition(batch.indices),

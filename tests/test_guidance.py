@@ -19,9 +19,10 @@ from ed_dpm_patches import (
     RangeRule,
     TimestepRule,
 )
-from ed_dpm_patches.report import ScaleReport, summary_line
+from ed_dpm_patches.scale_stats import ScaleReport, summary_line
 from guided_diffusion.amp import LowPrecision
 from guided_diffusion.script_util import create_gaussian_diffusion
+from guided_diffusion.solvers import SAMPLERS, sampling_loop
 from guided_diffusion.unet import EncoderUNetModel, UNetModel
 from tests import exact
 
@@ -397,3 +398,38 @@ def test_what_makes_no_sense_is_refused():
             EntropyRule(*arguments, **options)
     with pytest.raises(ValueError, match=r"interval: found \(700, 0\), expected \(lowest, highest\)"):
         ClassifierGuidance(small_classifier(), ConstantRule(), interval=(700, 0))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("predict_xstart", [False, True])
+def test_what_a_loop_hands_to_its_callback(batch, sampler, predict_xstart):
+    """x_t, eps, x_0 before and after guidance, guidance and logits of every step; samples stay bitwise the same."""
+    x, _, y = batch
+    diffusion = create_gaussian_diffusion(learn_sigma=True, predict_xstart=predict_xstart, timestep_respacing="ddim5")
+    model, classifier, steps = _Unlabelled(small_unet()), small_classifier(), []
+
+    def sample(**options) -> Tensor:
+        torch.manual_seed(0)
+        guidance = ClassifierGuidance(classifier, EntropyRule(0.1))
+        options |= {"noise": x, "cond_fn": guidance, "model_kwargs": {"y": y}, "clip_denoised": False}
+        return sampling_loop(diffusion, sampler)(model, x.shape, **options)
+
+    images = sample(callback=lambda *step: steps.append(step))
+    assert torch.equal(images, sample())
+    assert [(step, t) for step, t, _ in steps] == [(0, 4), (1, 3), (2, 2), (3, 1), (4, 0)]
+    assert torch.equal(steps[0][2].x_t, x)
+    for _, t, output in steps:
+        original = torch.full((6,), diffusion.timestep_map[t])
+        found = model(output.x_t, original, y)
+        assert torch.equal(output.model_output, found)
+        assert torch.equal(output.logits, classifier(output.x_t, original))
+        guidance = ClassifierGuidance(classifier, EntropyRule(0.1))(output.x_t, original, y=y)
+        assert torch.equal(output.guidance, guidance)
+        noise = (1 - diffusion.alphas_cumprod[t]) ** 0.5
+        assert torch.equal(output.unguided_xstart if predict_xstart else output.eps, found[:, :1])
+        x_t = diffusion.alphas_cumprod[t] ** 0.5 * output.unguided_xstart + noise * output.eps
+        torch.testing.assert_close(x_t, output.x_t, rtol=1e-4, atol=1e-4)
+        shift = 0 if sampler == "ddpm" else noise**2 / diffusion.alphas_cumprod[t] ** 0.5 * guidance
+        torch.testing.assert_close(output.pred_xstart, output.unguided_xstart + shift, rtol=1e-3, atol=1e-3)
+    if sampler != "ddpm":
+        assert torch.equal(steps[-1][2].pred_xstart, images)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ed_dpm_patches import ClassifierGuidance, EntropyRule
+from ed_dpm_patches.config import interval, parse_interval
 from ed_dpm_patches.trace import Trace
 from guided_diffusion.script_util import create_gaussian_diffusion
-from scripts.classifier_sample import interval, parse_interval
 from tests.test_trace import SHAPE, classifier, model
 
 X = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
@@ -67,9 +67,8 @@ def test_in_a_respaced_process(sampler):
         torch.manual_seed(1)
         counted, observer = Counted(), trace.observe if trace else None
         guidance = ClassifierGuidance(counted, EntropyRule(0.05), interval=(200, 600), observer=observer)
-        sample = getattr(diffusion, sampler)(
-            trace.wrap(model) if trace else model, X.shape, cond_fn=guidance, model_kwargs={"y": Y}, device="cpu"
-        )
+        options = {"cond_fn": guidance, "model_kwargs": {"y": Y}, "callback": trace.step if trace else None}
+        sample = getattr(diffusion, sampler)(model, X.shape, device="cpu", **options)
         return sample, counted.calls
 
     (plain, calls), trace = sample(None), Trace(diffusion)

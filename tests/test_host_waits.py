@@ -49,17 +49,17 @@ def test_a_guided_step(monkeypatch, step, rule, traced):
     def unlabelled(x, t, y):
         return model(x, t)
 
-    wrapped = trace.wrap(watch.wrap(unlabelled)) if traced else watch.wrap(unlabelled)
+    def look(*args):
+        watch.step(*args)
+        if traced:
+            trace.step(*args)
+
     x, y = torch.empty(2, 1, 8, 8, device="meta"), torch.zeros(2, dtype=torch.long, device="meta")
-
-    def call(index: int):
-        t = torch.full((2,), index, device="meta")
-        with torch.no_grad():
-            return step(diffusion, wrapped, x, t, cond_fn=guidance, model_kwargs={"y": y})["sample"]
-
-    call(4)
+    options = {"cond_fn": guidance, "model_kwargs": {"y": y}, "callback": look}
+    steps = samplers.sample_progressively(diffusion, step, unlabelled, x.shape, x, **options)
+    next(steps)
     with NoWaiting():
-        assert call(3).shape == x.shape
+        assert next(steps)["sample"].shape == x.shape
 
 
 @pytest.mark.parametrize(

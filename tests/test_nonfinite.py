@@ -71,7 +71,8 @@ def classifier(x, t):
 def sample_batch(watch: Watch, network=model, classify=classifier, loop=DIFFUSION.ddim_sample_loop) -> torch.Tensor:
     torch.manual_seed(0)
     guidance = ClassifierGuidance(classify, EntropyRule(1.0), see=watch.see)
-    return loop(watch.wrap(network), (4, *SHAPE), device="cpu", cond_fn=guidance, model_kwargs={"y": torch.arange(4)})
+    options = {"cond_fn": guidance, "model_kwargs": {"y": torch.arange(4)}, "callback": watch.step}
+    return loop(network, (4, *SHAPE), device="cpu", **options)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -88,13 +89,14 @@ def test_named_where_it_first_appears(place, value):
         watch.take(images, range(10, 14))
 
 
-def test_an_image_that_left_the_numbers_is_seen_before_the_model_is_asked():
+def test_an_image_that_left_the_numbers_is_named_before_the_models_output():
     watch = Watch(TIMESTEPS)
 
     def jumps(x, t, **kwargs):  # finite, but the step to x_{t-1} overflows
-        return torch.full_like(x, 3e38) if watch._step == 2 else model(x, t)
+        return torch.full_like(x, 3e38) if t[0] == TIMESTEPS[1] else model(x, t)
 
-    images = DIFFUSION.ddim_sample_loop(watch.wrap(jumps), (2, *SHAPE), device="cpu", clip_denoised=False)
+    options = {"device": "cpu", "clip_denoised": False, "callback": watch.step}
+    images = DIFFUSION.ddim_sample_loop(jumps, (2, *SHAPE), **options)
     with pytest.raises(InputError, match=rf"in the image x_t at step 3 \(t = {TIMESTEPS[2]}\)"):
         watch.take(images, range(2))
 
@@ -135,10 +137,10 @@ class TestRun:
         def draw(batch: Batch):
             def network(x, t, **kwargs):
                 steps = torch.tensor([bad.get(sample, 0) for sample in batch.indices])
-                poison = torch.where(steps == watch._step, math.nan, 0.0)
+                poison = torch.where(steps == TIMESTEPS.index(int(t[0])) + 1, math.nan, 0.0)
                 return model(x, t) + poison.reshape(-1, 1, 1, 1)
 
-            return DIFFUSION.ddim_sample_loop(batch.watched(network), **batch.loop_arguments(SHAPE))
+            return DIFFUSION.ddim_sample_loop(network, **batch.loop_arguments(SHAPE))
 
         options = {"num_samples": 7, "batch_size": 3, "shape": SHAPE, "seed": 0, "flags": {"nonfinite": mode}}
         return SampleRun(directory=folder, watch=watch, **options).generate(draw)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import sys
+import warnings
 
 import mpmath as mp
 import pytest
@@ -10,7 +13,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ed_dpm_patches import ConstantRule, EntropyRule, Softmax
+from ed_dpm_patches import (
+    ClassifierGuidance,
+    ConstantRule,
+    EntropyRule,
+    GradientNormRule,
+    GuidanceRule,
+    RangeRule,
+    Softmax,
+)
 from tests import exact
 
 RELATIVE = 1e-12
@@ -105,3 +116,114 @@ def test_masked_classes_are_allowed():
 def test_wrong_shapes_are_named(logits, y):
     with pytest.raises(ValueError, match="found .*expected"):
         EntropyRule(1.0)(logits, y, y)
+
+
+def test_factors_are_not_rounded_to_float32():
+    p, t = Softmax.of(torch.zeros(2, 3)), torch.tensor([300, 301])
+    assert RangeRule(factor=3.3, until=300).log_scale(p, t, None).tolist() == [math.log(3.3), 0.0]
+    norms = torch.tensor([0.1, 0.2], dtype=torch.float64)
+    assert GradientNormRule(factor=3.3, bound=0.2).log_scale(p, t, norms).tolist() == [math.log(3.3), 0.0]
+
+
+class TestOwnRules:
+    """Rules and functions that a user writes, through guidance with a classifier whose logits are x itself."""
+
+    LOGITS = torch.tensor([[2.0, 1.0, -1.0], [0.5, 9.0, 0.0]], dtype=torch.float64)
+    Y, T = torch.tensor([0, 2]), torch.tensor([10, 20])
+
+    def guide(self, rule, **options):
+        guidance = ClassifierGuidance(lambda x, t: x, rule, **options)
+        return guidance(self.LOGITS, self.T, y=self.Y), guidance.report.summary()
+
+    def onehot(self) -> torch.Tensor:
+        return torch.nn.functional.one_hot(self.Y, 3).double()
+
+    @pytest.mark.parametrize("in_two_parts", [False, True])
+    def test_a_direction_of_its_own(self, in_two_parts):
+        """The logit of y alone, of any length and given in either form."""
+
+        class Logit(ConstantRule):
+            def direction(self, p, y):
+                v_BK = 5 * torch.zeros_like(p.rest_BK).scatter(1, y[:, None], 1.0)
+                return (torch.full_like(p.log_r_B, math.log(2)), v_BK / 2) if in_two_parts else v_BK
+
+        records = []
+        found, summary = self.guide(Logit(3.0), observer=records.append)
+        torch.testing.assert_close(found, 15 * self.onehot(), rtol=1e-12, atol=0)
+        assert records[0]["grad_norm"].tolist() == pytest.approx([5, 5]) and summary["maximum"] == 3
+        torch.testing.assert_close(Logit(3.0)(self.LOGITS, self.Y, self.T), found, rtol=1e-12, atol=0)
+
+    def test_a_scale_by_the_norm_of_the_gradient(self):
+        class Normalised(GuidanceRule):
+            needs_grad_norm = True
+
+            def log_scale(self, p, t, grad_norm):
+                return -grad_norm.log()
+
+        found, _ = self.guide(Normalised(2.0))
+        torch.testing.assert_close(found.norm(dim=1), torch.full((2,), 2.0, dtype=torch.float64), rtol=1e-12, atol=0)
+
+    def test_the_norm_is_computed_where_it_is_wanted(self, monkeypatch):
+        seen, softmaxes, of = [], [], Softmax.of
+
+        class Watching(ConstantRule):
+            def log_scale(self, p, t, grad_norm):
+                seen.append(grad_norm)
+                return super().log_scale(p, t, grad_norm)
+
+        monkeypatch.setattr(Softmax, "of", lambda logits: softmaxes.append(logits) or of(logits))
+        self.guide(Watching())
+        self.guide(Watching(), observer=lambda record: None)
+        expected = (self.onehot() - self.LOGITS.softmax(dim=1)).norm(dim=1)
+        assert seen[0] is None and seen[1].tolist() == pytest.approx(expected.tolist())
+        assert len(softmaxes) == 2, "one for each call of guidance"
+
+    def test_a_function(self):
+        """Its v as it is; gamma counts as 1 for the cap."""
+
+        def function(logits, y, t):
+            return t[:, None] * self.onehot().float()
+
+        found, summary = self.guide(function)
+        torch.testing.assert_close(found, self.T[:, None] * self.onehot(), rtol=1e-12, atol=0)
+        assert (summary["maximum"], summary["capped"]) == (1, 0)
+        found, summary = self.guide(function, cap=15 / math.log(3))
+        torch.testing.assert_close(found.sum(dim=1).tolist(), [10.0, 15.0])
+        assert summary["capped"] == 1
+        rule = EntropyRule(2.0)
+        found, _ = self.guide(lambda logits, y, t: rule(logits, y, t))
+        torch.testing.assert_close(found, self.guide(rule)[0], rtol=1e-12, atol=0)
+
+    def test_the_cap_holds_for_weak_gradients_too(self):
+        found, summary = self.guide(GradientNormRule(1.0, factor=50.0, bound=99.0), cap=2 / math.log(3))
+        assert found.abs().sum(dim=1).tolist() == pytest.approx([2, 2]) and summary["capped"] == 2
+
+    @pytest.mark.parametrize(
+        ("method", "says"),
+        [
+            ("def log_scale(self, p, t): pass", r"Old.log_scale: .*expected the arguments \(self, p, t, grad_norm\)"),
+            ("def __call__(self, logits, y, t): pass", r"Old.__call__: no longer called; override direction"),
+            ("def late_factor(self, grad_norm): pass", r"Old.late_factor: no longer called; .*log_scale"),
+        ],
+    )
+    def test_rules_of_the_first_version_say_what_changed(self, method, says):
+        with pytest.raises(TypeError, match=f"^{says}.*$"):
+            space = {"ConstantRule": ConstantRule}
+            exec(f"class Old(ConstantRule):\n    {method}", space)
+            ClassifierGuidance(lambda x, t: x, space["Old"]())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "names"),
+    [("probabilities", "softmax", ["Softmax"]), ("report", "scale_stats", ["ScaleReport", "summary_line"])],
+)
+def test_former_modules_import_with_one_warning(monkeypatch, old, new, names):
+    monkeypatch.delitem(sys.modules, f"ed_dpm_patches.{old}", raising=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        moved = importlib.import_module(f"ed_dpm_patches.{old}")
+    (warning,) = caught
+    assert warning.category is DeprecationWarning
+    assert str(warning.message) == f"ed_dpm_patches.{old} is now ed_dpm_patches.{new}"
+    current = importlib.import_module(f"ed_dpm_patches.{new}")
+    assert all(getattr(moved, name) is getattr(current, name) for name in names)

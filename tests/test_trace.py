@@ -51,9 +51,9 @@ def loop(diffusion: GaussianDiffusion, sampler: str, trace: Trace, rule, count: 
 
     torch.manual_seed(1)
     y = torch.arange(count) % CLASSES
-    getattr(diffusion, sampler)(
-        trace.wrap(model), (count, *SHAPE), cond_fn=remember, model_kwargs={"y": y}, device="cpu"
-    )
+    trace.begin()
+    options = {"cond_fn": remember, "model_kwargs": {"y": y}, "callback": trace.step}
+    getattr(diffusion, sampler)(model, (count, *SHAPE), device="cpu", **options)
     return seen
 
 
@@ -146,9 +146,8 @@ def test_an_unfinished_batch_is_refused_and_dropped_by_the_next():
     diffusion = create_gaussian_diffusion(steps=4, noise_schedule="cosine")
     trace = Trace(diffusion, samples=2)
     guidance = ClassifierGuidance(classifier, ConstantRule(1.0), observer=trace.observe)
-    y = {"y": torch.tensor([0])}
-    x, t = torch.zeros(1, *SHAPE), torch.tensor([3])
-    trace.wrap(model)(x, t, **y), guidance(x, t, **y)
+    options = {"cond_fn": guidance, "model_kwargs": {"y": torch.tensor([0])}, "callback": trace.step}
+    next(diffusion.p_sample_loop_progressive(model, (1, *SHAPE), device="cpu", **options))
     with pytest.raises(ValueError, match="found 1 observed steps, expected 4"):
         trace.take()
     loop(diffusion, "ddim_sample_loop", trace, ConstantRule(1.0))
@@ -166,10 +165,9 @@ class TestRun:
         def draw(batch: Batch) -> Tensor:
             if dies_at in batch.indices:
                 raise KeyboardInterrupt
-            return diffusion.ddim_sample_loop(
-                trace.wrap(model, first=batch.indices[0]), **batch.loop_arguments(SHAPE),
-                cond_fn=guidance, model_kwargs={"y": batch.labels},
-            )  # fmt: skip
+            trace.begin(batch.indices[0])
+            options = {"cond_fn": guidance, "model_kwargs": {"y": batch.labels}}
+            return diffusion.ddim_sample_loop(model, **batch.loop_arguments(SHAPE, trace.step), **options)
 
         run = SampleRun(
             num_samples=7, batch_size=batch_size, shape=SHAPE, seed=0, directory=folder, flags={},
@@ -299,10 +297,9 @@ def test_a_trace_without_a_process():
     traces = [Trace(), Trace(diffusion)]
     for trace in traces:
         guidance = ClassifierGuidance(classifier, EntropyRule(2.0), observer=trace.observe)
-        process_model = model if trace is traces[0] else trace.wrap(model)
         torch.manual_seed(0)
         options = {"cond_fn": guidance, "model_kwargs": {"y": torch.tensor([0, 1, 2])}, "device": "cpu"}
-        diffusion.ddim_sample_loop(process_model, (3, *SHAPE), **options)
+        diffusion.ddim_sample_loop(model, (3, *SHAPE), **options, callback=None if trace is traces[0] else trace.step)
     free, full = (trace.take() for trace in traces)
     assert set(full) - set(free) == {"relative_guidance"}
     assert all(np.array_equal(free[name], full[name]) for name in free)
@@ -310,3 +307,10 @@ def test_a_trace_without_a_process():
         traces[0].take()
     with pytest.raises(ValueError, match="samples: found 2 without a process, expected 0"):
         Trace(samples=2)
+
+
+def test_a_trace_whose_guidance_is_not_observed():
+    diffusion = create_gaussian_diffusion(steps=4, noise_schedule="cosine")
+    with pytest.raises(ValueError, match="trace: found 0 observed steps, expected 1"):
+        options = {"model_kwargs": {"y": torch.tensor([0])}, "callback": Trace(diffusion).step}
+        diffusion.p_sample_loop(model, (1, *SHAPE), device="cpu", **options)

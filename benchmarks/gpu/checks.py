@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import ed_dpm_patches as patches
 from ed_dpm_patches import ClassifierGuidance, ConstantRule, EntropyRule
 from ed_dpm_patches.trace import Trace
-from guided_diffusion import unet
+from guided_diffusion import samplers, unet
 from guided_diffusion.frozen import Frozen
 from guided_diffusion.nn import normalization
 from guided_diffusion.nonfinite import Watch, timesteps_of
@@ -213,18 +213,20 @@ def host_does_not_wait(step: Callable, dtype: torch.dtype | None) -> None:
     guidance = ClassifierGuidance(
         frozen(make_classifier, dtype), EntropyRule(2.0), cap=100.0, observer=trace.observe, see=watch.see
     )
-    model = trace.wrap(watch.wrap(frozen(make_unet, dtype)))
-    noise, x, labels = PerSampleNoise(0, range(4), DEVICE), X.to(DEVICE), {"y": Y.to(DEVICE)}
+    noise, labels = PerSampleNoise(0, range(4), DEVICE), {"y": Y.to(DEVICE)}
 
-    def call(index: int) -> Tensor:
-        t = torch.full((4,), index, device=DEVICE)
-        with torch.no_grad():
-            return step(diffusion, model, x, t, cond_fn=guidance, model_kwargs=labels, noise_fn=noise)["sample"]
+    def look(*args) -> None:
+        watch.step(*args)
+        trace.step(*args)
 
-    call(4)
+    steps = samplers.sample_progressively(
+        diffusion, step, frozen(make_unet, dtype), X.shape, X.to(DEVICE), callback=look, cond_fn=guidance,
+        model_kwargs=labels, noise_fn=noise,
+    )  # fmt: skip
+    next(steps)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = call(3)
+        found = next(steps)["sample"]
         try:
             found.sum().item()
         except RuntimeError as refused:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ed_dpm_patches.config import rule_flags
+from ed_dpm_patches.rules import RULES
 from guided_diffusion.errors import InputError
 
 from . import style
@@ -25,14 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LOWER_IS_BETTER = ("fid", "sfid")
-PANELS = {
-    "scale \N{GREEK SMALL LETTER GAMMA}": ("constant", "entropy"),
-    "C, rule range": ("range",),
-    "C, rule timestep": ("timestep",),
-    "C, rule gradnorm": ("gradnorm",),
-}  # axis: rules
-_GAMMA_RULES = next(iter(PANELS.values()))
-_RULES = [rule for rules in PANELS.values() for rule in rules]
 # What points of one curve share, by the words before its value in a legend; the optional columns may be absent.
 _SETTINGS = {
     "classifier": "", "model": "", "sampler": "", "n": "n = ", "classifier_scale": "\N{GREEK SMALL LETTER GAMMA} = ",
@@ -63,7 +57,7 @@ def draw(args: argparse.Namespace) -> list[Path]:
     curves = collect(rows, args.table, args.metric)
     if not curves:
         raise InputError(f"{args.table}: found no guided run {args.runs} with a value of {args.metric}, expected some")
-    panels = {axis: rules for axis, rules in PANELS.items() if any(curve.rule in rules for curve in curves)}
+    panels = {axis: rules for axis, rules in _panels().items() if any(curve.rule in rules for curve in curves)}
     width = max(4.0, 0.5 + min(2.4, 8.6 / len(panels)) * len(panels))
     with style.new_figure(args.out, width, 2.6 + 0.2 * math.ceil(len(curves) / 2)) as figure:
         all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -85,8 +79,9 @@ def collect(rows: Sequence[dict[str, str]], path: Path, metric: str) -> Curves:
     for row in rows:
         if row["guidance"] and row[metric]:
             lines[_place(row, path)].append(row)
+    rules = [rule for panel in _panels().values() for rule in panel]
     curves = defaultdict(list)
-    for curve, value in sorted(lines, key=lambda place: (_RULES.index(place[0].rule), place[0].settings, place[1])):
+    for curve, value in sorted(lines, key=lambda place: (rules.index(place[0].rule), place[0].settings, place[1])):
         curves[curve].append(one_point(value, lines[curve, value], curve.rule, path, metric))
     return dict(curves)
 
@@ -96,12 +91,25 @@ def best(points: Sequence[Point], metric: str) -> Point:
     return min(points, key=lambda point: point.mean if metric in LOWER_IS_BETTER else -point.mean)
 
 
+def _panels() -> dict[str, list[str]]:
+    """The rules that share an axis, by its label: those without C have gamma's, the others one each."""
+    shared = [rule for rule in RULES if _varied(rule) == "classifier_scale"]
+    return {"scale \N{GREEK SMALL LETTER GAMMA}": shared} | {
+        f"C, rule {rule}": [rule] for rule in RULES if rule not in shared
+    }
+
+
+def _varied(rule: str) -> str:
+    """The flag that a curve of the rule varies."""
+    return "guidance_factor" if "guidance_factor" in rule_flags(rule) else "classifier_scale"
+
+
 def _place(row: dict[str, str], path: Path) -> tuple[Curve, float]:
     rule = row["guidance"]
-    if rule not in _RULES:
+    if rule not in RULES:
         found = f"run {row['run']}: found guidance {rule}"
-        raise InputError(f"{path}: {found}, expected one of {', '.join(_RULES)} or nothing")
-    varied = "classifier_scale" if rule in _GAMMA_RULES else "guidance_factor"
+        raise InputError(f"{path}: {found}, expected one of {', '.join(RULES)} or nothing")
+    varied = _varied(rule)
     settings = tuple("" if name == varied else row.get(name) or "" for name in _SETTINGS)
     return Curve(rule, settings), number(row, varied, path)
 
@@ -141,8 +149,8 @@ def _csv_rows(curve: Curve, points: Sequence[Point], metric: str) -> list[dict]:
         {
             "rule": curve.rule,
             **curve.setting,
-            "classifier_scale": point.value if curve.rule in _GAMMA_RULES else curve.setting["classifier_scale"],
-            "guidance_factor": None if curve.rule in _GAMMA_RULES else point.value,
+            "guidance_factor": None,
+            _varied(curve.rule): point.value,
             "run": point.runs[0],
             "seeds": len(point.scores),
             metric: point.mean,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from guided_diffusion.errors import InputError
+from guided_diffusion.solvers import SAMPLERS
 
 from .toml_entry import Flags
 
@@ -19,7 +20,6 @@ DIGITS = "demo/digits.py"
 # What a program that writes data leaves: folders of images and, of the same names, npz files with labels.
 PARTS = ("train", "evaluator", "heldout")
 HELDOUT = "heldout.npz"
-SAMPLERS = {"ddpm": "DDPM", "ddim": "DDIM", "dpmpp2m": "DPM-Solver++(2M)", "unipc": "UniPC"}  # --sampler: name
 
 
 def short(path: Path) -> Path:
@@ -113,7 +113,7 @@ class Run:
         """Such as "DDPM 250" or "UniPC 10"."""
         steps = str(self.flags["timestep_respacing"]).removeprefix("ddim")
         name = self.flags.get("sampler") or ("ddim" if self.flags.get("use_ddim") else "ddpm")
-        return f"{SAMPLERS.get(name, name)} {steps}"
+        return f"{SAMPLERS[name].title if name in SAMPLERS else name} {steps}"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from .book import Book, Row, Run, Table
 from .results import Results, RunResult, digits
 
-FACTOR_RULES = ("range", "timestep", "gradnorm")  # the rules with the paper's C
 _LABELS = {"guidance_factor": "C", "classifier_scale": "gamma", "guidance_until": "until", "guidance_norm": "M"}
 
 

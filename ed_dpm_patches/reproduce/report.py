@@ -12,11 +12,12 @@ import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ed_dpm_patches.config import rule_flags
 from guided_diffusion.errors import InputError, some_of
 from guided_diffusion.files import write_atomically
 
 from .book import Book, Figures, Table
-from .comparison import FACTOR_RULES, Outcome, findings, guidance_name, outcomes
+from .comparison import Outcome, findings, guidance_name, outcomes
 from .report_formats import Column, Document, Group, Line, Section, to_html, to_markdown
 from .results import METRICS, OPTIONAL, ROLES, HashedFile, Results, RunResult, digits, read_results
 
@@ -239,9 +240,7 @@ def _run_records(book: Book, results: Results, rehearsal: bool) -> Iterator[dict
     for name, result in results.runs.items():
         run = book.runs[name]
         rule = guidance_name(run)
-        wanted = ["classifier_scale"] if rule else []
-        wanted += ["guidance_factor"] if rule in FACTOR_RULES else []
-        wanted += {"range": ["guidance_until"], "gradnorm": ["guidance_norm"]}.get(rule, [])
+        wanted = rule_flags(rule) if rule else []
         for e in result.evaluations:
             hashes = {f"{role}_sha256": file.sha256 for role, file in e.files.items() if file}
             yield {flag: run.flags.get(flag) for flag in wanted} | hashes | e.values | {
