@@ -397,9 +397,16 @@ def test_a_sweep_whose_best_is_at_an_edge_moves_by_one_value():
 
 def test_an_effect_has_one_direction_and_a_small_p_at_every_seed():
     better = [Difference(1, -0.5, 3.0, 0.01), Difference(2, -0.1, 3.0, 0.05)]
-    assert paired.is_effect(better)
-    assert not paired.is_effect([better[0], replace(better[1], difference=0.1)])
-    assert not paired.is_effect([better[0], replace(better[1], p=0.06)])
+    undecided = choice.Choice(Book("", "", {}, {}, {}), {})
+    row, base = (Row(name, name, Figures(), Figures(), name) for name in ("table/row", "table/base"))
+    comparison = paired.Comparison(Table("table", "table", ()), row, base)
+    assert conclusion.judge(undecided, comparison, better).verdict == conclusion.BETTER
+    worse = [replace(found, difference=-found.difference) for found in better]
+    assert conclusion.judge(undecided, comparison, worse).verdict == conclusion.WORSE
+    for changed in (replace(better[1], difference=0.1), replace(better[1], p=0.06)):
+        assert conclusion.judge(undecided, comparison, [better[0], changed]).verdict == conclusion.NONE
+    edge = replace(undecided, edges={"table/row": "at the edge"})
+    assert conclusion.judge(edge, comparison, better).verdict == conclusion.EDGE
 
 
 def finding(row: str, base: str, percent: float, verdict: str) -> conclusion.Finding:
