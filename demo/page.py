@@ -66,7 +66,7 @@ class Page:
             (
                 "scikit-learn's 1,797 digits (8x8, 10 classes) in three disjoint parts: train, evaluator, held out. "
                 f"{self.pool[0].n} samples a run with {self.book.runs[self.pool[0].run].sampler}, seeds "
-                f"{', '.join(map(str, seeds))}, from {self.book.networks['uncond'].checkpoint}, a model without classes. "
+                f"{', '.join(map(str, seeds))}, from {self.book.networks['uncond'].checkpoint}. "
                 "The judge is a classifier of clean images trained on the evaluator part; the reference is the "
                 "held-out part.",
             ),
@@ -147,7 +147,6 @@ class Page:
             for each in (eds, constant)
         )
         return [
-            f"Best EDS against best constant scale: {self._compare(eds, constant)}.",
             f"Beside the distance, {'; '.join(others)}.",
             *findings(self.book, self.results, list(self.rows.values())),
         ]

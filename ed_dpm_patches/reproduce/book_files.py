@@ -1,8 +1,8 @@
 """Reading a folder of recipes. `recipes/README.md` has the format.
 
-book = load()                                  # the paper's; load(Path("demo/recipes")): the digits'
-row = book.row("table1/cadm-g-ect-eds-ddpm250")
-book.runs[row.run].flags
+    book = load()                                  # the paper's; load(Path("demo/recipes")): the digits'
+    row = book.row("table1/cadm-g-ect-eds-ddpm250")
+    book.runs[row.run].flags
 """
 
 from __future__ import annotations
@@ -202,7 +202,8 @@ def _runs(path: Path, networks: dict[str, Network], references: Collection[str])
                 raise entry.fail("sweep.values", value, "numbers")
             Entry(path, {"sweep": {flag: value}}).flags(key="sweep")
         runs = [
-            dataclasses.replace(run, name=f"{run.name}-{value:g}", flags={**run.flags, flag: value}) for value in values
+            dataclasses.replace(run, name=f"{run.name}-{value:g}", flags={**run.flags, flag: value})
+            for value in values
         ]
     entry.finish()
     return runs

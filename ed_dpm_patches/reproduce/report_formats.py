@@ -23,6 +23,7 @@ td.name { font-weight: 600; white-space: normal; min-width: 9rem; }
 .weak td:not(.name) { color: #666; }
 td.mark { background: #fde8b0; }
 td.code { font-family: ui-monospace, monospace; font-size: .8rem; }
+.prose { white-space: normal; max-width: 60rem; }
 img { max-width: 100%; }
 img.half { max-width: 49%; }
 pre { overflow-x: auto; background: #f4f4f4; padding: .5rem; font-size: .8rem; }
@@ -50,7 +51,7 @@ _PAGE = _ENVIRONMENT.from_string(
 {% for section in document.sections %}
 <h2>{{ section.title }}</h2>
 {% for path in section.pictures %}
-<img{{ " class=half" if loop.length > 2 }} alt="{{ path.stem }}" src="data:image/png;base64,{{ path | base64 }}">
+<img{{ " class=half" if loop.length > 1 }} alt="{{ path.stem }}" src="data:image/png;base64,{{ path | base64 }}">
 {% endfor %}
 {% for text in section.text %}
 <p>{{ text }}</p>
@@ -82,7 +83,7 @@ _PAGE = _ENVIRONMENT.from_string(
 </ul>
 {% endif %}
 {% if section.code %}
-<pre>{{ section.code }}</pre>
+<details><summary>show</summary><pre>{{ section.code }}</pre></details>
 {% endif %}
 {% endfor %}
 </body></html>
@@ -92,7 +93,7 @@ _PAGE = _ENVIRONMENT.from_string(
 
 @dataclass(frozen=True)
 class Column:
-    """:param kind: "text", "number" (aligned right) or "code" (hashes)."""
+    """:param kind: "text", "prose" (wrapped), "number" (aligned right) or "code" (hashes)."""
 
     title: str
     kind: str = "text"
