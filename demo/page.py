@@ -93,7 +93,7 @@ class Page:
                         "both rules. Real digits are the train part judged like samples: what a perfect sampler "
                         "could reach.",
                     ),
-                    tuple(self.quality()),
+                    tuple(findings(self.book, self.results, list(self.rows.values()))),
                     tuple(pictures[metric] for metric in METRICS),
                 ),
                 Section(
@@ -139,18 +139,6 @@ class Page:
             )
         return [*found, *self._eds_effects(), self._ect_effect()]
 
-    def quality(self) -> list[str]:
-        """What became of the samples: distances with their noise, and the other metrics."""
-        eds, constant = self._best("eds"), self._best("constant")
-        others = (
-            f"{_name(each)} has " + ", ".join(f"{TITLES[m]} {measured(each.result, m)}" for m in METRICS if m != "fid")
-            for each in (eds, constant)
-        )
-        return [
-            f"Beside the distance, {'; '.join(others)}.",
-            *findings(self.book, self.results, list(self.rows.values())),
-        ]
-
     def claims(self) -> list[tuple[str, str]]:
         """The paper's claims, and what is seen here."""
         trace, both, base = self.traces["plain-constant"], self.rows["ect-eds"], self.rows["plain-constant"]
@@ -162,10 +150,7 @@ class Page:
                 f"classifier, in {_vanished(trace, LATE).mean():.0%} of the late steps (plain, constant). The bound is "
                 "the paper's, for images of 196,608 numbers; these have 64.",
             ),
-            (
-                "EDS restores the guidance late and hardly changes it near t = T (Sect. 3.2).",
-                " ".join(self._eds_effects()),
-            ),
+            ("EDS restores the guidance late, hardly near t = T (Sect. 3.2).", " ".join(self._eds_effects())),
             ("ECT keeps the predictions from becoming one-hot (Sect. 3.3).", self._ect_effect()),
             ("EDS beats a tuned constant scale: FID 16.56 against 20.17 (Table 4, ImageNet 256x256).", self.verdict()),
             (
@@ -180,7 +165,7 @@ class Page:
         """Plain text: every method with its best scale by FID."""
         lines = [("method", "best scale", *(TITLES[metric] for metric in METRICS))]
         for outcome in self.rows.values():
-            scale = f"{_scale(outcome):g}" if outcome.row.sweep else "-"
+            scale = f"{outcome.run.flags['classifier_scale']:g}" if outcome.row.sweep else "-"
             values = (measured(outcome.result or outcome.batch, metric) for metric in METRICS)
             lines.append((outcome.row.method, scale, *values))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -216,14 +201,12 @@ class Page:
         """A line for each scale of a row, that of the best one bold."""
         tried = [self.results.runs[name] for name in outcome.row.run_names] or [outcome.batch]
         best = outcome.run.name if outcome.row.sweep else ""
-        return [
-            Line(
-                (f"{self.book.runs[each.run].flags['classifier_scale']:g}" if outcome.row.sweep else "",
-                *(measured(each, metric) for metric in METRICS)),
-                "strong" if each.run == best else "",
-            )
-            for each in tried
-        ]  # fmt: skip
+        lines = []
+        for each in tried:
+            scale = f"{self.book.runs[each.run].flags['classifier_scale']:g}" if outcome.row.sweep else ""
+            cells = (scale, *(measured(each, metric) for metric in METRICS))
+            lines.append(Line(cells, "strong" if each.run == best else ""))
+        return lines
 
     def _best(self, rule: str) -> Outcome:
         """The method of a rule with the lowest FID."""
@@ -267,13 +250,9 @@ def _vanished(trace: Trace, period: tuple[int, int] = (0, 1000)) -> np.ndarray:
     return (_over(trace, "grad_norm", period) < VANISHED_NORM) & certain
 
 
-def _scale(outcome: Outcome) -> float:
-    return outcome.run.flags["classifier_scale"]
-
-
 def _name(outcome: Outcome) -> str:
     """A method with its best scale."""
-    return f"{outcome.row.method}, scale {_scale(outcome):g}"
+    return f"{outcome.row.method}, scale {outcome.run.flags['classifier_scale']:g}"
 
 
 def _write_in_turn(part: Path, path: Path, rounds: int = 3) -> None:
