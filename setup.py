@@ -22,6 +22,7 @@ setup(
     entry_points={"console_scripts": ["ed-dpm = ed_dpm_patches.reproduce.cli:run"]},
     install_requires=[
         "blobfile>=1.0.5",
+        "jinja2",  # the reports' HTML; torch brings it
         "numpy>=1.24",
         "pillow",
         "requests",

@@ -200,20 +200,12 @@ class Ablation:
             shown = {name: run for name, run in tuning.runs.items() if "eds_cap" not in tuner.book.runs[name].flags}
             file.write(runs_csv(tuner.book, replace(tuning, runs=shown)).encode())
         for name, words in figure_words(choice, results, commands, folder).items():
-            draw(words, folder / name)
+            try:
+                figures.draw(words, folder / name)
+            except InputError as error:
+                print(f"no figure {name}: {error}", flush=True)
         for path in write_results(choice, tuner, tuning, results, commands, self.runner, self.results):
             print(f"report: {path}")
-
-
-def draw(words: list[str], path: Path) -> None:
-    """A figure of `ed-dpm figure`; a line where it cannot be drawn."""
-    parser = Parser(prog="ed-dpm")
-    figures.add_parser(parser.add_subparsers())
-    try:
-        args = parser.parse_args(["figure", *words, "--out", str(path)])
-        args.draw(args)
-    except InputError as error:
-        print(f"no figure {path.name}: {error}", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ed_dpm_patches.reproduce.verdict import SAME, by_paired_tests
+
 from .choice import MATCHED, PAIRS, Choice
-from .paired import Comparison, Difference, is_effect
+from .paired import Comparison, Difference
 
 SUPPORT = -10.0  # percent of FID that the paper claims at least
 BETTER, WORSE, NONE, EDGE = "effect: better", "effect: worse", "no effect shown", "not counted: best at an edge"
@@ -49,10 +51,9 @@ def judge(choice: Choice, comparison: Comparison, differences: Sequence[Differen
     """The protocol's definition of an effect."""
     if {comparison.row.name, comparison.base.name} & set(choice.edges):
         verdict = EDGE
-    elif not is_effect(differences):
-        verdict = NONE
     else:
-        verdict = BETTER if differences[0].difference < 0 else WORSE
+        found = by_paired_tests([test.difference for test in differences], [test.p for test in differences])
+        verdict = NONE if found == SAME else f"effect: {found}"
     return Finding(comparison, differences, verdict)
 
 

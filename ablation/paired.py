@@ -12,8 +12,6 @@ from ed_dpm_patches.reproduce.comparison import guidance_name
 from ed_dpm_patches.reproduce.results import read_json
 from ed_dpm_patches.reproduce.steps import Step
 
-LARGEST_P = 0.05
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -101,12 +99,6 @@ def paired_command(evaluate: Sequence[str], samples: Path, output: Path) -> list
         del command[place : place + 2]
     command[command.index("--json") + 1] = str(output)
     return [*command, "--paired", str(samples)]
-
-
-def is_effect(found: Sequence[Difference]) -> bool:
-    """The protocol's definition, edges apart: one direction at all seeds, each with a small p."""
-    one_direction = len({difference.difference > 0 for difference in found}) == 1
-    return one_direction and all(difference.p <= LARGEST_P for difference in found)
 
 
 def _output(commands: Commands, comparison: Comparison, seed: int) -> Path:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-
-T = TypeVar("T")
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -45,33 +42,23 @@ def paired_seconds(
     :return: median seconds of each; of the ratio theirs / ours the median and the 10 % and 90 % quantiles.
         Which of the two goes first changes from round to round.
     """
-    times = alternate(ours, theirs, rounds, warmup)
-    return {
-        "ours_seconds": statistics.median(own for own, _ in times),
-        "peer_seconds": statistics.median(peer for _, peer in times),
-        **spread("ratio", [peer / own for own, peer in times]),
-        "rounds": rounds,
-    }
-
-
-def alternate(ours: Callable[[], T], theirs: Callable[[], T], rounds: int, warmup: int) -> list[tuple[T, T]]:
-    """What the two return, round by round, after some rounds that do not count; which goes first changes."""
     for _ in range(warmup):
         ours(), theirs()
-    found = []
+    times = []
     for i in range(rounds):
         if i % 2:
             peer = theirs()
-            found.append((ours(), peer))
+            times.append((ours(), peer))
         else:
-            found.append((ours(), theirs()))
-    return found
-
-
-def spread(name: str, values: list[float]) -> dict[str, float]:
-    """The median, and as NAME_p10 and NAME_p90 the outer deciles."""
-    deciles = statistics.quantiles(values, n=10, method="inclusive")
-    return {name: statistics.median(values), f"{name}_p10": deciles[0], f"{name}_p90": deciles[-1]}
+            times.append((ours(), theirs()))
+    ratios = [peer / own for own, peer in times]
+    deciles = statistics.quantiles(ratios, n=10, method="inclusive")
+    return {
+        "ours_seconds": statistics.median(own for own, _ in times),
+        "peer_seconds": statistics.median(peer for _, peer in times),
+        "ratio": statistics.median(ratios), "ratio_p10": deciles[0], "ratio_p90": deciles[-1],
+        "rounds": rounds,
+    }  # fmt: skip
 
 
 def ceilings(device: torch.device, dtype: torch.dtype, repeats: int = 5, tiny: bool = False) -> dict[str, float]:

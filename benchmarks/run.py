@@ -3,14 +3,6 @@
     python -m benchmarks.run sampling --config 32x32 --config 64x64
     python -m benchmarks.run training --device cuda --half --config published-256-b8
 
-And a trace's cost, our sampling with it beside our sampling without (no peer needed):
-
-    python -m benchmarks.run trace --rounds 50
-
-And what it costs that a sampling run can be interrupted at any time:
-
-    python -m benchmarks.run robustness --rounds 20
-
 Our evaluator beside others, with flags of its own (see ``evaluation.py``):
 
     python -m benchmarks.run evaluation --upstream CHECKOUT
@@ -26,11 +18,10 @@ import json
 import platform
 import sys
 from contextlib import ExitStack
-from types import ModuleType
 
 import torch
 
-from benchmarks import evaluation, robustness, tracing
+from benchmarks import evaluation
 from benchmarks.cases import SETTINGS
 from benchmarks.machine import cpu_name, result_path
 from benchmarks.measure import ceilings, paired_seconds
@@ -49,8 +40,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     report = {"what": args.what, "half": args.half, "compile": args.compile, **machine(device)}
-    own = {"trace": tracing, "robustness": robustness}.get(args.what)
-    report |= own_report(own, args, device) if own else peer_report(args, device)
+    report |= peer_report(args, device)
     path = result_path(report["device"], f"{args.what}{'-half' * args.half}{'-compiled' * args.compile}")
     write_json(path, report)
     print(json.dumps(report, indent=2))
@@ -75,19 +65,9 @@ def peer_report(args: argparse.Namespace, device: torch.device) -> dict[str, obj
     return {"ceilings_gflops": top, "peer": load_peer().source, "rows": rows}
 
 
-def own_report(module: ModuleType, args: argparse.Namespace, device: torch.device) -> dict[str, object]:
-    """Ours with something beside ours without it: a row for each config."""
-    print(" | ".join(module.HEADER), file=sys.stderr)
-    rows = []
-    for config in args.config:
-        rows.append({"config": config, **module.measure(SETTINGS[config], device, args.half, args.rounds)})
-        print(module.line(rows[-1]), file=sys.stderr, flush=True)
-    return {"rows": rows}
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("sampling", "training", "trace", "robustness"))
+    parser.add_argument("what", choices=("sampling", "training"))
     parser.add_argument("--config", action="append", choices=sorted(SETTINGS), help="default: 32x32 and 64x64")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--half", action="store_true", help="float16: ours under autocast, the peer's use_fp16")

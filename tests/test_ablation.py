@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import shlex
 import sys
@@ -21,6 +22,7 @@ from ablation import __main__ as ablation
 from ablation import again, calibrate, choice, clusters, conclusion, paired, photographs
 from ablation.choice import MATCHED, WIDER, Match, choose, matched_scale, matches, move, refine, with_wider_scales
 from ablation.paired import Difference
+from ed_dpm_patches.reproduce import rerun
 from ed_dpm_patches.reproduce.book import Book, Figures, Row, Table
 from ed_dpm_patches.reproduce.book_files import load
 from ed_dpm_patches.reproduce.commands import Commands, Options
@@ -35,9 +37,7 @@ from tests.helpers import ROOT, clean_environment, executable
 from tests.test_docs import fenced_blocks
 from tests.test_recipes import parse_command
 
-FULL, REDUCED, SHORT, SHARPNESS = (
-    load(ablation.RECIPES / name) for name in ("full", "reduced", "short", "sharpness")
-)
+FULL, REDUCED, SHORT, SHARPNESS = (load(ablation.RECIPES / name) for name in ("full", "reduced", "short", "sharpness"))
 CLASSES = ("cat", "dog", "ship", "truck")
 
 
@@ -304,12 +304,21 @@ DOCUMENTED = sorted(
 def test_documented_commands_are_understood(command, monkeypatch, tmp_path):
     """What they then do is tested by the whole way, at a small size."""
     monkeypatch.setattr(Runner, "run", lambda *_: 0)
-    monkeypatch.setattr(again, "read_rows", lambda _: [{"run": "a", "seed": "1"}, {"run": "b", "seed": "2"}])
-    monkeypatch.setattr(again, "run_again", lambda *words: [str(words)])
-    _, _, module, *words = shlex.split(command)
-    words += ["--out", str(tmp_path / "out")] + ["--results", str(tmp_path)] * (module == "ablation")
-    monkeypatch.setattr(sys, "argv", [module, *words])
-    {"ablation": ablation, "ablation.again": again}[module].main()
+    words = shlex.split(command)[3:] + ["--out", str(tmp_path / "out"), "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["ablation", *words])
+    ablation.main()
+
+
+def test_the_former_name_of_rerun_says_so_and_does_it(monkeypatch, capsys):
+    monkeypatch.setattr(again, "rerun", lambda report, run, seed, out: f"{report.name} {run} {seed} {out}")
+    for words, printed in (
+        (["--run", "uncond-unguided", "--seed", "2"], "reduced uncond-unguided 2 runs/again"),
+        (["--pick", "7"], "reduced uncond-plain-constant-2.83 2"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["again", "--protocol", "reduced", *words])
+        with pytest.warns(DeprecationWarning, match="ed-dpm rerun"):
+            again.main()
+        assert printed in capsys.readouterr().out
 
 
 # ---- choice
@@ -397,9 +406,16 @@ def test_a_sweep_whose_best_is_at_an_edge_moves_by_one_value():
 
 def test_an_effect_has_one_direction_and_a_small_p_at_every_seed():
     better = [Difference(1, -0.5, 3.0, 0.01), Difference(2, -0.1, 3.0, 0.05)]
-    assert paired.is_effect(better)
-    assert not paired.is_effect([better[0], replace(better[1], difference=0.1)])
-    assert not paired.is_effect([better[0], replace(better[1], p=0.06)])
+    undecided = choice.Choice(Book("", "", {}, {}, {}), {})
+    row, base = (Row(name, name, Figures(), Figures(), name) for name in ("table/row", "table/base"))
+    comparison = paired.Comparison(Table("table", "table", ()), row, base)
+    assert conclusion.judge(undecided, comparison, better).verdict == conclusion.BETTER
+    worse = [replace(found, difference=-found.difference) for found in better]
+    assert conclusion.judge(undecided, comparison, worse).verdict == conclusion.WORSE
+    for changed in (replace(better[1], difference=0.1), replace(better[1], p=0.06)):
+        assert conclusion.judge(undecided, comparison, [better[0], changed]).verdict == conclusion.NONE
+    edge = replace(undecided, edges={"table/row": "at the edge"})
+    assert conclusion.judge(edge, comparison, better).verdict == conclusion.EDGE
 
 
 def finding(row: str, base: str, percent: float, verdict: str) -> conclusion.Finding:
@@ -597,14 +613,7 @@ def forked_steps(fork_server, zips, monkeypatch):
         done = fork_server.run(ROOT / command[1], command[2:], ROOT, 120, [environment])
         assert done.statuses == [0], (step.name, done.stdout[-2000:], done.stderr[-2000:])
 
-    def call_again(command: list[str]) -> None:
-        script = command.index("python") + 1
-        environment = clean_environment(CIFAR10_ZIPS=str(zips))
-        done = fork_server.run(ROOT / command[script], command[script + 1 :], ROOT, 120, [environment])
-        assert done.statuses == [0], (command, done.stdout[-2000:], done.stderr[-2000:])
-
     monkeypatch.setattr(Runner, "_call", call)
-    monkeypatch.setattr(again, "call", call_again)
     return called
 
 
@@ -666,23 +675,26 @@ def test_the_whole_way_from_archives_to_a_report_and_back(tmp_path, forked_steps
     assert {network.name for network in made} == {"uncond", "plain", "features", "calibrated", "subclasses"}
     for network in made:
         source = ROOT / Commands(load(book), Options(out=out)).checkpoint(network)
-        target = results / "models" / "reduced" / network.name / again.FILE
+        target = results / "models" / "reduced" / network.name / rerun.FILE
         target.parent.mkdir(parents=True)
         checkpoint.write_config(target.parent, checkpoint.read_config(source) or dict(network.flags))
         checkpoint.save(checkpoint.read_state_dict(source), target)
-    monkeypatch.setattr(again, "RESULTS", results)
-    monkeypatch.setattr(again, "RECIPES", book.parent)
-    monkeypatch.setattr(again, "PROTOCOLS", {"reduced": replace(ablation.PROTOCOLS["reduced"], out=str(out))})
-    run, seed = runs[0]["run"], runs[0]["seed"]
-    lines = list(again.run_again("reduced", run, seed, tmp_path / "again"))
-    assert str(results / "models" / "reduced" / "uncond" / "model.safetensors") in lines[0]
-    new, old = re.search(r"FID ([\d.]+); reported ([\d.]+) ", lines[-1]).groups()
-    assert float(new) == pytest.approx(float(old), abs=1e-6)
+    (derived := results / "models" / "reduced" / "calibrated" / rerun.FILE).unlink()
+    temperature = checkpoint.read_config(derived)["temperature"]
+    derived.with_name(rerun.DERIVED).write_text(json.dumps({"network": "reduced/plain", "temperature": temperature}))
+    monkeypatch.setattr(rerun, "RECIPES", book.parent)
+    for run, seed in {(row["run"], row["seed"]) for row in runs if row["run"].startswith("uncond-calibrated")}:
+        forked_steps.clear()
+        new, old = re.search(
+            r"FID ([\d.]+); reported ([\d.]+) ", rerun.rerun(folder, run, seed, tmp_path / "again")
+        ).groups()
+        assert float(new) == pytest.approx(float(old), abs=1e-6)
+    assert (tmp_path / "again" / "networks" / "calibrated" / rerun.FILE).is_file()
+    assert forked_steps == [f"sample-{run}-seed{seed}", f"evaluate-{run}-seed{seed}"]  # data and networks are there
 
+    run, seed = runs[0]["run"], runs[0]["seed"]
     table = (folder / "intervals.csv").read_text()
     moved = re.sub(rf"(?m)^{re.escape(run)},{seed},fid,.*$", f"{run},{seed},fid,1,0,1e-9", table)
     (folder / "intervals.csv").write_text(moved)
     with pytest.raises(InputError, match="expected 0.000000 to 0.000000"):
-        list(again.run_again("reduced", run, seed, tmp_path / "again"))
-    with pytest.raises(InputError, match="--run nobody --seed 1: not in"):
-        list(again.run_again("reduced", "nobody", "1", tmp_path / "again"))
+        rerun.rerun(folder, run, seed, tmp_path / "again")

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from ablation.again import DERIVED, FILE
+from ed_dpm_patches.reproduce.rerun import DERIVED, FILE, REPORT, pick, plan_again
+from guided_diffusion.errors import InputError
 from tests.helpers import ROOT
 
 RESULTS = ROOT / "results" / "cifar10"
@@ -95,3 +96,33 @@ def test_every_run_has_a_command_an_interval_and_networks_in_the_repository(fold
             assert (path.parent / "config.json").is_file()
             with safe_open(path, "pt") as weights:
                 assert len(list(weights.keys())) > 50
+
+
+def test_every_reported_row_can_be_planned_once_more(folder):
+    for run in rows(folder / "runs.csv"):
+        assert pick(folder, run["run"], run["seed"]) == (run["run"], run["seed"])
+        variables, steps = plan_again(folder, run["run"], run["seed"], Path("runs/rerun"))
+        assert variables == {"OMP_NUM_THREADS": "1"}
+        assert [step.name.split("-")[0] for step in steps if "derive" not in step.name] == [
+            "data",
+            "sample",
+            "evaluate",
+        ]
+        made = {path for step in steps for path in step.outputs}
+        needed = {
+            Path(word) for step in steps for word in step.command if word.endswith((".npz", ".safetensors", ".pt"))
+        }
+        traces = {path for path in needed if path.name == "trace.npz"}
+        assert all((ROOT / path).is_file() for path in needed - made - traces)
+    for row in rows(folder / "report.csv"):
+        if row["run"]:
+            assert pick(folder, row["row"], None)[0] == row["run"]
+
+
+def test_what_is_not_reported_is_refused():
+    for words in (("rules/nobody", None), ("rules/unguided", "77")):
+        with pytest.raises(InputError, match=f"^{words[0]}.*: not in .*report.csv or runs.csv, expected one of"):
+            pick(ROOT / REPORT, *words)
+    with pytest.raises(InputError, match="commands.csv, expected a line on it"):
+        plan_again(ROOT / REPORT, "uncond-unguided", "77", Path("runs/rerun"))
+    assert len({pick(ROOT / REPORT, None, None, number) for number in range(20)}) > 5

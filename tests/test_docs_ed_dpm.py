@@ -16,6 +16,7 @@ import pytest
 
 from ed_dpm_patches.reproduce import cli
 from ed_dpm_patches.reproduce.plan import plan
+from ed_dpm_patches.reproduce.rerun import pick, plan_again
 from guided_diffusion.status import Status
 from tests.helpers import ROOT
 from tests.test_docs import documented_commands
@@ -26,7 +27,7 @@ COMMANDS = sorted({command for _, command in documented_commands() if command.st
 
 def test_every_command_is_documented():
     documented = {command.split()[1] for command in COMMANDS}
-    assert documented == {"list", "show", "run", "report", "figure", "download", "status"}
+    assert documented == {"list", "show", "run", "report", "rerun", "figure", "download", "status"}
     figures = {command.split()[2] for command in COMMANDS if command.split()[1] == "figure"}
     assert figures == set(cli.figures.FIGURES)
 
@@ -42,6 +43,10 @@ def test_documented_command(command, tmp_path, monkeypatch, capsys):
     if words[0] == "run":
         commands, rows = cli._commands(args)
         assert len(plan(commands, rows)) > len(rows) / 2
+        return
+    if words[0] == "rerun":
+        report = ROOT / args.report
+        assert plan_again(report, *pick(report, args.row, args.seed), args.out)[1]
         return
     if words[0] == "download" and words[1] != "list":
         return

@@ -13,6 +13,7 @@ A folder stands for the samples, the trace or the table in it.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from guided_diffusion.errors import InputError
@@ -50,6 +51,14 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         )
         parser.set_defaults(draw=module.draw)
     return figure
+
+
+def draw(words: Sequence[object], path: Path) -> None:
+    """A figure from within a program, by the command's words. InputError where it cannot be drawn."""
+    parser = argparse.ArgumentParser(prog="ed-dpm", exit_on_error=False)
+    add_parser(parser.add_subparsers())
+    args = parser.parse_args(["figure", *map(str, words), "--out", str(path)])
+    args.draw(args)
 
 
 def _png(text: str) -> Path:

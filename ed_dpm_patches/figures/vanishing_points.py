@@ -19,6 +19,8 @@ from .inputs import Trace, check_labels, labelled_trace, read_trace
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+VANISHED_NORM = 0.15  # the paper's bound on a vanished gradient's norm, for images of 196,608 numbers
+CERTAIN_ENTROPY = 0.1  # below it, as a share of log K, a classifier counts as certain
 _BINS = 40  # at most
 
 
@@ -26,8 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The figure's own options."""
     parser.add_argument("traces", nargs="+", type=labelled_trace, metavar="LABEL=TRACE",
                         help="npz of --trace, or a run's folder with it")  # fmt: skip
-    parser.add_argument("--threshold", type=float, default=0.15, metavar="M", help="of the gradient's norm (0.15)")
-    parser.add_argument("--entropy", type=float, default=0.1, metavar="H", help="certain below this H / log K (0.1)")
+    parser.add_argument("--threshold", type=float, default=VANISHED_NORM, metavar="M",
+                        help=f"of the gradient's norm ({VANISHED_NORM:g})")  # fmt: skip
+    parser.add_argument("--entropy", type=float, default=CERTAIN_ENTROPY, metavar="H",
+                        help=f"certain below this H / log K ({CERTAIN_ENTROPY:g})")  # fmt: skip
 
 
 def draw(args: argparse.Namespace) -> list[Path]:

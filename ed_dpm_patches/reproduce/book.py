@@ -19,7 +19,7 @@ IMAGENET = "imagenet"
 DIGITS = "demo/digits.py"
 # What a program that writes data leaves: folders of images and, of the same names, npz files with labels.
 PARTS = ("train", "evaluator", "heldout")
-HELDOUT = "heldout.npz"
+HELDOUT, REAL = "heldout.npz", "train.npz"  # what samples are compared with; real images judged as samples are
 
 
 def short(path: Path) -> Path:
@@ -122,7 +122,8 @@ class Row:
 
     :param name: "table/key"; method: as the paper calls it.
     :param release: the authors' README where it prints something else than the paper.
-    :param run: name of the run that makes it; batch: samples published by others. Neither: figures only.
+    :param run: name of the run that makes it; batch: samples published by others, in written data real images.
+        Neither: figures only.
     :param sweep: instead of `run`, the runs of which the one with the lowest mean FID is this row.
     """
 

@@ -18,7 +18,8 @@ from typing import Any
 from guided_diffusion.errors import InputError
 from guided_diffusion.files import list_names
 
-from .book import HELDOUT, IMAGENET, PARTS, RECIPES, ROOT, Book, Derivation, Figures, Network, Row, Run, Table, Training
+from . import book as books
+from .book import IMAGENET, PARTS, RECIPES, ROOT, Book, Derivation, Figures, Network, Row, Run, Table, Training
 from .published import PUBLISHED
 from .toml_entry import Entry, read_entry
 
@@ -62,7 +63,8 @@ def load(directory: Path = RECIPES) -> Book:
     networks = {name: _network(path, directory, paths, data_parts) for name, path in paths.items()}
     _check_networks(networks, parts, directory)
 
-    references = PUBLISHED if data == IMAGENET else (HELDOUT,)
+    references = PUBLISHED if data == IMAGENET else (books.HELDOUT,)
+    batches = PUBLISHED if data == IMAGENET else (books.REAL,)
     runs: dict[str, Run] = {}
     sweeps: dict[str, tuple[str, ...]] = {}
     for path in _files(folders, "runs"):
@@ -73,7 +75,7 @@ def load(directory: Path = RECIPES) -> Book:
             runs[run.name] = run
         if [run.name for run in made] != [path.stem]:
             sweeps[path.stem] = tuple(run.name for run in made)
-    tables = [_table(path, runs, sweeps) for path in _files(folders, "tables")]
+    tables = [_table(path, runs, sweeps, batches, references) for path in _files(folders, "tables")]
     tables.sort(key=lambda table: table.name.startswith("supplement"))
     return Book(title, data, networks, runs, {table.name: table for table in tables}, tuple(seeds), features, parts)
 
@@ -207,7 +209,10 @@ def _runs(path: Path, networks: dict[str, Network], references: Collection[str])
     return runs
 
 
-def _table(path: Path, runs: dict[str, Run], sweeps: dict[str, tuple[str, ...]]) -> Table:
+def _table(
+    path: Path, runs: dict[str, Run], sweeps: dict[str, tuple[str, ...]], batches: Collection[str],
+    references: Collection[str],
+) -> Table:  # fmt: skip
     entry = read_entry(path)
     title, note, rows, seen = entry.take("title", str), entry.take("note", str, ""), [], set()
     for index, values in enumerate(entry.take("rows", list) or [None]):
@@ -224,8 +229,8 @@ def _table(path: Path, runs: dict[str, Run], sweeps: dict[str, tuple[str, ...]])
             paper=_figures(inner, "paper"),
             release=_figures(inner, "release"),
             run=inner.choice("run", runs, None),
-            batch=inner.choice("batch", PUBLISHED, None),
-            reference=inner.choice("reference", PUBLISHED, None),
+            batch=inner.choice("batch", batches, None),
+            reference=inner.choice("reference", references, None),
             note=inner.take("note", str, ""),
             sweep=sweeps.get(inner.choice("sweep", sweeps, None), ()),
         )

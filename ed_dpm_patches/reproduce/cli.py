@@ -5,6 +5,7 @@
     ed-dpm run all --rehearse
     ed-dpm run table2 --nproc 8 --out runs/paper
     ed-dpm report --out runs/paper
+    ed-dpm rerun rules/entropy
     ed-dpm figure sweep runs/paper/runs.csv
     ed-dpm download 256x256_diffusion_uncond.pt
     ed-dpm status runs
@@ -28,7 +29,7 @@ from guided_diffusion.errors import InputError, counted
 from guided_diffusion.files import read_json
 from guided_diffusion.streams import print_result
 
-from . import downloads
+from . import downloads, rerun
 from .book import RECIPES, ROOT, Row, short
 from .book_files import load
 from .commands import Commands, Options
@@ -89,6 +90,13 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("report", help="tables of what has been run: Markdown, HTML, CSV")
     command.add_argument("--out", type=Path, default=Path("runs/paper"), metavar="DIR", help="of `run` (runs/paper)")
     command.set_defaults(act=_report)
+    command = commands.add_parser("rerun", help="one reported row once more: is its FID within its interval?")
+    command.add_argument("row", nargs="?", metavar="ROW", help="as in its report, or a run's name (one at random)")
+    command.add_argument("--seed", metavar="N", help="of the reported ones (the first)")
+    command.add_argument("--report", type=Path, default=rerun.REPORT, metavar="DIR", help=f"({rerun.REPORT})")
+    command.add_argument("--out", type=Path, default=Path("runs/rerun"), metavar="DIR",
+                         help="for all that is made (runs/rerun)")  # fmt: skip
+    command.set_defaults(act=_rerun)
     command = figures.add_parser(commands)
     command.set_defaults(act=lambda args: print_result(map(str, args.draw(args))))
     command = commands.add_parser("download", help="fetch published files: resumable, checked, remembered")
@@ -188,6 +196,11 @@ def _report(args: argparse.Namespace) -> None:
     if found["rehearsal"]:
         book = rehearsal(book)
     print_result(map(str, write_report(book, args.out.absolute(), found["rehearsal"])))
+
+
+def _rerun(args: argparse.Namespace) -> None:
+    report = ROOT / args.report
+    print_result([rerun.rerun(report, *rerun.pick(report, args.row, args.seed), short(args.out))])
 
 
 def _download(args: argparse.Namespace) -> None:

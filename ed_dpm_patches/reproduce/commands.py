@@ -8,7 +8,7 @@ from pathlib import Path
 
 from guided_diffusion.errors import InputError
 
-from .book import HELDOUT, ROOT, Book, Derivation, Flags, Network, Row, Run
+from .book import HELDOUT, REAL, ROOT, Book, Derivation, Flags, Network, Row, Run
 from .published import INCEPTION, PUBLISHED
 
 _BYTES = 4  # a parameter, float32
@@ -74,7 +74,7 @@ class Commands:
 
     def batch(self, row: Row) -> Path:
         """The samples that somebody else publishes for a row; written data has real images in their place."""
-        return self.data / "train.npz" if self.book.writes_data else self.published(row.batch)
+        return self.data / REAL if self.book.writes_data else self.published(row.batch)
 
     def count(self, run: Run) -> int:
         """Number of samples of a run."""
@@ -106,9 +106,7 @@ class Commands:
         if training.script == "classifier_train" and training.part == "train":
             images["val_data_dir"] = str(self.images("val"))
         log_dir = {"log_dir": str(self.checkpoint(network).parent)}
-        return self._launch(
-            training.script, images | {"batch_size": share} | network.flags | training.flags | log_dir
-        )
+        return self._launch(training.script, images | {"batch_size": share} | network.flags | training.flags | log_dir)
 
     def derive(self, network: Network) -> list[str]:
         """Making a network with a [derived] table of another one."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .book import Book, Row, Run, Table
-from .results import Results, RunResult, digits
+from .results import Results, RunResult
+from .verdict import compare
 
 _LABELS = {"guidance_factor": "C", "classifier_scale": "gamma", "guidance_until": "until", "guidance_norm": "M"}
 
@@ -30,8 +30,8 @@ class Outcome:
 
 
 def guidance_name(run: Run) -> str:
-    """The rule of a run: "entropy", "constant", ...; "" without a classifier."""
-    if not run.classifier:
+    """The rule of a run: "entropy", "constant", ...; "" without a classifier, or with one that has no say."""
+    if not run.classifier or run.flags.get("classifier_scale") == 0:
         return ""
     return "entropy" if run.flags.get("eds") else str(run.flags.get("guidance", "constant"))
 
@@ -98,17 +98,17 @@ def _against_constant(results: Results, rows: list[Outcome]) -> Iterator[str]:
     if not constants:
         return
     names = {name for outcome in rows for name in outcome.row.run_names}
-    spread = relative_variance([results.runs[name] for name in sorted(names) if name in results.runs])
+    pool = [results.runs[name] for name in sorted(names) if name in results.runs]
     uneven = set()
     for outcome in done:
         base = _base(outcome, constants)
         if base is not outcome:
-            yield f"{outcome.row.method} against {base.row.method}: {_verdict(outcome, base, spread)}."
+            yield f"{outcome.row.method} against {base.row.method}: {_said(outcome, base, pool)}."
             if len(outcome.row.run_names) > len(base.row.run_names):
                 uneven.add(base.row.method)
     for method in sorted(uneven):
         yield f"{method} had fewer values tried than what is compared with it, which favours the others."
-    if spread is not None:
+    if any(len(run.evaluations) > 1 for run in pool):
         yield (
             "Noise is one standard deviation of the difference of two means over seeds, from the seeds' relative "
             "spread pooled over all runs of this table; up to two of them count as the same. That the best of "
@@ -126,36 +126,8 @@ def _base(outcome: Outcome, constants: list[Outcome]) -> Outcome:
     return constants[0]
 
 
-def _verdict(outcome: Outcome, constant: Outcome, spread: float | None) -> str:
-    ours, base = outcome.result, constant.result
-    if ours.n != base.n:
-        return f"not compared, {ours.n:,} samples against {base.n:,}"
-    difference = ours.mean("fid") - base.mean("fid")
-    places = digits("fid", base.mean("fid"))
-    text = f"FID {difference:+.{places}f}"
-    if spread is None:
-        return f"{text}, noise unknown with one seed a run"
-    noise = difference_noise(ours, base, spread)
-    if abs(difference) <= 2 * noise:
-        return f"{text}, noise {noise:.{places}f}: the same within the noise"
-    return f"{text}, noise {noise:.{places}f}: {'better' if difference < 0 else 'worse'}"
-
-
-def relative_variance(runs: list[RunResult]) -> float | None:
-    """Variance of FID between seeds over its squared mean, pooled; None if no run has two seeds.
-
-    A few seeds of two runs say little about noise, those of all runs say more. The noise of a Fréchet distance
-    grows with the distance, so the relative spread is what is pooled.
-    """
-    total, freedom = 0.0, 0
-    for run in runs:
-        mean = run.mean("fid")
-        if mean:
-            total += sum((value / mean - 1) ** 2 for value in run.values("fid"))
-            freedom += len(run.values("fid")) - 1
-    return total / freedom if freedom else None
-
-
-def difference_noise(a: RunResult, b: RunResult, spread: float) -> float:
-    """Standard deviation of the difference of two mean FIDs, from a pooled `relative_variance`."""
-    return math.sqrt(spread * sum(run.mean("fid") ** 2 / len(run.evaluations) for run in (a, b)))
+def _said(outcome: Outcome, base: Outcome, pool: list[RunResult]) -> str:
+    ours, theirs = outcome.result, base.result
+    if ours.n != theirs.n:
+        return f"not compared, {ours.n:,} samples against {theirs.n:,}"
+    return str(compare(ours, theirs, pool))

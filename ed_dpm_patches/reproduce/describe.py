@@ -30,7 +30,12 @@ def _made_by(book: Book, row: Row) -> tuple[str, str]:
         run = book.runs[row.run_names[0]]
         best_of = f", best of {len(row.sweep)}" if row.sweep else ""
         return run.sampler + best_of, f"{run.num_samples:,}"
-    return ("published samples" if row.batch else "figures only"), "-"
+    return (batch_name(book) if row.batch else "figures only"), "-"
+
+
+def batch_name(book: Book) -> str:
+    """What is evaluated besides our own samples; in written data real ones are in their place."""
+    return "real images" if book.writes_data else "published samples"
 
 
 def details(commands: Commands, rows: Sequence[Row]) -> Iterator[str]:
@@ -52,10 +57,9 @@ def details(commands: Commands, rows: Sequence[Row]) -> Iterator[str]:
         for name in row.run_names:
             yield from _run(commands, book.runs[name], row)
         if row.batch:
-            yield "samples published by upstream, to evaluate as they are:"
-            yield _file_line(commands, row.batch)
-            if not row.run:
-                yield _file_line(commands, row.reference)
+            yield f"{batch_name(book)}, to evaluate as they are:"
+            for name in () if book.writes_data else (row.batch, *((row.reference,) if not row.run else ())):
+                yield _file_line(commands, name)
             yield shell(commands.evaluate_batch(row))
         if not row.run_names and not row.batch:
             yield "nothing to run: the figures are quoted"

@@ -18,6 +18,7 @@ from guided_diffusion.files import write_atomically
 
 from .book import Book, Figures, Table
 from .comparison import Outcome, findings, guidance_name, outcomes
+from .describe import batch_name
 from .report_formats import Column, Document, Group, Line, Section, to_html, to_markdown
 from .results import METRICS, OPTIONAL, ROLES, HashedFile, Results, RunResult, digits, read_results
 
@@ -124,7 +125,7 @@ def _lines(book: Book, outcome: Outcome, metrics: list[str]) -> Iterator[Line]:
     for name, figures in (("paper", row.paper), ("release", row.release)):
         if figures != Figures():
             yield Line((name + quoted, *(_plain(paper_value(figures, m)) for m in metrics), *blank), "weak")
-    sources = [(outcome.run is not None, "ours", outcome.result), (bool(row.batch), _batch_name(book), outcome.batch)]
+    sources = [(outcome.run is not None, "ours", outcome.result), (bool(row.batch), batch_name(book), outcome.batch)]
     for wanted, name, result in sources:
         if not wanted:
             continue
@@ -134,7 +135,7 @@ def _lines(book: Book, outcome: Outcome, metrics: list[str]) -> Iterator[Line]:
             continue
         origin, marked = _origin(book, result)
         first = 1 + len(metrics)
-        cells = (name + choice, *(_measured(result, m) for m in metrics), *origin)
+        cells = (name + choice, *(measured(result, m) for m in metrics), *origin)
         yield Line(cells, "strong", tuple(first + place for place in marked))
         if row.paper != Figures():
             yield Line(("difference", *(_difference(outcome, result, m) for m in metrics), *blank))
@@ -167,11 +168,6 @@ def _provenance(results: Results) -> Iterator[Section]:
         yield Section("Provenance", columns, tuple(groups), ("Files that the results were made from.",))
 
 
-def _batch_name(book: Book) -> str:
-    """What is evaluated besides our own samples; in written data real ones are in their place."""
-    return "real images" if book.writes_data else "published samples"
-
-
 def paper_value(figures: Figures, metric: str) -> float | None:
     """A figure by the evaluator's name of the metric; papers print no accuracy."""
     return vars(figures).get(metric)
@@ -188,7 +184,8 @@ def _plain(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _measured(result: RunResult, metric: str) -> str:
+def measured(result: RunResult, metric: str) -> str:
+    """The mean over the seeds, ± half the difference between the largest and the smallest."""
     mean, spread = result.mean(metric), result.half_range(metric)
     if mean is None:
         return ""
@@ -212,7 +209,7 @@ def _table_records(book: Book, results: Results, rehearsal: bool) -> Iterator[di
         for outcome in outcomes(book, results, table):
             sources = [(outcome.row.method, outcome.result, outcome.run)]
             if outcome.row.batch:
-                published = (f"{outcome.row.method} ({_batch_name(book)})", outcome.batch, None)
+                published = (f"{outcome.row.method} ({batch_name(book)})", outcome.batch, None)
                 sources = [*sources, published] if outcome.run else [published]
             for method, result, run in sources:
                 common = {

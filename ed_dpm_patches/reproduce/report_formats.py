@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import html
+from base64 import b64encode
 from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 90rem; margin: 2rem auto; padding: 0 1rem; color: #111; }
@@ -20,13 +23,77 @@ td.name { font-weight: 600; white-space: normal; min-width: 9rem; }
 .weak td:not(.name) { color: #666; }
 td.mark { background: #fde8b0; }
 td.code { font-family: ui-monospace, monospace; font-size: .8rem; }
+.prose { white-space: normal; max-width: 60rem; }
+img { max-width: 100%; }
+img.half { max-width: 49%; }
+pre { overflow-x: auto; background: #f4f4f4; padding: .5rem; font-size: .8rem; }
+.verdict { border-left: .4rem solid #111; padding: .5rem 1rem; background: #eee; font-size: 1.1rem; }
 .warning { border: 3px solid #b00; padding: .5rem 1rem; font-weight: 600; }
 """
 
 
+_ENVIRONMENT = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+_ENVIRONMENT.filters["base64"] = lambda path: b64encode(path.read_bytes()).decode()
+_PAGE = _ENVIRONMENT.from_string(
+    f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{{{ document.title }}}}</title><style>{STYLE}</style></head><body>
+"""
+    + """<h1>{{ document.title }}</h1>
+{% if document.warning %}
+<p class="warning">{{ document.warning }}</p>
+{% endif %}
+{% for text in document.text %}
+<p>{{ text }}</p>
+{% endfor %}
+{% if document.verdict %}
+<p class="verdict">{{ document.verdict }}</p>
+{% endif %}
+{% for section in document.sections %}
+<h2>{{ section.title }}</h2>
+{% for path in section.pictures %}
+<img{{ " class=half" if loop.length > 1 }} alt="{{ path.stem }}" src="data:image/png;base64,{{ path | base64 }}">
+{% endfor %}
+{% for text in section.text %}
+<p>{{ text }}</p>
+{% endfor %}
+{% if section.columns %}
+<div class="scroll"><table>
+<thead><tr>
+{%- for column in section.columns %}<th class="{{ column.kind }}">{{ column.title }}</th>{% endfor -%}
+</tr></thead>
+{% for group in section.groups %}
+<tbody>
+{% for line in group.lines %}
+<tr class="{{ line.emphasis }}">
+{%- if loop.first %}<td class="name" rowspan="{{ loop.length }}">{{ group.name }}</td>{% endif %}
+{%- for cell in line.cells -%}
+<td class="{{ section.columns[loop.index].kind }}{{ " mark" if loop.index0 in line.marked }}">{{ cell }}</td>
+{%- endfor -%}
+</tr>
+{% endfor %}
+</tbody>
+{% endfor %}
+</table></div>
+{% endif %}
+{% if section.findings %}
+<ul>
+{% for sentence in section.findings %}
+<li>{{ sentence }}</li>
+{% endfor %}
+</ul>
+{% endif %}
+{% if section.code %}
+<details><summary>show</summary><pre>{{ section.code }}</pre></details>
+{% endif %}
+{% endfor %}
+</body></html>
+"""
+)
+
+
 @dataclass(frozen=True)
 class Column:
-    """:param kind: "text", "number" (aligned right) or "code" (hashes)."""
+    """:param kind: "text", "prose" (wrapped), "number" (aligned right) or "code" (hashes)."""
 
     title: str
     kind: str = "text"
@@ -54,23 +121,30 @@ class Group:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, text, a table, and sentences on it. The first column belongs to the groups."""
+    """A heading, text, a table, and sentences on it.
+
+    :param columns: of the table, none for a section without; the first belongs to the groups.
+    :param pictures: PNG files, inside the page; code: shown as it is. Both are in the HTML page alone.
+    """
 
     title: str
-    columns: tuple[Column, ...]
-    groups: tuple[Group, ...]
+    columns: tuple[Column, ...] = ()
+    groups: tuple[Group, ...] = ()
     text: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
+    pictures: tuple[Path, ...] = ()
+    code: str = ""
 
 
 @dataclass(frozen=True)
 class Document:
-    """:param warning: what a reader has to know before any figure; "" for nothing."""
+    """:param warning: what a reader has to know before any figure; verdict: what it all says; "" for nothing."""
 
     title: str
     warning: str
     text: tuple[str, ...]
     sections: tuple[Section, ...]
+    verdict: str = ""
 
 
 def to_markdown(document: Document) -> str:
@@ -105,35 +179,4 @@ def _markdown_table(section: Section) -> str:
 
 def to_html(document: Document) -> str:
     """One page without scripts or links to other files."""
-    title = html.escape(document.title)
-    body = [f"<h1>{title}</h1>"]
-    if document.warning:
-        body.append(f'<p class="warning">{html.escape(document.warning)}</p>')
-    body += map(_paragraph, document.text)
-    for section in document.sections:
-        body += [f"<h2>{html.escape(section.title)}</h2>", *map(_paragraph, section.text), _html_table(section)]
-        if section.findings:
-            items = "\n".join(f"<li>{html.escape(sentence)}</li>" for sentence in section.findings)
-            body.append(f"<ul>\n{items}\n</ul>")
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(body) + "\n</body></html>\n"
-
-
-def _paragraph(text: str) -> str:
-    return f"<p>{html.escape(text)}</p>"
-
-
-def _html_table(section: Section) -> str:
-    kinds = [column.kind for column in section.columns]
-    header = (f'<th class="{column.kind}">{html.escape(column.title)}</th>' for column in section.columns)
-    parts = [f"<thead><tr>{''.join(header)}</tr></thead>"]
-    for group in section.groups:
-        lines = []
-        for index, line in enumerate(group.lines):
-            cells = [] if index else [f'<td class="name" rowspan="{len(group.lines)}">{html.escape(group.name)}</td>']
-            for place, (cell, kind) in enumerate(zip(line.cells, kinds[1:], strict=True)):
-                mark = " mark" if place in line.marked else ""
-                cells.append(f'<td class="{kind}{mark}">{html.escape(cell)}</td>')
-            lines.append(f'<tr class="{line.emphasis}">{"".join(cells)}</tr>')
-        parts.append("<tbody>\n" + "\n".join(lines) + "\n</tbody>")
-    return '<div class="scroll"><table>\n' + "\n".join(parts) + "\n</table></div>"
+    return _PAGE.render(document=document)

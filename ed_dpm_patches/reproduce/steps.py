@@ -25,8 +25,8 @@ from guided_diffusion.files import hash_file, read_json, remove_leftovers, write
 
 from .book import ROOT
 
-# Flags that say how fast and not what.
-_INDIFFERENT = ("--batch_size", "--log_interval", "--inception")
+# Flags that say how fast and not what, or what is logged.
+_INDIFFERENT = ("--batch_size", "--log_interval", "--eval_interval", "--inception")
 
 
 @dataclass(frozen=True)
