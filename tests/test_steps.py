@@ -123,6 +123,7 @@ def test_work_begun_from_other_files_is_not_continued(kitchen):
     ("old", "new", "same"),
     [
         ("mpiexec -n 8 python x.py --a 1 --batch_size 4", "mpiexec -n 2 python x.py --a 1 --batch_size 16", True),
+        ("python x.py --a 1 --eval_interval 5", "python x.py --a 1", True),
         ("python x.py --a 1", "python x.py --a 2", False),
         ("python x.py --a 1", "python x.py --a 1 --eds True", False),
         ("python x.py --a 1 --eds True", "python x.py --a 1", False),
@@ -133,6 +134,16 @@ def test_processes_and_batches_make_no_difference(kitchen, old, new, same):
     steps = [Step("b", tuple(command.split()), (), (kitchen.file("b"),)) for command in (old, new)]
     Records(kitchen.folder).finish(steps[0], 1.0)
     assert Records(kitchen.folder).is_done(steps[1]) is same
+
+
+def test_a_record_of_an_earlier_version_counts_with_flags_that_now_make_no_difference(kitchen):
+    kitchen.file("b").write_text("")
+    step = Step("b", ("python", "x.py", "--a", "1"), (), (kitchen.file("b"),))
+    Records(kitchen.folder).finish(step, 1.0)
+    path = kitchen.folder / "steps" / "b.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"work": [*record["work"], "--eval_interval", "5"]}))
+    assert Records(kitchen.folder).is_done(step)
 
 
 def test_a_failure_stops_what_needs_it_and_nothing_else(kitchen, capfd):

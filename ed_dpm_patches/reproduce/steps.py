@@ -13,6 +13,7 @@ import platform
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -53,11 +54,15 @@ class Step:
     @property
     def work(self) -> list[str]:
         """The command without what makes no difference to its result."""
-        words = list(self.command[3:] if self.command[0] == "mpiexec" else self.command)
-        for flag in _INDIFFERENT:
-            if flag in words:
-                del words[words.index(flag) : words.index(flag) + 2]
-        return words
+        return _work(self.command[3:] if self.command[0] == "mpiexec" else self.command)
+
+
+def _work(command: Sequence[str]) -> list[str]:
+    words = list(command)
+    for flag in _INDIFFERENT:
+        if flag in words:
+            del words[words.index(flag) : words.index(flag) + 2]
+    return words
 
 
 class Records:
@@ -155,7 +160,7 @@ class Records:
 
 def _difference(earlier: dict[str, Any], step: Step) -> str | None:
     """The first word in which two commands differ."""
-    then, now = earlier["work"], step.work
+    then, now = _work(earlier["work"]), step.work  # an earlier version's record may have more flags
     for position in range(max(len(then), len(now))):
         old, new = (words[position] if position < len(words) else "nothing" for words in (then, now))
         if old != new:
