@@ -159,7 +159,8 @@ class ClassifierGuidance:
         if rule.needs_grad_norm or self.observer is not None:
             length_B = gradient.flatten(1).double().norm(dim=1)
             grad_norm_B = length_B * (log_norm_B.exp() / BACKWARD_NORM)
-        log_scale_B = torch.minimum(rule.log_scale(p, t, grad_norm_B), LARGEST_LOG - log_norm_B)
+        log_scale_B = rule.log_scale(p, t, grad_norm_B if rule.needs_grad_norm else None)
+        log_scale_B = torch.minimum(log_scale_B, LARGEST_LOG - log_norm_B)
         acts_B = active_B & (rule.gamma > 0)
         capped_B = torch.zeros_like(valid_B)
         if self.cap is not None:

@@ -57,8 +57,7 @@ class GuidanceRule(ABC):
         """The log of the factor on top of gamma, [B], float64.
 
         :param t: [B], on the original timestep scale, whatever the respacing.
-        :param grad_norm: L2 norm [B], float64, of the direction pulled back to x_t; None unless `needs_grad_norm` or
-            guidance has an observer.
+        :param grad_norm: L2 norm [B], float64, of the direction pulled back to x_t; None unless `needs_grad_norm`.
         """
 
     def __call__(self, logits: Tensor, y: Tensor, t: Tensor) -> Tensor:
@@ -72,8 +71,8 @@ class GuidanceRule(ABC):
 def unit_direction(direction: Direction) -> tuple[Tensor, Tensor]:
     """The log of a direction's L1 norm [B], and the direction with an L1 norm of 1 [B, K], float64."""
     log_size_B, u_BK = direction if isinstance(direction, tuple) else (0.0, direction)
-    norm_B = u_BK.double().abs().sum(dim=1)
-    return log_size_B + norm_B.log(), u_BK / norm_B.clamp(min=1e-300)[:, None]
+    norm_B = u_BK.double().abs().sum(dim=1).clamp(min=1e-300)  # a direction of zeros stays one
+    return log_size_B + norm_B.log(), u_BK / norm_B[:, None]
 
 
 @dataclass(frozen=True)

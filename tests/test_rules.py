@@ -163,10 +163,13 @@ class TestOwnRules:
         found, _ = self.guide(Normalised(2.0))
         torch.testing.assert_close(found.norm(dim=1), torch.full((2,), 2.0, dtype=torch.float64), rtol=1e-12, atol=0)
 
-    def test_the_norm_is_computed_where_it_is_wanted(self, monkeypatch):
+    @pytest.mark.parametrize("needs", [False, True])
+    def test_the_norm_is_computed_where_it_is_wanted(self, monkeypatch, needs):
         seen, softmaxes, of = [], [], Softmax.of
 
         class Watching(ConstantRule):
+            needs_grad_norm = needs
+
             def log_scale(self, p, t, grad_norm):
                 seen.append(grad_norm)
                 return super().log_scale(p, t, grad_norm)
@@ -174,9 +177,21 @@ class TestOwnRules:
         monkeypatch.setattr(Softmax, "of", lambda logits: softmaxes.append(logits) or of(logits))
         self.guide(Watching())
         self.guide(Watching(), observer=lambda record: None)
-        expected = (self.onehot() - self.LOGITS.softmax(dim=1)).norm(dim=1)
-        assert seen[0] is None and seen[1].tolist() == pytest.approx(expected.tolist())
+        expected = (self.onehot() - self.LOGITS.softmax(dim=1)).norm(dim=1).tolist()
+        assert all(norm.tolist() == pytest.approx(expected) for norm in seen) if needs else seen == [None, None]
         assert len(softmaxes) == 2, "one for each call of guidance"
+
+    def test_a_direction_of_zeros_guides_nowhere(self):
+        class Nowhere(GuidanceRule):
+            needs_grad_norm = True
+
+            def direction(self, p, y):
+                return torch.zeros_like(p.rest_BK)
+
+            def log_scale(self, p, t, grad_norm):
+                return -grad_norm.log()
+
+        assert not self.guide(Nowhere(2.0))[0].any()
 
     def test_a_function(self):
         """Its v as it is; gamma counts as 1 for the cap."""
