@@ -89,7 +89,7 @@ def ours_from_features(count: int) -> dict[str, Any]:
     """All but the inception score from made-up features, and what a bootstrap round of FID costs."""
     from evaluations.metrics.frechet import frechet_distance
     from evaluations.metrics.precision_recall import precision_recall
-    from evaluations.metrics.resampling import frechet_figure
+    from evaluations.metrics.frechet import frechet_figure
     from evaluations.metrics.statistics import fit_gaussian
 
     clock = Clock()
