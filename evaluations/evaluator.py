@@ -60,6 +60,11 @@ __all__ = [
     "open_npz_array",
 ]
 
+_OPTIONS = (  # of ``evaluate``, by the names of their flags
+    "metrics", "extra", "paired_rounds", "exact_upstream", "seed", "cache", "num_samples", "resize", "per_class",
+    "kid_subset_size",
+)  # fmt: skip
+
 log = logging.getLogger("evaluator")
 
 
@@ -91,24 +96,9 @@ def _open_sets(args: argparse.Namespace) -> list[ImageSet]:
 
 
 def _evaluate(args: argparse.Namespace, sets: list[ImageSet], engine: FeatureEngine) -> None:
-    metrics = evaluate(
-        sets[0],
-        sets[1],
-        engine,
-        metrics=args.metrics,
-        extra=args.extra,
-        bootstrap=args.bootstrap or 0,
-        paired=sets[2] if len(sets) > 2 else None,
-        paired_rounds=args.paired_rounds,
-        exact_upstream=args.exact_upstream,
-        seed=args.seed,
-        cache=args.cache,
-        num_samples=args.num_samples,
-        resize=args.resize,
-        reading=reading_of(args),
-        per_class=args.per_class,
-        kid_subset_size=args.kid_subset_size,
-    )
+    options = {name: getattr(args, name) for name in _OPTIONS}
+    options |= {"bootstrap": args.bootstrap or 0, "reading": reading_of(args)}
+    metrics = evaluate(*sets[:2], engine, paired=sets[2] if len(sets) > 2 else None, **options)
     try:
         print_result((format_markdown if args.markdown else format_metrics)(metrics))
     finally:
