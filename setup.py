@@ -17,7 +17,10 @@ setup(
     keywords=["diffusion models", "classifier guidance", "entropy-driven sampling"],
     classifiers=["Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
     python_requires=">=3.11",
-    packages=["guided_diffusion", "ed_dpm_patches", "ed_dpm_patches.reproduce", "ed_dpm_patches.figures"],
+    packages=[
+        "guided_diffusion", "ed_dpm_patches", "ed_dpm_patches.reproduce", "ed_dpm_patches.figures",
+        "evaluations", "evaluations.metrics",
+    ],  # fmt: skip
     package_data={"ed_dpm_patches": ["recipes/*.toml", "recipes/*/*.toml"]},
     entry_points={"console_scripts": ["ed-dpm = ed_dpm_patches.reproduce.cli:run"]},
     install_requires=[

@@ -87,9 +87,8 @@ FIGURES = ("inception_score", "fid", "sfid", "precision", "recall", "kid")
 
 def ours_from_features(count: int) -> dict[str, Any]:
     """All but the inception score from made-up features, and what a bootstrap round of FID costs."""
-    from evaluations.metrics.frechet import frechet_distance
+    from evaluations.metrics.frechet import frechet_distance, frechet_figure
     from evaluations.metrics.precision_recall import precision_recall
-    from evaluations.metrics.resampling import frechet_figure
     from evaluations.metrics.statistics import fit_gaussian
 
     clock = Clock()

@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.special import chdtrc
 
+from evaluations.engine import FeatureEngine
+from evaluations.judged import Judged
+
 FEW = 10_000
 _UNLIKELY = 1e-3
+
+
+def warn_of_sets(judged: Sequence[Judged], engine: FeatureEngine) -> list[str]:
+    """Return all lines about reference, samples and perhaps paired samples, and about what the network gives."""
+    ref, own = judged[:2]
+    found = [] if ref.seen else [f"{ref.images.name}: holds no images: no precision, no recall, only distances"]
+    if own.spatial is None:
+        found.append(f"{engine.name}: gives no spatial features: no sFID")
+    elif ref.spatial is None:
+        found.append(f"{ref.images.name}: holds no statistics of spatial features (mu_s, sigma_s): no sFID")
+    if not own.seen.activations.probabilities.shape[1]:
+        found.append(f"{engine.name}: gives no logits: no inception score, no accuracy")
+    for one in judged:
+        if one.seen:
+            name, pool = one.images.name, one.seen.activations.pool
+            if not (one is ref and one.images.stored):  # stored ones may be of many more images
+                found += warn_of_counts(name, len(pool), pool.shape[1])
+            found += warn_of_images(name, one.seen.image_hashes) + warn_of_features(name, pool)
+    for one in judged[1:]:
+        found += warn_of_labels(one.images.name, one.labels, ref.labels)
+        if ref.seen:
+            found += warn_of_shapes(one.images.name, one.images.shape, ref.images.name, ref.images.shape)
+            hashes = one.seen.image_hashes, ref.seen.image_hashes
+            found += warn_of_shared(one.images.name, hashes[0], ref.images.name, hashes[1])
+    return found
 
 
 def warn_of_counts(name: str, count: int, dims: int) -> list[str]:

@@ -10,7 +10,6 @@ gives the images and labels that training on it sees.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import logging
@@ -24,10 +23,12 @@ from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without installation
 
-from evaluations.image_sets import GREY, add_reading_flags, labels_to_write  # noqa: E402
+from evaluations.image_sets import GREY, labels_to_write  # noqa: E402
 from evaluations.metrics import npz  # noqa: E402
+from guided_diffusion.configs import ReadingConfig  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 from guided_diffusion.files import decoding, exists, write_atomically  # noqa: E402
+from guided_diffusion.flags import Parser  # noqa: E402
 from guided_diffusion.image_files import EXPECTED, ImageFiles, list_images  # noqa: E402
 from guided_diffusion.image_labels import HELP, numbered  # noqa: E402
 from guided_diffusion.image_oddities import warn_of_oddities  # noqa: E402
@@ -40,14 +41,13 @@ log = logging.getLogger("convert")
 
 def main() -> None:
     """Parse the command line, convert; ``InputError`` for anything wrong with the input."""
-    parser = argparse.ArgumentParser(description="From npz to PNG files and a labelled grid, or back.")
+    parser = Parser("From npz to PNG files and a labelled grid, or back.", ReadingConfig)
     parser.add_argument("source", help="npz file of images, or a folder, zip or tar archive of images")
     parser.add_argument("target", help="folder to make, or npz file to write")
     parser.add_argument("--grid", type=int, default=64, help="images in the grid; 0 for none")
     parser.add_argument("--labels", default="auto", help=HELP)
     parser.add_argument("--overwrite", action="store_true", help="replace the npz file or grid that is there already")
-    add_reading_flags(parser)
-    parser.set_defaults(bit_depth=None, alpha=None)  # what would not come back as it was needs a word
+    parser.set_defaults(bit_depth=None, exif_transpose=False, alpha=None)  # what would not come back needs a word
     args = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     source, target = Path(args.source), Path(args.target)

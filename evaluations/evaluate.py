@@ -6,28 +6,21 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
 import numpy as np
 
-from evaluations import checks
-from evaluations.accuracy import accuracy_of, warn_of_poor
-from evaluations.cache import ActivationCache
+from evaluations.activations import ActivationCache, see
+from evaluations.checks import warn_of_sets
 from evaluations.engine import FeatureEngine
 from evaluations.image_choice import choose_images
 from evaluations.image_sets import RESIZE_RULE, ImageSet, open_image_set
-from evaluations.judged import Judged, fit_statistics, usable_statistics
-from evaluations.metrics import half_precision
-from evaluations.metrics import precision_recall as pr
-from evaluations.metrics.density_coverage import NEIGHBOURS as DENSITY_NEIGHBOURS
-from evaluations.metrics.density_coverage import density_coverage
-from evaluations.metrics.frechet import frechet_distance
-from evaluations.metrics.inception_score import inception_score
-from evaluations.metrics.kernel_distance import SUBSET_SIZE, deviation_size, kernel_distance
-from evaluations.metrics_record import Metrics
+from evaluations.judged import Judged, Statistics, fit_statistics, usable_statistics
+from evaluations.metrics.metric import Metric, Sets
+from evaluations.metrics.precision_recall import NEIGHBOURS
+from evaluations.metrics.registry import METRICS, choose_metrics
 from evaluations.per_class import by_class, check_classes
-from evaluations.seeing import see
-from evaluations.uncertainty import PerImage, intervals, paired_tests
+from evaluations.summary import Metrics
+from evaluations.uncertainty import intervals, paired_tests
 from guided_diffusion.errors import InputError, counted
 from guided_diffusion.files import hash_file
 from guided_diffusion.safe_images import Reading
@@ -42,13 +35,14 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(
-    reference: Paths,
-    samples: Paths,
+    reference: Paths | ImageSet,
+    samples: Paths | ImageSet,
     engine: FeatureEngine,
     *,
+    metrics: Sequence[str] | None = None,
     extra: bool = False,
     bootstrap: int = 0,
-    paired: Paths | None = None,
+    paired: Paths | ImageSet | None = None,
     paired_rounds: int = 99,
     exact_upstream: bool = False,
     seed: int = 0,
@@ -65,7 +59,7 @@ def evaluate(
     ``sigma_s``) replace those of its images if they were made by the same network, or nobody knows by which; a
     reference may hold nothing else. Everything about the files is checked before the network runs.
 
-    :param extra: KID, density and coverage too.
+    :param metrics: names of the registry's metrics, all but the extra ones unless given; extra: those too.
     :param bootstrap: rounds of resampling for 95 % intervals; 0 for none.
     :param paired: other samples whose i-th image shares its noise with the i-th sample.
     :param paired_rounds: random swaps behind the p-values of ``paired``.
@@ -74,28 +68,22 @@ def evaluate(
     :param cache: a folder for the activations of the reference.
     :param num_samples: judge that many of the samples by that many of the reference, drawn at random; statistics
         stored with the reference stay those of all it was made from.
-    :param resize: bring all images to squares of this side first, by ``image_sets.RESIZE_RULE``.
-    :param reading: how the pixels of image files become 8 bits; as in training unless given.
+    :param resize: bring all images to squares of this side first, by ``image_sets.RESIZE_RULE``; reading: how the
+        pixels of image files become 8 bits, as in training unless given. Sets that are open already were opened so.
     :param per_class: FID, precision and recall of each label too.
     :param kid_subset_size: see ``kernel_distance``.
 
     Raises ``InputError`` naming the file and what is wrong with it.
     """
     check_numbers(num_samples=num_samples, resize=resize, kid_subset_size=kid_subset_size, paired_rounds=paired_rounds)
-    if kid_subset_size is not None and not extra:
+    chosen = choose_metrics(metrics, extra)
+    if kid_subset_size is not None and METRICS["kid"] not in chosen:
         raise InputError("--kid_subset_size: found no --extra, expected it, as KID is one of its figures")
-    sets = [_describe(paths, engine, resize, reading) for paths in (reference, samples, paired) if paths is not None]
-    if not sets[1].count or (paired is not None and sets[2].count != sets[1].count):
-        raise InputError(
-            f"{sets[-1].name}: found {sets[-1].count} images, expected "
-            + ("some to judge" if not sets[1].count else f"{sets[1].count}, one for each of {sets[1].name}")
-        )
+    given = [one for one in (reference, samples, paired) if one is not None]
+    sets = _open_sets([open_image_set(one, resize, reading) for one in given], engine, num_samples, seed)
     warnings: list[str] = []
     _warn(warnings, [line for images in sets for line in images.warnings])
-    if num_samples is not None:
-        sets = [_choose(images, num_samples, seed, is_reference=i == 0) for i, images in enumerate(sets)]
-    if extra:
-        _check_counts(sets[0], sets[1], kid_subset_size)
+    _check_counts(sets[0], sets[1], chosen, kid_subset_size)
     names = getattr(engine, "class_names", None)
     labels = [_labels(images, i == 1 and not engine.uses_stored_statistics, names) for i, images in enumerate(sets)]
     if per_class:
@@ -106,60 +94,36 @@ def evaluate(
     stored = [usable_statistics(images, engine, network) for images in sets]
     _warn(warnings, [line for _, lines in stored for line in lines])
     digests = [images.digest() for images in sets]
-    store = None if cache is None else ActivationCache(cache)
-    if store and not network:
-        log.warning("warning: --cache: %s does not say where its weights are; nothing is cached", engine.name)
+    keep_spatial = bool(bootstrap) or paired is not None
+    store = _cache(cache, engine, network)
+    judged = [
+        _judge(images, labels[i], stored[i][0], engine, digests[i], network, None if i else store, keep_spatial)
+        for i, images in enumerate(sets)
+    ]
+    _warn(warnings, warn_of_sets(judged, engine))
 
-    judged = []
-    for i, images in enumerate(sets):
-        seen = see(images, engine, digests[i], network, store if i == 0 else None) if images.count else None
-        statistics = fit_statistics(images.parts[0].path, stored[i][0], seen, engine)
-        if seen and not (bootstrap or paired is not None):
-            seen = seen.without_spatial()
-        judged.append(Judged(replace(images, stored=stored[i][0]), labels[i], seen, *statistics))
-    ref, own = judged[:2]
-    _warn(warnings, _warnings(judged, engine))
-    (ref_accuracy, lines), (accuracy, more) = accuracy_of(ref, engine), accuracy_of(own, engine)
-    lines += more
-    if ref_accuracy:
-        lines += warn_of_poor(ref.images.name, ref_accuracy, ref.seen.activations.probabilities.shape[1])
-    _warn(warnings, lines)
-
-    log.info("computing Fréchet distances")
-    upstreams = {"block": half_precision.BLOCK, "distances": half_precision.upstream_distances}
-    manifolds = upstreams if exact_upstream else {}
-    probabilities = own.seen.activations.probabilities
-    found: dict[str, Any] = {
-        "inception_score": inception_score(probabilities) if probabilities.shape[1] else None,
-        "fid": _distance(ref, own, "pool"),
-        "sfid": _distance(ref, own, "spatial"),
-    }
-    per_image = _per_image(ref, own, extra, manifolds)
-    found |= {name: float(values.mean()) for name, (_, values) in per_image.items()}
-    if extra and ref.seen:
-        log.info("computing the kernel distance")
-        pools = ref.seen.activations.pool, own.seen.activations.pool
-        found["kid"], found["kid_deviation"] = kernel_distance(*pools, subset_size=kid_subset_size, seed=seed)
-        found["kid_subset_size"] = kid_subset_size or deviation_size(min(map(len, pools)))
-        if kid_subset_size is None and found["kid_subset_size"] < SUBSET_SIZE:
-            line = f"KID: its deviation is over subsets of {found['kid_subset_size']} images, half the smaller set, "
-            _warn(warnings, [f"{line}not {SUBSET_SIZE}, as there are too few; --kid_subset_size chooses another size"])
+    pair = Sets(judged[0], judged[1], engine, exact_upstream, kid_subset_size, seed)
+    scores, values = {}, {name: None for metric in METRICS.values() for name in (metric.name, *metric.adds)}
+    for metric in chosen:
+        log.info("computing %s", metric.title)
+        score = scores[metric.name] = metric.score(pair)
+        values |= {metric.name: score.value, **score.adds}
+        _warn(warnings, score.warnings)
+    classes = None
     if per_class:
-        found["per_class"], lines = by_class(ref, own, **manifolds)
+        classes, lines = by_class(chosen, pair)
         _warn(warnings, lines)
     return Metrics(
-        **{"precision": None, "recall": None, **found},
-        accuracy=accuracy and accuracy.share,
-        class_accuracy=accuracy and accuracy.per_class(),
-        reference_accuracy=ref_accuracy and ref_accuracy.share,
-        n_reference=ref.images.count,
-        n_samples=own.images.count,
+        values=values,
+        n_reference=sets[0].count,
+        n_samples=sets[1].count,
         engine=engine.name,
-        reference=ref.images.name,
-        samples=own.images.name,
-        intervals=intervals(ref, own, per_image, accuracy, bootstrap, seed, extra) if bootstrap else None,
-        paired=paired_tests(*judged, paired_rounds, seed, extra) if paired is not None else None,
-        paired_with=judged[2].images.name if paired is not None else None,
+        reference=sets[0].name,
+        samples=sets[1].name,
+        intervals=intervals(chosen, scores, pair, bootstrap) if bootstrap else None,
+        paired=paired_tests(chosen, scores, pair, judged[2], paired_rounds) if paired is not None else None,
+        per_class=classes,
+        paired_with=sets[2].name if paired is not None else None,
         paired_rounds=paired_rounds if paired is not None else 0,
         bootstrap=bootstrap,
         seed=seed,
@@ -177,6 +141,47 @@ def evaluate(
     )
 
 
+def _open_sets(sets: list[ImageSet], engine: FeatureEngine, num_samples: int | None, seed: int) -> list[ImageSet]:
+    """Check reference, samples and paired samples against network and each other, and choose their images."""
+    for images in filter(lambda images: images.count, sets):
+        path = images.parts[0].path
+        if images.count <= NEIGHBOURS:
+            raise InputError(f"{path}: found {counted(images.count, 'images')}, expected at least {NEIGHBOURS + 1}")
+        engine.check(path, images.shape)
+    if not sets[1].count or sets[-1].count != sets[1].count:
+        raise InputError(
+            f"{sets[-1].name}: found {sets[-1].count} images, expected "
+            + ("some to judge" if not sets[1].count else f"{sets[1].count}, one for each of {sets[1].name}")
+        )
+    if num_samples is None:
+        return sets
+    return [_choose(images, num_samples, seed, is_reference=i == 0) for i, images in enumerate(sets)]
+
+
+def _cache(folder: str | os.PathLike | None, engine: FeatureEngine, network: str | None) -> ActivationCache | None:
+    if folder is not None and not network:
+        log.warning("warning: --cache: %s does not say where its weights are; nothing is cached", engine.name)
+    return None if folder is None else ActivationCache(folder)
+
+
+def _judge(
+    images: ImageSet,
+    labels: np.ndarray | None,
+    stored: Statistics | None,
+    engine: FeatureEngine,
+    digest: str,
+    network: str | None,
+    cache: ActivationCache | None,
+    keep_spatial: bool,
+) -> Judged:
+    """Run the network on a set, unless the cache has its activations, and fit the statistics that are not stored."""
+    seen = see(images, engine, digest, network, cache) if images.count else None
+    statistics = fit_statistics(images.parts[0].path, stored, seen, engine)
+    if seen and not keep_spatial:
+        seen = seen.without_spatial()
+    return Judged(replace(images, stored=stored), labels, seen, *statistics)
+
+
 def _warn(warnings: list[str], lines: list[str]) -> None:
     """Say something now, and keep it for the results."""
     for line in lines:
@@ -191,17 +196,6 @@ def check_numbers(**numbers: int | None) -> None:
             raise InputError(f"--{flag}: found {number}, expected at least {LEAST[flag]}")
 
 
-def _describe(paths: Paths, engine: FeatureEngine, resize: int | None, reading: Reading | None) -> ImageSet:
-    """Check an input as far as that goes without reading its images."""
-    images = open_image_set(paths, resize, reading)
-    path = images.parts[0].path
-    if images.count:
-        if images.count <= pr.NEIGHBOURS:
-            raise InputError(f"{path}: found {counted(images.count, 'images')}, expected at least {pr.NEIGHBOURS + 1}")
-        engine.check(path, images.shape)
-    return images
-
-
 def _choose(images: ImageSet, num_samples: int, seed: int, is_reference: bool) -> ImageSet:
     """``num_samples`` of a set's images. A reference may have fewer, and keeps its statistics."""
     path = images.parts[0].path
@@ -214,15 +208,18 @@ def _choose(images: ImageSet, num_samples: int, seed: int, is_reference: bool) -
     return chosen if is_reference or chosen is images else replace(chosen, stored=None)
 
 
-def _check_counts(reference: ImageSet, samples: ImageSet, kid_subset_size: int | None) -> None:
-    """Raise ``InputError`` for sets that are too small for density or for subsets of the size asked for."""
+def _check_counts(
+    reference: ImageSet, samples: ImageSet, metrics: Sequence[Metric], kid_subset_size: int | None
+) -> None:
+    """Raise ``InputError`` for sets that are too small for a metric or for subsets of the size asked for."""
     if not reference.count:
         return
-    if reference.count <= DENSITY_NEIGHBOURS:
-        raise InputError(
-            f"{reference.name}: found {counted(reference.count, 'images')}, "
-            f"expected more than {DENSITY_NEIGHBOURS} for density"
-        )
+    for metric in metrics:
+        if reference.count < metric.least_reference:
+            raise InputError(
+                f"{reference.name}: found {counted(reference.count, 'images')}, "
+                f"expected more than {metric.least_reference - 1} for {metric.label}"
+            )
     smaller = min(reference, samples, key=lambda images: images.count)
     if kid_subset_size is not None and kid_subset_size > smaller.count:
         raise InputError(
@@ -242,52 +239,3 @@ def _labels(images: ImageSet, required: bool, class_names: Sequence[str] | None)
             raise
         log.warning("warning: %s", error)
         return None
-
-
-def _distance(reference: Judged, samples: Judged, kind: str) -> float | None:
-    first, second = getattr(samples, kind), getattr(reference, kind)
-    if first is None or second is None:
-        return None
-    try:
-        return frechet_distance(first, second)
-    except ValueError as error:  # only stored statistics can be unfit
-        raise InputError(f"statistics of {reference.images.name} and {samples.images.name}: {error}") from error
-
-
-def _warnings(judged: Sequence[Judged], engine: FeatureEngine) -> list[str]:
-    ref, own = judged[:2]
-    found = [] if ref.seen else [f"{ref.images.name}: holds no images: no precision, no recall, only distances"]
-    if own.spatial is None:
-        found.append(f"{engine.name}: gives no spatial features: no sFID")
-    elif ref.spatial is None:
-        found.append(f"{ref.images.name}: holds no statistics of spatial features (mu_s, sigma_s): no sFID")
-    if not own.seen.activations.probabilities.shape[1]:
-        found.append(f"{engine.name}: gives no logits: no inception score, no accuracy")
-    for one in judged:
-        if one.seen:
-            name, pool = one.images.name, one.seen.activations.pool
-            if not (one is ref and one.images.stored):  # stored ones may be of many more images
-                found += checks.warn_of_counts(name, len(pool), pool.shape[1])
-            found += checks.warn_of_images(name, one.seen.image_hashes) + checks.warn_of_features(name, pool)
-    for one in judged[1:]:
-        found += checks.warn_of_labels(one.images.name, one.labels, ref.labels)
-        if ref.seen:
-            found += checks.warn_of_shapes(one.images.name, one.images.shape, ref.images.name, ref.images.shape)
-            hashes = one.seen.image_hashes, ref.seen.image_hashes
-            found += checks.warn_of_shared(one.images.name, hashes[0], ref.images.name, hashes[1])
-    return found
-
-
-def _per_image(ref: Judged, own: Judged, extra: bool, manifolds: dict[str, Any]) -> PerImage:
-    """Metrics that are means of one value an image: metric to (whose images, values)."""
-    if ref.seen is None:
-        return {}
-    pools = ref.seen.activations.pool, own.seen.activations.pool
-    log.info("computing precision and recall")
-    precise, recalled = pr.inside_manifolds(*pools, **manifolds)
-    found = {"precision": ("samples", precise), "recall": ("reference", recalled)}
-    if extra:
-        log.info("computing density and coverage")
-        density, covered = density_coverage(*pools)
-        found |= {"density": ("samples", density), "coverage": ("reference", covered)}
-    return found

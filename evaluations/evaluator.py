@@ -21,16 +21,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without
 
 from evaluations.engine import FeatureEngine  # noqa: E402
 from evaluations.evaluate import LEAST, Metrics, check_numbers, evaluate  # noqa: E402
-from evaluations.formats import format_markdown, format_metrics, write_metrics  # noqa: E402
-from evaluations.image_sets import add_reading_flags, open_image_set, split_paths  # noqa: E402
+from evaluations.image_sets import ImageSet, open_image_set, split_paths  # noqa: E402
 from evaluations.inception import (  # noqa: E402
     INCEPTION_V3_PATH,
     INCEPTION_V3_URL,
     InceptionEngine,
     import_tensorflow,
 )
-from evaluations.kept_results import write_or_keep  # noqa: E402
+from evaluations.kept_results import check_writable, write_or_keep  # noqa: E402
+from evaluations.metrics.registry import METRICS, choose_metrics  # noqa: E402
 from evaluations.ranks import Dealer  # noqa: E402
+from evaluations.summary import format_markdown, format_metrics, write_metrics  # noqa: E402
 from evaluations.upstream_api import (  # noqa: E402
     Evaluator,
     FIDStatistics,
@@ -39,8 +40,9 @@ from evaluations.upstream_api import (  # noqa: E402
     open_npz_array,
 )
 from guided_diffusion import dist_util, meeting  # noqa: E402
+from guided_diffusion.configs import ReadingConfig  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
-from guided_diffusion.flags import FirstRankParser  # noqa: E402
+from guided_diffusion.flags import Given, Parser  # noqa: E402
 from guided_diffusion.release_flags import as_positions  # noqa: E402
 from guided_diffusion.safe_images import Reading  # noqa: E402
 from guided_diffusion.streams import print_result  # noqa: E402
@@ -58,6 +60,11 @@ __all__ = [
     "open_npz_array",
 ]
 
+_OPTIONS = (  # of ``evaluate``, by the names of their flags
+    "metrics", "extra", "paired_rounds", "exact_upstream", "seed", "cache", "num_samples", "resize", "per_class",
+    "kid_subset_size",
+)  # fmt: skip
+
 log = logging.getLogger("evaluator")
 
 
@@ -67,41 +74,31 @@ def main() -> None:
     level = logging.INFO if dist_util.get_rank() == 0 else logging.ERROR
     logging.basicConfig(stream=sys.stderr, level=level, format="%(message)s")
     check_numbers(**{flag: getattr(args, flag) for flag in LEAST})
-    if dist_util.get_rank() == 0:  # others need not reach the files
-        if args.json is not None:
-            check_writable("--json", args.json)
-        for paths in filter(None, (args.ref_batch, args.sample_batch, args.paired)):
-            # complains before a network is fetched or built
-            found = open_image_set(split_paths(paths), args.resize, _reading(args))
-            judge = str(found.settings.get("engine"))
-            if args.features is None and judge.startswith("classifier "):
-                log.warning("warning: %s was made with --features %s, without it Inception judges", paths, judge[11:])
+    choose_metrics(args.metrics, args.extra)
+    sets = _open_sets(args) if dist_util.get_rank() == 0 else []  # others need not reach the files
     if dist_util.get_world_size() > 1:
-        _evaluate_on_ranks(args)
+        _evaluate_on_ranks(args, sets)
     else:
-        _evaluate(args, create_engine(args))
+        _evaluate(args, sets, create_engine(args))
 
 
-def _evaluate(args: argparse.Namespace, engine: FeatureEngine) -> None:
-    reference, samples = split_paths(args.ref_batch), split_paths(args.sample_batch)
-    paired = None if args.paired is None else split_paths(args.paired)
-    metrics = evaluate(
-        reference,
-        samples,
-        engine,
-        extra=args.extra,
-        bootstrap=args.bootstrap or 0,
-        paired=paired,
-        paired_rounds=args.paired_rounds,
-        exact_upstream=args.exact_upstream,
-        seed=args.seed,
-        cache=args.cache,
-        num_samples=args.num_samples,
-        resize=args.resize,
-        reading=_reading(args),
-        per_class=args.per_class,
-        kid_subset_size=args.kid_subset_size,
-    )
+def _open_sets(args: argparse.Namespace) -> list[ImageSet]:
+    """Open reference, samples and perhaps paired samples; complain before a network is fetched or built."""
+    if args.json is not None:
+        check_writable("--json", args.json)
+    sets = []
+    for paths in filter(None, (args.ref_batch, args.sample_batch, args.paired)):
+        sets.append(open_image_set(split_paths(paths), args.resize, reading_of(args)))
+        judge = str(sets[-1].settings.get("engine"))
+        if args.features is None and judge.startswith("classifier "):
+            log.warning("warning: %s was made with --features %s, without it Inception judges", paths, judge[11:])
+    return sets
+
+
+def _evaluate(args: argparse.Namespace, sets: list[ImageSet], engine: FeatureEngine) -> None:
+    options = {name: getattr(args, name) for name in _OPTIONS}
+    options |= {"bootstrap": args.bootstrap or 0, "reading": reading_of(args)}
+    metrics = evaluate(*sets[:2], engine, paired=sets[2] if len(sets) > 2 else None, **options)
     try:
         print_result((format_markdown if args.markdown else format_metrics)(metrics))
     finally:
@@ -111,11 +108,12 @@ def _evaluate(args: argparse.Namespace, engine: FeatureEngine) -> None:
             log.info("wrote %s", Path(args.json).absolute())
 
 
-def _reading(args: argparse.Namespace) -> Reading:
-    return Reading(args.bit_depth, args.exif_transpose, args.alpha)
+def reading_of(args: argparse.Namespace) -> Reading:
+    """How the flags of ``ReadingConfig`` say that image files become 8 bits."""
+    return Given(vars(args)).make(ReadingConfig).reading
 
 
-def _evaluate_on_ranks(args: argparse.Namespace) -> None:
+def _evaluate_on_ranks(args: argparse.Namespace, sets: list[ImageSet]) -> None:
     """Rank 0 evaluates, with the other ranks at its service."""
     dist_util.setup_dist()
     if dist_util.get_rank() == 0:
@@ -123,7 +121,7 @@ def _evaluate_on_ranks(args: argparse.Namespace) -> None:
         dist_util.barrier()  # what it had to download, the others find
         dealer = Dealer()
         engine.spread = dealer.spread
-        _evaluate(args, engine)
+        _evaluate(args, sets, engine)
         dealer.release()
     else:
         dist_util.barrier()
@@ -149,7 +147,8 @@ def _parse() -> argparse.Namespace:
 
 
 def _create_parser() -> argparse.ArgumentParser:
-    parser = FirstRankParser(description="Judge generated images by a reference set.")
+    parser = Parser("Judge generated images by a reference set.", ReadingConfig)
+    usual, more = (", ".join(m.name for m in METRICS.values() if m.extra == extra) for extra in (False, True))
     parser.add_argument(
         "ref_batch", help="npz of reference images, their statistics or both; or a folder, zip or tar; several: a,b,c"
     )
@@ -163,9 +162,11 @@ def _create_parser() -> argparse.ArgumentParser:
         "--num_samples", type=int, metavar="N", help="judge N of the samples by N of the reference, chosen by --seed"
     )
     parser.add_argument("--resize", type=int, metavar="N", help="take centre crops of NxN pixels, as training does")
-    add_reading_flags(parser)
+    parser.add_argument(
+        "--metrics", type=_names, metavar="NAMES", help=f"only these, by comma (default: {usual}; others: {more})"
+    )
     parser.add_argument("--per_class", action="store_true", help="also FID, precision and recall of each class")
-    parser.add_argument("--extra", action="store_true", help="also KID, density and coverage")
+    parser.add_argument("--extra", action="store_true", help=f"also {more}")
     parser.add_argument(
         "--kid_subset_size", type=int, metavar="N", help="images in each of KID's subsets (default: 1000, see README)"
     )
@@ -176,6 +177,10 @@ def _create_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of --num_samples, subsets, resampling and swaps")
     parser.add_argument("--cache", metavar="DIR", help="keep activations of references there (default: nowhere)")
     return parser
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
 
 
 def add_network_flags(parser: argparse.ArgumentParser) -> None:
@@ -238,14 +243,6 @@ def _has_tensorflow() -> bool:
         log.info("%s; torch runs the graph", str(error).partition(";")[0])
         return False
     return True
-
-
-def check_writable(flag: str, path: str) -> None:
-    """Fail before the work rather than after it; directories are only made once there is a result."""
-    target = Path(path).absolute()
-    parent = next(ancestor for ancestor in target.parents if ancestor.exists())
-    if target.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"{flag} {path}: expected a file that can be written")
 
 
 if __name__ == "__main__":

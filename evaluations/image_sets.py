@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from glob import glob
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -23,7 +22,6 @@ from evaluations.metrics.statistics import Gaussian
 from guided_diffusion import files
 from guided_diffusion.errors import InputError
 from guided_diffusion.files import decoding, hash_file, open_readable
-from guided_diffusion.flags import str2bool
 from guided_diffusion.image_datasets import center_crop_arr
 from guided_diffusion.image_files import EXPECTED, ImageFiles, is_image_archive, list_images
 from guided_diffusion.image_labels import Labels, read_labels, read_sample_labels
@@ -90,7 +88,7 @@ class ImageBatches:
 
 
 def open_image_set(
-    paths: str | os.PathLike | Sequence[str | os.PathLike],
+    paths: str | os.PathLike | Sequence[str | os.PathLike] | ImageSet,
     resize: int | None = None,
     reading: Reading | None = None,
 ) -> ImageSet:
@@ -104,8 +102,11 @@ def open_image_set(
         another size are of no use then.
     :param reading: how the pixels of image files become 8 bits.
 
-    Raises ``InputError`` naming the input: nothing there, unreadable, images of several sizes, not 8 bits.
+    A set that is open already is returned as it is. Raises ``InputError`` naming the input: nothing there, unreadable,
+    images of several sizes, not 8 bits.
     """
+    if isinstance(paths, ImageSet):
+        return paths
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not paths:
         raise InputError("found an empty list of files, expected at least one npz file, folder or archive of images")
@@ -124,15 +125,6 @@ def open_image_set(
         settings=first.settings if len(parts) == 1 else {},
         warnings=tuple(line for part in parts for line in part.warnings),
     )
-
-
-def add_reading_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of ``Reading``, as training has them."""
-    parser.add_argument("--bit_depth", type=int, default=16, choices=range(8, 17), metavar="N", help="of 16-bit files")
-    parser.add_argument("--exif_transpose", type=str2bool, nargs="?", const=True, default=False, metavar="BOOL",
-                        help="turn images as their EXIF orientation says")  # fmt: skip
-    parser.add_argument("--alpha", default="keep", choices=("keep", "white", "black"),
-                        help="colour behind transparent pixels; keep: the colours they hide")  # fmt: skip
 
 
 def split_paths(text: str) -> list[str]:
@@ -202,17 +194,22 @@ class _FilesPart:
 
     stored, settings, warnings = None, {}, ()
 
-    def __init__(self, path: str, resize: int | None, reading: Reading):
-        self.path, self._resize, self._reading = path, resize, reading
-        self._listed = list_images(path)
+    def __init__(self, path: str, listed: ImageFiles, resize: int | None, reading: Reading):
+        self.path, self._listed, self._resize, self._reading = path, listed, resize, reading
         self._numbers = read_sample_labels(self._listed)
+        self._hash = hashlib.sha256() if listed.is_folder else None  # of an archive its file has one
         sizes, grey, names, oddities = {}, True, [], Oddities(reading)
-        for name, file in self._files():
-            with decoding(f"{path}: {name}", NO_IMAGE, InputError), open_image(file) as image:
-                turned = ImageOps.exif_transpose(image) if reading.exif_transpose else image
-                sizes.setdefault(turned.size, name)
-                grey &= image.mode in GREY
-                oddities.look(image)
+        for name, file in listed.stream():
+            with decoding(f"{path}: {name}", NO_IMAGE, InputError):
+                if self._hash:  # a name need not be text
+                    digest = hashlib.file_digest(file, "sha256").digest()
+                    self._hash.update(name.encode(errors="surrogateescape") + b"\0" + digest)
+                    file.seek(0)
+                with open_image(file) as image:
+                    turned = ImageOps.exif_transpose(image) if reading.exif_transpose else image
+                    sizes.setdefault(turned.size, name)
+                    grey &= image.mode in GREY
+                    oddities.look(image)
             names.append(name)
             if len(sizes) > 1 and not resize:
                 (one, first), (other, second) = sizes.items()
@@ -241,7 +238,7 @@ class _FilesPart:
 
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:
         batch: list[np.ndarray] = []
-        for name, file in self._files():
+        for name, file in self._listed.stream():
             image = read_image(f"{self.path}: {name}", file, "L" if self.shape[3] == 1 else "RGB", self._reading)
             pixels = center_crop_arr(image, self._resize) if self._resize else np.asarray(image)
             batch.append(pixels.reshape(self.shape[1:]))
@@ -252,31 +249,22 @@ class _FilesPart:
             yield np.stack(batch)
 
     def digest(self) -> str:
-        if Path(self.path).is_file():
-            return hash_file(self.path) + self._mark()
-        whole = hashlib.sha256()
-        for name, file in self._files():  # a name need not be text
-            whole.update(name.encode(errors="surrogateescape") + b"\0" + hashlib.file_digest(file, "sha256").digest())
-        return whole.hexdigest() + self._mark()
-
-    def _mark(self) -> str:
-        """What the digest says of how the files are read."""
-        return _resize_mark(self._resize) + ("" if self._reading == Reading() else f" read by {self._reading}")
-
-    def _files(self) -> Iterator[tuple[str, BinaryIO]]:
-        return self._listed.stream()
+        whole = self._hash.hexdigest() if self._hash else hash_file(self.path)
+        read = "" if self._reading == Reading() else f" read by {self._reading}"
+        return whole + _resize_mark(self._resize) + read
 
 
 def _open_part(path: str, resize: int | None, reading: Reading) -> _NpzPart | _FilesPart:
+    listing = cache(lambda: list_images(path))  # a folder is walked once
     if os.path.isdir(path):
-        found = find_npz(Path(path), lambda: list_images(path))
-        return _FilesPart(path, resize, reading) if found is None else _NpzPart(os.fspath(found), resize)
+        found = find_npz(Path(path), listing)
+        return _FilesPart(path, listing(), resize, reading) if found is None else _NpzPart(os.fspath(found), resize)
     with open_readable(path, path) as file, files.reading(path):
         if path.endswith((".pkl", ".pickle")) or file.read(1) == b"\x80":
             raise InputError(_about_pickle(path))
     if path.endswith(WEIGHTS):
         raise InputError(f"{path}: found a network's weights, expected images; {FOR_WEIGHTS}")
-    return _FilesPart(path, resize, reading) if is_image_archive(path) else _NpzPart(path, resize)
+    return _FilesPart(path, listing(), resize, reading) if is_image_archive(path) else _NpzPart(path, resize)
 
 
 def _about_pickle(path: str) -> str:

@@ -11,6 +11,14 @@ from pathlib import Path
 from guided_diffusion.errors import InputError
 
 
+def check_writable(flag: str, path: str) -> None:
+    """Fail before the work rather than after it; directories are only made once there is a result."""
+    target = Path(path).absolute()
+    parent = next(ancestor for ancestor in target.parents if ancestor.exists())
+    if target.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"{flag} {path}: expected a file that can be written")
+
+
 def write_or_keep(
     path: str | os.PathLike, write: Callable[[Path], None], keep: Callable[[Path], None] | None, what: str
 ) -> None:

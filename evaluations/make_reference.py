@@ -10,7 +10,6 @@ which would be taken for Inception's.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import logging
@@ -25,12 +24,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without installation
 
 from evaluations.engine import FeatureEngine  # noqa: E402
-from evaluations.evaluator import add_network_flags, check_writable, create_engine  # noqa: E402
-from evaluations.image_sets import RESIZE_RULE, add_reading_flags, labels_to_write  # noqa: E402
-from evaluations.kept_results import write_or_keep  # noqa: E402
+from evaluations.evaluator import add_network_flags, create_engine, reading_of  # noqa: E402
+from evaluations.image_sets import RESIZE_RULE, labels_to_write  # noqa: E402
+from evaluations.kept_results import check_writable, write_or_keep  # noqa: E402
 from evaluations.metrics.statistics import fit_gaussian  # noqa: E402
+from guided_diffusion.configs import ReadingConfig  # noqa: E402
 from guided_diffusion.errors import InputError, counted  # noqa: E402
 from guided_diffusion.files import hash_file, remove_leftovers, write_atomically  # noqa: E402
+from guided_diffusion.flags import Parser  # noqa: E402
 from guided_diffusion.image_datasets import ImageDataset, find_images  # noqa: E402
 from guided_diffusion.image_labels import HELP  # noqa: E402
 from guided_diffusion.image_oddities import warn_of_oddities  # noqa: E402
@@ -49,8 +50,7 @@ def main() -> None:
     if Path(args.out).suffix != ".npz":
         raise InputError(f"{args.out}: expected a name that ends in .npz")
     check_writable("OUT", args.out)
-    reading = Reading(args.bit_depth, args.exif_transpose, args.alpha)
-    pictures = Pictures(args.folder, args.image_size, args.labels, reading)
+    pictures = Pictures(args.folder, args.image_size, args.labels, reading_of(args))
     check_room(args.out, min(len(pictures), args.num_images) * 3 * args.image_size**2)
     engine = create_engine(args)
     if (side := getattr(engine, "image_size", None)) not in (None, args.image_size):
@@ -174,15 +174,14 @@ class _Batches:
             yield batch
 
 
-def _create_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Make a reference file for the evaluator out of a folder of images.")
+def _create_parser() -> Parser:
+    parser = Parser("Make a reference file for the evaluator out of a folder of images.", ReadingConfig)
     parser.add_argument("folder", help="folder of images, searched recursively, or a zip or tar archive")
     parser.add_argument("out", help="npz file to write")
     parser.add_argument("--image_size", type=int, required=True, help="side of the square centre crops, in pixels")
     parser.add_argument("--num_images", type=int, default=10_000, help="images to keep; statistics are of all")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of images to keep")
     parser.add_argument("--labels", default="auto", help=HELP)
-    add_reading_flags(parser)
     add_network_flags(parser)
     return parser
 

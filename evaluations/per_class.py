@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from evaluations.activations import Seen
+from evaluations.engine import Activations
 from evaluations.judged import Judged
-from evaluations.metrics import precision_recall as pr
-from evaluations.metrics.frechet import frechet_distance
+from evaluations.metrics.metric import Metric, Sets
+from evaluations.metrics.precision_recall import NEIGHBOURS
 from evaluations.metrics.statistics import fit_gaussian
 from guided_diffusion.errors import InputError
 
 log = logging.getLogger(__name__)
-
-FIGURES = ("fid", "precision", "recall")
 
 
 def check_classes(name: str, count: int, labels: np.ndarray | None) -> None:
@@ -28,32 +30,42 @@ def check_classes(name: str, count: int, labels: np.ndarray | None) -> None:
         )
 
 
-def by_class(reference: Judged, samples: Judged, **manifolds: Any) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Return the figures of every label that occurs in either set, by label, and warnings.
+def by_class(metrics: Sequence[Metric], sets: Sets) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Return the metrics of every label that occurs in either set, by label, and warnings.
 
-    An entry has ``name`` (where the reference names its classes), ``n_reference``, ``n_samples``, and ``fid``,
-    ``precision`` and ``recall`` from the images of that class alone; these are None where a side has under 4.
-
-    :param manifolds: more arguments of ``precision_recall``.
+    An entry has ``name`` (where the reference names its classes), ``n_reference``, ``n_samples``, and the metrics that
+    are given per class (``fid``, ``precision``, ``recall``) from the images of that class alone; these are None where
+    a side has under 4.
     """
-    log.info("computing the figures of each class")
-    names = reference.images.settings.get("class_names") or samples.images.settings.get("class_names")
+    log.info("computing the metrics of each class")
+    sides = sets.reference, sets.samples
+    names = next(filter(None, (one.images.settings.get("class_names") for one in sides)), None)
     found, few = {}, []
-    for label in np.unique(np.concatenate([reference.labels, samples.labels])):
-        pools = [one.seen.activations.pool[one.labels == label] for one in (reference, samples)]
-        figures: dict[str, Any] = dict.fromkeys(FIGURES)
-        if min(map(len, pools)) > pr.NEIGHBOURS:
-            figures["fid"] = frechet_distance(fit_gaussian(pools[1]), fit_gaussian(pools[0]))
-            figures["precision"], figures["recall"] = pr.precision_recall(*pools, **manifolds)
+    for label in np.unique(np.concatenate([one.labels for one in sides])):
+        counts = [int((one.labels == label).sum()) for one in sides]
+        values = {metric.name: None for metric in metrics if metric.per_class}
+        if min(counts) > NEIGHBOURS:
+            reference, samples = (_of_class(one, label) for one in sides)
+            part = replace(sets, reference=reference, samples=samples, _known={})
+            values = {metric.name: metric.score(part).value for metric in metrics if metric.per_class}
         else:
             few.append(str(label))
         known = isinstance(names, list) and 0 <= label < len(names)
-        counts = {"n_reference": len(pools[0]), "n_samples": len(pools[1])}
-        found[str(label)] = {"name": str(names[label]) if known else None, **counts, **figures}
+        entry = {"name": str(names[label]) if known else None, "n_reference": counts[0], "n_samples": counts[1]}
+        found[str(label)] = entry | values
     if not few:
         return found, []
     shown = ", ".join(few[:10]) + (", ..." if len(few) > 10 else "")
     return found, [
-        f"--per_class: {len(few)} of {len(found)} classes have under {pr.NEIGHBOURS + 1} images on a side and no "
+        f"--per_class: {len(few)} of {len(found)} classes have under {NEIGHBOURS + 1} images on a side and no "
         f"figures: {shown}"
     ]
+
+
+def _of_class(judged: Judged, label: int) -> Judged:
+    """The pooled features of one class."""
+    rows = judged.labels == label
+    found = judged.seen.activations
+    activations = Activations(found.pool[rows], found.spatial[:0], found.probabilities[rows])
+    seen = Seen(activations, judged.seen.image_hashes[rows])
+    return Judged(judged.images, judged.labels[rows], seen, fit_gaussian(activations.pool), None)

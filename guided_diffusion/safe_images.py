@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from typing import BinaryIO
 
 import numpy as np
@@ -23,6 +24,17 @@ _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM", "TIFF")
 _DEEP = ("F", "I")  # PIL's modes of 32 bits, of whose range nobody knows
 
 
+@cache
+def pixel_limit() -> int:
+    """Return how many pixels an image may have, 0 for any number: read once from the environment, and told to PIL.
+
+    InputError when ED_DPM_MAX_PIXELS is no whole number.
+    """
+    limit = launch.whole_number(LIMIT_VARIABLE, default=_LIMIT)
+    Image.MAX_IMAGE_PIXELS = limit or None
+    return limit
+
+
 def open_image(file: BinaryIO) -> Image.Image:
     """The image in an open file, its pixels not yet decoded; works as ``Image.open``.
 
@@ -30,8 +42,7 @@ def open_image(file: BinaryIO) -> Image.Image:
     32 bits a value; what ``Image.open`` raises where the file is no image; InputError when ED_DPM_MAX_PIXELS
     is no whole number.
     """
-    limit = launch.whole_number(LIMIT_VARIABLE, default=_LIMIT)
-    Image.MAX_IMAGE_PIXELS = limit or None
+    limit = pixel_limit()
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:

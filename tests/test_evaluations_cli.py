@@ -223,7 +223,7 @@ def test_a_reference_made_for_a_judge_is_pointed_out_without_it(place, monkeypat
     settings = json.dumps({"engine": "classifier runs/judge"})
     np.savez("judged.npz", arr_0=REFERENCE, settings=np.array(settings))
     monkeypatch.setattr(evaluator, "create_engine", lambda args: None)
-    monkeypatch.setattr(evaluator, "_evaluate", lambda args, engine: None)
+    monkeypatch.setattr(evaluator, "_evaluate", lambda *_: None)
     for flags, wanted in (([], 1), (["--features", "run"], 0)):
         caplog.clear()
         monkeypatch.setattr(sys, "argv", ["evaluator.py", "judged.npz", "s.npz", *flags])

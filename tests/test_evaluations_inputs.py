@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_evaluations_classifier import write_classifier  # noqa: E402
 from test_evaluations_recipes import make_images  # noqa: E402
 
-from evaluations import cache, checks, evaluator  # noqa: E402
+from evaluations import activations, checks, evaluator  # noqa: E402
 from evaluations.classifier_features import ClassifierEngine  # noqa: E402
 from evaluations.image_sets import open_image_set, split_paths  # noqa: E402
 from evaluations.metrics import npz  # noqa: E402
@@ -365,7 +365,7 @@ def test_a_full_disk_does_not_stop_the_evaluation(place, engine, monkeypatch, ca
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache.np, "savez", full)
+    monkeypatch.setattr(activations.np, "savez", full)
     metrics = evaluator.evaluate("ref.npz", "s.npz", engine, cache="cache")
     assert "No space left" in caplog.text and np.isfinite(metrics.fid)
     assert os.listdir("cache") == []

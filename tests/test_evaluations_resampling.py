@@ -10,7 +10,7 @@ import pytest
 from evaluations.metrics import kernel_distance as kernels
 from evaluations.metrics import recall_of_parts
 from evaluations.metrics.density_coverage import density_coverage
-from evaluations.metrics.frechet import frechet_distance
+from evaluations.metrics.frechet import frechet_distance, frechet_figure
 from evaluations.metrics.kernel_distance import (
     kernel_distance,
     kernel_figure,
@@ -21,7 +21,6 @@ from evaluations.metrics.precision_recall import precision_recall
 from evaluations.metrics.recall_of_parts import recall_figure
 from evaluations.metrics.resampling import (
     bootstrap_intervals,
-    frechet_figure,
     mean_figure,
     paired_differences,
     rows_of,

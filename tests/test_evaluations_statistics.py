@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_evaluations_inputs import REFERENCE, SAMPLES, _Stored, _write_folder  # noqa: E402
 
 from evaluations import evaluator, make_reference  # noqa: E402
-from evaluations.formats import format_markdown, format_metrics  # noqa: E402
+from evaluations.summary import format_markdown, format_metrics  # noqa: E402
 from evaluations.upstream_api import Evaluator, FIDStatistics  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 

@@ -28,7 +28,7 @@ from guided_diffusion import checkpoint
 from guided_diffusion.errors import InputError
 from guided_diffusion.image_datasets import ImageDataset
 from guided_diffusion.parts import PartStore
-from guided_diffusion.safe_images import LIMIT_VARIABLE
+from guided_diffusion.safe_images import LIMIT_VARIABLE, pixel_limit
 
 EXAMPLES = int(os.environ.get("ED_DPM_FUZZ", "0"))
 
@@ -248,6 +248,9 @@ def image_bytes(kind: str) -> bytes:
 @pytest.fixture
 def small_limit(monkeypatch):
     monkeypatch.setenv(LIMIT_VARIABLE, "1000000")  # so that no example takes seconds
+    pixel_limit.cache_clear()
+    yield
+    pixel_limit.cache_clear()
 
 
 def train_on(path: Path) -> None:

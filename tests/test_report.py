@@ -13,7 +13,7 @@ import pytest
 
 from ed_dpm_patches.reproduce.book import DIGITS, Book, Row
 from ed_dpm_patches.reproduce.book_files import load
-from ed_dpm_patches.reproduce.report import RUN_COLUMNS, TABLE_COLUMNS, write_report
+from ed_dpm_patches.reproduce.report import TABLE_COLUMNS, write_report
 from ed_dpm_patches.reproduce.results import read_results
 from guided_diffusion.errors import InputError
 from tests.fabricated_results import (
@@ -296,7 +296,9 @@ def test_the_csv_files_round_trip(tmp_path):
     put_metrics(tmp_path, "batch-pub", 50_000, 20.25)
     report(tmp_path)
     table, runs = records(tmp_path / "report.csv"), records(tmp_path / "runs.csv")
-    assert tuple(table[0]) == TABLE_COLUMNS and tuple(runs[0]) == RUN_COLUMNS
+    assert tuple(table[0]) == TABLE_COLUMNS
+    metrics = ["fid", "sfid", "inception_score", "precision", "recall", "accuracy"]
+    assert list(runs[0])[11:19] == ["sampler", *metrics, "images_per_second"]
 
     ours, published = (r for r in table if r["row"] == "main/plain" and r["metric"] == "fid")
     expected = {

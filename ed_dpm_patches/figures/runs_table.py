@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evaluations.metrics.registry import METRICS
 from guided_diffusion.errors import InputError
 from guided_diffusion.files import decoding, open_regular
 
@@ -20,10 +21,6 @@ from . import style
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-METRICS = {
-    "fid": "FID", "sfid": "sFID", "inception_score": "inception score", "precision": "precision",
-    "recall": "recall", "accuracy": "accuracy",
-}  # fmt: skip
 _COLUMNS = ("run", "seed", "n", "classifier", "guidance", "classifier_scale", "guidance_factor", "rehearsal")
 
 

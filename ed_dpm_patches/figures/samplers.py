@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evaluations.metrics.registry import METRICS
 from guided_diffusion.errors import InputError
 
 from . import style
-from .runs_table import METRICS, Point, add_arguments, mark_rehearsal, one_point, read_rows, ticks
+from .runs_table import Point, add_arguments, mark_rehearsal, one_point, read_rows, ticks
 
 __all__ = ["add_arguments", "draw"]
 
@@ -61,7 +62,7 @@ def draw(args: argparse.Namespace) -> list[Path]:
             axes.set_title(f"{guidance} guidance" if guidance else "no guidance")
         if min(point.mean for points in curves.values() for point in points) > 0:
             style.log_axis(all_axes[0])
-        all_axes[0].set_ylabel(METRICS[args.metric])
+        all_axes[0].set_ylabel(METRICS[args.metric].label)
         # A sampler looks the same in every panel, and so is listed once.
         entries = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in all_axes]
         legend = {label: handle for panel in entries for handle, label in panel}

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING
 
 from ed_dpm_patches.config import rule_flags
 from ed_dpm_patches.rules import RULES
+from evaluations.metrics.registry import METRICS
 from guided_diffusion.errors import InputError
 
 from . import style
-from .runs_table import METRICS, Point, add_arguments, mark_rehearsal, number, one_point, read_rows, ticks
+from .runs_table import Point, add_arguments, mark_rehearsal, number, one_point, read_rows, ticks
 
 __all__ = ["add_arguments", "draw"]
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LOWER_IS_BETTER = ("fid", "sfid")
 # What points of one curve share, by the words before its value in a legend; the optional columns may be absent.
 _SETTINGS = {
     "classifier": "", "model": "", "sampler": "", "n": "n = ", "classifier_scale": "\N{GREEK SMALL LETTER GAMMA} = ",
@@ -64,7 +64,7 @@ def draw(args: argparse.Namespace) -> list[Path]:
         for axes, (title, rules) in zip(all_axes, panels.items(), strict=True):
             _panel(axes, curves, rules, args.metric)
             axes.set_xlabel(title)
-        all_axes[0].set_ylabel(METRICS[args.metric])
+        all_axes[0].set_ylabel(METRICS[args.metric].label)
         handles = [handle for axes in all_axes for handle in axes.get_legend_handles_labels()[0]]
         labels = [label for axes in all_axes for label in axes.get_legend_handles_labels()[1]]
         figure.legend(handles, labels, loc="outside lower center", ncols=1 if width < 5 else 2)
@@ -87,8 +87,8 @@ def collect(rows: Sequence[dict[str, str]], path: Path, metric: str) -> Curves:
 
 
 def best(points: Sequence[Point], metric: str) -> Point:
-    """The point with the lowest mean FID or sFID, the highest of the other metrics."""
-    return min(points, key=lambda point: point.mean if metric in LOWER_IS_BETTER else -point.mean)
+    """The point with the best mean: the lowest FID, say, or the highest precision."""
+    return min(points, key=lambda point: point.mean if METRICS[metric].lower_is_better else -point.mean)
 
 
 def _panels() -> dict[str, list[str]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from evaluations.metrics.registry import in_tables
+
 from .book import Book, Figures, Network, Row, Run
 from .commands import Commands, checkpoint_bytes, sample_bytes, shell, training_bytes
 from .published import PUBLISHED
 
-_COLUMNS = {"fid": "FID", "sfid": "sFID", "inception_score": "IS", "precision": "precision", "recall": "recall"}
+_COLUMNS = {metric.name: metric.column for metric in in_tables() if metric.upstream}
 
 
 def listing(book: Book) -> Iterator[str]:

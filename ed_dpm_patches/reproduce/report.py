@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ed_dpm_patches.config import rule_flags
+from evaluations.metrics.registry import METRICS
 from guided_diffusion.errors import InputError, some_of
 from guided_diffusion.files import write_atomically
 
@@ -20,7 +21,7 @@ from .book import Book, Figures, Table
 from .comparison import Outcome, findings, guidance_name, outcomes
 from .describe import batch_name
 from .report_formats import Column, Document, Group, Line, Section, to_html, to_markdown
-from .results import METRICS, OPTIONAL, ROLES, HashedFile, Results, RunResult, digits, read_results
+from .results import ROLES, HashedFile, Results, RunResult, digits, read_results
 
 REHEARSAL = "REHEARSAL"
 WARNING = (
@@ -30,11 +31,6 @@ WARNING = (
 TABLE_COLUMNS = (
     "table", "row", "method", "metric", "paper", "release", "ours", "half_range", "difference", "n", "asked", "seeds",
     "run", "commit", *(f"{role}_sha256" for role in ROLES), "rehearsal",
-)  # fmt: skip
-RUN_COLUMNS = (
-    "run", "seed", "n", "asked", "model", "classifier", "guidance", "classifier_scale", "guidance_factor",
-    "guidance_until", "guidance_norm", "sampler", *METRICS, "images_per_second", "commit",
-    *(f"{role}_sha256" for role in ROLES), "samples", "rehearsal",
 )  # fmt: skip
 _ORIGIN = (
     Column("samples", "number"), Column("seeds"), Column("commit", "code"), Column("model", "code"),
@@ -72,7 +68,12 @@ def tables_csv(book: Book, results: Results, rehearsal: bool = False) -> str:
 
 def runs_csv(book: Book, results: Results, rehearsal: bool = False) -> str:
     """A line for every run and seed."""
-    return csv_text(RUN_COLUMNS, _run_records(book, results, rehearsal))
+    columns = (
+        "run", "seed", "n", "asked", "model", "classifier", "guidance", "classifier_scale", "guidance_factor",
+        "guidance_until", "guidance_norm", "sampler", *results.metrics(), "images_per_second", "commit",
+        *(f"{role}_sha256" for role in ROLES), "samples", "rehearsal",
+    )  # fmt: skip
+    return csv_text(columns, _run_records(book, results, rehearsal))
 
 
 def build(book: Book, results: Results, rehearsal: bool) -> Document:
@@ -96,23 +97,23 @@ def build(book: Book, results: Results, rehearsal: bool) -> Document:
 def _left_out(results: Results) -> Iterator[str]:
     """A line for each metric that some results lack."""
     everything = list(results.all())
-    for metric in (metric for metric in METRICS if metric != OPTIONAL):
+    for metric in (metric for metric in results.metrics() if METRICS[metric].upstream):
         if lacking := [result.run for result in everything if not result.values(metric)]:
             yield (
-                f"Without {METRICS[metric]}: {len(lacking)} of {len(everything)} results ({some_of(lacking)}), as "
-                "their reference or feature network cannot give it; the warnings in metrics/*.json say why."
+                f"Without {METRICS[metric].column}: {len(lacking)} of {len(everything)} results ({some_of(lacking)}), "
+                "as their reference or feature network cannot give it; the warnings in metrics/*.json say why."
             )
 
 
 def _section(book: Book, results: Results, table: Table, rehearsal: bool) -> Section:
     rows = outcomes(book, results, table)
     shown = [result for outcome in rows for result in (outcome.result, outcome.batch) if result]
-    metrics = [m for m in METRICS if m != OPTIONAL or any(result.values(m) for result in shown)]
+    metrics = [m for m in results.metrics() if METRICS[m].upstream or any(result.values(m) for result in shown)]
     text = [table.note] if table.note else []
     if rehearsal:
         text.insert(0, WARNING)
     groups = [Group(outcome.row.method, tuple(_lines(book, outcome, metrics))) for outcome in rows]
-    columns = (Column("method"), Column("figures"), *(Column(METRICS[m], "number") for m in metrics), *_ORIGIN)
+    columns = (Column("method"), Column("figures"), *(Column(METRICS[m].column, "number") for m in metrics), *_ORIGIN)
     title = f"{REHEARSAL}: {table.title}" if rehearsal else table.title
     return Section(title, columns, tuple(groups), tuple(text), tuple(findings(book, results, rows)))
 
@@ -223,7 +224,7 @@ def _table_records(book: Book, results: Results, rehearsal: bool) -> Iterator[di
                         "n": result.n, "seeds": " ".join(map(str, result.seeds)), "run": result.run,
                         "commit": " ".join(result.commits()),
                     }  # fmt: skip
-                for metric in METRICS:
+                for metric in results.metrics():
                     paper, release = (paper_value(f, metric) for f in (outcome.row.paper, outcome.row.release))
                     ours = {}
                     if result:

@@ -16,18 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluations.metrics.registry import METRICS, in_tables
 from guided_diffusion.errors import InputError
 from guided_diffusion.files import read_json
 
 from .book import Book, short
 
-METRICS = {
-    "fid": "FID", "sfid": "sFID", "inception_score": "IS", "precision": "precision", "recall": "recall",
-    "accuracy": "accuracy",
-}  # fmt: skip
 ROLES = ("model", "classifier", "reference", "judge")  # of the files that a result is made from
-OPTIONAL = "accuracy"  # only evaluations by a classifier have it; all but FID may be null, see `evaluations`
-DISTANCES = ("fid", "sfid")
 RUN_NAME = re.compile(r"(?P<run>.+)-seed(?P<seed>\d+)-(?P<n>\d+)")
 
 
@@ -150,10 +145,15 @@ class Results:
         """Runs first."""
         return (*self.runs.values(), *self.batches.values())
 
+    def metrics(self) -> list[str]:
+        """Names of the metrics to show, in the order of columns: all but extra ones that no result has."""
+        known = {name for result in self.all() for evaluation in result.evaluations for name in evaluation.values}
+        return [metric.name for metric in in_tables() if not metric.extra or metric.name in known]
+
 
 def digits(metric: str, value: float) -> int:
     """Behind the point: two of what papers print with two, more of a distance that is small in other features."""
-    if metric in DISTANCES:
+    if METRICS[metric].lower_is_better:
         return 2 if value >= 1 else 4
     return 2 if metric == "inception_score" else 3
 
@@ -221,13 +221,13 @@ def _metrics(path: Path) -> tuple[dict[str, float], dict[str, Any]]:
     """The checked numbers of an evaluator's file, and all of it."""
     content = read_json(path)
     values = {}
-    for metric in METRICS:
-        value = content.get(metric)
-        if value is None and (metric == OPTIONAL or (metric != "fid" and metric in content)):
+    for metric in in_tables():
+        value = content.get(metric.name)
+        if value is None and (not metric.upstream or (metric.name != "fid" and metric.name in content)):
             continue  # what reference or network cannot give is null
         if type(value) not in (int, float) or not math.isfinite(value):
-            raise InputError(f"{path}: {metric}: found {value!r}, expected a finite number")
-        values[metric] = float(value)
+            raise InputError(f"{path}: {metric.name}: found {value!r}, expected a finite number")
+        values[metric.name] = float(value)
     for key, kind in {"n_samples": int, "engine": str, "reference": str, "samples": str}.items():
         if type(content.get(key)) is not kind:
             raise InputError(f"{path}: {key}: found {content.get(key)!r}, expected {_NAMES[kind]}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from evaluations.metrics.manifolds import BLOCK, manifold_radii, squared_distances
+from evaluations.metrics.metric import Metric, Score, Sets
 
 NEIGHBOURS = 5
 
@@ -29,3 +30,21 @@ def density_coverage(
             holding[columns] += inside.sum(axis=0)
             covered[rows] |= inside.any(axis=1)
     return holding / neighbours, covered
+
+
+def _per_image(sets: Sets) -> tuple[np.ndarray, np.ndarray] | None:
+    return None if sets.pools is None else density_coverage(*sets.pools)
+
+
+def _density(sets: Sets) -> Score | None:
+    found = sets.once(_per_image)
+    return found and Score.mean(found[0])
+
+
+def _coverage(sets: Sets) -> Score | None:
+    found = sets.once(_per_image)
+    return found and Score.mean(found[1])
+
+
+DENSITY = Metric("density", "Density", _density, "density", extra=True, least_reference=NEIGHBOURS + 1)
+COVERAGE = Metric("coverage", "Coverage", _coverage, "coverage", extra=True, least_reference=NEIGHBOURS + 1)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import numpy as np
 from scipy import linalg
 
+from evaluations.metrics.metric import Metric, Sets
+from evaluations.metrics.resampling import Figure, row_by_row, split_intervals
 from evaluations.metrics.statistics import Gaussian
+from guided_diffusion.errors import InputError
 
 # A covariance stored in float32 has eigenvalues this far below zero, relative to the largest; not a defect.
 _NEGATIVE_TOLERANCE = 1e-5
@@ -101,3 +107,64 @@ def _symmetric_factor(sigma_DD: np.ndarray) -> np.ndarray:
         raise ValueError(f"expected a covariance, found a matrix with the eigenvalue {values.min():.3g}")
     kept = values > largest * len(values) * np.finfo(np.float64).eps
     return vectors[:, kept] * np.sqrt(values[kept])
+
+
+def frechet_figure(features_ND: np.ndarray, reference: Gaussian) -> Figure:
+    """The Fréchet distance to a fixed reference, of images that count several times or not at all.
+
+    What does not depend on the counts is done once: with the reference covariance A A', the features times A.
+    A call then needs one product and the eigenvalues of one symmetric matrix. Holds N x D float64 numbers twice.
+    """
+    centre = features_ND.mean(axis=0, dtype=np.float64)
+    centred_ND = features_ND - centre
+    factor_DR = factor_of(reference)
+    projected_NR = centred_ND @ factor_DR
+    squares_N = np.einsum("nd,nd->n", centred_ND, centred_ND)
+    offset_D = centre - reference.mu
+    reference_trace = float(np.trace(reference.sigma))
+
+    def figure(counts: np.ndarray) -> float:
+        total = counts.sum()
+        mean_D = counts @ centred_ND / total
+        trace = (counts @ squares_N - total * (mean_D @ mean_D)) / (total - 1)
+        used = np.flatnonzero(counts)
+        roots = np.sqrt(counts[used] / (total - 1))[:, None]
+        weighted = (projected_NR[used] - mean_D @ factor_DR) * roots
+        gram = weighted.T @ weighted if weighted.shape[0] > weighted.shape[1] else weighted @ weighted.T
+        values = linalg.eigvalsh(gram, driver="ev", overwrite_a=True, check_finite=False)
+        apart = ((offset_D + mean_D) ** 2).sum()
+        return max(0.0, float(apart + trace + reference_trace - 2 * np.sqrt(np.maximum(values, 0)).sum()))
+
+    return row_by_row(figure)
+
+
+def _compute(kind: str, sets: Sets) -> float | None:
+    first, second = getattr(sets.samples, kind), getattr(sets.reference, kind)
+    if first is None or second is None:
+        return None
+    try:
+        return frechet_distance(first, second)
+    except ValueError as error:  # only stored statistics can be unfit
+        names = f"{sets.reference.images.name} and {sets.samples.images.name}"
+        raise InputError(f"statistics of {names}: {error}") from error
+
+
+def _figure(kind: str, sets: Sets, activations: Any) -> Figure:
+    return frechet_figure(getattr(activations, kind), getattr(sets.reference, kind))
+
+
+def _interval(kind: str, sets: Sets, rounds: int, seed: int) -> tuple[float, float] | None:
+    """By random halves; None where the distance is that of stored statistics, not of these images."""
+    if sets.samples.images.stored:
+        return None
+    figure = _figure(kind, sets, sets.samples.seen.activations)
+    return split_intervals({kind: figure}, sets.samples.images.count, rounds, seed)[kind]
+
+
+FID, SFID = (
+    Metric(
+        name, title, partial(_compute, kind), lower_is_better=True, upstream=True, per_class=kind == "pool",
+        figure=partial(_figure, kind), interval=partial(_interval, kind),
+    )
+    for name, title, kind in (("fid", "FID", "pool"), ("sfid", "sFID", "spatial"))
+)  # fmt: skip

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.special import rel_entr
+
+from evaluations.metrics.metric import Metric, Sets
+from evaluations.metrics.resampling import Figure, row_by_row, rows_of
 
 SPLIT_SIZE = 5000
 
@@ -30,3 +35,17 @@ def inception_score(probabilities_NK: np.ndarray, split_size: int = SPLIT_SIZE) 
         divergence_N = rel_entr(split, split.mean(axis=0)).sum(axis=1)
         scores.append(np.exp(divergence_N.mean()))
     return float(np.mean(scores))
+
+
+def _compute(sets: Sets) -> float | None:
+    probabilities = sets.samples.seen.activations.probabilities
+    return inception_score(probabilities) if probabilities.shape[1] else None
+
+
+def _figure(_: Sets, activations: Any) -> Figure:
+    return row_by_row(lambda counts: inception_score(activations.probabilities[rows_of(counts)]))
+
+
+INCEPTION_SCORE = Metric(
+    "inception_score", "Inception Score", _compute, "inception score", "IS", upstream=True, figure=_figure
+)

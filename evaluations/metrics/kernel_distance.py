@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from scipy.special import ndtri
+
+from evaluations.metrics.metric import Metric, Score, Sets
 
 SUBSETS = 100
 SUBSET_SIZE = 1000
@@ -146,3 +149,31 @@ def _wide(features_ND: np.ndarray) -> np.ndarray:
 
 def _kernel(first_ND: np.ndarray, second_MD: np.ndarray) -> np.ndarray:
     return (first_ND @ second_MD.T / first_ND.shape[1] + 1) ** 3
+
+
+def _compute(sets: Sets) -> Score | None:
+    if sets.pools is None:
+        return None
+    value, deviation = kernel_distance(*sets.pools, subset_size=sets.kid_subset_size, seed=sets.seed)
+    size, warnings = sets.kid_subset_size or deviation_size(min(map(len, sets.pools))), []
+    if sets.kid_subset_size is None and size < SUBSET_SIZE:
+        warnings = [
+            f"KID: its deviation is over subsets of {size} images, half the smaller set, not {SUBSET_SIZE}, as there "
+            "are too few; --kid_subset_size chooses another size"
+        ]
+    return Score(value, adds={"kid_deviation": deviation, "kid_subset_size": size}, warnings=warnings)
+
+
+def _figure(sets: Sets, activations: Any) -> Callable[[np.ndarray], np.ndarray]:
+    return kernel_figure(activations.pool, sets.pools[0])
+
+
+def _interval(sets: Sets, *_: int) -> tuple[float, float]:
+    reference, samples = sets.pools
+    return kernel_interval(samples, reference)
+
+
+KID = Metric(
+    "kid", "KID", _compute, lower_is_better=True, extra=True, figure=_figure, interval=_interval,
+    adds={"kid_deviation": "KID deviation", "kid_subset_size": None},
+)  # fmt: skip

@@ -51,24 +51,30 @@ def manifold_radii(
         raise ValueError(f"expected at least {wanted} images, found {len(features_ND)}")
     mirrored = distances is None and row_block == column_block
     nearest = np.full((len(features_ND), wanted), np.inf, dtype=np.float32)
+    whose = np.zeros(nearest.shape, dtype=np.int64)
     for rows in _blocks(len(features_ND), row_block):
         for columns in _blocks(len(features_ND), column_block):
             if mirrored and columns.start < rows.start:
                 continue  # the mirror image of a block already seen
             found = (distances or squared_distances)(features_ND[rows], features_ND[columns])
-            _keep_nearest(nearest[rows], found)
+            keep_nearest(nearest[rows], whose[rows], found, columns.start)
             if mirrored and columns.start > rows.start:
-                _keep_nearest(nearest[columns], np.ascontiguousarray(found.T))
+                keep_nearest(nearest[columns], whose[columns], np.ascontiguousarray(found.T), rows.start)
     return np.sort(nearest, axis=1)[:, list(neighbours)]
 
 
-def _keep_nearest(nearest_RK: np.ndarray, distances_RC: np.ndarray) -> None:
-    """Replace, in place, each row's K smallest distances so far by the K smallest of them and new ones."""
-    wanted = nearest_RK.shape[1]
-    if distances_RC.shape[1] > wanted:
-        distances_RC = np.partition(distances_RC, wanted - 1, axis=1)[:, :wanted]
-    candidates = np.concatenate([nearest_RK, distances_RC], axis=1)
-    nearest_RK[:] = np.partition(candidates, wanted - 1, axis=1)[:, :wanted]
+def keep_nearest(nearest_RK: np.ndarray, indices_RK: np.ndarray, found_RC: np.ndarray, start: int) -> None:
+    """Replace, in place, each row's K smallest distances and whose they are by the K smallest of old and new."""
+    kept = nearest_RK.shape[1]
+    # Most new distances are beyond all that is kept: ordering is for those rows that gain something.
+    (rows,) = np.nonzero(found_RC.min(axis=1) < nearest_RK.max(axis=1))
+    found = found_RC[rows]
+    order = np.argpartition(found, min(kept, found.shape[1]) - 1, axis=1)[:, :kept]
+    values = np.concatenate([nearest_RK[rows], np.take_along_axis(found, order, axis=1)], axis=1)
+    whose = np.concatenate([indices_RK[rows], order + start], axis=1)
+    order = np.argpartition(values, kept - 1, axis=1)[:, :kept]
+    nearest_RK[rows] = np.take_along_axis(values, order, axis=1)
+    indices_RK[rows] = np.take_along_axis(whose, order, axis=1)
 
 
 def covered(

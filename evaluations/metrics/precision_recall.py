@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+from typing import Any
+
 import numpy as np
 
+from evaluations.metrics import half_precision
 from evaluations.metrics.manifolds import (
     BLOCK,
     Distances,
@@ -12,11 +16,16 @@ from evaluations.metrics.manifolds import (
     manifold_radii,
     squared_distances,
 )
+from evaluations.metrics.metric import Metric, Score, Sets
+from evaluations.metrics.recall_of_parts import recall_figure
+from evaluations.metrics.resampling import Figure, mean_figure
 from evaluations.metrics.two_precisions import inside_each_other
 
 __all__ = ["covered", "inside_manifolds", "manifold_radii", "precision_recall", "squared_distances"]
 
 NEIGHBOURS = 3
+
+log = logging.getLogger(__name__)
 
 
 def precision_recall(
@@ -58,3 +67,40 @@ def inside_manifolds(
         reference_ND, radii[0], samples_MD, radii[1], block, block, distances
     )
     return samples_inside[:, 0], reference_inside[:, 0]
+
+
+def _inside(sets: Sets) -> tuple[np.ndarray, np.ndarray] | None:
+    if sets.pools is None:
+        return None
+    if not sets.exact_upstream:
+        return inside_manifolds(*sets.pools)
+    return inside_manifolds(*sets.pools, block=half_precision.BLOCK, distances=half_precision.upstream_distances)
+
+
+def _precision(sets: Sets) -> Score | None:
+    inside = sets.once(_inside)
+    return inside and Score.mean(inside[0])
+
+
+def _recall(sets: Sets) -> Score | None:
+    inside = sets.once(_inside)
+    return inside and Score.mean(inside[1])
+
+
+def _precision_figure(sets: Sets, activations: Any) -> Figure:
+    reference = sets.pools[0]
+    nothing = np.empty((len(activations.pool), 0), dtype=np.float32)  # no manifold of theirs
+    _, inside = covered(reference, manifold_radii(reference, (NEIGHBOURS,)), activations.pool, nothing)
+    return mean_figure(inside[:, 0])
+
+
+def _recall_figure(sets: Sets, activations: Any) -> Figure | None:
+    if (figure := recall_figure(sets.pools[0], activations.pool, NEIGHBOURS)) is None:
+        log.warning("warning: no paired test of recall: too many images have the same features")
+    return figure
+
+
+PRECISION = Metric(
+    "precision", "Precision", _precision, "precision", upstream=True, per_class=True, figure=_precision_figure
+)
+RECALL = Metric("recall", "Recall", _recall, "recall", upstream=True, per_class=True, figure=_recall_figure)

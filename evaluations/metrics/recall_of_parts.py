@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from evaluations.metrics.manifolds import BLOCK, check_features, squared_distances
-from evaluations.metrics.two_precisions import keep_nearest
+from evaluations.metrics.manifolds import BLOCK, check_features, keep_nearest, squared_distances
 
 _KEPT = 24  # of half of the features, 4 are among the nearest 24 in all but one case of 30,000
 _MOST = 50_000_000  # pairs within reach of each other

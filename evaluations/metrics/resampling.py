@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy import linalg
 from scipy.special import ndtri
-
-from evaluations.metrics.frechet import factor_of
-from evaluations.metrics.statistics import Gaussian
 
 _ROUNDING = 1e-7  # of a Fréchet distance between few images; equal sets must not differ by it
 
@@ -117,35 +113,6 @@ def row_by_row(figure: Callable[[np.ndarray], float]) -> Figure:
 def mean_figure(values_N: np.ndarray) -> Figure:
     """The mean of one value an image."""
     return lambda counts_RN: counts_RN @ values_N / counts_RN.sum(axis=1)
-
-
-def frechet_figure(features_ND: np.ndarray, reference: Gaussian) -> Figure:
-    """The Fréchet distance to a fixed reference, of images that count several times or not at all.
-
-    What does not depend on the counts is done once: with the reference covariance A A', the features times A.
-    A call then needs one product and the eigenvalues of one symmetric matrix. Holds N x D float64 numbers twice.
-    """
-    centre = features_ND.mean(axis=0, dtype=np.float64)
-    centred_ND = features_ND - centre
-    factor_DR = factor_of(reference)
-    projected_NR = centred_ND @ factor_DR
-    squares_N = np.einsum("nd,nd->n", centred_ND, centred_ND)
-    offset_D = centre - reference.mu
-    reference_trace = float(np.trace(reference.sigma))
-
-    def figure(counts: np.ndarray) -> float:
-        total = counts.sum()
-        mean_D = counts @ centred_ND / total
-        trace = (counts @ squares_N - total * (mean_D @ mean_D)) / (total - 1)
-        used = np.flatnonzero(counts)
-        roots = np.sqrt(counts[used] / (total - 1))[:, None]
-        weighted = (projected_NR[used] - mean_D @ factor_DR) * roots
-        gram = weighted.T @ weighted if weighted.shape[0] > weighted.shape[1] else weighted @ weighted.T
-        values = linalg.eigvalsh(gram, driver="ev", overwrite_a=True, check_finite=False)
-        apart = ((offset_D + mean_D) ** 2).sum()
-        return max(0.0, float(apart + trace + reference_trace - 2 * np.sqrt(np.maximum(values, 0)).sum()))
-
-    return row_by_row(figure)
 
 
 def rows_of(counts: np.ndarray) -> np.ndarray:

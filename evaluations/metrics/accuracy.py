@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from evaluations.engine import FeatureEngine
-from evaluations.judged import Judged
+from evaluations.metrics.metric import Metric, Score, Sets
 from guided_diffusion.errors import some_of
 
 POOR = 0.8  # accuracy on the reference below which there is a warning
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """Labels [N] and whether the most probable class is the label, bool [N]."""
-
-    labels: np.ndarray
-    right: np.ndarray
-
-    @property
-    def share(self) -> float:
-        return float(self.right.mean())
-
-    def per_class(self) -> dict[str, float]:
-        return {str(k): float(self.right[self.labels == k].mean()) for k in np.unique(self.labels)}
-
-
-def accuracy_of(judged: Judged, engine: FeatureEngine) -> tuple[Accuracy | None, list[str]]:
-    """Return the network's accuracy on a set, and warnings; None where set or network have no labels.
+def known_labels(judged: Any, engine: Any) -> tuple[np.ndarray | None, list[str]]:
+    """Return a set's labels [N] as classes of the network, and warnings; None where set or network have no labels.
 
     Labels are numbers of the network's classes. Where both sides know the classes by name, the names decide. Labels
     that are none of its classes, as of samples guided by a classifier of others, cost the accuracy and get a warning.
@@ -49,7 +33,7 @@ def accuracy_of(judged: Judged, engine: FeatureEngine) -> tuple[Accuracy | None,
             f"{judged.images.name}: no accuracy: found labels from {labels.min()} to {labels.max()} in arr_1, "
             f"expected 0 to {classes - 1}, the classes of the --features classifier"
         ]
-    return Accuracy(labels, judged.seen.activations.probabilities.argmax(axis=1) == labels), []
+    return labels, []
 
 
 def _names(value: object) -> list[str] | None:
@@ -57,12 +41,28 @@ def _names(value: object) -> list[str] | None:
     return value if isinstance(value, list) and all(isinstance(name, str) for name in value) else None
 
 
-def warn_of_poor(name: str, accuracy: Accuracy, classes: int) -> list[str]:
-    """Return one line if the network gets the reference's own labels wrong too often to be trusted with samples."""
-    if accuracy.share >= POOR:
-        return []
-    return [
-        f"{name}: the feature network agrees with {accuracy.share:.1%} of these labels only (by chance: "
-        f"{1 / classes:.1%}; expected at least {POOR:.0%}): a poor judge, which may score noise as well as images; or "
-        "its classes are numbered otherwise"
-    ]
+def _compute(sets: Sets) -> Score:
+    """The share of samples whose most probable class is their label; that of the reference beside it."""
+    (own, warnings), (labels, more) = (known_labels(one, sets.engine) for one in (sets.reference, sets.samples))
+    warnings += more
+    adds: dict[str, Any] = {}
+    if own is not None:
+        probabilities = sets.reference.seen.activations.probabilities
+        share = adds["reference_accuracy"] = float((probabilities.argmax(axis=1) == own).mean())
+        if share < POOR:
+            warnings.append(
+                f"{sets.reference.images.name}: the feature network agrees with {share:.1%} of these labels only (by "
+                f"chance: {1 / probabilities.shape[1]:.1%}; expected at least {POOR:.0%}): a poor judge, which may "
+                "score noise as well as images; or its classes are numbered otherwise"
+            )
+    if labels is None:
+        return Score(None, adds=adds, warnings=warnings)
+    right = sets.samples.seen.activations.probabilities.argmax(axis=1) == labels
+    adds["class_accuracy"] = {str(k): float(right[labels == k].mean()) for k in np.unique(labels)}
+    return Score(float(right.mean()), right, adds, warnings)
+
+
+ACCURACY = Metric(
+    "accuracy", "Accuracy", _compute, "accuracy",
+    adds={"class_accuracy": None, "reference_accuracy": "Reference accuracy"},
+)  # fmt: skip
