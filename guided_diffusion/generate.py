@@ -85,6 +85,7 @@ class SampleRun:
     :param flags: everything that determines the samples; a directory holds samples of one set of flags.
     :param extras_flags: flags that say which extras there are, the one that names `extras_path` first. Samples do not
         depend on them, so a run may go on without its extras, or with extras where it had none.
+    :param defaults: of the flags.
     :param updated: see `run_directory.check_manifest`.
     :param watch: looks for inf and nan; samples that it lets pass are written as far as they are numbers, and
         listed in `nonfinite.json`.
@@ -96,6 +97,7 @@ class SampleRun:
     seed: int
     directory: Path
     flags: dict[str, Any]
+    defaults: dict[str, Any] = field(default_factory=dict)
     labels: LabelPlan | None = None
     save_images: bool = False
     extras_path: Path | None = None  # where the arrays of `extras` go
@@ -154,7 +156,7 @@ class SampleRun:
         sha256 = {name: hash_file(path) for name, path in named.items() if path and Path(path).is_file()}
         changeable = (*CHANGEABLE_FLAGS, *self._changeable_extras_flags())
         flags = self.flags | stream(dist_util.dev())
-        check_manifest(self.directory, flags, changeable, sha256, versions(), self.updated)
+        check_manifest(self.directory, flags, changeable, sha256, versions(), self.updated, self.defaults)
         remove_leftovers(PartStore(self.directory).directory, owned=True)
         if self.extras_path is not None:
             remove_leftovers(self.extras_path.parent, self.extras_path.name)

@@ -74,7 +74,7 @@ def train_diffusion_model(
     )
     flags = given.resolve(DataConfig, TrainConfig, DiffusionConfig, RunConfig) | dataclasses.asdict(config)
     flags |= class_flags(classes) | {"labels": labels and labels.digest()}
-    run = find_run(flags, CHANGEABLE | {"iterations"}, train, dataset, resume)
+    run = find_run(given, flags, CHANGEABLE | {"iterations"}, train, dataset, resume)
     steps = min((n for n in (train.lr_anneal_steps, train.iterations) if n), default=None)
     # A run's last checkpoint bears the count of steps, unless there was one on the way after the last step.
     saves_at_end = steps is not None and (steps - 1 - run.began) % train.save_interval != 0
@@ -186,6 +186,7 @@ def read_run_labels(files: ImageFiles, rule: str) -> Labels:
 
 
 def find_run(
+    given: Given,
     flags: dict[str, Any],
     changeable: frozenset[str],
     train: TrainConfig | ClassifierTrainConfig,
@@ -203,7 +204,10 @@ def find_run(
     init_from = train.init_from
     if os.path.isdir(init_from):
         init_from = dist_util.from_rank_0(lambda: run_setup.file_of("init_from", init_from, best_weights))
-    return open_run(logger.get_dir(), flags | facts, changeable, flags["seed"], train.keep, resume, init_from)
+    defaults = given.defaults | {"labels": flags["labels"]}  # a digest; the first runs noted none
+    return open_run(
+        logger.get_dir(), flags | facts, changeable, flags["seed"], train.keep, resume, init_from, defaults
+    )
 
 
 def batches(dataset: ImageDataset, batch_size: int, run: TrainingRun, workers: int) -> ResumableBatches:

@@ -90,6 +90,7 @@ def main() -> None:
         | base.facts
         | dataclasses.asdict(config)
         | dataclasses.asdict(diffusion_config),
+        defaults=given.defaults,
         save_images=sampling.save_images,
         watch=Watch(timesteps_of(diffusion), sampling.nonfinite),
     ).generate(draw)
