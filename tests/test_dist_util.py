@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 import torch
 
-from guided_diffusion import dist_util, logger
+from guided_diffusion import dist_util, logger, mpi, rendezvous
 from guided_diffusion.errors import InputError
 from tests.helpers import free_port
 
@@ -353,7 +353,7 @@ def test_slurm_ports_differ_between_the_steps_of_a_job(alone):
     for job in ("1234567", "1234568"):
         for step in ("0", "1", "extern"):
             os.environ.update(SLURM_JOB_ID=job, SLURM_STEP_ID=step)
-            ports.add(dist_util._slurm_port())
+            ports.add(rendezvous.slurm_port())
     assert len(ports) == 4 and all(1024 < port < 65536 for port in ports)
 
 
@@ -370,7 +370,7 @@ def test_slurm_ports_differ_between_the_steps_of_a_job(alone):
     ],
 )
 def test_first_host_of_a_slurm_node_list(nodelist, first):
-    assert dist_util._first_host(nodelist) == first
+    assert rendezvous.first_host(nodelist) == first
 
 
 def test_without_a_group_nothing_is_waited_for(alone, monkeypatch):
@@ -399,7 +399,7 @@ def test_mpi_that_cannot_be_loaded_is_one_line(alone, monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     monkeypatch.delitem(sys.modules, "mpi4py.MPI", raising=False)
     with pytest.raises(InputError, match="2 ranks, but mpi4py cannot be loaded .* or start with torchrun"):
-        dist_util._join_mpi()
+        mpi.join(lambda status: None)
 
 
 def test_upstream_constants():
