@@ -43,6 +43,7 @@ from guided_diffusion.errors import InputError  # noqa: E402
 from guided_diffusion.flags import FirstRankParser  # noqa: E402
 from guided_diffusion.release_flags import as_positions  # noqa: E402
 from guided_diffusion.safe_images import Reading  # noqa: E402
+from guided_diffusion.stop_signals import terminating  # noqa: E402
 from guided_diffusion.streams import print_result  # noqa: E402
 
 __all__ = [
@@ -76,10 +77,11 @@ def main() -> None:
             judge = str(found.settings.get("engine"))
             if args.features is None and judge.startswith("classifier "):
                 log.warning("warning: %s was made with --features %s, without it Inception judges", paths, judge[11:])
-    if dist_util.get_world_size() > 1:
-        _evaluate_on_ranks(args)
-    else:
-        _evaluate(args, create_engine(args))
+    with terminating("nothing is printed before the end: the same command begins anew", log.warning):
+        if dist_util.get_world_size() > 1:
+            _evaluate_on_ranks(args)
+        else:
+            _evaluate(args, create_engine(args))
 
 
 def _evaluate(args: argparse.Namespace, engine: FeatureEngine) -> None:

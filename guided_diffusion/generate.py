@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import dist_util, logger, tallies
-from .errors import DamagedError, InputError, Terminated, counted
+from .errors import DamagedError, InputError, counted
 from .files import (
     exists,
     hash_file,
@@ -127,7 +126,8 @@ class SampleRun:
         made = self.num_samples - sum(map(len, missing))
         if made:
             logger.log(f"resuming: {made} of {self.num_samples} images are there")
-        with Progress(self.num_samples, "images", made, directory=self.directory) as progress, _saying_how_to_resume():
+        kept = f"finished batches are kept; {how_to_resume()}"
+        with Progress(self.num_samples, "images", made, directory=self.directory) as progress, terminating(kept):
             passes = 0
             while missing:
                 with WriteBehind(PartStore(self.directory).write) as write:
@@ -316,23 +316,11 @@ class SampleRun:
         for piece in pieces:
             if NONFINITE in piece.names():
                 found += [json.loads(text) for text in read_array(piece.path, NONFINITE)]
-        found = [record for i, record in enumerate(found) if record not in found[:i]]
+        found = list({json.dumps(record, sort_keys=True): record for record in found}.values())
         if not found:
             return
         write_json(path, found)
         logger.warning(f"{len(found)} of {self.num_samples} samples are not finite and better left out: {path}")
-
-
-@contextmanager
-def _saying_how_to_resume() -> Iterator[None]:
-    """At Ctrl-C and SIGTERM, say what becomes of the run."""
-    try:
-        with terminating():
-            yield
-    except KeyboardInterrupt as error:
-        what = "stopped by SIGTERM" if isinstance(error, Terminated) else "interrupted"
-        logger.log(f"{what}; finished batches are kept; {how_to_resume()}")
-        raise
 
 
 def _has_extras(result: Piece) -> bool:

@@ -13,8 +13,9 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from guided_diffusion import dist_util, logger, mpi, rendezvous
+from guided_diffusion import dist_util, logger, mpi, rendezvous, shutdown
 from guided_diffusion.errors import InputError
 from tests.helpers import free_port
 
@@ -331,6 +332,23 @@ def test_what_the_system_refuses_is_one_line_with_the_traceback_in_the_log(alone
     assert ended.value.code == (1 if line is None else 2)
     assert shown.startswith("Traceback") if line is None else shown == f"error: {line}\n"
     assert "Traceback" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[/x/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:61578: reset by peer"), True),
+        (RuntimeError("Connection to the database of labels failed"), False),
+        (dist.DistNetworkError("The server socket has failed to listen"), False),  # before the ranks have met
+    ],
+)
+def test_a_lost_rank_is_not_told_by_a_word(alone, error, lost):
+    def main():
+        raise error
+
+    with mock.patch.object(shutdown.run_log, "keep_failure") as kept, pytest.raises(SystemExit):
+        dist_util.run_main(main)
+    assert kept.call_args.kwargs["consequence"] is lost
 
 
 @pytest.mark.parametrize(
