@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without
 from guided_diffusion import checkpoint, dist_util  # noqa: E402
 from guided_diffusion.configs import ClassifierConfig, DiffusionConfig  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
+from guided_diffusion.flags import from_values  # noqa: E402
 from guided_diffusion.script_util import build_classifier, build_diffusion  # noqa: E402
 
 SEED = 0
@@ -33,10 +34,10 @@ _LARGEST = math.log(20.0)  # of the logarithm of the temperature, either way
 
 def noised_logits(path: Path, config: dict, images: np.ndarray) -> Tensor:
     """Logits [N, K], float64, of uint8 images [N, S, S, C], each at one random timestep."""
-    model = build_classifier(_of(ClassifierConfig, config | {"classifier_use_fp16": False}))
+    model = build_classifier(from_values(ClassifierConfig, config | {"classifier_use_fp16": False}))
     checkpoint.load_weights(model, path)
     model.to(dist_util.dev()).eval().requires_grad_(False)
-    diffusion = build_diffusion(_of(DiffusionConfig, config))
+    diffusion = build_diffusion(from_values(DiffusionConfig, config))
     generator = torch.Generator().manual_seed(SEED)
     found = []
     for begin in range(0, len(images), BATCH):
@@ -64,14 +65,10 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
 def divide_logits(weights: dict[str, Tensor], config: dict, temperature: float) -> dict[str, Tensor]:
     """The same weights with those of the last layer divided. KeyError if they are not those of the config."""
     with torch.device("meta"):
-        names = list(build_classifier(_of(ClassifierConfig, config)).state_dict())
+        names = list(build_classifier(from_values(ClassifierConfig, config)).state_dict())
     last = names[-1].rpartition(".")[0]
     weights = {name: weights[name] for name in names}  # a file may have them in any order
     return {name: w / temperature if name.rpartition(".")[0] == last else w for name, w in weights.items()}
-
-
-def _of(kind: type, config: dict):
-    return kind(**{name: value for name, value in config.items() if name in kind.__dataclass_fields__})
 
 
 def main() -> None:

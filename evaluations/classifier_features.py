@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evaluations.engine import Activations, Spread, run_batches
-from guided_diffusion.checkpoint import read_config
+from guided_diffusion.checkpoint import read_network_config
+from guided_diffusion.checkpoint_flags import CLASSIFIER
 from guided_diffusion.configs import ClassifierConfig
 from guided_diffusion.errors import InputError
-from guided_diffusion.files import check_readable
 from guided_diffusion.flags import Given, architecture_from
 from guided_diffusion.pretrained import load_network
 from guided_diffusion.script_util import build_classifier
@@ -25,16 +25,6 @@ from guided_diffusion.script_util import build_classifier
 SPATIAL_CHANNELS = 7
 
 log = logging.getLogger(__name__)
-
-_REQUIRED_KEYS = (
-    "image_size",
-    "classifier_width",
-    "classifier_depth",
-    "classifier_attention_resolutions",
-    "classifier_use_scale_shift_norm",
-    "classifier_resblock_updown",
-    "classifier_pool",
-)
 
 
 class ClassifierEngine:
@@ -129,13 +119,10 @@ def _read_architecture(checkpoint: str | os.PathLike) -> tuple[ClassifierConfig,
 
     Keys that are not its own are ignored.
     """
-    check_readable(f"--features {checkpoint}", checkpoint)
     config_path = Path(checkpoint).parent / "config.json"
-    config = read_config(checkpoint)
+    config = read_network_config(f"--features {checkpoint}", checkpoint, CLASSIFIER)
     if config is None:
         raise InputError(f"{config_path}: no such file; --features needs the config.json of the training run")
-    if missing := [key for key in _REQUIRED_KEYS if key not in config]:
-        raise InputError(f"{config_path}: does not describe a classifier: missing {', '.join(missing)}")
     if config.get("noised") is True:
         log.warning(
             "warning: %s: this classifier was trained on noised images; features are meant to come from one of clean "

@@ -45,6 +45,7 @@ from guided_diffusion.errors import InputError  # noqa: E402
 from guided_diffusion.flags import Given, Parser  # noqa: E402
 from guided_diffusion.release_flags import as_positions  # noqa: E402
 from guided_diffusion.safe_images import Reading  # noqa: E402
+from guided_diffusion.stop_signals import terminating  # noqa: E402
 from guided_diffusion.streams import print_result  # noqa: E402
 
 __all__ = [
@@ -76,10 +77,11 @@ def main() -> None:
     check_numbers(**{flag: getattr(args, flag) for flag in LEAST})
     choose_metrics(args.metrics, args.extra)
     sets = _open_sets(args) if dist_util.get_rank() == 0 else []  # others need not reach the files
-    if dist_util.get_world_size() > 1:
-        _evaluate_on_ranks(args, sets)
-    else:
-        _evaluate(args, sets, create_engine(args))
+    with terminating("nothing is printed before the end: the same command begins anew", log.warning):
+        if dist_util.get_world_size() > 1:
+            _evaluate_on_ranks(args, sets)
+        else:
+            _evaluate(args, sets, create_engine(args))
 
 
 def _open_sets(args: argparse.Namespace) -> list[ImageSet]:

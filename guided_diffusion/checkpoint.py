@@ -39,6 +39,7 @@ from .nonfinite import check_weights
 
 _PATIENCE = 60.0  # seconds without an answer
 CONFIG_NAME = "config.json"
+_SAMPLERS = {checkpoint_flags.DIFFUSION_MODEL: "image_sample.py", checkpoint_flags.SUPER_RES: "super_res_sample.py"}
 _NUMBERS = frozenset(
     (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     + (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -223,6 +224,24 @@ def read_config(checkpoint_path: str | os.PathLike) -> dict[str, Any] | None:
         return None
     with _open_for_reading(path) as file:
         return parse_json(file.read(), path)
+
+
+def read_network_config(name: str, path: str | os.PathLike, *expected: str) -> dict[str, Any] | None:
+    """The ``config.json`` beside the checkpoint of a network, or None where there is none.
+
+    :param name: what an error calls the checkpoint, perhaps with its flag.
+    :param expected: kinds of networks, see ``checkpoint_flags``.
+    :raises InputError: there is no such checkpoint. OtherNetwork: ``config.json`` is of another kind.
+    """
+    check_there(name, os.fspath(path))  # rather than complain about flags that do not fit
+    saved = read_config(path)
+    found = checkpoint_flags.kind_by_config(saved or {})
+    if found not in (None, *expected):
+        samples = f"; scripts/{_SAMPLERS[found]} samples from it" if {found, *expected} == {*_SAMPLERS} else ""
+        raise OtherNetwork(f"{name}: found a {found}, expected a {expected[0]}{samples}")
+    if saved is not None and not saved.get("class_cond", True):
+        saved = {name: value for name, value in saved.items() if name != "num_classes"}  # it has no classes
+    return saved
 
 
 def _is_web(path: str) -> bool:

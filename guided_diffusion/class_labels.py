@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +35,11 @@ class Classes:
         Training writes `class_names`, and `seen_classes` where the data had others than those with a name.
         """
         names = (saved or {}).get("class_names") or []
-        seen = (saved or {}).get("seen_classes", list(range(len(names))) or None)
         if type(count) is not int or count < 1:
             raise InputError(f"{path}: config.json beside it has num_classes {count!r}, expected a whole number from 1")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) > count:
             raise InputError(f"{path}: config.json beside it has class_names that are no list of up to {count} names")
+        seen = (saved or {}).get("seen_classes", list(range(len(names))) or None)
         numbers = seen is None or (isinstance(seen, list) and all(type(n) is int and 0 <= n < count for n in seen))
         if not numbers:
             raise InputError(f"{path}: config.json beside it has seen_classes that are no numbers below {count}")
@@ -151,15 +152,22 @@ def _count_classes(given: Given, data_dir: str, names: Sequence[str], resume: st
     return own
 
 
+def run_classes() -> Classes | None:
+    """The classes of the run in the log's directory; None where its config.json does not tell."""
+    path = os.path.join(logger.get_dir(), "model.pt")
+    saved = checkpoint.read_config(path)
+    count = (saved or {}).get("num_classes")
+    return Classes.from_config(count, saved, path) if isinstance(count, int) else None
+
+
 def _classes_before(resume: str) -> tuple[Classes | None, str]:
     """The classes of the network to train on, and where that is known from; None where a new one is made.
 
     InputError when the checkpoint to resume is a diffusion model's that takes no labels.
     """
-    own = Path(logger.get_dir()) / "model.pt"
-    saved = checkpoint.read_config(own)
-    if saved and isinstance(saved.get("num_classes"), int) and any(own.parent.glob("model*.pt")):
-        return Classes.from_config(saved["num_classes"], saved, str(own)), str(own.parent)
+    own = run_classes()
+    if own is not None and any(Path(logger.get_dir()).glob("model*.pt")):
+        return own, logger.get_dir()
     if not resume:
         return None, ""
     shapes = checkpoint.read_shapes(resume)

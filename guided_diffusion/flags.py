@@ -15,7 +15,7 @@ import argparse
 import dataclasses
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TextIO, TypeVar
 
@@ -72,17 +72,22 @@ def str2bool(v: str | bool) -> bool:
     raise argparse.ArgumentTypeError(f"found {v!r}, expected a boolean (True or False)")
 
 
+def from_values(config: type[Config], values: Mapping[str, Any]) -> Config:
+    """An instance of a config class with those of the values that it has fields for, else with its defaults."""
+    names = {field.name for field in dataclasses.fields(config)}
+    return config(**{name: value for name, value in values.items() if name in names})
+
+
 @dataclass(frozen=True)
 class Given:
-    """What the command line said: only the flags that were given, and where defaults come from."""
+    """What the command line said: only the flags that were given, and all flags' defaults."""
 
     values: dict[str, Any]
+    defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def make(self, config: type[Config], **overrides: Any) -> Config:
         """An instance of a config class: flags given, else `overrides`, else defaults."""
-        names = {field.name for field in dataclasses.fields(config)}
-        chosen = {**overrides, **self.values}
-        return config(**{name: value for name, value in chosen.items() if name in names})
+        return from_values(config, {**overrides, **self.values})
 
     def resolve(self, *configs: type) -> dict[str, Any]:
         """All values of the config classes as one flat dict, as config.json stores it."""
@@ -131,7 +136,7 @@ class Parser(FirstRankParser):
 
     def parse(self, argv: Sequence[str] | None = None) -> Given:
         """Parse the command line. SystemExit 2 with one line on stderr when it is wrong, 0 for --help."""
-        return Given(vars(self.parse_args(argv)))
+        return Given(vars(self.parse_args(argv)), self._defaults_by_name)
 
     def error(self, message: str) -> NoReturn:
         """One line, from the first rank only, and status 2."""

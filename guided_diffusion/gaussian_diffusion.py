@@ -1,12 +1,8 @@
-"""The diffusion process: its tables, q(x_t | x_0), p(x_{t-1} | x_t) and how guidance enters.
-
-Notation of Ho et al. 2020 and Dhariwal & Nichol 2021; t is a 0-based index into the (respaced) process.
-The samplers and training objectives are plain functions in `samplers` and `objectives`.
-"""
+"""Upstream's class over the process, its samplers and its training objectives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -14,7 +10,8 @@ from torch import Tensor
 
 from . import objectives, samplers
 from .parameterization import LossType, ModelMeanType, ModelVarType
-from .schedules import betas_for_alpha_bar, diffusion_tables, get_named_beta_schedule, with_first
+from .process import DiffusionProcess
+from .schedules import betas_for_alpha_bar, get_named_beta_schedule
 
 __all__ = [
     "GaussianDiffusion",
@@ -25,219 +22,13 @@ __all__ = [
     "get_named_beta_schedule",
 ]
 
-_LEARNED = (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
 
+class GaussianDiffusion(DiffusionProcess):
+    """A `DiffusionProcess` with samplers and objectives under upstream's method names.
 
-class GaussianDiffusion:
-    """A diffusion process over T steps.
-
-    :param betas: variances of q(x_t | x_{t-1}), [T], each in (0, 1]; ValueError otherwise.
-    :param model_mean_type, model_var_type: what the network predicts.
-    :param loss_type: what `training_losses` returns.
-    :param rescale_timesteps: hand the network t * 1000 / T (float) instead of t, so that it always sees
-        the scale of a 1000-step process.
-
-    Models are called as model(x_t, t, **model_kwargs) and guidance as cond_fn(x_t, t, **model_kwargs),
-    which returns the gradient of log p(y | x_t), already scaled, shaped like x_t. The tables below are
-    computed from the betas by `schedules.diffusion_tables`, float64 [T] each.
+    Ours are `noise_fn(x) -> noise like x`, which replaces torch.randn_like for reproducible sampling, and `callback`: see
+    `samplers.sample_progressively`.
     """
-
-    betas: np.ndarray
-    alphas_cumprod: np.ndarray
-    alphas_cumprod_prev: np.ndarray
-    alphas_cumprod_next: np.ndarray
-    sqrt_alphas_cumprod: np.ndarray
-    sqrt_one_minus_alphas_cumprod: np.ndarray
-    log_one_minus_alphas_cumprod: np.ndarray
-    sqrt_recip_alphas_cumprod: np.ndarray
-    sqrt_recipm1_alphas_cumprod: np.ndarray
-    posterior_variance: np.ndarray
-    posterior_log_variance_clipped: np.ndarray
-    posterior_mean_coef1: np.ndarray
-    posterior_mean_coef2: np.ndarray
-
-    def __init__(
-        self,
-        *,
-        betas: np.ndarray,
-        model_mean_type: ModelMeanType,
-        model_var_type: ModelVarType,
-        loss_type: LossType,
-        rescale_timesteps: bool = False,
-    ):
-        self.model_mean_type = model_mean_type
-        self.model_var_type = model_var_type
-        self.loss_type = loss_type
-        self.rescale_timesteps = rescale_timesteps
-
-        tables = diffusion_tables(betas)
-        self.num_timesteps = len(tables["betas"])
-        vars(self).update(tables)
-        self._float32_tables: dict[tuple[str, torch.device], Tensor] = {}
-
-    def _table(self, name: str, values: Callable[[], np.ndarray], t: Tensor, like: Tensor) -> Tensor:
-        """Entries t [B] of a float64 table, as float32 [B, 1, ...] of like's rank; kept on t's device."""
-        key = (name, t.device)
-        if key not in self._float32_tables:
-            self._float32_tables[key] = torch.from_numpy(values()).to(t.device, torch.float32)
-        return _broadcast(self._float32_tables[key][t], like)
-
-    def _at(self, name: str, t: Tensor, like: Tensor) -> Tensor:
-        """Entries t of the public table `name`."""
-        return self._table(name, lambda: getattr(self, name), t, like)
-
-    # --- q: adding noise -------------------------------------------------------------------------------
-
-    def q_mean_variance(self, x_start: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, variance and log-variance of q(x_t | x_0), shaped like x_start (Eq. 2 of the paper)."""
-        mean = self._at("sqrt_alphas_cumprod", t, x_start) * x_start
-        variance = self._table("1-abar", lambda: 1.0 - self.alphas_cumprod, t, x_start).expand_as(x_start)
-        log_variance = self._at("log_one_minus_alphas_cumprod", t, x_start).expand_as(x_start)
-        return mean, variance, log_variance
-
-    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Draw x_t from q(x_t | x_0); `noise` replaces the standard normal draw."""
-        noise = torch.randn_like(x_start) if noise is None else noise
-        if noise.shape != x_start.shape:
-            raise ValueError(f"noise: found shape {tuple(noise.shape)}, expected {tuple(x_start.shape)}")
-        signal = self._at("sqrt_alphas_cumprod", t, x_start) * x_start
-        return signal + self._at("sqrt_one_minus_alphas_cumprod", t, x_start) * noise
-
-    def q_posterior_mean_variance(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, variance and clipped log-variance of q(x_{t-1} | x_t, x_0), shaped like x_t."""
-        _expect_same_shape(x_start, x_t)
-        mean = self._at("posterior_mean_coef1", t, x_t) * x_start + self._at("posterior_mean_coef2", t, x_t) * x_t
-        variance = self._at("posterior_variance", t, x_t).expand_as(x_t)
-        log_variance = self._at("posterior_log_variance_clipped", t, x_t).expand_as(x_t)
-        return mean, variance, log_variance
-
-    # --- p: removing noise -----------------------------------------------------------------------------
-
-    def p_mean_variance(
-        self,
-        model: Callable,
-        x: Tensor,
-        t: Tensor,
-        clip_denoised: bool = True,
-        denoised_fn: Callable[[Tensor], Tensor] | None = None,
-        model_kwargs: dict | None = None,
-    ) -> dict[str, Tensor]:
-        """The network's p(x_{t-1} | x_t) and its guess of x_0.
-
-        :param x: x_t, [B, C, ...]; t: [B].
-        :param clip_denoised: clamp the guess of x_0 to [-1, 1], after `denoised_fn`.
-        :return: "mean", "variance", "log_variance", "pred_xstart", each shaped like x.
-        :raises ValueError: t or the network's output have the wrong shape.
-        """
-        if t.shape != (x.shape[0],):
-            raise ValueError(f"t: found shape {tuple(t.shape)}, expected ({x.shape[0]},)")
-        output = self._wrap_model(model)(x, self._scale_timesteps(t), **(model_kwargs or {}))
-        learned = self.model_var_type in _LEARNED
-        expected = (x.shape[0], x.shape[1] * (2 if learned else 1), *x.shape[2:])
-        if output.shape != expected:
-            raise ValueError(f"model output: found shape {tuple(output.shape)}, expected {expected}")
-        if learned:
-            output, variance_output = output.chunk(2, dim=1)
-            log_variance = self._learned_log_variance(variance_output, x, t)
-            variance = torch.exp(log_variance)
-        else:
-            variance, log_variance = self._fixed_variance(x, t)
-
-        def refine(x_start: Tensor) -> Tensor:
-            x_start = x_start if denoised_fn is None else denoised_fn(x_start)
-            return x_start.clamp(-1, 1) if clip_denoised else x_start
-
-        if self.model_mean_type is ModelMeanType.PREVIOUS_X:
-            pred_xstart = refine(self._predict_xstart_from_xprev(x_t=x, t=t, xprev=output))
-            mean = output
-        else:
-            if self.model_mean_type is ModelMeanType.EPSILON:
-                output = self._predict_xstart_from_eps(x_t=x, t=t, eps=output)
-            pred_xstart = refine(output)
-            mean, _, _ = self.q_posterior_mean_variance(x_start=pred_xstart, x_t=x, t=t)
-        return {"mean": mean, "variance": variance, "log_variance": log_variance, "pred_xstart": pred_xstart}
-
-    def _learned_log_variance(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        if self.model_var_type is ModelVarType.LEARNED:
-            return output
-        lowest = self._at("posterior_log_variance_clipped", t, x)
-        highest = self._table("log betas", lambda: np.log(self.betas), t, x)
-        fraction = (output + 1) / 2
-        return fraction * highest + (1 - fraction) * lowest
-
-    def _fixed_variance(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        if self.model_var_type is ModelVarType.FIXED_SMALL:
-            variance = self._at("posterior_variance", t, x)
-            log_variance = self._at("posterior_log_variance_clipped", t, x)
-        else:
-            # beta_0 makes the decoder's likelihood worse than the posterior variance does (Ho et al. 2020).
-            large = with_first(self.betas, self.posterior_variance)
-            variance = self._table("large", lambda: large, t, x)
-            log_variance = self._table("log large", lambda: np.log(large), t, x)
-        return variance.expand_as(x), log_variance.expand_as(x)
-
-    def _predict_xstart_from_eps(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        _expect_same_shape(x_t, eps)
-        return (
-            self._at("sqrt_recip_alphas_cumprod", t, x_t) * x_t - self._at("sqrt_recipm1_alphas_cumprod", t, x_t) * eps
-        )
-
-    def _predict_xstart_from_xprev(self, x_t: Tensor, t: Tensor, xprev: Tensor) -> Tensor:
-        _expect_same_shape(x_t, xprev)
-        weight_prev = self._table("1/coef1", lambda: 1.0 / self.posterior_mean_coef1, t, x_t)
-        weight_t = self._table(
-            "coef2/coef1", lambda: self.posterior_mean_coef2 / self.posterior_mean_coef1, t, x_t
-        )
-        return weight_prev * xprev - weight_t * x_t
-
-    def _predict_eps_from_xstart(self, x_t: Tensor, t: Tensor, pred_xstart: Tensor) -> Tensor:
-        scaled = self._at("sqrt_recip_alphas_cumprod", t, x_t) * x_t
-        return (scaled - pred_xstart) / self._at("sqrt_recipm1_alphas_cumprod", t, x_t)
-
-    def _wrap_model(self, model: Callable) -> Callable:
-        """The model or cond_fn as this process's timesteps want it: a hook for respaced processes."""
-        return model
-
-    def _scale_timesteps(self, t: Tensor) -> Tensor:
-        return t.float() * (1000.0 / self.num_timesteps) if self.rescale_timesteps else t
-
-    # --- guidance --------------------------------------------------------------------------------------
-
-    def condition_mean(
-        self,
-        cond_fn: Callable,
-        p_mean_var: dict[str, Tensor],
-        x: Tensor,
-        t: Tensor,
-        model_kwargs: dict | None = None,
-    ) -> Tensor:
-        """The mean shifted by variance * gradient, evaluated at x_t (Eq. 8; Dhariwal & Nichol, Alg. 1)."""
-        gradient = self._wrap_model(cond_fn)(x, self._scale_timesteps(t), **(model_kwargs or {}))
-        return p_mean_var["mean"].float() + p_mean_var["variance"] * gradient.float()
-
-    def condition_score(
-        self,
-        cond_fn: Callable,
-        p_mean_var: dict[str, Tensor],
-        x: Tensor,
-        t: Tensor,
-        model_kwargs: dict | None = None,
-    ) -> dict[str, Tensor]:
-        """`p_mean_var` with eps shifted by -sqrt(1 - abar_t) * gradient (Alg. 1, DDIM branch).
-
-        eps is recovered from the (clipped) pred_xstart; the new pred_xstart and mean are not clipped again.
-        """
-        abar = self._at("alphas_cumprod", t, x)
-        eps = self._predict_eps_from_xstart(x, t, p_mean_var["pred_xstart"])
-        gradient = self._wrap_model(cond_fn)(x, self._scale_timesteps(t), **(model_kwargs or {}))
-        eps = eps - (1 - abar).sqrt() * gradient
-        pred_xstart = self._predict_xstart_from_eps(x, t, eps)
-        mean, _, _ = self.q_posterior_mean_variance(x_start=pred_xstart, x_t=x, t=t)
-        return {**p_mean_var, "pred_xstart": pred_xstart, "mean": mean}
-
-    # --- samplers and objectives under upstream's method names --------------------------------------------
-    # Ours are `noise_fn(x) -> noise like x`, which replaces torch.randn_like for reproducible sampling, and
-    # `callback`: see `samplers.sample_progressively`.
 
     def p_sample(
         self, model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None,
@@ -309,11 +100,13 @@ class GaussianDiffusion:
 
     def training_losses(self, model, x_start, t, model_kwargs=None, noise=None) -> dict[str, Tensor]:
         """Losses [B] per term: see `objectives.training_losses`."""
-        return objectives.training_losses(self, model, x_start, t, model_kwargs, noise)
+        return objectives.training_losses(self, model, x_start, t, model_kwargs, noise, bound=self._vb_terms_bpd)
 
     def calc_bpd_loop(self, model, x_start, clip_denoised=True, model_kwargs=None) -> dict[str, Tensor]:
         """The whole variational bound: see `objectives.bits_per_dim`."""
-        return objectives.bits_per_dim(self, model, x_start, clip_denoised, model_kwargs)
+        return objectives.bits_per_dim(
+            self, model, x_start, clip_denoised, model_kwargs, bound=self._vb_terms_bpd, prior=self._prior_bpd
+        )
 
     def _vb_terms_bpd(self, model, x_start, x_t, t, clip_denoised=True, model_kwargs=None) -> dict[str, Tensor]:
         return objectives.bound_term(self, model, x_start, x_t, t, clip_denoised, model_kwargs)
@@ -326,12 +119,3 @@ def _extract_into_tensor(arr: np.ndarray, timesteps: Tensor, broadcast_shape: tu
     """Entries `timesteps` [B] of a table as float32, expanded to `broadcast_shape` (B first)."""
     entries = torch.from_numpy(arr).to(timesteps.device)[timesteps].float()
     return entries.reshape(-1, *[1] * (len(broadcast_shape) - 1)).expand(broadcast_shape)
-
-
-def _broadcast(values_B: Tensor, like: Tensor) -> Tensor:
-    return values_B.reshape(-1, *[1] * (like.dim() - 1))
-
-
-def _expect_same_shape(a: Tensor, b: Tensor) -> None:
-    if a.shape != b.shape:
-        raise ValueError(f"shapes differ: {tuple(a.shape)} and {tuple(b.shape)}")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import dist_util, logger, tallies
-from .errors import DamagedError, InputError, Terminated, counted
+from .errors import DamagedError, InputError, counted
 from .files import (
     exists,
     hash_file,
@@ -94,6 +93,7 @@ class SampleRun:
     :param flags: everything that determines the samples; a directory holds samples of one set of flags.
     :param extras_flags: flags that say which extras there are, the one that names `extras_path` first. Samples do not
         depend on them, so a run may go on without its extras, or with extras where it had none.
+    :param defaults: of the flags.
     :param updated: see `run_directory.check_manifest`.
     :param watch: looks for inf and nan; samples that it lets pass are written as far as they are numbers, and
         listed in `nonfinite.json`.
@@ -105,6 +105,7 @@ class SampleRun:
     seed: int
     directory: Path
     flags: dict[str, Any]
+    defaults: dict[str, Any] = field(default_factory=dict)
     labels: LabelPlan | None = None
     save_images: bool = False
     extras_path: Path | None = None  # where the arrays of `extras` go
@@ -134,7 +135,8 @@ class SampleRun:
         made = self.num_samples - sum(map(len, missing))
         if made:
             logger.log(f"resuming: {made} of {self.num_samples} images are there")
-        with Progress(self.num_samples, "images", made, directory=self.directory) as progress, _saying_how_to_resume():
+        kept = f"finished batches are kept; {how_to_resume()}"
+        with Progress(self.num_samples, "images", made, directory=self.directory) as progress, terminating(kept):
             passes = 0
             while missing:
                 with WriteBehind(PartStore(self.directory).write) as write:
@@ -163,7 +165,7 @@ class SampleRun:
         sha256 = {name: hash_file(path) for name, path in named.items() if path and Path(path).is_file()}
         changeable = (*CHANGEABLE_FLAGS, *self._changeable_extras_flags())
         flags = self.flags | stream(dist_util.dev())
-        check_manifest(self.directory, flags, changeable, sha256, versions(), self.updated)
+        check_manifest(self.directory, flags, changeable, sha256, versions(), self.updated, self.defaults)
         remove_leftovers(PartStore(self.directory).directory, owned=True)
         if self.extras_path is not None:
             remove_leftovers(self.extras_path.parent, self.extras_path.name)
@@ -324,23 +326,11 @@ class SampleRun:
         for piece in pieces:
             if NONFINITE in piece.names():
                 found += [json.loads(text) for text in read_array(piece.path, NONFINITE)]
-        found = [record for i, record in enumerate(found) if record not in found[:i]]
+        found = list({json.dumps(record, sort_keys=True): record for record in found}.values())
         if not found:
             return
         write_json(path, found)
         logger.warning(f"{len(found)} of {self.num_samples} samples are not finite and better left out: {path}")
-
-
-@contextmanager
-def _saying_how_to_resume() -> Iterator[None]:
-    """At Ctrl-C and SIGTERM, say what becomes of the run."""
-    try:
-        with terminating():
-            yield
-    except KeyboardInterrupt as error:
-        what = "stopped by SIGTERM" if isinstance(error, Terminated) else "interrupted"
-        logger.log(f"{what}; finished batches are kept; {how_to_resume()}")
-        raise
 
 
 def _has_extras(result: Piece) -> bool:

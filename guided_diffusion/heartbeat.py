@@ -1,4 +1,4 @@
-"""Notices that another rank failed, died, froze or was cut off, and ends this one.
+"""Notices that another rank failed, died, froze or was cut off, and ends this one. It kills no other process.
 
 Every rank writes a beat into the key-value store through which the ranks met. Rank 0 watches all beats, the
 others watch rank 0's and what it (or a failing rank) has to say, so the work does not grow with the square of
@@ -8,41 +8,37 @@ wait for ever when that is frozen or cut off; the other only looks at what was h
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch.distributed as dist
 
 from guided_diffusion import launch, processes, run_log
 
-# Seconds of silence after which a rank counts as lost. Long, because a rank that compiles or reads gigabytes may
-# hold Python's lock for that time; short enough for all to have ended within a minute.
+# Seconds of silence after which a rank counts as lost. A rank that compiles or reads gigabytes may hold Python's lock
+# for minutes, in which it cannot beat. One that has died is found by its process or its connection, not by this.
 PATIENCE_VARIABLE = "ED_DPM_PATIENCE"
-PATIENCE = 45
+PATIENCE = 180
 _PERIOD = 1.0  # seconds between two beats, and between two looks at the others'
 _GRACE = 3.0  # in which the rank that failed speaks first, and the launcher may end this one
-_AGENT_GRACE = 10  # seconds
 _FINE = "-"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank runs. Two ranks of one `machine` see each other's process ids."""
+    """Where a rank runs. Two ranks of one `machine` see each other's process ids; `started` tells reused ones."""
 
     rank: int
     host: str
     pid: int
     machine: str
+    started: str | None
 
     def __str__(self) -> str:
         return f"rank {self.rank} ({self.host}, pid {self.pid})"
@@ -78,14 +74,16 @@ class Heartbeat:
         self._patience = launch.whole_number(PATIENCE_VARIABLE, default=PATIENCE)
         if self._patience == 0:
             return
-        self._store, self._own = store, Place(rank, socket.gethostname(), os.getpid(), processes.machine())
+        pid = os.getpid()
+        self._store = store
+        self._own = Place(rank, socket.gethostname(), pid, processes.machine(), processes.start_time(pid))
         if rank == 0:
             store.set("failure", _FINE)
         store.set(f"beat/{rank}", "0")
         store.set(f"place/{rank}", json.dumps(asdict(self._own)))
         found = store.multi_get([f"place/{other}" for other in range(world_size)])
         places = [Place(**json.loads(text)) for text in found]
-        self._neighbours = [p for p in places if p.machine == self._own.machine and p.pid != self._own.pid]
+        self._neighbours = [p for p in places if p.machine == self._own.machine and p != self._own]
         self._watched = [p for p in places if p.rank != rank] if rank == 0 else [places[0]]
         self._beats = dict.fromkeys(self._watched, b"0")
         self._silence = dict.fromkeys(self._watched, 0.0)
@@ -152,19 +150,19 @@ class Heartbeat:
                 self._follow(json.loads(self._failure))
             for place in self._watched:
                 if self._silence[place] > self._patience:
-                    self._give_up(place, f"{place} has not been heard of for {self._patience} s")
+                    self._give_up(f"{place} has not been heard of for {self._patience} s")
             if not self._others_may_leave:
                 self._look_for_leavers()
 
     def _look_for_leavers(self) -> None:
         for place in self._neighbours:
-            if processes.start_time(place.pid) is None:
+            if processes.start_time(place.pid) != place.started:
                 if self._stopped.wait(_PERIOD) or self._others_may_leave or self._failure != _FINE:
                     return  # it had its reasons, or all are about to leave
-                self._give_up(place, f"{place} is gone: it was killed or crashed")
+                self._give_up(f"{place} is gone: it was killed or crashed")
         if self._closed and not self._stopped.wait(_GRACE) and not self._others_may_leave:
             # Under torchrun its agent on rank 0's machine holds the store.
-            self._give_up(self._watched[0], "the connection to rank 0's machine is closed: it ended or crashed")
+            self._give_up("the connection to rank 0's machine is closed: it ended or crashed")
 
     def _follow(self, failure: dict) -> None:
         """End because some rank said that it, or a third one, failed."""
@@ -172,14 +170,9 @@ class Heartbeat:
             return
         self._leave(failure["status"], failure["line"])
 
-    def _give_up(self, lost: Place, line: str) -> None:
+    def _give_up(self, line: str) -> None:
         """End because a rank is lost."""
         self._say(1, line)
-        if lost in self._neighbours and not self._closed:  # frozen, it would outlive the launcher's SIGTERM
-            with contextlib.suppress(OSError):
-                os.kill(lost.pid, signal.SIGKILL)
-        if lost.rank == 0 and lost not in self._neighbours:
-            _end_stuck_agent()
         self._leave(1, line)
 
     def _leave(self, status: int, line: str) -> None:
@@ -190,19 +183,3 @@ class Heartbeat:
         note.start()
         note.join(timeout=2)  # a disk that hangs must not hold up the end
         self._end(status)
-
-
-def _end_stuck_agent() -> None:
-    """Have torchrun's agent, if one started us, killed should it outlive us.
-
-    Cut off from the store, it waits for an answer until the kernel gives the connection up, a quarter of an hour
-    later. It is left alone while it may still restart its workers.
-    """
-    restarts, parent = os.environ.get("TORCHELASTIC_RESTART_COUNT"), os.getppid()
-    if restarts is None or restarts != os.environ.get("TORCHELASTIC_MAX_RESTARTS"):
-        return
-    with contextlib.suppress(OSError):
-        if b"torch" in Path(f"/proc/{parent}/cmdline").read_bytes():
-            nowhere = subprocess.DEVNULL
-            command = f"sleep {_AGENT_GRACE}; kill -9 {parent}"
-            subprocess.Popen(["sh", "-c", command], stdout=nowhere, stderr=nowhere, start_new_session=True)

@@ -123,8 +123,7 @@ def open_dataset(
     if class_cond:
         found = read_labels(files, labels, class_names) if isinstance(labels, str) else labels
     logger.log(f"{files.title}: {found.describe() if found else counted(len(files), 'images')}")
-    for line in found.warnings if found else ():
-        logger.warning(line)
+    warn_of_labels(found)
     if dist_util.get_rank() == 0:
         warn_of_oddities(files, reading, logger.warning)
     return ImageDataset(
@@ -139,6 +138,12 @@ def open_dataset(
         open_file=files.open,
         reading=reading,
     )
+
+
+def warn_of_labels(labels: Labels | None) -> None:
+    """Log what labels carry of warnings."""
+    for line in labels.warnings if labels else ():
+        logger.warning(line)
 
 
 def find_images(data_dir: str, suffixes: Collection[str] = SUFFIXES, flag: str = "data_dir") -> ImageFiles:

@@ -97,8 +97,11 @@ def read_labels(files: ImageFiles, rule: str = "auto", class_names: Sequence[str
     :raises InputError: the rule cannot be applied, or auto finds none that fits; the line names the remedies.
     """
     found = _read_labels(files, rule, class_names)
-    if class_names is not None:
-        return found
+    return with_warnings(files, found) if class_names is None else found
+
+
+def with_warnings(files: ImageFiles, found: Labels) -> Labels:
+    """Return labels with warnings of what is odd about them."""
     return replace(found, warnings=(*found.warnings, *_oddities(files.title, found.labels, found.source in _BY_NAME)))
 
 

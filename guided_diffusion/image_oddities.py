@@ -31,6 +31,10 @@ _ODDITIES = {
         "have 16 bits a colour and use under a sixteenth of the range, and so come out nearly black",
         "scale the files to 8 bits",
     ),
+    "deep colour": (
+        "have 16 bits a colour, of which the lower 8 are dropped",
+        "scale the files to 8 bits to choose otherwise",
+    ),
     "transparent": (
         "have transparent pixels, of which the hidden colours are seen",
         "--alpha white or black shows that colour there",
@@ -58,7 +62,8 @@ class Oddities:
             self._counts["dark"] += used <= self._reading.bit_depth - 4
             self._counts["clipped"] += used > self._reading.bit_depth
         elif ";16" in str(image.tile[:1]):  # colour, of which PIL keeps the upper 8 bits
-            self._counts["dark colour"] += np.asarray(image.convert("RGB")).max() < 16
+            dark = np.asarray(image.convert("RGB")).max() < 16
+            self._counts["dark colour" if dark else "deep colour"] += 1
         if self._reading.alpha == "keep":
             self._counts["transparent"] += has_transparent_pixels(image)
 

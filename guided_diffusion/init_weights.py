@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from . import checkpoint, logger
-from .checkpoint_flags import class_tensors
+from .checkpoint_flags import class_tensors, num_classes
 from .class_labels import Classes
 
 
@@ -19,23 +19,24 @@ def init_weights(model: nn.Module, path: str, names: Sequence[str] | None) -> No
 
     :param names: of the model's classes, by number.
     """
-    theirs = (checkpoint.read_config(path) or {}).get("class_names") or []
     told = []
 
     def adapt(found: checkpoint.State, expected: checkpoint.State) -> checkpoint.State:
         ours = class_tensors({key: values.shape for key, values in expected.items()})
         before = class_tensors({key: values.shape for key, values in found.items()})
+        rows = num_classes({key: values.shape for key, values in found.items()})
+        theirs = Classes.of_checkpoint(path, rows).names if rows else ()
         taken = {key: values for key, values in found.items() if key not in before or key in ours}
         kept = []
         for key in ours:
-            rows = expected[key].detach().clone()
-            if key in found and found[key].ndim and found[key].shape[1:] == rows.shape[1:]:
-                kept = _pairs(len(found[key]), len(rows), theirs, names or [])
+            values = expected[key].detach().clone()
+            if key in found and found[key].ndim and found[key].shape[1:] == values.shape[1:]:
+                kept = _pairs(len(found[key]), len(values), theirs, names or [])
                 for old, new in kept:
-                    rows[new] = found[key][old]
-                taken[key] = rows
+                    values[new] = found[key][old]
+                taken[key] = values
             elif key not in found:
-                taken[key] = rows
+                taken[key] = values
         if ours:
             classes = Classes(len(expected[ours[0]]), tuple(names or ()))
             new = sorted(set(range(classes.count)) - {number for _, number in kept})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,42 +11,42 @@ from torch import Tensor
 from .losses import discretized_gaussian_log_likelihood, normal_kl
 from .nn import mean_flat
 from .parameterization import LossType, ModelMeanType, ModelVarType
-
-if TYPE_CHECKING:
-    from .gaussian_diffusion import GaussianDiffusion
+from .process import DiffusionProcess
 
 
 def training_losses(
-    diffusion: GaussianDiffusion,
+    diffusion: DiffusionProcess,
     model: Callable,
     x_start: Tensor,
     t: Tensor,
     model_kwargs: dict | None = None,
     noise: Tensor | None = None,
+    *,
+    bound: Callable[..., dict[str, Tensor]],
 ) -> dict[str, Tensor]:
     """Losses at timesteps t [B] for clean images x_start [B, C, ...].
 
+    :param bound: gives a term of the bound as `bound_term` does, without its first argument.
     :return: "loss" [B], and for the MSE objectives "mse" [B] and, where the variance is learned, "vb" [B].
         The bound trains the variance alone: it sees the predicted mean detached.
     """
-    model_kwargs = model_kwargs or {}
     noise = torch.randn_like(x_start) if noise is None else noise
     x_t = diffusion.q_sample(x_start, t, noise=noise)
     steps = diffusion.num_timesteps
 
     if diffusion.loss_type.is_vb():
-        loss = diffusion._vb_terms_bpd(model, x_start, x_t, t, clip_denoised=False, model_kwargs=model_kwargs)
+        loss = bound(model, x_start, x_t, t, clip_denoised=False, model_kwargs=model_kwargs)
         scale = steps if diffusion.loss_type is LossType.RESCALED_KL else 1
         return {"loss": loss["output"] * scale}
 
-    output = diffusion._wrap_model(model)(x_t, diffusion._scale_timesteps(t), **model_kwargs)
+    output = diffusion.call(model, x_t, t, model_kwargs)
     terms = {}
     if diffusion.model_var_type in (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE):
         output, variance_output = output.chunk(2, dim=1)
         mean_detached = torch.cat([output.detach(), variance_output], dim=1)
-        bound = diffusion._vb_terms_bpd(lambda *_: mean_detached, x_start, x_t, t, clip_denoised=False)["output"]
+        vb = bound(lambda *_: mean_detached, x_start, x_t, t, clip_denoised=False)["output"]
         # The smaller weight keeps the bound from disturbing the squared error.
-        terms["vb"] = bound * (steps / 1000.0) if diffusion.loss_type is LossType.RESCALED_MSE else bound
+        terms["vb"] = vb * (steps / 1000.0) if diffusion.loss_type is LossType.RESCALED_MSE else vb
     if diffusion.model_mean_type is ModelMeanType.PREVIOUS_X:
         target, _, _ = diffusion.q_posterior_mean_variance(x_start=x_start, x_t=x_t, t=t)
     else:
@@ -60,7 +59,7 @@ def training_losses(
 
 
 def bound_term(
-    diffusion: GaussianDiffusion,
+    diffusion: DiffusionProcess,
     model: Callable,
     x_start: Tensor,
     x_t: Tensor,
@@ -80,7 +79,7 @@ def bound_term(
     return {"output": bits, "pred_xstart": out["pred_xstart"]}
 
 
-def prior_term(diffusion: GaussianDiffusion, x_start: Tensor) -> Tensor:
+def prior_term(diffusion: DiffusionProcess, x_start: Tensor) -> Tensor:
     """KL(q(x_T | x_0) || N(0, I)) per sample [B], in bits per dimension; nothing in it can be trained."""
     t = torch.full((x_start.shape[0],), diffusion.num_timesteps - 1, device=x_start.device)
     mean, _, log_variance = diffusion.q_mean_variance(x_start, t)
@@ -88,14 +87,18 @@ def prior_term(diffusion: GaussianDiffusion, x_start: Tensor) -> Tensor:
 
 
 def bits_per_dim(
-    diffusion: GaussianDiffusion,
+    diffusion: DiffusionProcess,
     model: Callable,
     x_start: Tensor,
     clip_denoised: bool = True,
     model_kwargs: dict | None = None,
+    *,
+    bound: Callable[..., dict[str, Tensor]],
+    prior: Callable[[Tensor], Tensor],
 ) -> dict[str, Tensor]:
     """The whole bound for x_start [B, C, ...], one noise draw per timestep from T - 1 down.
 
+    :param bound, prior: as `bound_term` and `prior_term`, without their first argument.
     :return: "total_bpd" and "prior_bpd" [B]; "vb", "xstart_mse" and "mse" (of eps) [B, T], in the order of
         evaluation: column 0 is t = T - 1.
     """
@@ -105,11 +108,11 @@ def bits_per_dim(
         noise = torch.randn_like(x_start)
         x_t = diffusion.q_sample(x_start, t, noise=noise)
         with torch.no_grad():
-            term = diffusion._vb_terms_bpd(model, x_start, x_t, t, clip_denoised, model_kwargs)
-        eps = diffusion._predict_eps_from_xstart(x_t, t, term["pred_xstart"])
+            term = bound(model, x_start, x_t, t, clip_denoised, model_kwargs)
+        eps = diffusion.predict_eps(x_t, t, term["pred_xstart"])
         columns["vb"].append(term["output"])
         columns["xstart_mse"].append(mean_flat((term["pred_xstart"] - x_start) ** 2))
         columns["mse"].append(mean_flat((eps - noise) ** 2))
     result = {name: torch.stack(values, dim=1) for name, values in columns.items()}
-    prior = diffusion._prior_bpd(x_start)
-    return {"total_bpd": result["vb"].sum(dim=1) + prior, "prior_bpd": prior, **result}
+    prior_B = prior(x_start)
+    return {"total_bpd": result["vb"].sum(dim=1) + prior_B, "prior_bpd": prior_B, **result}

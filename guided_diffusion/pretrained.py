@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from . import checkpoint, dist_util
+from .checkpoint_flags import CLASSIFIER, DIFFUSION_MODEL, SUPER_RES
 from .configs import ClassifierConfig, DiffusionConfig, ModelConfig, SuperResConfig
 from .errors import InputError
 from .flags import Given, architecture_from
@@ -61,7 +62,7 @@ def load_model(
     :param flags: as on the command line (image_size=256, ...), for a checkpoint that has no config.json.
     :raises InputError: there is no such file, it does not fit, or it is a classifier. TypeError: an unknown flag.
     """
-    saved = _saved(path, flags, "num_channels", "a diffusion model (load_classifier is for classifiers)")
+    saved = _saved(path, flags, DIFFUSION_MODEL, SUPER_RES)
     kind = SuperResConfig if "large_size" in saved | flags else ModelConfig
     config, diffusion = _configs(path, flags, saved, kind, DiffusionConfig)
     build = build_super_res_model if kind is SuperResConfig else build_model
@@ -78,7 +79,7 @@ def load_classifier(
     **flags: Any,
 ) -> PretrainedClassifier:
     """The classifier of a checkpoint, as `load_model` loads a diffusion model; ready for `ClassifierGuidance`."""
-    saved = _saved(path, flags, "classifier_width", "a classifier (load_model is for diffusion models)")
+    saved = _saved(path, flags, CLASSIFIER)
     config, _ = _configs(path, flags, saved, ClassifierConfig, DiffusionConfig)
     plain = dataclasses.replace(config, classifier_use_fp16=False)
     network = load_network(lambda: build_classifier(plain), path, device or dist_util.dev())
@@ -114,14 +115,11 @@ class _WithoutInit(TorchFunctionMode):
         return func(*args, **kwargs or {})
 
 
-def _saved(path: str | os.PathLike, flags: dict[str, Any], sign: str, expected: str) -> dict[str, Any]:
+def _saved(path: str | os.PathLike, flags: dict[str, Any], *expected: str) -> dict[str, Any]:
     """A checkpoint's config.json. InputError where it belongs to another kind of network, or there are no flags."""
-    checkpoint.check_there(os.fspath(path), os.fspath(path))
-    saved = checkpoint.read_config(path)
+    saved = checkpoint.read_network_config(os.fspath(path), path, *expected)
     if saved is None and not flags:
         raise InputError(f"{path}: no config.json beside it; pass the flags of its training, as image_size=256")
-    if saved is not None and sign not in saved:
-        raise InputError(f"{path}: config.json beside it has no {sign}, expected that of {expected}")
     return saved or {}
 
 

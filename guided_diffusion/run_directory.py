@@ -14,11 +14,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -227,6 +228,31 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return {}
 
 
+def clashes(
+    flags: Mapping[str, Any],
+    found: Mapping[str, Any],
+    changeable: Iterable[str],
+    defaults: Mapping[str, Any],
+    facts: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, str]:
+    """Return what makes a run another one than that found: a clause of an error's line for each flag that differs.
+
+    :param flags, found: the flags of the two. What one of them lacks counts as its default: the flag came later.
+    :param changeable: flags that may differ.
+    :param defaults: of the flags; what has none (a fact, a flag of another program) is nothing where it is lacking.
+    :param facts: entries that are no flags, as the line names them.
+    """
+    pairs = {
+        name: [values.get(name, defaults.get(name)) for values in (flags, found)]
+        for name in sorted({*flags, *found} - {*changeable})
+    }
+    return {
+        name: f"{facts.get(name, f'--{name}')} {ours} (the run there has {theirs})"
+        for name, (ours, theirs) in pairs.items()
+        if ours != theirs and {repr(ours), repr(theirs)} != {"''", "None"}
+    }
+
+
 def check_manifest(
     directory: Path,
     flags: dict[str, Any],
@@ -234,32 +260,28 @@ def check_manifest(
     sha256: Mapping[str, str] | None = None,
     versions: Mapping[str, str] | None = None,
     updated: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Refuse to mix two runs in one directory, and record this one.
 
-    InputError naming each flag that differs from the run found there, but for the `changeable` ones, and each
-    file whose contents differ; where they are known, the file's place does not matter. A flag that one of the two lacks
-    counts as "", the default of flags that came after the run. Other versions are no reason to refuse: they are listed
-    and said.
+    InputError naming each flag that differs from the run found there, see `clashes`, and each file whose contents
+    differ; where they are known, the file's place does not matter. Other versions are no reason to refuse: they are
+    listed and said.
 
     :param sha256: digests of the files that flags name, by flag.
     :param updated: gives the flags found there the form that `flags` have, where earlier versions had another.
     """
     found, sha256, versions = updated(read_manifest(directory)), dict(sha256 or {}), dict(versions or {})
     known = {name: digest for name, digest in found.get("sha256", {}).items() if name in sha256}
-    clashes = [
-        f"--{name} {flags.get(name)} (the run there has {found.get(name)})"
-        for name in sorted({*flags, *found} - {*changeable, *_NOTES, *known})
-        if found and flags.get(name, "") != found.get(name, "")
-    ]
-    clashes += [
+    differences = list(clashes(flags, found, {*changeable, *_NOTES, *known}, defaults).values()) if found else []
+    differences += [
         f"--{name} {flags[name]} has other contents than {found.get(name)} when the run there began "
         f"(sha256 {sha256[name][:12]}..., then {digest[:12]}...)"
         for name, digest in known.items()
         if sha256[name] != digest
     ]
-    if clashes:
-        raise InputError(f"{directory}: holds samples of another run: {', '.join(clashes)}; use another --log_dir")
+    if differences:
+        raise InputError(f"{directory}: holds samples of another run: {', '.join(differences)}; use another --log_dir")
     earlier = found.get("versions", [])
     if versions and earlier and versions not in earlier:
         before = earlier[-1]
@@ -281,7 +303,7 @@ def check_manifest(
     except FileExistsError:  # another run has begun here just now
         if not read_manifest(directory):
             raise InputError(f"{directory / MANIFEST}: holds nothing, expected the flags of a run; delete it") from None
-        check_manifest(directory, flags, changeable, sha256, versions, updated)
+        check_manifest(directory, flags, changeable, sha256, versions, updated, defaults)
 
 
 def record_result(directory: Path, path: Path, name: str) -> None:

@@ -36,7 +36,6 @@ from .script_util import build_classifier
 
 Config = TypeVar("Config", ModelConfig, SuperResConfig)
 
-_SAMPLERS = {checkpoint_flags.DIFFUSION_MODEL: "image_sample.py", checkpoint_flags.SUPER_RES: "super_res_sample.py"}
 # Steps a rank after which compiling, minutes of work, has surely paid for itself on a GPU.
 _LONG_RUN = 5000
 
@@ -67,15 +66,7 @@ def checkpoint_config(flag: str, path: str, expected: str) -> dict[str, Any] | N
     """
     if not path:
         raise InputError(f"--{flag}: missing, expected the path of a checkpoint")
-    checkpoint.check_there(f"--{flag} {path}", path)  # rather than complain about flags that do not fit
-    saved = checkpoint.read_config(path)
-    found = checkpoint_flags.kind_by_config(saved or {})
-    if found not in (None, expected):
-        samples = f"; scripts/{_SAMPLERS[found]} samples from it" if {found, expected} == {*_SAMPLERS} else ""
-        raise checkpoint.OtherNetwork(f"--{flag} {path}: found a {found}, expected a {expected}{samples}")
-    if saved is not None and not saved.get("class_cond", True):
-        saved = {name: value for name, value in saved.items() if name != "num_classes"}  # it has no classes
-    return saved
+    return checkpoint.read_network_config(f"--{flag} {path}", path, expected)
 
 
 def output_file(flag: str, path: str) -> Path | None:
@@ -138,7 +129,8 @@ def choose_files(given: Given, *flags: str) -> Given:
 
     A run that is resumed keeps the file that it began with. InputError for a folder without weights. A collective.
     """
-    return Given(given.values | dist_util.from_rank_0(lambda: _choose_files(given, flags)))
+    chosen = dist_util.from_rank_0(lambda: _choose_files(given, flags))
+    return dataclasses.replace(given, values=given.values | chosen)
 
 
 def _choose_files(given: Given, flags: Sequence[str]) -> dict[str, str]:

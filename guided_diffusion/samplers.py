@@ -8,15 +8,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .parameterization import ModelMeanType
-
-if TYPE_CHECKING:
-    from .gaussian_diffusion import GaussianDiffusion
+from .process import DiffusionProcess
 
 NoiseFn = Callable[[Tensor], Tensor]
 
@@ -30,7 +27,7 @@ class StepOutput:
     :param guidance: what the cond_fn returned, None without one; logits: its `logits`, None if it has none.
     """
 
-    diffusion: GaussianDiffusion
+    diffusion: DiffusionProcess
     t: int
     x_t: Tensor
     model_output: Tensor
@@ -66,7 +63,7 @@ Callback = Callable[[int, int, StepOutput], None]
 
 
 def ddpm_step(
-    diffusion: GaussianDiffusion,
+    diffusion: DiffusionProcess,
     model: Callable,
     x: Tensor,
     t: Tensor,
@@ -87,7 +84,7 @@ def ddpm_step(
 
 
 def ddim_step(
-    diffusion: GaussianDiffusion,
+    diffusion: DiffusionProcess,
     model: Callable,
     x: Tensor,
     t: Tensor,
@@ -106,9 +103,9 @@ def ddim_step(
     out = diffusion.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
     if cond_fn is not None:
         out = diffusion.condition_score(cond_fn, out, x, t, model_kwargs=model_kwargs)
-    eps = diffusion._predict_eps_from_xstart(x, t, out["pred_xstart"])
-    abar = diffusion._at("alphas_cumprod", t, x)
-    abar_prev = diffusion._at("alphas_cumprod_prev", t, x)
+    eps = diffusion.predict_eps(x, t, out["pred_xstart"])
+    abar = diffusion.at("alphas_cumprod", t, x)
+    abar_prev = diffusion.at("alphas_cumprod_prev", t, x)
     sigma = eta * torch.sqrt((1 - abar_prev) / (1 - abar)) * torch.sqrt(1 - abar / abar_prev)
     noise = noise_fn(x)
     mean = out["pred_xstart"] * torch.sqrt(abar_prev) + torch.sqrt(1 - abar_prev - sigma**2) * eps
@@ -116,7 +113,7 @@ def ddim_step(
 
 
 def ddim_reverse_step(
-    diffusion: GaussianDiffusion,
+    diffusion: DiffusionProcess,
     model: Callable,
     x: Tensor,
     t: Tensor,
@@ -128,14 +125,14 @@ def ddim_reverse_step(
     """The deterministic DDIM step backwards: x_{t+1} from x_t. AssertionError unless eta is 0."""
     assert eta == 0.0, f"eta: found {eta}, expected 0 (only the deterministic path can be reversed)"
     out = diffusion.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
-    eps = diffusion._predict_eps_from_xstart(x, t, out["pred_xstart"])
-    abar_next = diffusion._at("alphas_cumprod_next", t, x)
+    eps = diffusion.predict_eps(x, t, out["pred_xstart"])
+    abar_next = diffusion.at("alphas_cumprod_next", t, x)
     sample = out["pred_xstart"] * torch.sqrt(abar_next) + torch.sqrt(1 - abar_next) * eps
     return {"sample": sample, "pred_xstart": out["pred_xstart"]}
 
 
 def sample_progressively(
-    diffusion: GaussianDiffusion,
+    diffusion: DiffusionProcess,
     step: Callable[..., dict[str, Tensor]],
     model: Callable,
     shape: Sequence[int],

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Iterable
-from typing import TypeVar
 
 from .builders import create_classifier, create_gaussian_diffusion, create_model, sr_create_model
 from .configs import NUM_CLASSES, ClassifierConfig, DiffusionConfig, ModelConfig, SuperResConfig
-from .flags import str2bool
+from .flags import from_values, str2bool
 from .respace import SpacedDiffusion
 from .unet import EncoderUNetModel, SuperResModel, UNetModel
 
@@ -35,8 +34,6 @@ __all__ = [
     "sr_model_and_diffusion_defaults",
     "str2bool",
 ]
-
-Config = TypeVar("Config")
 
 # Flags that upstream does not have; its own scripts hand every default to its builders.
 _OURS = {"num_classes", "in_channels", "classifier_num_head_channels", "classifier_channel_mult"}
@@ -112,8 +109,8 @@ def create_model_and_diffusion(
 ) -> tuple[UNetModel, SpacedDiffusion]:
     """The diffusion network and process; arguments as the flags of the same names."""
     arguments = locals()
-    diffusion = _make(DiffusionConfig, arguments)
-    return build_model(_make(ModelConfig, arguments), diffusion), build_diffusion(diffusion)
+    diffusion = from_values(DiffusionConfig, arguments)
+    return build_model(from_values(ModelConfig, arguments), diffusion), build_diffusion(diffusion)
 
 
 def create_classifier_and_diffusion(
@@ -140,7 +137,8 @@ def create_classifier_and_diffusion(
 ) -> tuple[EncoderUNetModel, SpacedDiffusion]:
     """The classifier and the process whose noise it learns; arguments as the flags of the same names."""
     arguments = locals()
-    return build_classifier(_make(ClassifierConfig, arguments)), build_diffusion(_make(DiffusionConfig, arguments))
+    classifier = build_classifier(from_values(ClassifierConfig, arguments))
+    return classifier, build_diffusion(from_values(DiffusionConfig, arguments))
 
 
 def sr_create_model_and_diffusion(
@@ -172,8 +170,8 @@ def sr_create_model_and_diffusion(
 ) -> tuple[SuperResModel, SpacedDiffusion]:
     """The super-resolution network and process; arguments as the flags of the same names."""
     arguments = locals()
-    diffusion = _make(DiffusionConfig, arguments)
-    return build_super_res_model(_make(SuperResConfig, arguments), diffusion), build_diffusion(diffusion)
+    diffusion = from_values(DiffusionConfig, arguments)
+    return build_super_res_model(from_values(SuperResConfig, arguments), diffusion), build_diffusion(diffusion)
 
 
 def build_diffusion(config: DiffusionConfig) -> SpacedDiffusion:
@@ -195,8 +193,3 @@ def build_classifier(config: ClassifierConfig) -> EncoderUNetModel:
 def build_super_res_model(config: SuperResConfig, diffusion: DiffusionConfig) -> SuperResModel:
     """The super-resolution network of a config, freshly initialised."""
     return sr_create_model(learn_sigma=diffusion.learn_sigma, **dataclasses.asdict(config))
-
-
-def _make(config: type[Config], arguments: dict) -> Config:
-    names = (field.name for field in dataclasses.fields(config))
-    return config(**{name: arguments[name] for name in names})

@@ -7,7 +7,7 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -63,10 +63,12 @@ class StopSignals:
 
 
 @contextmanager
-def terminating() -> Iterator[None]:
-    """Let SIGTERM raise ``Terminated`` inside a with-block, as Ctrl-C raises KeyboardInterrupt.
+def terminating(consequence: str, tell: Callable[[str], None] = logger.log) -> Iterator[None]:
+    """Let SIGTERM raise ``Terminated`` inside a with-block, as Ctrl-C raises KeyboardInterrupt; say it of both.
 
     A second one, more than a second after the first, ends the process at once.
+
+    :param consequence: what becomes of the work, for the line that says what stopped it.
     """
     first: list[float] = []
 
@@ -82,6 +84,9 @@ def terminating() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, raise_once)
     try:
         yield
+    except KeyboardInterrupt as error:
+        tell(f"{'stopped by SIGTERM' if isinstance(error, Terminated) else 'interrupted'}; {consequence}")
+        raise
     finally:
         if not first:  # else the process ends, and launchers may say so twice
             signal.signal(signal.SIGTERM, before)

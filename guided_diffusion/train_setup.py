@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from . import best_checkpoint, checkpoint, dist_util, logger, run_setup, train_util
+from . import best_checkpoint, dist_util, logger, run_setup, train_util
 from .best_checkpoint import best_weights, newest_weights
-from .class_labels import Classes, count_classes
+from .class_labels import Classes, count_classes, run_classes
 from .configs import (
     ClassifierTrainConfig,
     DataConfig,
@@ -26,9 +26,9 @@ from .configs import (
 from .data_order import ResumableBatches
 from .errors import InputError
 from .flags import Given
-from .image_datasets import ImageDataset, find_images, fingerprint, open_dataset
+from .image_datasets import ImageDataset, find_images, fingerprint, open_dataset, warn_of_labels
 from .image_files import ImageFiles
-from .image_labels import Labels, read_labels
+from .image_labels import Labels, read_labels, with_warnings
 from .progress import note_complete
 from .random_streams import Purpose
 from .resample import create_named_schedule_sampler
@@ -74,7 +74,7 @@ def train_diffusion_model(
     )
     flags = given.resolve(DataConfig, TrainConfig, DiffusionConfig, RunConfig) | dataclasses.asdict(config)
     flags |= class_flags(classes) | {"labels": labels and labels.digest()}
-    run = find_run(flags, CHANGEABLE | {"iterations"}, train, dataset, resume)
+    run = find_run(given, flags, CHANGEABLE | {"iterations"}, train, dataset, resume)
     steps = min((n for n in (train.lr_anneal_steps, train.iterations) if n), default=None)
     # A run's last checkpoint bears the count of steps, unless there was one on the way after the last step.
     saves_at_end = steps is not None and (steps - 1 - run.began) % train.save_interval != 0
@@ -106,8 +106,7 @@ def train_diffusion_model(
 def say_where_it_is(labels: Labels | None) -> None:
     """Log the checkpoints' folder and, again, the labels' warnings: by now the first ones have scrolled away."""
     logger.log(f"checkpoints: {logger.get_dir()}")
-    for line in labels.warnings if labels else ():
-        logger.warning(line)
+    warn_of_labels(labels)
 
 
 def say_complete(run: TrainingRun, limit: str, steps: int) -> None:
@@ -175,17 +174,18 @@ def class_flags(classes: Classes | None) -> dict[str, Any]:
 
 def read_run_labels(files: ImageFiles, rule: str) -> Labels:
     """The labels to train with, auto's those that the run in the log's directory has, if they can be had so."""
-    names = None
+    before = None
     with suppress(InputError):  # a damaged config.json: find_run has the flags from another file too
-        names = (checkpoint.read_config(Path(logger.get_dir()) / "model.pt") or {}).get("class_names")
-    if rule == "auto" and names:
-        found = read_labels(files, rule, names)
-        if found.names == names:
-            return found
+        before = run_classes()
+    if rule == "auto" and before is not None and before.names:
+        found = read_labels(files, rule, before.names)
+        if found.names == list(before.names):
+            return with_warnings(files, found)
     return read_labels(files, rule)
 
 
 def find_run(
+    given: Given,
     flags: dict[str, Any],
     changeable: frozenset[str],
     train: TrainConfig | ClassifierTrainConfig,
@@ -203,7 +203,10 @@ def find_run(
     init_from = train.init_from
     if os.path.isdir(init_from):
         init_from = dist_util.from_rank_0(lambda: run_setup.file_of("init_from", init_from, best_weights))
-    return open_run(logger.get_dir(), flags | facts, changeable, flags["seed"], train.keep, resume, init_from)
+    defaults = given.defaults | {"labels": flags["labels"]}  # a digest; the first runs noted none
+    return open_run(
+        logger.get_dir(), flags | facts, changeable, flags["seed"], train.keep, resume, init_from, defaults
+    )
 
 
 def batches(dataset: ImageDataset, batch_size: int, run: TrainingRun, workers: int) -> ResumableBatches:

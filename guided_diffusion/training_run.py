@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -15,7 +16,7 @@ from .errors import InputError, counted
 from .files import join, list_names
 from .init_weights import init_weights
 from .random_streams import Purpose, seed_globals
-from .run_directory import versions
+from .run_directory import clashes, versions
 
 # Flags that make no difference to the numbers. In place of data_dir and batch_size stand facts, see below.
 CHANGEABLE = frozenset(
@@ -121,18 +122,19 @@ def open_run(
     keep: int,
     resume_checkpoint: str,
     init_from: str = "",
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> TrainingRun:
     """The run in a folder: from its newest intact checkpoint on, else from `resume_checkpoint`, else from the start.
 
     The start is a new network's weights, or those of `init_from`.
 
     A collective. InputError on all ranks when the folder holds the checkpoints of a run with other flags; the line
-    names each difference, but for those that are `changeable` and those that one of the two does not know.
+    names each difference, see `run_directory.clashes`.
     """
     folder = CheckpointFolder(Path(directory))
 
     def look() -> Checkpoint | None:
-        _check_flags(folder, flags, changeable)
+        _check_flags(folder, flags, changeable, defaults)
         newest = folder.newest_intact()
         folder.prune(0)  # to the end of what an interrupted call began to delete
         return newest
@@ -151,7 +153,9 @@ def open_run(
     return TrainingRun(found.model, found.number, began, steps_done, found.state["loop"], **kept)
 
 
-def _check_flags(folder: CheckpointFolder, flags: Mapping[str, Any], changeable: frozenset[str]) -> None:
+def _check_flags(
+    folder: CheckpointFolder, flags: Mapping[str, Any], changeable: frozenset[str], defaults: Mapping[str, Any]
+) -> None:
     """InputError when the folder's checkpoints are of another run."""
     state = folder.newest_state()
     models = [path for name in list_names(folder.directory) if (path := folder.directory / name).match("model*.pt")]
@@ -159,19 +163,11 @@ def _check_flags(folder: CheckpointFolder, flags: Mapping[str, Any], changeable:
         return
     # Without a state: what was written beside the checkpoints of a run that was ended before its first was whole.
     found = state["flags"] if state else checkpoint.read_config(models[0]) or {}
-    names = [
-        name
-        for name in sorted({*flags, *found} - changeable)
-        if flags.get(name) != found.get(name) and (name in _FACTS or (name in flags and name in found))
-    ]
-    clashes = [
-        f"{_FACTS.get(name, f'--{name}')} {flags.get(name)} (the run there has {found.get(name)})" for name in names
-    ]
-    if annealed := _ANNEALED_OVER.intersection(names):
-        clashes[-1] += f"; the learning rate is annealed over --{min(annealed)}, so another value is another run"
-    if not found:
-        clashes = ["it has no config.json"]
-    if clashes:
+    differences = clashes(flags, found, changeable, defaults, _FACTS)
+    told = list(differences.values()) if found else ["it has no config.json"]
+    if found and (annealed := _ANNEALED_OVER.intersection(differences)):
+        told[-1] += f"; the learning rate is annealed over --{min(annealed)}, so another value is another run"
+    if told:
         raise InputError(
-            f"{folder.directory}: holds checkpoints of another run: {', '.join(clashes)}; use another --log_dir"
+            f"{folder.directory}: holds checkpoints of another run: {', '.join(told)}; use another --log_dir"
         )

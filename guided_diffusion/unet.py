@@ -6,7 +6,6 @@ The parameters' names are those of the published checkpoints; there are no buffe
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,7 @@ from .attention import (
     count_flops_attn,
 )
 from .blocks import Downsample, ResBlock, TimestepBlock, TimestepEmbedSequential, Upsample
-from .encoder import block_factories, build_encoder
+from .encoder import EncoderConfig, build_encoder
 from .fp16_util import convert_module_to_f16, convert_module_to_f32
 from .nn import SiLU, conv_nd, linear, normalization, timestep_embedding, zero_module
 
@@ -110,6 +109,7 @@ class UNetModel(_TimestepNetwork):
         resblock_updown: bool = False,
         use_new_attention_order: bool = False,
     ):
+        config = EncoderConfig.of(locals())
         super().__init__()
         self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
         self.num_res_blocks, self.attention_resolutions = num_res_blocks, attention_resolutions
@@ -118,21 +118,8 @@ class UNetModel(_TimestepNetwork):
         if num_classes is not None:
             self.label_emb = nn.Embedding(num_classes, embed_dim)
 
-        residual, attention = block_factories(
-            embed_dim, dropout, dims, use_checkpoint, use_scale_shift_norm, num_head_channels, use_new_attention_order
-        )
-        encoder = build_encoder(
-            dims=dims,
-            in_channels=in_channels,
-            model_channels=model_channels,
-            channel_mult=channel_mult,
-            num_res_blocks=num_res_blocks,
-            attention_resolutions=attention_resolutions,
-            conv_resample=conv_resample,
-            resblock_updown=resblock_updown,
-            residual=residual,
-            attention=partial(attention, num_heads=num_heads),
-        )
+        residual, attention = config.block_factories(embed_dim)
+        encoder = build_encoder(config, residual, attention)
         self.input_blocks, self.middle_block = encoder.input_blocks, encoder.middle_block
 
         self.output_blocks = nn.ModuleList()
@@ -225,25 +212,13 @@ class EncoderUNetModel(_TimestepNetwork):
         use_new_attention_order: bool = False,
         pool: str = "adaptive",
     ):
+        config = EncoderConfig.of(locals())
         super().__init__()
         self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
         self.pool = pool
         embed_dim = self._init_common(model_channels, use_fp16)
-        residual, attention = block_factories(
-            embed_dim, dropout, dims, use_checkpoint, use_scale_shift_norm, num_head_channels, use_new_attention_order
-        )
-        encoder = build_encoder(
-            dims=dims,
-            in_channels=in_channels,
-            model_channels=model_channels,
-            channel_mult=channel_mult,
-            num_res_blocks=num_res_blocks,
-            attention_resolutions=attention_resolutions,
-            conv_resample=conv_resample,
-            resblock_updown=resblock_updown,
-            residual=residual,
-            attention=partial(attention, num_heads=num_heads),
-        )
+        residual, attention = config.block_factories(embed_dim)
+        encoder = build_encoder(config, residual, attention)
         self.input_blocks, self.middle_block = encoder.input_blocks, encoder.middle_block
         self.out = _build_pool(
             pool,

@@ -102,6 +102,7 @@ def main() -> None:
         | dataclasses.asdict(model_config)
         | dataclasses.asdict(classifier_config)
         | dataclasses.asdict(diffusion_config),
+        defaults=given.defaults,
         labels=labels,
         save_images=sampling.save_images,
         extras_path=trace_path,

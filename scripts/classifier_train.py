@@ -72,7 +72,7 @@ def main() -> None:
     flags |= dataclasses.asdict(config) | class_flags(classes) | {"ect": weight > 0, "labels": labels.digest()}
     # Where the rate falls until the last iteration, every step depends on when that is.
     changeable = CHANGEABLE if train.anneal_lr else CHANGEABLE | {"iterations"}
-    training_run = find_run(flags, changeable, train, dataset, resume)
+    training_run = find_run(given, flags, changeable, train, dataset, resume)
     purpose = "guide with (--classifier_path)" if train.noised else "judge with (the evaluator's --features)"
     if training_run.has_done(train.iterations):
         say_complete(training_run, "--iterations", train.iterations)

@@ -25,6 +25,7 @@ from guided_diffusion.image_datasets import find_images, load_data
 from guided_diffusion.image_labels import read_labels
 from guided_diffusion.progress import Progress
 from guided_diffusion.script_util import build_diffusion, build_model
+from guided_diffusion.stop_signals import terminating
 
 TERMS = ("vb", "mse", "xstart_mse")
 
@@ -80,7 +81,8 @@ def evaluate(model, diffusion, data: Iterator, nll: NllConfig, directory: Path) 
     per_round = nll.batch_size * world_size
     sums = {name: np.zeros(diffusion.num_timesteps) for name in TERMS}
     total_bpd, rounds = 0.0, 0
-    with Progress(nll.num_samples, "images", directory=directory) as progress:
+    lost = "nothing is written before all images are evaluated: the same command begins anew"
+    with Progress(nll.num_samples, "images", directory=directory) as progress, terminating(lost):
         while rounds * per_round < nll.num_samples:
             images, condition = next(data)
             condition = {name: value.to(dist_util.dev()) for name, value in condition.items()}

@@ -58,6 +58,7 @@ def main() -> None:
         | ({"classes": labels.flag} if labels is not None else {})
         | dataclasses.asdict(config)
         | dataclasses.asdict(diffusion_config),
+        defaults=given.defaults,
         labels=labels,
         save_images=sampling.save_images,
         watch=Watch(timesteps_of(diffusion), sampling.nonfinite),

@@ -27,6 +27,7 @@ from guided_diffusion.errors import InputError
 from guided_diffusion.files import check_readable, decoding, open_regular
 from guided_diffusion.flags import Parser, flag
 from guided_diffusion.generate import Batch, SampleRun
+from guided_diffusion.image_datasets import warn_of_labels
 from guided_diffusion.image_files import EXPECTED, ImageFiles, is_image_archive, list_images
 from guided_diffusion.image_labels import read_labels, read_sample_labels
 from guided_diffusion.image_oddities import warn_of_oddities
@@ -66,7 +67,8 @@ def main() -> None:
         logger.warning(f"--base_samples: it has labels that training never saw: {classes.listed(unseen)}")
 
     diffusion = build_diffusion(diffusion_config)
-    # Upstream's upsampler takes no notice of --use_ddim.
+    if sampling.use_ddim and not sampling.sampler:
+        logger.warning("--use_ddim: not used, upstream's upsampler ignores it; --sampler ddim samples with DDIM")
     loop = sampling_loop(diffusion, sampling.sampler, sampling.use_ddim and sampling.sampler != "")
     compile = run_setup.wants_compiling(sampling, diffusion.num_timesteps)
     model = run_setup.load_model(build_super_res_model, config, diffusion_config, sampling.model_path, run, compile)
@@ -90,6 +92,7 @@ def main() -> None:
         | base.facts
         | dataclasses.asdict(config)
         | dataclasses.asdict(diffusion_config),
+        defaults=given.defaults,
         save_images=sampling.save_images,
         watch=Watch(timesteps_of(diffusion), sampling.nonfinite),
     ).generate(draw)
@@ -121,6 +124,8 @@ class BaseImages:
             check_readable(name, path)
             npz = None if is_image_archive(path) else Path(path)
         if npz:
+            if rule != "auto":
+                logger.warning(f"--labels {rule}: not read, {npz} has its labels in arr_1")
             self._read_npz(os.fspath(npz), name, config.class_cond)
         else:
             self._read_files(list_images(path, name), config, rule, class_names, reading)
@@ -163,8 +168,7 @@ class BaseImages:
         elif config.class_cond:
             found = read_labels(files, rule, class_names)
             logger.log(f"{files.title}: {found.describe()}")
-            for line in found.warnings:
-                logger.warning(line)
+            warn_of_labels(found)
             self.labels = np.array(found.number(files, class_names), dtype=np.int64)
         mode, side = "L" if config.in_channels == 1 else "RGB", config.small_size
         self.images = np.empty((len(files), side, side, config.in_channels), dtype=np.uint8)

@@ -26,6 +26,7 @@ from PIL import Image
 
 from guided_diffusion import checkpoint
 from guided_diffusion.configs import ClassifierConfig, DiffusionConfig, ModelConfig, SuperResConfig
+from guided_diffusion.flags import from_values
 from guided_diffusion.script_util import build_classifier, build_model, build_super_res_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -236,8 +237,7 @@ def make_checkpoint(
         "super_res": (SUPER_RES, SuperResConfig),
     }[kind]
     chosen = DIFFUSION | {"num_classes": 4} | base | flags
-    config = config_class(**_fields(config_class, chosen))
-    diffusion = DiffusionConfig(**_fields(DiffusionConfig, chosen))
+    config, diffusion = from_values(config_class, chosen), from_values(DiffusionConfig, chosen)
     torch.manual_seed(seed)
     if kind == "classifier":
         network = build_classifier(config)
@@ -250,11 +250,6 @@ def make_checkpoint(
     if config_json:
         checkpoint.write_config(folder, dataclasses.asdict(config) | dataclasses.asdict(diffusion) | (notes or {}))
     return folder / "model.pt"
-
-
-def _fields(config_class: type, values: dict) -> dict:
-    names = {field.name for field in dataclasses.fields(config_class)}
-    return {name: value for name, value in values.items() if name in names}
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -1,7 +1,8 @@
 """python interrupted_program.py SCRIPT MOMENT SIGNAL RANK ARGUMENTS...: a script that gets a signal at a fixed moment.
 
 MOMENT is step:N, before the optimizer's N-th step in this process, or file:N, before it writes its N-th checkpoint
-file, or part:N, before a sampler writes its N-th batch. RANK is the rank that gets the signal, or "all".
+file, or part:N, before a sampler writes its N-th batch, or bound:N, before the bound of the N-th batch of images. RANK
+is the rank that gets the signal, or "all".
 """
 
 import os
@@ -11,6 +12,7 @@ import sys
 
 from guided_diffusion import checkpoint, dist_util
 from guided_diffusion.amp import OptimizerStepper
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.parts import PartStore
 
 
@@ -29,7 +31,12 @@ def interrupt(owner: object, name: str, count: int, number: signal.Signals, rank
 
 script, moment, name, rank, *arguments = sys.argv[1:]
 kind, _, count = moment.partition(":")
-moments = {"step": (OptimizerStepper, "optimize"), "file": (checkpoint, "save"), "part": (PartStore, "write")}
+moments = {
+    "step": (OptimizerStepper, "optimize"),
+    "file": (checkpoint, "save"),
+    "part": (PartStore, "write"),
+    "bound": (GaussianDiffusion, "calc_bpd_loop"),
+}
 owner, function = moments[kind]
 interrupt(owner, function, int(count), signal.Signals[name], rank)
 sys.argv = [script, *arguments]

@@ -32,6 +32,7 @@ from ed_dpm_patches.reproduce.runner import Runner
 from guided_diffusion import checkpoint
 from guided_diffusion.configs import ClassifierConfig, DiffusionConfig, ModelConfig
 from guided_diffusion.errors import InputError
+from guided_diffusion.flags import from_values
 from guided_diffusion.script_util import build_classifier, build_model
 from tests.helpers import ROOT, clean_environment, executable
 from tests.test_docs import fenced_blocks
@@ -229,10 +230,7 @@ def test_the_scripts_take_every_command_and_the_networks_have_the_parameters_sai
             # Else the last checkpoint of a diffusion model would have another name.
             assert script == "classifier_train" or (steps - 1) % flags["save_interval"]
         kinds = (ModelConfig, DiffusionConfig) if "num_channels" in network.flags else (ClassifierConfig,)
-        configs = [
-            kind(**{name: value for name, value in network.flags.items() if name in kind.__dataclass_fields__})
-            for kind in kinds
-        ]
+        configs = [from_values(kind, network.flags) for kind in kinds]
         with torch.device("meta"):
             made = (build_model if len(kinds) == 2 else build_classifier)(*configs)
         assert sum(parameter.numel() for parameter in made.parameters()) == network.parameters

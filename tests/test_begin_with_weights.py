@@ -224,6 +224,12 @@ def test_odd_shapes_are_no_traceback(tmp_path):
             init_weights(build_classifier(ClassifierConfig(**CLASSIFIER)), str(tmp_path / "odd.pt"), None)
 
 
+def test_nonsense_in_place_of_class_names_is_one_line(tmp_path):
+    path = make_checkpoint(tmp_path, "classifier", notes={"class_names": 5})
+    with pytest.raises(InputError, match="class_names that are no list of up to 4 names"):
+        init_weights(build_classifier(ClassifierConfig(**CLASSIFIER)), str(path), None)
+
+
 class TestFolders:
     def test_the_slowest_average_that_has_moved(self, tmp_path):
         for name in ("model", "ema_0.9999_", "ema_0.5_", "ema_0.9_", "opt"):

@@ -13,8 +13,9 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from guided_diffusion import dist_util, logger
+from guided_diffusion import dist_util, logger, mpi, rendezvous, shutdown
 from guided_diffusion.errors import InputError
 from tests.helpers import free_port
 
@@ -334,6 +335,23 @@ def test_what_the_system_refuses_is_one_line_with_the_traceback_in_the_log(alone
 
 
 @pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[/x/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:61578: reset by peer"), True),
+        (RuntimeError("Connection to the database of labels failed"), False),
+        (dist.DistNetworkError("The server socket has failed to listen"), False),  # before the ranks have met
+    ],
+)
+def test_a_lost_rank_is_not_told_by_a_word(alone, error, lost):
+    def main():
+        raise error
+
+    with mock.patch.object(shutdown.run_log, "keep_failure") as kept, pytest.raises(SystemExit):
+        dist_util.run_main(main)
+    assert kept.call_args.kwargs["consequence"] is lost
+
+
+@pytest.mark.parametrize(
     "variables, line",
     [
         ({"RANK": "x", "WORLD_SIZE": "2"}, "environment variable RANK: expected a whole number, found 'x'"),
@@ -353,7 +371,7 @@ def test_slurm_ports_differ_between_the_steps_of_a_job(alone):
     for job in ("1234567", "1234568"):
         for step in ("0", "1", "extern"):
             os.environ.update(SLURM_JOB_ID=job, SLURM_STEP_ID=step)
-            ports.add(dist_util._slurm_port())
+            ports.add(rendezvous.slurm_port())
     assert len(ports) == 4 and all(1024 < port < 65536 for port in ports)
 
 
@@ -370,7 +388,7 @@ def test_slurm_ports_differ_between_the_steps_of_a_job(alone):
     ],
 )
 def test_first_host_of_a_slurm_node_list(nodelist, first):
-    assert dist_util._first_host(nodelist) == first
+    assert rendezvous.first_host(nodelist) == first
 
 
 def test_without_a_group_nothing_is_waited_for(alone, monkeypatch):
@@ -399,7 +417,7 @@ def test_mpi_that_cannot_be_loaded_is_one_line(alone, monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     monkeypatch.delitem(sys.modules, "mpi4py.MPI", raising=False)
     with pytest.raises(InputError, match="2 ranks, but mpi4py cannot be loaded .* or start with torchrun"):
-        dist_util._join_mpi()
+        mpi.join(lambda status: None)
 
 
 def test_upstream_constants():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from evaluations import evaluator  # noqa: E402
 from evaluations.classifier_features import ClassifierEngine  # noqa: E402
 from evaluations.metrics.frechet import frechet_distance  # noqa: E402
 from evaluations.metrics.statistics import fit_gaussian  # noqa: E402
-from guided_diffusion.errors import InputError  # noqa: E402
+from guided_diffusion.errors import InputError, Terminated  # noqa: E402
 from tests.helpers import clean_environment  # noqa: E402
 
 PROGRAM = Path(__file__).resolve().parents[1] / "evaluations" / "evaluator.py"
@@ -65,6 +66,17 @@ def test_program_with_a_classifier(place):
     assert found == values
     assert written["engine"] == "classifier run/model000010.pt" and written["n_samples"] == 20
     assert not list(place.glob("*.tmp")) and not list(place.glob(".*"))
+
+
+def test_a_signal_is_told(place, monkeypatch, caplog):
+    monkeypatch.setattr(evaluator, "evaluate", lambda *args, **options: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(Terminated):
+            _main(monkeypatch, "ref.npz", "s.npz", "--features", "run/model000010.pt")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "stopped by SIGTERM; nothing is printed before the end: the same command begins anew" in caplog.text
 
 
 def test_the_command_line_of_the_release(place, monkeypatch, capsys):

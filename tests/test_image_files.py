@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import struct
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 from unittest import mock
 
@@ -233,6 +235,22 @@ def test_looking_at_a_png_file_does_not_decode_it(monkeypatch):
     image = open_image(png(Image.fromarray(PIXELS)))
     monkeypatch.setattr(image, "load", mock.Mock(side_effect=AssertionError))
     Oddities().look(image)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"), [(b"\x0f\xff", "come out nearly black"), (b"\x7f\xff", "of which the lower 8 are dropped")]
+)
+def test_sixteen_bits_a_colour_are_told(value, says):
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"\0" + 3 * value)),
+        (b"IEND", b""),
+    ]
+    packed = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks]
+    oddities = Oddities()
+    oddities.look(open_image(io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(packed))))
+    (line,) = oddities.describe("x")
+    assert line.startswith("x: 1 of 1 images looked at have 16 bits a colour") and says in line
 
 
 def test_transparent_pixels():

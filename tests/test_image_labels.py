@@ -18,7 +18,7 @@ from guided_diffusion.errors import InputError, counted
 from guided_diffusion.files import read_json
 from guided_diffusion.image_files import ImageFiles, list_images
 from guided_diffusion.image_labels import read_labels
-from tests.helpers import CLASSIFIER, DIFFUSION, MODEL, SUPER_RES, Runner
+from tests.helpers import CLASSIFIER, DIFFUSION, MODEL, SUPER_RES, Runner, make_images
 
 CATS, DOGS = ("cat",) * 4, ("dog",) * 4
 
@@ -412,6 +412,15 @@ def test_other_programs_that_do_not_read_labels(run: Runner, class_folders, chec
     flags = {"model_path": checkpoints[network], place: class_folders, "num_samples": 1, "timestep_respacing": "2"}
     told = run(script, flags | {"labels": "folder", "batch_size": 1, "log_dir": "out"}).stdout
     assert "--labels folder: not read, without --class_cond True the network has no classes" in told
+
+
+def test_warnings_of_labels_are_given_to_a_resumed_run_too(run: Runner, tmp_path):
+    make_images(tmp_path / "images", names=["cat", "Cat", "dog"], per_class=2)
+    command = {"data_dir": "images", "log_dir": "out", **TRAIN, **CLASSIFIER}
+    for _ in range(2):
+        told = run("classifier_train", command).stdout
+        assert "labels differ by case, white space or the coding of accents alone ('Cat' and 'cat')" in told
+    assert "already complete" in told
 
 
 def test_training_without_classes_needs_no_labels(run: Runner, class_folders, tmp_path):

@@ -206,6 +206,16 @@ class TestManifest:
         assert "--num" not in line and str(tmp_path) in line and "--log_dir" in line
         assert saved(tmp_path)["seed"] == 1
 
+    def test_a_flag_that_came_later_had_its_default(self, tmp_path):
+        check_manifest(tmp_path, {"seed": 1}, ())
+        later = {"seed": 1, "rate": 0.5, "name": None}
+        with pytest.raises(InputError, match=r"another run: --rate 0.7 \(the run there has 0.5\); use"):
+            check_manifest(tmp_path, later | {"rate": 0.7}, (), defaults={"rate": 0.5})
+        with pytest.raises(InputError, match=r"--rate 0.5 \(the run there has None\)"):  # no flag of this program
+            check_manifest(tmp_path, later, ())
+        check_manifest(tmp_path, later, (), defaults={"rate": 0.5})
+        assert saved(tmp_path) == later
+
     def test_other_contents_are_named_and_a_manifest_without_hashes_gets_them(self, tmp_path):
         flags = {"model_path": "model.pt"}
         check_manifest(tmp_path, flags, ())

@@ -76,9 +76,9 @@ def test_without_a_config(tmp_path):
 
 
 def test_what_does_not_fit(checkpoints, tmp_path):
-    with pytest.raises(InputError, match="has no num_channels, expected that of a diffusion model"):
+    with pytest.raises(InputError, match="found a classifier, expected a diffusion model"):
         load_model(checkpoints["classifier"])
-    with pytest.raises(InputError, match="has no classifier_width, expected that of a classifier"):
+    with pytest.raises(InputError, match="found a diffusion model, expected a classifier"):
         load_classifier(checkpoints["model"])
     with pytest.raises(InputError, match="nowhere.pt: no such file"):
         load_model(tmp_path / "nowhere.pt")

@@ -17,9 +17,11 @@ from tests.helpers import (
     DIFFUSION,
     MODEL,
     ROOT,
+    SCRIPTS,
     UNET,
     Run,
     Runner,
+    as_arguments,
     make_checkpoint,
     make_images,
     read_csv,
@@ -106,6 +108,9 @@ def test_super_resolution_from_training_to_samples(run, tmp_path, images):
         arrays = read_npz(tmp_path / launcher / "samples_5x8x8x3.npz")
         assert list(arrays) == ["arr_0"], "no labels from super resolution"
         results.append(arrays["arr_0"])
+    told = run("super_res_sample", flags | {"num_samples": 1, "use_ddim": None, "labels": "folder", "log_dir": "told"})
+    assert "--use_ddim: not used, upstream's upsampler ignores it; --sampler ddim samples with DDIM" in told.stdout
+    assert "--labels folder: not read, base.npz has its labels in arr_1" in told.stdout
     assert np.array_equal(*results), "sample i comes from image i whatever the number of processes"
 
 
@@ -152,6 +157,15 @@ def test_nll(run, tmp_path, images, checkpoints):
         assert two["arr_0"].shape == (20,)
     told = (tmp_path / "two" / "log.txt").read_text()
     assert re.search(r"done 8 samples: bpd=\d", told)
+
+
+def test_nll_says_what_a_signal_stops(run, tmp_path, images, checkpoints):
+    flags = as_arguments({"model_path": checkpoints["model"], "data_dir": images, "num_samples": 4, "log_dir": "out"})
+    program, script = Path(__file__).with_name("interrupted_program.py"), str(SCRIPTS / "image_nll.py")
+    stopped = run(program, [script, "bound:2", "SIGTERM", "0", *flags], fails=True)
+    assert stopped.statuses == [143] and "Traceback" not in stopped.stderr
+    assert "stopped by SIGTERM; nothing is written before all images are evaluated" in stopped.stdout
+    assert json.loads((tmp_path / "out" / "status.json").read_text())["state"] == "stopped"
 
 
 @pytest.fixture(scope="module")

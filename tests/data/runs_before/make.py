@@ -1,4 +1,6 @@
-"""python make.py REPOSITORY: make runs.tar.xz and expected.json beside this file, with the code of that checkout.
+"""python make.py REPOSITORY [--small]: make runs.tar.xz and expected.json, or small.tar.xz, beside this file.
+
+They are made with the code of that checkout.
 
 Everything is run in one folder as working directory and with relative paths, so that the folder can be moved.
 """
@@ -48,6 +50,11 @@ COMMANDS = {
         "--trace_samples 1 --trace_maps 2 --num_samples 4",
     ),
 }  # fmt: skip
+# The same of a network of zeros that learns nothing, which packs to a few kB.
+SMALL = {
+    "training": ("image_train", f"{MODEL} {TRAINING} --lr 0 --init_from zeros/model.pt --iterations 3"),
+    "sampling": ("image_sample", "--model_path zeros/model.pt --timestep_respacing 5 --batch_size 2 --seed 3"),
+}
 LONGER = 8  # samples that the finished guided run is extended to
 
 
@@ -57,6 +64,10 @@ def arguments(name: str, folder: str | None = None) -> list[str]:
     if folder is not None:
         words = [word.replace(f"{name}/", f"{folder}/") for word in words]
     return [*words, "--log_dir", folder or name]
+
+
+def small_arguments(name: str) -> list[str]:
+    return [*SMALL[name][1].split(), "--log_dir", name]
 
 
 def run(repository: Path, program: str, words: list[str], cwd: Path) -> subprocess.Popen:
@@ -85,10 +96,40 @@ def machine() -> dict[str, str]:
     return {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
 
 
+def pack(place: Path, name: str) -> None:
+    with tarfile.open(HERE / name, "w:xz", preset=9) as archive:
+        archive.add(place, ".", filter=lambda info: info.replace(mtime=0, uid=0, gid=0, uname="", gname="", deep=False))
+
+
+def make_small(repository: Path, place: Path) -> None:
+    """A training stopped after its first step, and a finished run of two samples."""
+    from tests.helpers import make_checkpoint, make_images
+
+    make_images(place / "images", per_class=2)
+    flags = {"channel_mult": "1", "attention_resolutions": "1", "use_scale_shift_norm": False, "class_cond": True}
+    model = make_checkpoint(place / "zeros", "model", **flags)
+    zeros = {name: torch.zeros_like(values) for name, values in torch.load(model).items()}
+    torch.save(zeros, model)
+    (place / "code").symlink_to(repository)  # so that what is noted of the commands holds no path of this machine
+    repository = Path("code")
+    script = str(repository / f"scripts/{SMALL['training'][0]}.py")
+    words = [script, "step:1", "SIGTERM", "0", *small_arguments("training")]
+    run(repository, "tests/interrupted_program.py", words, place).wait()
+    words = [*small_arguments("sampling"), "--num_samples", "2"]
+    if run(repository, f"scripts/{SMALL['sampling'][0]}.py", words, place).wait():
+        raise SystemExit("sampling failed")
+    (place / "code").unlink()
+    pack(place, "small.tar.xz")
+
+
 def main() -> None:
     from tests.helpers import make_images
 
     repository, place = Path(sys.argv[1]).resolve(), Path(tempfile.mkdtemp())
+    if "--small" in sys.argv:
+        make_small(repository, place)
+        shutil.rmtree(place)
+        return
     make_images(place / "images", per_class=2)
     # Killed before it writes the first file after its first checkpoint, of 3 files; stopped in the first step. After
     # one step most of the moments are still 0, and with a rate of 0.5 most averages equal the weights: they pack well.
@@ -108,8 +149,7 @@ def main() -> None:
     process.kill()
     process.wait()
     finish(repository, "guided", arguments("guided"), place)
-    with tarfile.open(HERE / "runs.tar.xz", "w:xz", preset=9) as archive:
-        archive.add(place, ".", filter=lambda info: info.replace(mtime=0, uid=0, gid=0, uname="", gname="", deep=False))
+    pack(place, "runs.tar.xz")
 
     expected = {"machine": machine()}
     for name in COMMANDS:
