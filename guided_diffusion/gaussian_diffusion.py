@@ -26,8 +26,8 @@ __all__ = [
 class GaussianDiffusion(DiffusionProcess):
     """A `DiffusionProcess` with samplers and objectives under upstream's method names.
 
-    Ours are `noise_fn(x) -> noise like x`, which replaces torch.randn_like for reproducible sampling, and `callback`: see
-    `samplers.sample_progressively`.
+    Ours are `noise_fn(x) -> noise like x`, which replaces torch.randn_like for reproducible sampling, and
+    `callback`: see `samplers.sample_progressively`.
     """
 
     def p_sample(
