@@ -21,7 +21,7 @@ $(BIN)/.test-ready: $(BIN)/.demo-ready
 	touch $@
 
 demo: $(BIN)/.demo-ready  ## train, sample and evaluate on embedded digits; report in runs/demo/report.html
-	$(RUN) python demo/run.py
+	$(RUN) python experiments/digits/run.py
 
 test: $(BIN)/.test-ready  ## the whole test suite
 	$(RUN) python -m pytest $(PYTEST_ARGS)

@@ -18,11 +18,11 @@ setup(
     classifiers=["Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
     python_requires=">=3.11",
     packages=[
-        "guided_diffusion", "ed_dpm_patches", "ed_dpm_patches.reproduce", "ed_dpm_patches.figures",
+        "guided_diffusion", "ed_dpm_patches", "experiments", "experiments.figures",
         "evaluations", "evaluations.metrics",
     ],  # fmt: skip
     package_data={"ed_dpm_patches": ["recipes/*.toml", "recipes/*/*.toml"]},
-    entry_points={"console_scripts": ["ed-dpm = ed_dpm_patches.reproduce.cli:run"]},
+    entry_points={"console_scripts": ["ed-dpm = experiments.cli:run"]},
     install_requires=[
         "blobfile>=1.0.5",
         "jinja2",  # the reports' HTML; torch brings it

@@ -5,11 +5,11 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from ed_dpm_patches.reproduce.cli import Parser
-from ed_dpm_patches.reproduce.rerun import pick, rerun
-from guided_diffusion import dist_util
+from experiments.cli import Parser
+from experiments.rerun import pick, rerun
+from guided_diffusion.distributed import process_group
 
-from .__main__ import PROTOCOLS, RESULTS
+from experiments.cifar10.__main__ import PROTOCOLS, RESULTS
 
 
 def main() -> None:
@@ -26,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    dist_util.run_main(main)
+    process_group.run_main(main)

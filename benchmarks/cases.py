@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ed_dpm_patches import ClassifierGuidance, ConstantRule, ect_terms
-from guided_diffusion import script_util, unet
-from guided_diffusion.amp import LowPrecision, OptimizerStepper
-from guided_diffusion.attention import fuse_attention
-from guided_diffusion.builders import CHANNEL_MULT
-from guided_diffusion.frozen import Frozen
-from guided_diffusion.nn import to_fast_layout
+from guided_diffusion.config import create
+from guided_diffusion.models import unet
+from guided_diffusion.models.mixed_precision import LowPrecision, OptimizerStepper
+from guided_diffusion.models.attention import fuse_attention
+from guided_diffusion.config.builders import CHANNEL_MULT
+from guided_diffusion.models.inference import Frozen
+from guided_diffusion.models.layers import to_fast_layout
 
 CLASSES = 1000
 SHARED = {"use_scale_shift_norm": True, "resblock_updown": True}
@@ -101,7 +102,7 @@ class Pair:
         self.setting, self.peer, self.device, self.half, self.compile = setting, peer, device, half, compile
         self.dtype = torch.float16 if half else None
         torch.manual_seed(0)
-        self.models = self._both(script_util.create_model, peer and peer.script_util.create_model, setting.model)
+        self.models = self._both(create.create_model, peer and peer.script_util.create_model, setting.model)
         torch.manual_seed(1)  # anew: building the peer's networks, if there are any, draws numbers too
         build = peer and peer.unet.EncoderUNetModel
         self.classifiers = self._both(unet.EncoderUNetModel, build, classifier_arguments(setting))
@@ -141,7 +142,7 @@ class Pair:
 
         processes = [
             source.create_gaussian_diffusion(learn_sigma=True, timestep_respacing="ddim25")
-            for source in (script_util, self.peer.script_util if self.peer else script_util)
+            for source in (create, self.peer.script_util if self.peer else create)
         ]
 
         def unet_call(network: nn.Module) -> Callable[[], Tensor]:
@@ -213,7 +214,7 @@ class Pair:
 
         network = LowPrecision(ours, self.dtype)  # as TrainLoop does
         peer_step = self._peer_step(theirs, loss(theirs, self.peer.script_util)) if self.peer else None
-        return {"diffusion training step": (self._our_step(ours, loss(network, script_util)), peer_step)}
+        return {"diffusion training step": (self._our_step(ours, loss(network, create)), peer_step)}
 
     def _our_step(self, network: nn.Module, compute_loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
         network.train()

@@ -26,7 +26,7 @@ from benchmarks.cases import SETTINGS
 from benchmarks.machine import cpu_name, result_path
 from benchmarks.measure import ceilings, paired_seconds
 from benchmarks.sides import OURS, PEER, Side, SideElsewhere, Work
-from guided_diffusion.files import write_json
+from guided_diffusion.io.files import write_json
 from tests.parity.peer import load_peer
 
 HEADER = ("config", "part", "ours ms", "peer ms", "ratio", "10-90 %", "GFLOP", "of ceiling", "difference")

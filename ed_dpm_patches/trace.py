@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guided_diffusion.gaussian_diffusion import GaussianDiffusion
-from guided_diffusion.nonfinite import timesteps_of
-from guided_diffusion.samplers import StepOutput
+from guided_diffusion.diffusion.gaussian import GaussianDiffusion
+from guided_diffusion.diffusion.nonfinite import timesteps_of
+from guided_diffusion.diffusion.samplers import StepOutput
 
 MEASURES = ("entropy_ratio", "p_y", "grad_norm", "scale", "relative_guidance")
 MAPS = ("x_t", "pred_xstart", "guidance")

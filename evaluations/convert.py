@@ -25,14 +25,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without
 
 from evaluations.image_sets import GREY, labels_to_write  # noqa: E402
 from evaluations.metrics import npz  # noqa: E402
-from guided_diffusion.configs import ReadingConfig  # noqa: E402
+from guided_diffusion.config.configs import ReadingConfig  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
-from guided_diffusion.files import decoding, exists, write_atomically  # noqa: E402
-from guided_diffusion.flags import Parser  # noqa: E402
-from guided_diffusion.image_files import EXPECTED, ImageFiles, list_images  # noqa: E402
-from guided_diffusion.image_labels import HELP, numbered  # noqa: E402
-from guided_diffusion.image_oddities import warn_of_oddities  # noqa: E402
-from guided_diffusion.safe_images import NO_IMAGE, Reading, has_transparent_pixels, open_image, read_image  # noqa: E402
+from guided_diffusion.io.files import decoding, exists, write_atomically  # noqa: E402
+from guided_diffusion.config.flags import Parser  # noqa: E402
+from guided_diffusion.data.image_files import EXPECTED, ImageFiles, list_images  # noqa: E402
+from guided_diffusion.data.image_labels import HELP, numbered  # noqa: E402
+from guided_diffusion.data.image_oddities import warn_of_oddities  # noqa: E402
+from guided_diffusion.io.images import NO_IMAGE, Reading, has_transparent_pixels, open_image, read_image  # noqa: E402
 
 _LABEL_HEIGHT = 12  # pixels, of PIL's built-in font
 
@@ -213,6 +213,6 @@ def _check_free(path: Path, overwrite: bool) -> None:
 
 
 if __name__ == "__main__":
-    from guided_diffusion.dist_util import run_main
+    from guided_diffusion.distributed.process_group import run_main
 
     run_main(main)

@@ -39,14 +39,14 @@ from evaluations.upstream_api import (  # noqa: E402
     ManifoldEstimator,
     open_npz_array,
 )
-from guided_diffusion import dist_util, meeting  # noqa: E402
-from guided_diffusion.configs import ReadingConfig  # noqa: E402
+from guided_diffusion.distributed import process_group, meeting  # noqa: E402
+from guided_diffusion.config.configs import ReadingConfig  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
-from guided_diffusion.flags import Given, Parser  # noqa: E402
-from guided_diffusion.release_flags import as_positions  # noqa: E402
-from guided_diffusion.safe_images import Reading  # noqa: E402
-from guided_diffusion.stop_signals import terminating  # noqa: E402
-from guided_diffusion.streams import print_result  # noqa: E402
+from guided_diffusion.config.flags import Given, Parser  # noqa: E402
+from guided_diffusion.config.release_flags import as_positions  # noqa: E402
+from guided_diffusion.io.images import Reading  # noqa: E402
+from guided_diffusion.distributed.stop_signals import terminating  # noqa: E402
+from guided_diffusion.system.streams import print_result  # noqa: E402
 
 __all__ = [
     "INCEPTION_V3_PATH",
@@ -72,13 +72,13 @@ log = logging.getLogger("evaluator")
 def main() -> None:
     """Parse the command line, evaluate, print; ``InputError`` for anything wrong with the input."""
     args = _parse()
-    level = logging.INFO if dist_util.get_rank() == 0 else logging.ERROR
+    level = logging.INFO if process_group.get_rank() == 0 else logging.ERROR
     logging.basicConfig(stream=sys.stderr, level=level, format="%(message)s")
     check_numbers(**{flag: getattr(args, flag) for flag in LEAST})
     choose_metrics(args.metrics, args.extra)
-    sets = _open_sets(args) if dist_util.get_rank() == 0 else []  # others need not reach the files
+    sets = _open_sets(args) if process_group.get_rank() == 0 else []  # others need not reach the files
     with terminating("nothing is printed before the end: the same command begins anew", log.warning):
-        if dist_util.get_world_size() > 1:
+        if process_group.get_world_size() > 1:
             _evaluate_on_ranks(args, sets)
         else:
             _evaluate(args, sets, create_engine(args))
@@ -117,16 +117,16 @@ def reading_of(args: argparse.Namespace) -> Reading:
 
 def _evaluate_on_ranks(args: argparse.Namespace, sets: list[ImageSet]) -> None:
     """Rank 0 evaluates, with the other ranks at its service."""
-    dist_util.setup_dist()
-    if dist_util.get_rank() == 0:
+    process_group.setup_dist()
+    if process_group.get_rank() == 0:
         engine = create_engine(args)
-        dist_util.barrier()  # what it had to download, the others find
+        process_group.barrier()  # what it had to download, the others find
         dealer = Dealer()
         engine.spread = dealer.spread
         _evaluate(args, sets, engine)
         dealer.release()
     else:
-        dist_util.barrier()
+        process_group.barrier()
         engine = create_engine(args)
         Dealer().serve(engine.run_batch)
 
@@ -213,7 +213,7 @@ def _weights_of(features: str) -> str:
     """The file to take where a training's folder is given; everything else as it is."""
     if not os.path.isdir(features):
         return features
-    from guided_diffusion.best_checkpoint import best_weights
+    from guided_diffusion.runs.best_checkpoint import best_weights
 
     if (found := best_weights(features)) is None:
         raise InputError(f"--features {features}: found a folder, expected a file or a folder with model*.pt in it")
@@ -248,4 +248,4 @@ def _has_tensorflow() -> bool:
 
 
 if __name__ == "__main__":
-    dist_util.run_main(main)
+    process_group.run_main(main)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from guided_diffusion.errors import InputError
-from guided_diffusion.files import decoding, open_readable, reading
+from guided_diffusion.io.files import decoding, open_readable, reading
 
 MAX_FILE_BYTES = 1 << 31  # protobuf's own limit
 MAX_RANK = 8

@@ -17,7 +17,7 @@ import numpy as np
 from evaluations.engine import Activations, RowStack, Spread, run_batches
 from evaluations.graphdef import Node, read_bytes, read_graph
 from guided_diffusion.errors import InputError
-from guided_diffusion.files import decoding, is_remote, open_regular, reading
+from guided_diffusion.io.files import decoding, is_remote, open_regular, reading
 
 INCEPTION_V3_URL = (
     "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/classify_image_graph_def.pb"
@@ -166,7 +166,7 @@ def find_graph(graph_path: str | os.PathLike | None) -> Path:
         return path
     if is_remote(graph_path or ""):
         raise InputError(f"--inception {graph_path}: expected a file on this machine, found an address")
-    from guided_diffusion.download import fetch  # which needs requests
+    from guided_diffusion.io.download import fetch  # which needs requests
 
     return fetch(
         INCEPTION_V3_URL,

@@ -28,14 +28,14 @@ from evaluations.evaluator import add_network_flags, create_engine, reading_of  
 from evaluations.image_sets import RESIZE_RULE, labels_to_write  # noqa: E402
 from evaluations.kept_results import check_writable, write_or_keep  # noqa: E402
 from evaluations.metrics.statistics import fit_gaussian  # noqa: E402
-from guided_diffusion.configs import ReadingConfig  # noqa: E402
+from guided_diffusion.config.configs import ReadingConfig  # noqa: E402
 from guided_diffusion.errors import InputError, counted  # noqa: E402
-from guided_diffusion.files import hash_file, remove_leftovers, write_atomically  # noqa: E402
-from guided_diffusion.flags import Parser  # noqa: E402
-from guided_diffusion.image_datasets import ImageDataset, find_images  # noqa: E402
-from guided_diffusion.image_labels import HELP  # noqa: E402
-from guided_diffusion.image_oddities import warn_of_oddities  # noqa: E402
-from guided_diffusion.safe_images import Reading  # noqa: E402
+from guided_diffusion.io.files import hash_file, remove_leftovers, write_atomically  # noqa: E402
+from guided_diffusion.config.flags import Parser  # noqa: E402
+from guided_diffusion.data.datasets import ImageDataset, find_images  # noqa: E402
+from guided_diffusion.data.image_labels import HELP  # noqa: E402
+from guided_diffusion.data.image_oddities import warn_of_oddities  # noqa: E402
+from guided_diffusion.io.images import Reading  # noqa: E402
 
 log = logging.getLogger("make_reference")
 
@@ -187,6 +187,6 @@ def _create_parser() -> Parser:
 
 
 if __name__ == "__main__":
-    from guided_diffusion.dist_util import run_main
+    from guided_diffusion.distributed.process_group import run_main
 
     run_main(main)

@@ -16,11 +16,13 @@ from ed_dpm_patches import ClassifierGuidance
 from ed_dpm_patches.config import GuidanceConfig, guidance_rule, parse_interval, with_rule_named
 from ed_dpm_patches.scale_stats import summary_line
 from ed_dpm_patches.trace import Trace
-from guided_diffusion import dist_util, logger, run_setup, tallies
-from guided_diffusion.checkpoint import OtherNetwork
-from guided_diffusion.checkpoint_flags import CLASSIFIER, SUPER_RES
-from guided_diffusion.class_labels import Classes
-from guided_diffusion.configs import (
+from guided_diffusion.distributed import process_group
+from guided_diffusion.runs import logger
+from guided_diffusion.sampling import setup, tallies
+from guided_diffusion.io.checkpoint import OtherNetwork
+from guided_diffusion.io.checkpoint_flags import CLASSIFIER, SUPER_RES
+from guided_diffusion.config.class_labels import Classes
+from guided_diffusion.config.configs import (
     ClassifierConfig,
     DiffusionConfig,
     LabelConfig,
@@ -29,11 +31,11 @@ from guided_diffusion.configs import (
     SamplingConfig,
 )
 from guided_diffusion.errors import InputError
-from guided_diffusion.flags import Given, Parser, architecture_from
-from guided_diffusion.generate import Batch, SampleRun
-from guided_diffusion.nonfinite import Watch, timesteps_of
-from guided_diffusion.script_util import build_diffusion, build_model
-from guided_diffusion.solvers import sampling_loop
+from guided_diffusion.config.flags import Given, Parser, architecture_from
+from guided_diffusion.sampling.run import Batch, SampleRun
+from guided_diffusion.diffusion.nonfinite import Watch, timesteps_of
+from guided_diffusion.config.create import build_diffusion, build_model
+from guided_diffusion.diffusion.solvers import sampling_loop
 
 
 def main() -> None:
@@ -41,22 +43,22 @@ def main() -> None:
         __doc__, SamplingConfig, GuidanceConfig, LabelConfig, ModelConfig, ClassifierConfig, DiffusionConfig, RunConfig
     ).parse()
     run = given.make(RunConfig)
-    directory = run_setup.begin(run)
-    given = run_setup.choose_files(given, "model_path", "classifier_path")
+    directory = setup.begin(run)
+    given = setup.choose_files(given, "model_path", "classifier_path")
     sampling, guide = given.make(SamplingConfig), given.make(GuidanceConfig)
-    trace_path = run_setup.output_file("trace", guide.trace)
+    trace_path = setup.output_file("trace", guide.trace)
     with asking_whether_swapped():
         model_config, classifier_config, diffusion_config = resolve(given, sampling.model_path, guide.classifier_path)
     classes = shared_classes(model_config, sampling.model_path, classifier_config, guide.classifier_path)
-    labels = run_setup.plan_labels(given.make(LabelConfig), classes)
+    labels = setup.plan_labels(given.make(LabelConfig), classes)
     rule = guidance_rule(given, guide, diffusion_config.diffusion_steps)
 
     diffusion = build_diffusion(diffusion_config)
     loop = sampling_loop(diffusion, sampling.sampler, sampling.use_ddim)
-    compile = run_setup.wants_compiling(sampling, diffusion.num_timesteps)
+    compile = setup.wants_compiling(sampling, diffusion.num_timesteps)
     with asking_whether_swapped():
-        model = run_setup.load_model(build_model, model_config, diffusion_config, sampling.model_path, run, compile)
-        classifier = run_setup.load_classifier(classifier_config, guide.classifier_path, run, compile)
+        model = setup.load_model(build_model, model_config, diffusion_config, sampling.model_path, run, compile)
+        classifier = setup.load_classifier(classifier_config, guide.classifier_path, run, compile)
 
     trace = Trace(diffusion, guide.trace_samples, guide.trace_maps) if guide.trace else None
     watch = Watch(timesteps_of(diffusion), sampling.nonfinite)
@@ -130,8 +132,8 @@ def asking_whether_swapped() -> Iterator[None]:
 
 def resolve(given: Given, model_path: str, classifier_path: str):
     """The configs of model, classifier and process from flags and checkpoints. InputError if they do not fit."""
-    model, diffusion = run_setup.model_configs(given, model_path, ModelConfig)
-    classifier_saved = run_setup.checkpoint_config("classifier_path", classifier_path, CLASSIFIER)
+    model, diffusion = setup.model_configs(given, model_path, ModelConfig)
+    classifier_saved = setup.checkpoint_config("classifier_path", classifier_path, CLASSIFIER)
     classifier = architecture_from(given, ClassifierConfig, classifier_saved, classifier_path)
     for name in ("image_size", "in_channels"):
         ours, theirs = getattr(model, name), getattr(classifier, name)
@@ -186,4 +188,4 @@ def shared_classes(
 
 
 if __name__ == "__main__":
-    dist_util.run_main(main)
+    process_group.run_main(main)

@@ -14,11 +14,13 @@ from functools import partial
 
 from ed_dpm_patches import ect_terms
 from ed_dpm_patches.config import EctConfig, ect_weight
-from guided_diffusion import dist_util, logger, run_setup
-from guided_diffusion.amp import amp_dtype
-from guided_diffusion.class_labels import count_classes
-from guided_diffusion.classifier_util import ClassifierTrainLoop
-from guided_diffusion.configs import (
+from guided_diffusion.distributed import process_group
+from guided_diffusion.runs import logger
+from guided_diffusion.sampling import setup
+from guided_diffusion.models.mixed_precision import amp_dtype
+from guided_diffusion.config.class_labels import count_classes
+from guided_diffusion.training.classifier_loop import ClassifierTrainLoop
+from guided_diffusion.config.configs import (
     ClassifierConfig,
     ClassifierTrainConfig,
     DataConfig,
@@ -26,10 +28,10 @@ from guided_diffusion.configs import (
     RunConfig,
 )
 from guided_diffusion.errors import InputError, counted
-from guided_diffusion.flags import Parser
-from guided_diffusion.image_datasets import find_images, open_dataset
-from guided_diffusion.script_util import build_classifier, build_diffusion
-from guided_diffusion.train_setup import (
+from guided_diffusion.config.flags import Parser
+from guided_diffusion.data.datasets import find_images, open_dataset
+from guided_diffusion.config.create import build_classifier, build_diffusion
+from guided_diffusion.training.setup import (
     batches,
     check_steps_left,
     class_flags,
@@ -41,7 +43,7 @@ from guided_diffusion.train_setup import (
     starting_point,
     validation_batches,
 )
-from guided_diffusion.training_run import CHANGEABLE
+from guided_diffusion.training.resume import CHANGEABLE
 
 
 def main() -> None:
@@ -52,7 +54,7 @@ def main() -> None:
     train, diffusion_config = given.make(ClassifierTrainConfig), given.make(DiffusionConfig)
     if diffusion_config.timestep_respacing:
         raise InputError("--timestep_respacing: the classifier is trained on all timesteps; expected none")
-    run_setup.begin(run)
+    setup.begin(run)
 
     resume, files = starting_point(train), find_images(data_config.data_dir)
     labels = read_run_labels(files, data_config.labels)
@@ -86,7 +88,7 @@ def main() -> None:
             val_batches = validation_batches(val_dataset, train.batch_size, training_run, train.eval_interval)
             val_data = workers.enter_context(val_batches)
         loop = ClassifierTrainLoop(
-            model=build_classifier(dataclasses.replace(config, classifier_use_fp16=False)).to(dist_util.dev()),
+            model=build_classifier(dataclasses.replace(config, classifier_use_fp16=False)).to(process_group.dev()),
             diffusion=build_diffusion(diffusion_config),
             data=data,
             val_data=val_data,
@@ -95,7 +97,7 @@ def main() -> None:
             dtype=amp_dtype(config.classifier_use_fp16, run.amp_dtype),
             run=training_run,
         )
-        run_setup.save_config(training_run.flags)
+        setup.save_config(training_run.flags)
         loop.run_loop()
     say_where_it_is(labels)
     say_what_to_use(purpose)
@@ -120,4 +122,4 @@ def load(data_dir, data_config, train, config, class_names, random_crop, **found
 
 
 if __name__ == "__main__":
-    dist_util.run_main(main)
+    process_group.run_main(main)

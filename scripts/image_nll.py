@@ -15,17 +15,19 @@ from pathlib import Path
 import numpy as np
 import torch.distributed as dist
 
-from guided_diffusion import dist_util, logger, run_setup
-from guided_diffusion.class_labels import Classes
-from guided_diffusion.configs import DataConfig, DiffusionConfig, ModelConfig, RunConfig
+from guided_diffusion.distributed import process_group
+from guided_diffusion.runs import logger
+from guided_diffusion.sampling import setup
+from guided_diffusion.config.class_labels import Classes
+from guided_diffusion.config.configs import DataConfig, DiffusionConfig, ModelConfig, RunConfig
 from guided_diffusion.errors import InputError, counted
-from guided_diffusion.files import write_atomically
-from guided_diffusion.flags import Parser, flag
-from guided_diffusion.image_datasets import find_images, load_data
-from guided_diffusion.image_labels import read_labels
-from guided_diffusion.progress import Progress
-from guided_diffusion.script_util import build_diffusion, build_model
-from guided_diffusion.stop_signals import terminating
+from guided_diffusion.io.files import write_atomically
+from guided_diffusion.config.flags import Parser, flag
+from guided_diffusion.data.datasets import find_images, load_data
+from guided_diffusion.data.image_labels import read_labels
+from guided_diffusion.distributed.progress import Progress
+from guided_diffusion.config.create import build_diffusion, build_model
+from guided_diffusion.distributed.stop_signals import terminating
 
 TERMS = ("vb", "mse", "xstart_mse")
 
@@ -43,13 +45,13 @@ class NllConfig:
 def main() -> None:
     given = Parser(__doc__, DataConfig, NllConfig, ModelConfig, DiffusionConfig, RunConfig).parse()
     run, data_config = given.make(RunConfig), given.make(DataConfig)
-    directory = run_setup.begin(run)
-    given = run_setup.choose_files(given, "model_path")
+    directory = setup.begin(run)
+    given = setup.choose_files(given, "model_path")
     nll = given.make(NllConfig)
-    config, diffusion_config = run_setup.model_configs(given, nll.model_path, ModelConfig)
-    model = run_setup.load_model(build_model, config, diffusion_config, nll.model_path, run)
+    config, diffusion_config = setup.model_configs(given, nll.model_path, ModelConfig)
+    model = setup.load_model(build_model, config, diffusion_config, nll.model_path, run)
     files, labels, names = find_images(data_config.data_dir), None, None
-    run_setup.warn_of_unused_labels(given, config.class_cond)
+    setup.warn_of_unused_labels(given, config.class_cond)
     if config.class_cond:
         names = Classes.of_checkpoint(nll.model_path, config.num_classes).names or None
         labels = read_labels(files, data_config.labels, names)
@@ -77,7 +79,7 @@ def main() -> None:
 
 def evaluate(model, diffusion, data: Iterator, nll: NllConfig, directory: Path) -> float:
     """Mean bits per dimension over the images; writes the terms from rank 0."""
-    world_size = dist_util.get_world_size()
+    world_size = process_group.get_world_size()
     per_round = nll.batch_size * world_size
     sums = {name: np.zeros(diffusion.num_timesteps) for name in TERMS}
     total_bpd, rounds = 0.0, 0
@@ -85,8 +87,8 @@ def evaluate(model, diffusion, data: Iterator, nll: NllConfig, directory: Path) 
     with Progress(nll.num_samples, "images", directory=directory) as progress, terminating(lost):
         while rounds * per_round < nll.num_samples:
             images, condition = next(data)
-            condition = {name: value.to(dist_util.dev()) for name, value in condition.items()}
-            terms = diffusion.calc_bpd_loop(model, images.to(dist_util.dev()), nll.clip_denoised, condition)
+            condition = {name: value.to(process_group.dev()) for name, value in condition.items()}
+            terms = diffusion.calc_bpd_loop(model, images.to(process_group.dev()), nll.clip_denoised, condition)
             means = {name: terms[name].mean(dim=0) / world_size for name in (*TERMS, "total_bpd")}
             for mean in means.values():
                 if world_size > 1:
@@ -97,16 +99,16 @@ def evaluate(model, diffusion, data: Iterator, nll: NllConfig, directory: Path) 
             rounds += 1
             progress.update(min(per_round, nll.num_samples - progress.n))
             logger.log(f"done {rounds * per_round} samples: bpd={total_bpd / rounds:.6g}")
-    if dist_util.get_rank() == 0:
+    if process_group.get_rank() == 0:
         for name, values in sums.items():
             path = directory / f"{name}_terms.npz"
             with write_atomically(path) as file:
                 np.savez(file, (values / rounds).astype(np.float32))
             logger.log(f"saved {path}")
-    dist_util.barrier()
+    process_group.barrier()
     progress.finish()
     return total_bpd / rounds
 
 
 if __name__ == "__main__":
-    dist_util.run_main(main)
+    process_group.run_main(main)

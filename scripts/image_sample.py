@@ -10,34 +10,35 @@ from __future__ import annotations
 
 import dataclasses
 
-from guided_diffusion import dist_util, run_setup
-from guided_diffusion.class_labels import Classes
-from guided_diffusion.configs import DiffusionConfig, LabelConfig, ModelConfig, RunConfig, SamplingConfig
+from guided_diffusion.distributed import process_group
+from guided_diffusion.sampling import setup
+from guided_diffusion.config.class_labels import Classes
+from guided_diffusion.config.configs import DiffusionConfig, LabelConfig, ModelConfig, RunConfig, SamplingConfig
 from guided_diffusion.errors import InputError
-from guided_diffusion.flags import Parser
-from guided_diffusion.generate import Batch, SampleRun
-from guided_diffusion.nonfinite import Watch, timesteps_of
-from guided_diffusion.script_util import build_diffusion, build_model
-from guided_diffusion.solvers import sampling_loop
+from guided_diffusion.config.flags import Parser
+from guided_diffusion.sampling.run import Batch, SampleRun
+from guided_diffusion.diffusion.nonfinite import Watch, timesteps_of
+from guided_diffusion.config.create import build_diffusion, build_model
+from guided_diffusion.diffusion.solvers import sampling_loop
 
 
 def main() -> None:
     given = Parser(__doc__, SamplingConfig, LabelConfig, ModelConfig, DiffusionConfig, RunConfig).parse()
     run, label_config = given.make(RunConfig), given.make(LabelConfig)
-    directory = run_setup.begin(run)
-    given = run_setup.choose_files(given, "model_path")
+    directory = setup.begin(run)
+    given = setup.choose_files(given, "model_path")
     sampling = given.make(SamplingConfig)
-    config, diffusion_config = run_setup.model_configs(given, sampling.model_path, ModelConfig)
+    config, diffusion_config = setup.model_configs(given, sampling.model_path, ModelConfig)
     if not config.class_cond and (label_config.classes or label_config.balanced):
         raise InputError("--classes, --balanced: this model takes no labels, expected one trained with --class_cond")
     labels = None
     if config.class_cond:
-        labels = run_setup.plan_labels(label_config, Classes.of_checkpoint(sampling.model_path, config.num_classes))
+        labels = setup.plan_labels(label_config, Classes.of_checkpoint(sampling.model_path, config.num_classes))
 
     diffusion = build_diffusion(diffusion_config)
     loop = sampling_loop(diffusion, sampling.sampler, sampling.use_ddim)
-    compile = run_setup.wants_compiling(sampling, diffusion.num_timesteps)
-    model = run_setup.load_model(build_model, config, diffusion_config, sampling.model_path, run, compile)
+    compile = setup.wants_compiling(sampling, diffusion.num_timesteps)
+    model = setup.load_model(build_model, config, diffusion_config, sampling.model_path, run, compile)
     shape = (config.in_channels, config.image_size, config.image_size)
 
     def draw(batch: Batch):
@@ -66,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    dist_util.run_main(main)
+    process_group.run_main(main)

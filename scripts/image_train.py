@@ -8,11 +8,11 @@ The same command with the same --log_dir goes on from the newest checkpoint ther
 
 from __future__ import annotations
 
-from guided_diffusion import dist_util
-from guided_diffusion.configs import DataConfig, DiffusionConfig, ModelConfig, RunConfig, TrainConfig
-from guided_diffusion.flags import Parser
-from guided_diffusion.script_util import build_model
-from guided_diffusion.train_setup import train_diffusion_model
+from guided_diffusion.distributed import process_group
+from guided_diffusion.config.configs import DataConfig, DiffusionConfig, ModelConfig, RunConfig, TrainConfig
+from guided_diffusion.config.flags import Parser
+from guided_diffusion.config.create import build_model
+from guided_diffusion.training.setup import train_diffusion_model
 
 
 def main() -> None:
@@ -22,4 +22,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    dist_util.run_main(main)
+    process_group.run_main(main)

@@ -20,22 +20,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guided_diffusion import dist_util, logger, run_setup
-from guided_diffusion.class_labels import Classes
-from guided_diffusion.configs import DiffusionConfig, ReadingConfig, RunConfig, SamplingConfig, SuperResConfig
+from guided_diffusion.distributed import process_group
+from guided_diffusion.runs import logger
+from guided_diffusion.sampling import setup
+from guided_diffusion.config.class_labels import Classes
+from guided_diffusion.config.configs import DiffusionConfig, ReadingConfig, RunConfig, SamplingConfig, SuperResConfig
 from guided_diffusion.errors import InputError
-from guided_diffusion.files import check_readable, decoding, open_regular
-from guided_diffusion.flags import Parser, flag
-from guided_diffusion.generate import Batch, SampleRun
-from guided_diffusion.image_datasets import warn_of_labels
-from guided_diffusion.image_files import EXPECTED, ImageFiles, is_image_archive, list_images
-from guided_diffusion.image_labels import read_labels, read_sample_labels
-from guided_diffusion.image_oddities import warn_of_oddities
-from guided_diffusion.nonfinite import Watch, timesteps_of
-from guided_diffusion.result_folders import find_npz
-from guided_diffusion.safe_images import Reading, read_image
-from guided_diffusion.script_util import build_diffusion, build_super_res_model
-from guided_diffusion.solvers import sampling_loop
+from guided_diffusion.io.files import check_readable, decoding, open_regular
+from guided_diffusion.config.flags import Parser, flag
+from guided_diffusion.sampling.run import Batch, SampleRun
+from guided_diffusion.data.datasets import warn_of_labels
+from guided_diffusion.data.image_files import EXPECTED, ImageFiles, is_image_archive, list_images
+from guided_diffusion.data.image_labels import read_labels, read_sample_labels
+from guided_diffusion.data.image_oddities import warn_of_oddities
+from guided_diffusion.diffusion.nonfinite import Watch, timesteps_of
+from guided_diffusion.sampling.result_folders import find_npz
+from guided_diffusion.io.images import Reading, read_image
+from guided_diffusion.config.create import build_diffusion, build_super_res_model
+from guided_diffusion.diffusion.solvers import sampling_loop
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,13 @@ def main() -> None:
     configs = SamplingConfig, BaseConfig, ReadingConfig, SuperResConfig, DiffusionConfig, RunConfig
     given = Parser(__doc__, *configs).parse()
     run = given.make(RunConfig)
-    directory = run_setup.begin(run)
-    given = run_setup.choose_files(given, "model_path")
+    directory = setup.begin(run)
+    given = setup.choose_files(given, "model_path")
     sampling = given.make(SamplingConfig)
-    config, diffusion_config = run_setup.model_configs(given, sampling.model_path, SuperResConfig)
+    config, diffusion_config = setup.model_configs(given, sampling.model_path, SuperResConfig)
     base_config = given.make(BaseConfig)
     classes = Classes.of_checkpoint(sampling.model_path, config.num_classes)
-    run_setup.warn_of_unused_labels(given, config.class_cond)
+    setup.warn_of_unused_labels(given, config.class_cond)
     reading = given.make(ReadingConfig).reading
     base = BaseImages(base_config.base_samples, config, base_config.labels or "auto", classes.names or None, reading)
     if base.labels is not None and (unseen := classes.unseen(np.unique(base.labels).tolist())):
@@ -70,8 +72,8 @@ def main() -> None:
     if sampling.use_ddim and not sampling.sampler:
         logger.warning("--use_ddim: not used, upstream's upsampler ignores it; --sampler ddim samples with DDIM")
     loop = sampling_loop(diffusion, sampling.sampler, sampling.use_ddim and sampling.sampler != "")
-    compile = run_setup.wants_compiling(sampling, diffusion.num_timesteps)
-    model = run_setup.load_model(build_super_res_model, config, diffusion_config, sampling.model_path, run, compile)
+    compile = setup.wants_compiling(sampling, diffusion.num_timesteps)
+    model = setup.load_model(build_super_res_model, config, diffusion_config, sampling.model_path, run, compile)
     shape = (config.in_channels, config.large_size, config.large_size)
 
     def draw(batch: Batch):
@@ -191,12 +193,12 @@ class BaseImages:
     def condition(self, indices: range) -> dict[str, Tensor]:
         """low_res in [-1, 1], and labels for a class-conditional model."""
         rows = [i % len(self.images) for i in indices]
-        images = torch.from_numpy(self.images[rows]).to(dist_util.dev()).float() / 127.5 - 1.0
+        images = torch.from_numpy(self.images[rows]).to(process_group.dev()).float() / 127.5 - 1.0
         condition = {"low_res": images.permute(0, 3, 1, 2)}
         if self.labels is not None:
-            condition["y"] = torch.from_numpy(self.labels[rows]).to(dist_util.dev(), torch.long)
+            condition["y"] = torch.from_numpy(self.labels[rows]).to(process_group.dev(), torch.long)
         return condition
 
 
 if __name__ == "__main__":
-    dist_util.run_main(main)
+    process_group.run_main(main)

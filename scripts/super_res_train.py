@@ -14,12 +14,12 @@ from functools import partial
 
 import torch.nn.functional as F
 
-from guided_diffusion import dist_util
-from guided_diffusion.configs import DataConfig, DiffusionConfig, RunConfig, SuperResConfig, TrainConfig
+from guided_diffusion.distributed import process_group
+from guided_diffusion.config.configs import DataConfig, DiffusionConfig, RunConfig, SuperResConfig, TrainConfig
 from guided_diffusion.errors import InputError
-from guided_diffusion.flags import Parser
-from guided_diffusion.script_util import build_super_res_model
-from guided_diffusion.train_setup import train_diffusion_model
+from guided_diffusion.config.flags import Parser
+from guided_diffusion.config.create import build_super_res_model
+from guided_diffusion.training.setup import train_diffusion_model
 
 
 def main() -> None:
@@ -38,4 +38,4 @@ def with_low_res(data: Iterator, small_size: int) -> Iterator:
 
 
 if __name__ == "__main__":
-    dist_util.run_main(main)
+    process_group.run_main(main)

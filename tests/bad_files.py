@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from guided_diffusion import checkpoint
+from guided_diffusion.io import checkpoint
 from tests.bad_inputs import CONFIGS
 from tests.helpers import make_checkpoint, make_images
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ed_dpm_patches.reproduce.book import Book, Figures, Network, Row, Run, Table
+from experiments.spec import Book, Figures, Network, Row, Run, Table
 
 MODEL_SHA, CLASSIFIER_SHA, REFERENCE_SHA, JUDGE_SHA = "a1" * 32, "b2" * 32, "c3" * 32, "d4" * 32
 COMMIT = "0123456789ab-dirty"

@@ -10,10 +10,11 @@ import runpy
 import signal
 import sys
 
-from guided_diffusion import checkpoint, dist_util
-from guided_diffusion.amp import OptimizerStepper
+from guided_diffusion.io import checkpoint
+from guided_diffusion import dist_util
+from guided_diffusion.models.mixed_precision import OptimizerStepper
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
-from guided_diffusion.parts import PartStore
+from guided_diffusion.sampling.shards import PartStore
 
 
 def interrupt(owner: object, name: str, count: int, number: signal.Signals, rank: str) -> None:

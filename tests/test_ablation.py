@@ -18,21 +18,32 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ablation import __main__ as ablation
-from ablation import again, calibrate, choice, clusters, conclusion, paired, photographs
-from ablation.choice import MATCHED, WIDER, Match, choose, matched_scale, matches, move, refine, with_wider_scales
-from ablation.paired import Difference
-from ed_dpm_patches.reproduce import rerun
-from ed_dpm_patches.reproduce.book import Book, Figures, Row, Table
-from ed_dpm_patches.reproduce.book_files import load
-from ed_dpm_patches.reproduce.commands import Commands, Options
-from ed_dpm_patches.reproduce.plan import plan
-from ed_dpm_patches.reproduce.results import Evaluation, Results, RunResult
-from ed_dpm_patches.reproduce.runner import Runner
-from guided_diffusion import checkpoint
-from guided_diffusion.configs import ClassifierConfig, DiffusionConfig, ModelConfig
+from experiments.cifar10 import __main__ as ablation
+from ablation import again
+from experiments.cifar10 import calibrate, choice, subclasses, conclusion, paired_tests, data
+from experiments.cifar10.choice import (
+    MATCHED,
+    WIDER,
+    Match,
+    choose,
+    matched_scale,
+    matches,
+    move,
+    refine,
+    with_wider_scales,
+)
+from experiments.cifar10.paired_tests import Difference
+from experiments import rerun
+from experiments.spec import Book, Figures, Row, Table
+from experiments.spec_files import load
+from experiments.commands import Commands, Options
+from experiments.plan import plan
+from experiments.results import Evaluation, Results, RunResult
+from experiments.runner import Runner
+from guided_diffusion.io import checkpoint
+from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig
 from guided_diffusion.errors import InputError
-from guided_diffusion.flags import from_values
+from guided_diffusion.config.flags import from_values
 from guided_diffusion.script_util import build_classifier, build_model
 from tests.helpers import ROOT, clean_environment, executable
 from tests.test_docs import fenced_blocks
@@ -59,8 +70,8 @@ def zips(tmp_path_factory) -> Path:
 
 
 def write(zips: Path, folder: Path, size: int = 8) -> None:
-    for part in photographs.FILES:
-        photographs.write_part(zips, folder, part, size)
+    for part in data.FILES:
+        data.write_part(zips, folder, part, size)
 
 
 def result(run: str, fid: float) -> RunResult:
@@ -72,7 +83,7 @@ def result(run: str, fid: float) -> RunResult:
 
 def test_the_parts_are_disjoint_balanced_and_those_of_the_archives(zips, tmp_path):
     write(zips, tmp_path)
-    names = {part: sorted(path.name for path in (tmp_path / part).iterdir()) for part in photographs.FILES}
+    names = {part: sorted(path.name for path in (tmp_path / part).iterdir()) for part in data.FILES}
     assert [len(names[part]) for part in ("train", "evaluator", "heldout")] == [96, 24, 40]
     assert not set(names["train"]) & set(names["evaluator"])
     for part in names:
@@ -104,25 +115,25 @@ def test_what_was_interrupted_is_written_again_and_what_is_there_stays(zips, tmp
 
 def test_missing_and_damaged_archives(zips, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="no cifar10_test.zip in it"):
-        photographs.zips_folder(tmp_path)
-    monkeypatch.setenv(photographs.VARIABLE, str(zips))
-    assert photographs.zips_folder() == zips
+        data.zips_folder(tmp_path)
+    monkeypatch.setenv(data.VARIABLE, str(zips))
+    assert data.zips_folder() == zips
     with zipfile.ZipFile(tmp_path / "cifar10_test.zip", "w") as archive:
         archive.writestr("cat_0000.jpg", b"no image")
     with pytest.raises(InputError, match="cat_0000.jpg"):
-        photographs.write_part(tmp_path, tmp_path, "heldout", 8)
+        data.write_part(tmp_path, tmp_path, "heldout", 8)
     assert not (tmp_path / "heldout").exists() and not (tmp_path / "heldout.npz").exists()
 
 
 def test_the_real_archives_are_cut_into_40000_10000_and_10000():
     try:
-        folder = photographs.zips_folder()
+        folder = data.zips_folder()
     except InputError as error:
         pytest.skip(f"CIFAR-10 is not here: {error}")
     parts = {}
-    for part, file in photographs.FILES.items():
+    for part, file in data.FILES.items():
         with zipfile.ZipFile(folder / file) as archive:
-            parts[part] = photographs.part_members(archive.namelist(), part)
+            parts[part] = data.part_members(archive.namelist(), part)
     assert [len(parts[part]) for part in ("train", "evaluator", "heldout")] == [40_000, 10_000, 10_000]
     assert not set(parts["train"]) & set(parts["evaluator"])
 
@@ -156,16 +167,16 @@ def test_clusters_are_found_within_each_class(tmp_path):
     labels, truth = np.repeat([0, 1, 2], 40), np.tile(np.arange(4), 30)
     centres = 100 * random.normal(size=(3, 4, 6))
     features = centres[labels, truth] + random.normal(size=(120, 6))
-    found = clusters.sub_labels(features, labels, 4)
+    found = subclasses.sub_labels(features, labels, 4)
     assert np.array_equal(found // 4, labels)
     assert len(np.unique(found)) == 12 and len({*zip(found, truth, strict=True)}) == 12
-    assert np.array_equal(found, clusters.sub_labels(features, labels, 4))
+    assert np.array_equal(found, subclasses.sub_labels(features, labels, 4))
     with pytest.raises(InputError, match="class 1: found 40 images too much alike for 4 clusters"):
-        clusters.sub_labels(np.where(labels[:, None] == 1, 0.0, features), labels, 4)
+        subclasses.sub_labels(np.where(labels[:, None] == 1, 0.0, features), labels, 4)
 
     images = random.integers(0, 255, (120, 8, 8, 3)).astype(np.uint8)
     for _ in range(2):  # a second time in place of the first
-        clusters.write_part(tmp_path / "clusters.npz", images, found, 4)
+        subclasses.write_part(tmp_path / "clusters.npz", images, found, 4)
     with np.load(tmp_path / "clusters.npz") as file:
         assert np.array_equal(file["arr_0"], images) and np.array_equal(file["arr_1"], found)
     files = sorted((tmp_path / "clusters").iterdir())
@@ -253,7 +264,7 @@ def test_sub_classes_need_the_judge_that_finds_them(tmp_path):
     commands = Commands(REDUCED, Options(out=tmp_path, processes=1))
     steps = {step.name: step for step in plan(commands, REDUCED.rows("subclasses/50-entropy"))}
     part, train = steps["part-clusters"], steps["train-subclasses"]
-    assert part.command[1:4] == ("ablation/clusters.py", "--clusters", "5")
+    assert part.command[1:4] == ("experiments/cifar10/subclasses.py", "--clusters", "5")
     assert set(part.inputs) == {*steps["train-features"].outputs, tmp_path / "data" / "train.npz"}
     assert set(train.inputs) == set(part.outputs) == {tmp_path / "data" / "clusters.npz"}
     assert train.command[train.command.index("--data_dir") + 1] == str(tmp_path / "data" / "clusters")
@@ -263,7 +274,7 @@ def test_sub_classes_need_the_judge_that_finds_them(tmp_path):
     ("file", "old", "new", "expected"),
     [
         ("book.toml", 'network = "features"', 'network = "plane"', r"parts\.halves\.network: found 'plane'"),
-        ("book.toml", "ablation/photographs.py", "ablation/paintings.py", "data: found 'ablation/paintings.py"),
+        ("book.toml", "experiments/cifar10/data.py", "ablation/paintings.py", "data: found 'ablation/paintings.py"),
         ("networks/calibrated.toml", 'network = "plain"', 'network = "plane"', "derived.network: found 'plane'"),
         ("networks/calibrated.toml", 'part = "evaluator"', 'part = "test"', "derived.part: found 'test'"),
     ],
@@ -291,10 +302,10 @@ def test_a_dry_run_shows_every_step_before_the_rows_and_runs_none(tmp_path, monk
 
 DOCUMENTED = sorted(
     line.split(" #")[0].strip()
-    for path in (ROOT / "ablation" / "README.md", ROOT / "results" / "cifar10" / "PROTOCOL.md")
+    for path in (ROOT / "experiments" / "cifar10" / "README.md", ROOT / "results" / "cifar10" / "PROTOCOL.md")
     for _, block in fenced_blocks(path.read_text())
     for line in block.splitlines()
-    if line.startswith("python -m ablation")
+    if line.startswith("python -m experiments.cifar10")
 )
 
 
@@ -406,7 +417,7 @@ def test_an_effect_has_one_direction_and_a_small_p_at_every_seed():
     better = [Difference(1, -0.5, 3.0, 0.01), Difference(2, -0.1, 3.0, 0.05)]
     undecided = choice.Choice(Book("", "", {}, {}, {}), {})
     row, base = (Row(name, name, Figures(), Figures(), name) for name in ("table/row", "table/base"))
-    comparison = paired.Comparison(Table("table", "table", ()), row, base)
+    comparison = paired_tests.Comparison(Table("table", "table", ()), row, base)
     assert conclusion.judge(undecided, comparison, better).verdict == conclusion.BETTER
     worse = [replace(found, difference=-found.difference) for found in better]
     assert conclusion.judge(undecided, comparison, worse).verdict == conclusion.WORSE
@@ -420,7 +431,7 @@ def finding(row: str, base: str, percent: float, verdict: str) -> conclusion.Fin
     table = row.partition("/")[0]
     rows = (Row(name, name, Figures(), Figures(), name) for name in (row, f"{table}/{base}"))
     values = [Difference(seed, 3 * percent / 100, 3.0, 0.01) for seed in (1, 2)]
-    return conclusion.Finding(paired.Comparison(Table(table, table, ()), *rows), values, verdict)
+    return conclusion.Finding(paired_tests.Comparison(Table(table, table, ()), *rows), values, verdict)
 
 
 def said(*found: conclusion.Finding) -> str:
@@ -479,7 +490,7 @@ def test_conclusions_are_ten_sentences_at_most():
     known = {
         (found.row.name, found.base.name.partition("/")[2])
         for table in book.tables.values()
-        for found in paired.comparisons(book, table)
+        for found in paired_tests.comparisons(book, table)
     }
     assert {pair for pair in rows if not pair[0].startswith("matched")} <= known
     findings = [finding(*row, -1, conclusion.NONE) for row in sorted(rows)]
@@ -538,17 +549,17 @@ random_crop = false
 eval_interval = 10
 """
 DERIVED = """[derived]
-program = "ablation/calibrate.py"
+program = "experiments/cifar10/calibrate.py"
 network = "plain"
 part = "evaluator"
 """
 BOOK = """title = "A trial"
 base = "base"
-data = "ablation/photographs.py --size 8"
+data = "experiments/cifar10/data.py --size 8"
 features = "features"
 seeds = [1, 2]
 [parts.halves]
-program = "ablation/clusters.py --clusters 2"
+program = "experiments/cifar10/subclasses.py --clusters 2"
 network = "features"
 part = "train"
 [replace]

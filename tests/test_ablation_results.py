@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from ed_dpm_patches.reproduce.rerun import DERIVED, FILE, REPORT, pick, plan_again
+from experiments.rerun import DERIVED, FILE, REPORT, pick, plan_again
 from guided_diffusion.errors import InputError
 from tests.helpers import ROOT
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ed_dpm_patches import ClassifierGuidance, ConstantRule
-from guided_diffusion import any_classifier
-from guided_diffusion.any_classifier import AnyClassifier
+from guided_diffusion.models import any_classifier
+from guided_diffusion.models.any_classifier import AnyClassifier
 
 X, T, Y = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(4), torch.arange(4) % 3
 WEIGHTS = torch.randn(192, 3, generator=torch.Generator().manual_seed(1))

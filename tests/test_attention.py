@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from guided_diffusion.attention import AttentionPool2d, QKVAttention, QKVAttentionLegacy, fuse_attention
+from guided_diffusion.models.attention import AttentionPool2d, QKVAttention, QKVAttentionLegacy, fuse_attention
 from tests.test_guidance import small_classifier
 
 

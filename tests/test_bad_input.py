@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ed_dpm_patches.reproduce import cli
-from ed_dpm_patches.reproduce.book import RECIPES as THE_RECIPES
-from ed_dpm_patches.reproduce.book_files import load
+from experiments import cli
+from experiments.spec import RECIPES as THE_RECIPES
+from experiments.spec_files import load
 from evaluations.image_sets import open_image_set
-from guided_diffusion import builders, checkpoint
-from guided_diffusion.configs import ClassifierConfig, DiffusionConfig, ModelConfig
+from guided_diffusion.config import builders
+from guided_diffusion.io import checkpoint
+from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig
 from guided_diffusion.errors import InputError
 from guided_diffusion.script_util import build_classifier, build_model
 from tests.bad_files import Malicious, make_bad_files

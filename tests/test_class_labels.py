@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from guided_diffusion import logger
-from guided_diffusion.class_labels import Classes
+from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.errors import InputError
 from tests.helpers import CLASSIFIER, DIFFUSION, Run, make_checkpoint, make_images, read_npz
 

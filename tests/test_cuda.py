@@ -13,8 +13,8 @@ import torch
 
 from benchmarks.gpu import checks, evaluation_checks, program_checks
 from benchmarks.gpu.checks import DEVICE, RULES, TOLERANCE
-from guided_diffusion import samplers
-from guided_diffusion.solvers import SAMPLERS
+from guided_diffusion.diffusion import samplers
+from guided_diffusion.diffusion.solvers import SAMPLERS
 from tests.helpers import read_csv
 from tests.parity.peer import require_peer
 

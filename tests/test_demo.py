@@ -13,23 +13,23 @@ import pytest
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-from demo import digits  # noqa: E402
-from demo.digits import write_parts  # noqa: E402
-from demo.page import TABLE, TRACED_SCALE, Page  # noqa: E402
-from ed_dpm_patches.figures.inputs import SERIES  # noqa: E402
-from ed_dpm_patches.figures.vanishing_points import CERTAIN_ENTROPY, VANISHED_NORM  # noqa: E402
-from ed_dpm_patches.reproduce.book_files import load  # noqa: E402
-from ed_dpm_patches.reproduce.commands import Commands, Options  # noqa: E402
-from ed_dpm_patches.reproduce.plan import plan  # noqa: E402
+from experiments.digits import data  # noqa: E402
+from experiments.digits.data import write_parts  # noqa: E402
+from experiments.digits.page import TABLE, TRACED_SCALE, Page  # noqa: E402
+from experiments.figures.inputs import SERIES  # noqa: E402
+from experiments.figures.vanishing_points import CERTAIN_ENTROPY, VANISHED_NORM  # noqa: E402
+from experiments.spec_files import load  # noqa: E402
+from experiments.commands import Commands, Options  # noqa: E402
+from experiments.plan import plan  # noqa: E402
 from tests.helpers import ROOT  # noqa: E402
 from tests.test_recipes import parse_command  # noqa: E402
 
-BOOK = load(ROOT / "demo" / "recipes")
+BOOK = load(ROOT / "experiments" / "digits" / "recipes")
 
 
 def test_parts_are_disjoint_cover_everything_and_hold_all_classes():
-    _, labels = digits.load_images()
-    parts = digits.split(labels)
+    _, labels = data.load_images()
+    parts = data.split(labels)
     together = np.concatenate(list(parts.values()))
     assert len(together) == 1797
     assert set(together) == set(range(1797))
@@ -39,7 +39,7 @@ def test_parts_are_disjoint_cover_everything_and_hold_all_classes():
 
 
 def test_images_use_the_whole_range():
-    images, _ = digits.load_images()
+    images, _ = data.load_images()
     assert (images.shape, images.dtype) == ((1797, 8, 8), np.uint8)
     assert set(np.unique(images)) == {round(value * 255 / 16) for value in range(17)}
 
@@ -111,12 +111,12 @@ def test_the_verdict_follows_the_numbers(eds_fid, expected, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_quick_run(tmp_path):
-    command = [sys.executable, str(ROOT / "demo" / "run.py"), "--quick", "--out", str(tmp_path / "a demo")]
+    command = [sys.executable, str(ROOT / "experiments" / "digits" / "run.py"), "--quick", "--out", str(tmp_path / "a demo")]
     first = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr
     out = tmp_path / "a demo"
 
-    files = [{path.name for path in (out / "data" / part).iterdir()} for part in digits.PARTS]
+    files = [{path.name for path in (out / "data" / part).iterdir()} for part in data.PARTS]
     assert len(set.union(*files)) == sum(map(len, files)) == 1797
 
     report = (out / "report.html").read_text()
@@ -142,7 +142,7 @@ def test_quick_run(tmp_path):
 
 def test_a_demo_of_an_earlier_version_is_left_alone(tmp_path):
     (tmp_path / "settings.json").write_text("{}")
-    command = [sys.executable, str(ROOT / "demo" / "run.py"), "--out", str(tmp_path)]
+    command = [sys.executable, str(ROOT / "experiments" / "digits" / "run.py"), "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "found a demo of an earlier version" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]

@@ -15,7 +15,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from guided_diffusion import dist_util, logger, mpi, rendezvous, shutdown
+from guided_diffusion import dist_util, logger
+from guided_diffusion.distributed import mpi, rendezvous, shutdown
 from guided_diffusion.errors import InputError
 from tests.helpers import free_port
 

@@ -19,9 +19,9 @@ import pytest
 import torch
 
 from evaluations.convert import npz_to_folder
-from guided_diffusion import checkpoint
-from guided_diffusion.configs import ClassifierConfig, DiffusionConfig, ModelConfig, SuperResConfig
-from guided_diffusion.flags import Given, Parser
+from guided_diffusion.io import checkpoint
+from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig, SuperResConfig
+from guided_diffusion.config.flags import Given, Parser
 from guided_diffusion.script_util import build_classifier, build_model, build_super_res_model
 from tests.helpers import ROOT, SCRIPTS, make_images
 

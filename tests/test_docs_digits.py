@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from ed_dpm_patches.reproduce.book_files import load
-from ed_dpm_patches.reproduce.results import digits
+from experiments.spec_files import load
+from experiments.results import digits
 from tests.helpers import ROOT
 
 METRICS = ("fid", "inception_score", "precision", "recall", "accuracy")
@@ -16,7 +16,7 @@ METRICS = ("fid", "inception_score", "precision", "recall", "accuracy")
 
 def table(name: str) -> list[str]:
     """The lines of a table of the document, from the report's CSV file."""
-    book = load(ROOT / "demo" / "recipes")
+    book = load(ROOT / "experiments" / "digits" / "recipes")
     with (ROOT / "results" / "digits" / "report.csv").open(newline="") as file:
         records = [record for record in csv.DictReader(file) if record["table"] == name]
     lines = []

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ed_dpm_patches.reproduce import cli
-from ed_dpm_patches.reproduce.plan import plan
-from ed_dpm_patches.reproduce.rerun import pick, plan_again
-from guided_diffusion.status import Status
+from experiments import cli
+from experiments.plan import plan
+from experiments.rerun import pick, plan_again
+from guided_diffusion.runs.status import Status
 from tests.helpers import ROOT
 from tests.test_docs import documented_commands
 from tests.test_figures import make_table, make_trace, sweep_rows
@@ -51,7 +51,7 @@ def test_documented_command(command, tmp_path, monkeypatch, capsys):
     if words[0] == "download" and words[1] != "list":
         return
     if words[0] == "report":
-        book = {"recipes": "ed_dpm_patches/recipes", "rehearsal": False}
+        book = {"recipes": "experiments/recipes", "rehearsal": False}
         args.out.mkdir(parents=True)
         (args.out / "book.json").write_text(json.dumps(book))
     if words[0] == "status":

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ed_dpm_patches.reproduce import cli as reproduce
-from ed_dpm_patches.reproduce import downloads
-from ed_dpm_patches.reproduce.published import PUBLISHED, PublishedFile
-from guided_diffusion import download
+from experiments import cli as reproduce
+from experiments import downloads
+from experiments.published import PUBLISHED, PublishedFile
+from guided_diffusion.io import download
 from guided_diffusion.errors import InputError
 from tests.helpers import ROOT, clean_environment
 
@@ -454,7 +454,7 @@ def test_all_leaves_out_what_has_no_address(server, tmp_path, monkeypatch, capsy
 
 def command(*words: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "ed_dpm_patches.reproduce", "download", *words],
+        [sys.executable, "-m", "experiments", "download", *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=clean_environment(),
     )  # fmt: skip
 

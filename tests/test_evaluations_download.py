@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from evaluations import inception
-from guided_diffusion import download
+from guided_diffusion.io import download
 from guided_diffusion.errors import InputError
 
 DATA = np.random.RandomState(0).bytes(300_000)

@@ -22,7 +22,7 @@ from evaluations.function_features import FunctionEngine, names_function  # noqa
 from evaluations.metrics.frechet import frechet_distance  # noqa: E402
 from evaluations.metrics.inception_score import inception_score  # noqa: E402
 from evaluations.metrics.statistics import fit_gaussian  # noqa: E402
-from guided_diffusion.checkpoint import write_config  # noqa: E402
+from guided_diffusion.io.checkpoint import write_config  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 from tests.helpers import ROOT  # noqa: E402
 

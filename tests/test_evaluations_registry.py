@@ -18,14 +18,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_evaluations_classifier import write_classifier  # noqa: E402
 from test_evaluations_recipes import make_images  # noqa: E402
 
-from ed_dpm_patches.figures import runs_table, samplers  # noqa: E402
-from ed_dpm_patches.reproduce.report import write_report  # noqa: E402
+from experiments.figures import runs_table, sampler_curves  # noqa: E402
+from experiments.report import write_report  # noqa: E402
 from evaluations import convert, evaluator, image_sets, make_reference  # noqa: E402
 from evaluations.classifier_features import ClassifierEngine  # noqa: E402
 from evaluations.metrics.metric import Metric, Score, Sets  # noqa: E402
 from evaluations.metrics.registry import METRICS  # noqa: E402
 from evaluations.metrics.resampling import mean_figure  # noqa: E402
-from guided_diffusion import flags, safe_images  # noqa: E402
+from guided_diffusion.config import flags
+from guided_diffusion.io import images  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 from tests.fabricated_results import BOOK, put_run  # noqa: E402
 
@@ -87,7 +88,7 @@ def test_a_new_metric_is_in_report_and_plot(tmp_path, monkeypatch):
     args = parser.parse_args([str(tmp_path), "--metric", "bright", "--out", str(tmp_path / "p.png")])
     shown = []
     monkeypatch.setattr("matplotlib.axes.Axes.set_ylabel", lambda axes, text, **_: shown.append(text))
-    samplers.draw(args)
+    sampler_curves.draw(args)
     assert "Brightness" in shown and "bright" in (tmp_path / "p.csv").read_text()
 
 
@@ -134,13 +135,13 @@ def test_a_folder_is_walked_once_and_a_header_opened_once_before_the_network_run
 def test_the_limit_of_pixels_is_read_once(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
     asked = []
-    whole_number = safe_images.launch.whole_number
-    monkeypatch.setattr(safe_images.launch, "whole_number", lambda *a, **k: asked.append(1) or whole_number(*a, **k))
-    safe_images.pixel_limit.cache_clear()
+    whole_number = images.launch.whole_number
+    monkeypatch.setattr(images.launch, "whole_number", lambda *a, **k: asked.append(1) or whole_number(*a, **k))
+    images.pixel_limit.cache_clear()
     buffer = io.BytesIO()
     Image.new("L", (8, 8)).save(buffer, "PNG")
     for _ in range(3):
-        safe_images.open_image(io.BytesIO(buffer.getvalue())).close()
+        images.open_image(io.BytesIO(buffer.getvalue())).close()
     assert len(asked) == 1 and Image.MAX_IMAGE_PIXELS == 89_478_485
 
 

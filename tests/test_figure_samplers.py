@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ed_dpm_patches.reproduce.book import ROOT
-from ed_dpm_patches.reproduce.book_files import load
-from guided_diffusion.solvers import SAMPLERS
+from experiments.spec import ROOT
+from experiments.spec_files import load
+from guided_diffusion.diffusion.solvers import SAMPLERS
 from tests.fabricated_results import make_run
 from tests.test_figures import check_picture, figure, read, refused
 
@@ -82,7 +82,7 @@ def test_names_of_samplers(flags, name):
 
 
 def test_the_digits_book_differs_in_nothing_but_sampler_steps_and_rule():
-    book = load(ROOT / "demo" / "recipes")
+    book = load(ROOT / "experiments" / "digits" / "recipes")
     rows = [*book.rows("samplers"), *book.rows("samplers-eds")]
     runs = {name: book.runs[name] for row in rows for name in row.run_names}.values()
     varied = ("sampler", "timestep_respacing", "eds")

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ed_dpm_patches.figures import cli, inputs, style
-from ed_dpm_patches.figures.inputs import SERIES, Trace
-from ed_dpm_patches.figures.vanishing_points import vanishing_points
+from experiments.figures import cli, inputs, style
+from experiments.figures.inputs import SERIES, Trace
+from experiments.figures.vanishing_points import vanishing_points
 from guided_diffusion.errors import InputError
 
 pytest.importorskip("matplotlib")

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from guided_diffusion import compiling, dist_util, run_setup
-from guided_diffusion.amp import LowPrecision
-from guided_diffusion.compiling import CompiledForTraining
-from guided_diffusion.configs import SamplingConfig
-from guided_diffusion.frozen import Frozen
+from guided_diffusion.models import compiling
+from guided_diffusion import dist_util
+from guided_diffusion.sampling import setup
+from guided_diffusion.models.mixed_precision import LowPrecision
+from guided_diffusion.models.compiling import CompiledForTraining
+from guided_diffusion.config.configs import SamplingConfig
+from guided_diffusion.models.inference import Frozen
 from guided_diffusion.nn import pointwise, to_fast_layout
 from tests.test_guidance import small_classifier, small_unet
 
@@ -231,4 +233,4 @@ def test_training_goes_on_with_what_cannot_be_compiled(monkeypatch, messages, co
 def test_when_to_compile(monkeypatch, asked, device, images, wanted):
     monkeypatch.setattr(dist_util, "dev", lambda: types.SimpleNamespace(type=device))
     sampling = SamplingConfig(num_samples=images, batch_size=32, compile=asked)
-    assert run_setup.wants_compiling(sampling, steps=250) is wanted
+    assert setup.wants_compiling(sampling, steps=250) is wanted

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from guided_diffusion import logger, run_directory
-from guided_diffusion.class_labels import Classes
+from guided_diffusion import logger
+from guided_diffusion.runs import run_directory
+from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.errors import InputError
-from guided_diffusion.generate import Batch, SampleRun, to_uint8
-from guided_diffusion.image_grid import save_grid
-from guided_diffusion.sample_noise import LabelPlan, PerSampleNoise, stream
+from guided_diffusion.sampling.run import Batch, SampleRun, to_uint8
+from guided_diffusion.sampling.image_grid import save_grid
+from guided_diffusion.sampling.noise import LabelPlan, PerSampleNoise, stream
 from tests.helpers import read_npz, tree
 
 CPU = torch.device("cpu")
@@ -349,7 +350,7 @@ def test_grid_with_captions(tmp_path):
 
 def test_the_grids_captions_are_the_classes(tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr("guided_diffusion.generate.save_grid", lambda *_, captions: written.append(captions))
+    monkeypatch.setattr("guided_diffusion.sampling.run.save_grid", lambda *_, captions: written.append(captions))
     samples = TestSampleRun()
     options = {"save_images": True, "labels": LabelPlan("", True, Classes(4, ("cat", "dog")))}
     path = samples.plan(tmp_path, **options).generate(samples.draw)

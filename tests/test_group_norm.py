@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from guided_diffusion.group_norm import group_norm, normalise_rows, suits
+from guided_diffusion.models.group_norm import group_norm, normalise_rows, suits
 from guided_diffusion.nn import GroupNorm32
 
 

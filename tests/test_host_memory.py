@@ -11,7 +11,7 @@ import pytest
 
 PROGRAM = """
 import resource
-from guided_diffusion.host_memory import keep_freed_memory
+from guided_diffusion.system.malloc import keep_freed_memory
 
 def faulted_bytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt * resource.getpagesize()

@@ -17,8 +17,8 @@ from evaluations.image_sets import open_image_set
 from guided_diffusion import image_datasets
 from guided_diffusion.errors import InputError
 from guided_diffusion.image_datasets import ImageDataset, find_images, load_data
-from guided_diffusion.image_files import UPSTREAMS
-from guided_diffusion.image_labels import read_labels
+from guided_diffusion.data.image_files import UPSTREAMS
+from guided_diffusion.data.image_labels import read_labels
 
 ROOT = Path(__file__).resolve().parents[1]
 

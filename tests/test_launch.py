@@ -8,9 +8,9 @@ from unittest import mock
 
 import pytest
 
-from guided_diffusion import launch
+from guided_diffusion.system import launch
 from guided_diffusion.errors import InputError
-from guided_diffusion.launch import Launch
+from guided_diffusion.system.launch import Launch
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
 MPICH = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from evaluations import evaluator, make_reference
-from guided_diffusion import meeting
+from guided_diffusion.distributed import meeting
 from guided_diffusion.errors import InputError
-from guided_diffusion.generate import CHANGEABLE_FLAGS
-from guided_diffusion.training_run import CHANGEABLE
+from guided_diffusion.sampling.run import CHANGEABLE_FLAGS
+from guided_diffusion.training.resume import CHANGEABLE
 from tests.helpers import Run, clean_environment, free_port, launch_prefix, run_to_end
 
 # The ranks named by the second argument do what the first one says before they reach `run_main`. The others go there

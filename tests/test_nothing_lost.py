@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion import files, generate, logger, parts, status
-from guided_diffusion.class_labels import Classes
+from guided_diffusion.io import files
+from guided_diffusion.sampling import run, shards
+from guided_diffusion import logger
+from guided_diffusion.runs import status
+from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.errors import InputError
-from guided_diffusion.generate import Batch, SampleRun
-from guided_diffusion.sample_noise import LabelPlan
+from guided_diffusion.sampling.run import Batch, SampleRun
+from guided_diffusion.sampling.noise import LabelPlan
 from tests.helpers import read_npz, tree
 
 COUNT, SIZE = 8, "4x4x3"
@@ -106,7 +109,7 @@ def test_a_read_fault_ends_the_run_and_changes_nothing(tmp_path, monkeypatch, ex
             raise OSError(code, os.strerror(code))
         return real(path)
 
-    owner = os if failing == "listdir" else parts
+    owner = os if failing == "listdir" else shards
     real = getattr(owner, failing)
     with monkeypatch.context() as patched:
         patched.setattr(owner, failing, fail)
@@ -121,8 +124,8 @@ def test_a_read_fault_ends_the_run_and_changes_nothing(tmp_path, monkeypatch, ex
 
 
 def test_a_folder_that_always_loses_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(generate, "_MOST_PASSES", 3)
-    monkeypatch.setattr(parts.PartStore, "write", lambda *_: None)
+    monkeypatch.setattr(run, "_MOST_PASSES", 3)
+    monkeypatch.setattr(shards.PartStore, "write", lambda *_: None)
     with pytest.raises(InputError, match="8 samples not there although written, 3 times"):
         Maker(tmp_path).generate()
     assert not list(tmp_path.glob("*.npz"))
@@ -219,17 +222,17 @@ def test_an_empty_manifest_is_one_line(tmp_path):
 
 def test_old_parts_that_cannot_be_read_do_not_fail_a_finished_run(tmp_path, monkeypatch, expected):
     folder = tmp_path / "run"
-    real, done = parts.assemble, []
+    real, done = shards.assemble, []
 
     def assemble(pieces, names, path, commit):
         real(pieces, names, path, commit)
         done.append(path)
-        monkeypatch.setattr(parts, "list_names", fail)
+        monkeypatch.setattr(shards, "list_names", fail)
 
     def fail(_):
         raise InputError("parts: cannot be read")
 
-    monkeypatch.setattr(generate, "assemble", assemble)
+    monkeypatch.setattr(run, "assemble", assemble)
     assert same(Maker(folder).generate(), expected) and done
     assert status.read(folder / status.NAME)["state"] == status.FINISHED
 

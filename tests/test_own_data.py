@@ -14,7 +14,7 @@ SMALLER = {
     "image_size": "8", "num_channels": "32", "attention_resolutions": "4", "num_res_blocks": "1",
     "classifier_depth": "1", "num_samples": "8", "batch_size": "4", "iterations": "3", "timestep_respacing": "ddim5",
 }  # fmt: skip
-FIGURE = "import sys; from ed_dpm_patches.reproduce.cli import run; run()"
+FIGURE = "import sys; from experiments.cli import run; run()"
 
 
 def commands() -> list[list[str]]:

@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from ed_dpm_patches.reproduce import cli as reproduce
-from ed_dpm_patches.reproduce.book import Figures
-from ed_dpm_patches.reproduce.book_files import load
-from ed_dpm_patches.reproduce.commands import Commands, Options, shell
-from ed_dpm_patches.reproduce.published import PUBLISHED, published
+from experiments import cli as reproduce
+from experiments.spec import Figures
+from experiments.spec_files import load
+from experiments.commands import Commands, Options, shell
+from experiments.published import PUBLISHED, published
 from evaluations.evaluator import _create_parser
-from guided_diffusion.configs import ClassifierConfig, DiffusionConfig, ModelConfig
+from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig
 from guided_diffusion.errors import InputError
-from guided_diffusion.flags import Parser
+from guided_diffusion.config.flags import Parser
 from guided_diffusion.script_util import build_classifier, build_model
 from tests.helpers import ROOT, clean_environment
 from tests.paper_tables import COMMON, METHODS, PAPER, PARAMETERS, PUBLISHED_RECIPES
@@ -73,7 +73,7 @@ def parse_command(command: list[str], processes: int) -> tuple[str, dict, dict]:
 
 def reproduce_command(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "ed_dpm_patches.reproduce", *words],
+        [sys.executable, "-m", "experiments", *words],
         capture_output=True, text=True, cwd=ROOT, env=clean_environment(), timeout=120,
     )  # fmt: skip
 

@@ -15,11 +15,11 @@ import torch
 
 from benchmarks.gpu import program_checks
 from ed_dpm_patches import GuidanceRule
-from ed_dpm_patches.figures import cli as figures
-from ed_dpm_patches.reproduce.report import write_report
+from experiments.figures import cli as figures
+from experiments.report import write_report
 from ed_dpm_patches.rules import RULES
-from guided_diffusion import samplers
-from guided_diffusion.solvers import SAMPLERS, Sampler
+from guided_diffusion.diffusion import samplers
+from guided_diffusion.diffusion.solvers import SAMPLERS, Sampler
 from scripts import classifier_sample
 from tests import fabricated_results
 from tests.helpers import read_npz

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from ed_dpm_patches.reproduce.book import DIGITS, Book, Row
-from ed_dpm_patches.reproduce.book_files import load
-from ed_dpm_patches.reproduce.report import TABLE_COLUMNS, write_report
-from ed_dpm_patches.reproduce.results import read_results
+from experiments.spec import DIGITS, Book, Row
+from experiments.spec_files import load
+from experiments.report import TABLE_COLUMNS, write_report
+from experiments.results import read_results
 from guided_diffusion.errors import InputError
 from tests.fabricated_results import (
     BOOK,

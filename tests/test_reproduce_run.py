@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from ed_dpm_patches.reproduce import cli
-from ed_dpm_patches.reproduce.book_files import load
-from ed_dpm_patches.reproduce.commands import Commands, Options
-from ed_dpm_patches.reproduce.plan import check_files, plan, without_missing
-from ed_dpm_patches.reproduce.published import INCEPTION, PUBLISHED
-from ed_dpm_patches.reproduce.rehearsal import rehearsal
+from experiments import cli
+from experiments.spec_files import load
+from experiments.commands import Commands, Options
+from experiments.plan import check_files, plan, without_missing
+from experiments.published import INCEPTION, PUBLISHED
+from experiments.smoke import rehearsal
 from guided_diffusion.errors import InputError
 from tests.helpers import ROOT, clean_environment
 
@@ -26,7 +26,7 @@ ECT_256 = "256x256_classifier+0.1ECT.pt"
 
 
 def ed_dpm(*words: str | Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "ed_dpm_patches.reproduce", *map(str, words)]
+    command = [sys.executable, "-m", "experiments", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=clean_environment())
 
 
@@ -146,7 +146,7 @@ def test_mistakes_end_in_one_line(words, message, tmp_path, monkeypatch):
 
 
 def test_a_folder_is_for_one_book(tmp_path):
-    (tmp_path / "book.json").write_text(json.dumps({"recipes": "ed_dpm_patches/recipes", "rehearsal": False}))
+    (tmp_path / "book.json").write_text(json.dumps({"recipes": "experiments/recipes", "rehearsal": False}))
     done = ed_dpm("run", "table1/cadm-ddpm250", "--rehearse", "--out", tmp_path)
     assert done.returncode == 2 and "book.json: found" in done.stderr and "use another --out" in done.stderr
 
@@ -199,7 +199,7 @@ def test_a_few_samples_of_the_digits_book(tmp_path):
     """Not a rehearsal: shipped model, trained judge, two seeds; fewer samples than asked for are marked."""
     pytest.importorskip("sklearn")
     done = ed_dpm(
-        "run", "rules/unguided", "--recipes", ROOT / "demo" / "recipes", "--num_samples", "8", "--nproc", "2",
+        "run", "rules/unguided", "--recipes", ROOT / "experiments" / "digits" / "recipes", "--num_samples", "8", "--nproc", "2",
         "--out", tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

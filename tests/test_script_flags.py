@@ -7,8 +7,8 @@ import re
 import pytest
 
 import guided_diffusion
-from guided_diffusion.configs import LabelConfig, ModelConfig, SamplingConfig
-from guided_diffusion.flags import Parser
+from guided_diffusion.config.configs import LabelConfig, ModelConfig, SamplingConfig
+from guided_diffusion.config.flags import Parser
 from tests.helpers import SCRIPT_NAMES, SCRIPTS, Runner
 
 DIFFUSION = {
@@ -218,8 +218,8 @@ import os, time
 if os.environ.get("RANK", os.environ.get("PMI_RANK")) == "0":
     time.sleep(4)  # still loading
 from guided_diffusion import dist_util
-from guided_diffusion.configs import RunConfig
-from guided_diffusion.flags import Parser
+from guided_diffusion.config.configs import RunConfig
+from guided_diffusion.config.flags import Parser
 dist_util.run_main(Parser("Program.", RunConfig).parse)
 """
 

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from ed_dpm_patches.reproduce import cli
-from guided_diffusion import logger, run_log, status
+from experiments import cli
+from guided_diffusion import logger
+from guided_diffusion.runs import failure_log, status
 from guided_diffusion.errors import InputError
-from guided_diffusion.progress import Progress
-from guided_diffusion.status import Status, note_failure
+from guided_diffusion.distributed.progress import Progress
+from guided_diffusion.runs.status import Status, note_failure
 
 NOW = datetime.now().astimezone()
 
@@ -139,7 +140,7 @@ class TestProgress:
         assert not list(tmp_path.iterdir())
 
     def test_one_process_writes(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("guided_diffusion.progress.get_rank", lambda: 1)
+        monkeypatch.setattr("guided_diffusion.distributed.progress.get_rank", lambda: 1)
         with Progress(5, "steps", directory=tmp_path) as progress:
             progress.update(5)
         progress.finish()
@@ -218,9 +219,9 @@ class TestCommand:
 PROGRAM = """
 import sys, warnings, logging
 from guided_diffusion import dist_util, logger, run_setup
-from guided_diffusion.configs import RunConfig
+from guided_diffusion.config.configs import RunConfig
 from guided_diffusion.errors import InputError
-from guided_diffusion.progress import Progress
+from guided_diffusion.distributed.progress import Progress
 
 def main():
     directory = run_setup.begin(RunConfig(log_dir="out"))
@@ -277,8 +278,8 @@ def test_warnings_are_kept_once(tmp_path, capsys):
     shown, handlers = warnings.showwarning, list(logging.getLogger().handlers)
     try:
         with logger.scoped_configure(dir=str(tmp_path), format_strs=["log"]):
-            run_log.keep_warnings()
-            run_log.keep_warnings()
+            failure_log.keep_warnings()
+            failure_log.keep_warnings()
             logging.getLogger("x").warning("only once")
         assert (tmp_path / "log.txt").read_text().count("only once") == 1
         assert capsys.readouterr().err.count("only once") == 1

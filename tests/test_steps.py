@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ed_dpm_patches.reproduce.runner import Runner
-from ed_dpm_patches.reproduce.steps import Records, Step
+from experiments.runner import Runner
+from experiments.steps import Records, Step
 from guided_diffusion.errors import InputError
 from tests.helpers import ROOT, clean_environment
 
@@ -215,7 +215,7 @@ def test_a_damaged_record_is_named(kitchen):
 
 
 def test_only_steps_of_several_processes_need_mpiexec(kitchen, monkeypatch):
-    monkeypatch.setattr("ed_dpm_patches.reproduce.runner.shutil.which", lambda *_, **__: None)
+    monkeypatch.setattr("experiments.runner.shutil.which", lambda *_, **__: None)
     assert kitchen.run([kitchen.step("a")]) == 1
     several = Step("b", ("mpiexec", "-n", "2", "python", "-c", ""), (), (kitchen.file("b"),))
     with pytest.raises(InputError, match="mpiexec: found none in PATH.* `--nproc 1` of `ed-dpm run` needs none"):
@@ -225,8 +225,8 @@ def test_only_steps_of_several_processes_need_mpiexec(kitchen, monkeypatch):
 @pytest.mark.parametrize("blow", [signal.SIGTERM, signal.SIGINT])
 def test_ending_it_ends_what_it_runs(tmp_path, blow):
     program = (
-        "import sys; from pathlib import Path; from ed_dpm_patches.reproduce.runner import Runner\n"
-        "from ed_dpm_patches.reproduce.steps import Step\n"
+        "import sys; from pathlib import Path; from experiments.runner import Runner\n"
+        "from experiments.steps import Step\n"
         "code = 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'\n"
         f"out = Path({str(tmp_path)!r})\n"
         "Runner(out).run([Step('long', ('python', '-c', code), (), (out / 'x',))], at_once=2)"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from guided_diffusion import streams
+from guided_diffusion.system import streams
 from guided_diffusion.errors import InputError
 from tests.helpers import SCRIPTS, TIMEOUT, as_arguments, clean_environment, read_npz
 
@@ -21,7 +21,7 @@ needs_full = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full
 TALKATIVE = """
 import logging, os, subprocess, sys, warnings
 from guided_diffusion import dist_util, logger, run_log
-from guided_diffusion.progress import Progress
+from guided_diffusion.distributed.progress import Progress
 
 def main():
     logger.configure(dir="out")
@@ -100,7 +100,7 @@ def test_real_runs_end_well_with_all_streams_on_a_full_disk_or_closed(tmp_path, 
     ],
 )  # fmt: skip
 def test_programs_that_are_there_to_print_tell_when_they_cannot(tmp_path, redirection, status, said):
-    done = shell(f"$PYTHON -m ed_dpm_patches.reproduce list {redirection}", tmp_path)
+    done = shell(f"$PYTHON -m experiments list {redirection}", tmp_path)
     assert (done.returncode, done.stderr) == (status, said)
     assert done.stdout.count("\n") == (1 if "head" in redirection else 0)
 

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from guided_diffusion import logger, run_directory
-from guided_diffusion.checkpoint_folder import CheckpointFolder
+from guided_diffusion import logger
+from guided_diffusion.runs import run_directory
+from guided_diffusion.runs.checkpoint_folder import CheckpointFolder
 from guided_diffusion.errors import InputError, Stopped
-from guided_diffusion.stop_signals import StopSignals, leave
+from guided_diffusion.distributed.stop_signals import StopSignals, leave
 from tests.helpers import clean_environment, tree
 
 
@@ -224,7 +225,7 @@ def test_signals_are_caught_in_the_block_alone():
 def test_a_second_signal_ends_at_once():
     program = (
         "import os, signal, time\n"
-        "from guided_diffusion.stop_signals import StopSignals\n"
+        "from guided_diffusion.distributed.stop_signals import StopSignals\n"
         "with StopSignals():\n"
         "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(1.2); os.kill(os.getpid(), signal.SIGTERM)\n"
         "    time.sleep(60)\n"

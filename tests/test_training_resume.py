@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion import train_setup
+from guided_diffusion.training import setup
 from tests.helpers import (
     CLASSIFIER,
     DIFFUSION,
@@ -175,10 +175,10 @@ def test_a_finished_run_is_left_alone(again, tmp_path):
 @pytest.mark.parametrize(("steps", "more"), [(6, ""), (4, " (6 steps are done, --iterations 4 asks for fewer)")])
 def test_fewer_steps_than_are_done(monkeypatch, steps, more):
     told = []
-    monkeypatch.setattr(train_setup.logger, "log", told.append)
-    monkeypatch.setattr(train_setup.logger, "get_dir", lambda: "")
-    monkeypatch.setattr(train_setup, "note_complete", lambda *args: None)
-    train_setup.say_complete(SimpleNamespace(model_path="model000005.pt", first_step=6), "--iterations", steps)
+    monkeypatch.setattr(setup.logger, "log", told.append)
+    monkeypatch.setattr(setup.logger, "get_dir", lambda: "")
+    monkeypatch.setattr(setup, "note_complete", lambda *args: None)
+    setup.say_complete(SimpleNamespace(model_path="model000005.pt", first_step=6), "--iterations", steps)
     assert told == [f"already complete: model000005.pt{more}"]
 
 

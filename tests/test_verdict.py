@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from ed_dpm_patches.reproduce.results import Evaluation, RunResult
-from ed_dpm_patches.reproduce.verdict import BETTER, SAME, WORSE, by_paired_tests, compare
+from experiments.results import Evaluation, RunResult
+from experiments.verdict import BETTER, SAME, WORSE, by_paired_tests, compare
 
 
 def run(*values: float, metric: str = "fid") -> RunResult:

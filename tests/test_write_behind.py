@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from guided_diffusion.write_behind import WriteBehind
+from guided_diffusion.sampling.background_writer import WriteBehind
 
 
 def test_work_goes_on_meanwhile():

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 
 from guided_diffusion import dist_util, logger
-from guided_diffusion.classifier_util import ClassifierTrainLoop
-from guided_diffusion.configs import ClassifierTrainConfig
+from guided_diffusion.training.classifier_loop import ClassifierTrainLoop
+from guided_diffusion.config.configs import ClassifierTrainConfig
 from guided_diffusion.script_util import create_classifier, create_gaussian_diffusion, create_model
 from guided_diffusion.train_util import TrainLoop
 

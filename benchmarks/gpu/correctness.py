@@ -49,8 +49,8 @@ def report(context: Context, name: str, check: Callable[[], None]) -> None:
 def plain(context: Context) -> list[tuple[str, Callable[[], None]]]:
     """The checks of networks as they are."""
     from benchmarks.gpu import checks
-    from guided_diffusion import samplers
-    from guided_diffusion.solvers import SAMPLERS
+    from guided_diffusion.diffusion import samplers
+    from guided_diffusion.diffusion.solvers import SAMPLERS
 
     found = [
         (f"{name} {dtype}", partial(checks.networks_compute_what_float64_does, make, labels, dtype))

@@ -22,8 +22,8 @@ import torch.distributed as dist
 
 from benchmarks.gpu import made
 from benchmarks.gpu.checks import CPU
-from guided_diffusion import logger, run_log
-from guided_diffusion.configs import SuperResConfig
+from guided_diffusion.runs import logger, failure_log
+from guided_diffusion.config.configs import SuperResConfig
 
 DRAW = {"num_samples": 7, "batch_size": 3, "timestep_respacing": "4"}
 COMMON = {
@@ -50,7 +50,7 @@ def call(script: str, folder: Path, **flags: Any) -> Path:
     argv = [script, *made.words(flags | {"log_dir": folder})]
     with (
         mock.patch.object(sys, "argv", argv),
-        mock.patch.object(run_log, "keep_warnings", lambda: None),  # they stay this process's
+        mock.patch.object(failure_log, "keep_warnings", lambda: None),  # they stay this process's
         mock.patch.dict(os.environ, made.clean_environment(), clear=True),
         logger.scoped_configure(dir=folder.parent / "none", format_strs=[]),
     ):

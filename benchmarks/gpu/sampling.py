@@ -16,9 +16,9 @@ from benchmarks.cases import SETTINGS, Pair, Setting, small
 from benchmarks.gpu.record import Context, read_rows
 from benchmarks.measure import paired, seconds
 from benchmarks.sides import count_flops
-from guided_diffusion import compiling
-from guided_diffusion.attention import AttentionBlock
-from guided_diffusion.blocks import ResBlock
+from guided_diffusion.models import compiling
+from guided_diffusion.models.attention import AttentionBlock
+from guided_diffusion.models.blocks import ResBlock
 from tests.parity.peer import PeerUnavailable, load_peer
 
 STEPS = 25

@@ -13,7 +13,7 @@ import numpy as np
 
 from evaluations.metrics.statistics import Gaussian
 from guided_diffusion.errors import InputValueError
-from guided_diffusion.files import decoding, open_regular, reading
+from guided_diffusion.io.files import decoding, open_regular, reading
 
 _HEADER_READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,

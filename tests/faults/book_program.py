@@ -56,9 +56,9 @@ def start(command: Sequence[str], *rest, **options):
 
 
 if __name__ == "__main__":
-    from ed_dpm_patches.reproduce import book_files, cli
+    from experiments import spec_files, cli
 
     subprocess.Popen = start
-    book_files.PROGRAMS["data"]["tests/faults/book/data.py"] = ()
+    spec_files.PROGRAMS["data"]["tests/faults/book/data.py"] = ()
     sys.argv[0] = "ed-dpm"
     cli.run()

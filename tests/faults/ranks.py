@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 
-from guided_diffusion.heartbeat import PATIENCE_VARIABLE
+from guided_diffusion.runs.watchdog import PATIENCE_VARIABLE
 from tests.faults.jobs import Job
 from tests.fork_server import become
 from tests.helpers import clean_environment, two_ranks

@@ -1,5 +1,0 @@
-"""`python -m ed_dpm_patches.reproduce` is `ed-dpm`."""
-
-from .cli import run
-
-run()

@@ -1,0 +1,5 @@
+"""`python -m experiments` is `ed-dpm`."""
+
+from experiments.cli import run
+
+run()

@@ -1,0 +1,224 @@
+"""Every table and figure of the paper, one command each.
+
+    ed-dpm list
+    ed-dpm show table2/uadm-g-eds-ddim25
+    ed-dpm run all --rehearse
+    ed-dpm run table2 --nproc 8 --out runs/paper
+    ed-dpm report --out runs/paper
+    ed-dpm rerun rules/entropy
+    ed-dpm figure sweep runs/paper/runs.csv
+    ed-dpm download 256x256_diffusion_uncond.pt
+    ed-dpm status runs
+
+`python -m experiments` is the same program. Interrupted? The same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from experiments.figures import cli as figures
+from guided_diffusion import __version__
+from guided_diffusion.distributed import process_group
+from guided_diffusion.runs import status
+from guided_diffusion.errors import InputError, counted
+from guided_diffusion.io.files import read_json
+from guided_diffusion.system.streams import print_result
+
+from experiments import downloads, rerun
+from experiments.spec import RECIPES, ROOT, Row, short
+from experiments.spec_files import load
+from experiments.commands import Commands, Options
+from experiments.describe import details, disk, listing
+from experiments.plan import check_files, plan, without_missing
+from experiments.published import PUBLISHED
+from experiments.smoke import SAMPLES, rehearsal
+from experiments.report import write_report
+from experiments.runner import Runner
+from experiments.steps import claim
+
+
+class Parser(argparse.ArgumentParser):
+    """Of commands whose mistakes are one line and status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (--help explains)")
+
+
+class NoLongerActs(argparse.Action):
+    """Of a flag that earlier versions had: accepted with its value, and said to do nothing."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"warning: {self.option_strings[0]} no longer acts: every run is a process of its own", file=sys.stderr)
+
+
+def run() -> NoReturn:
+    """Entry point of the console script."""
+    process_group.run_main(main)
+
+
+def main() -> None:
+    """Parse the command line and do it. InputError for an unknown name, an impossible option, a failed step."""
+    args = _parser().parse_args()
+    args.act(args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="ed-dpm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"ed-dpm {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    recipes = argparse.ArgumentParser(add_help=False)
+    recipes.add_argument("--recipes", type=Path, default=RECIPES, metavar="DIR", help="of the book (the paper's)")
+    rehearse = argparse.ArgumentParser(add_help=False)
+    rehearse.add_argument("--rehearse", action="store_true", help="tiny stand-ins on embedded digits, in minutes")
+
+    command = commands.add_parser("list", parents=[recipes], help="every row with method, paper's FID and sampler")
+    command.set_defaults(act=lambda args: print_result(listing(load(args.recipes))))
+    command = commands.add_parser("show", parents=[recipes, rehearse], help="what rows need and run")
+    _add_making_options(command)
+    command.set_defaults(act=_show)
+    command = commands.add_parser("run", parents=[recipes, rehearse], help="download, train, sample, evaluate, report")
+    _add_making_options(command)
+    command.add_argument("--at_once", type=count, metavar="K", help="steps at a time (1; --rehearse: one a core)")
+    command.add_argument("--samplers", action=NoLongerActs, help=argparse.SUPPRESS)
+    command.add_argument("--skip_missing", action="store_true", help="leave out rows whose files you must bring")
+    command.set_defaults(act=_run)
+    command = commands.add_parser("report", help="tables of what has been run: Markdown, HTML, CSV")
+    command.add_argument("--out", type=Path, default=Path("runs/paper"), metavar="DIR", help="of `run` (runs/paper)")
+    command.set_defaults(act=_report)
+    command = commands.add_parser("rerun", help="one reported row once more: is its FID within its interval?")
+    command.add_argument("row", nargs="?", metavar="ROW", help="as in its report, or a run's name (one at random)")
+    command.add_argument("--seed", metavar="N", help="of the reported ones (the first)")
+    command.add_argument("--report", type=Path, default=rerun.REPORT, metavar="DIR", help=f"({rerun.REPORT})")
+    command.add_argument("--out", type=Path, default=Path("runs/rerun"), metavar="DIR",
+                         help="for all that is made (runs/rerun)")  # fmt: skip
+    command.set_defaults(act=_rerun)
+    command = figures.add_parser(commands)
+    command.set_defaults(act=lambda args: print_result(map(str, args.draw(args))))
+    command = commands.add_parser("download", help="fetch published files: resumable, checked, remembered")
+    command.add_argument("names", nargs="+", metavar="NAME|all|list", help="file names, as `download list` prints")
+    command.add_argument("--out", type=Path, default=Path("models"), metavar="DIR", help="for the files (models)")
+    command.set_defaults(act=_download)
+    command = commands.add_parser("status", help="how far runs are, of sampling or of training")
+    command.add_argument("directory", type=Path, metavar="DIR", help="of a run, or with runs anywhere below it")
+    command.add_argument("--json", action="store_true", help="everything that their status.json say, as one object")
+    command.set_defaults(act=_status)
+    return parser
+
+
+def _add_making_options(parser: argparse.ArgumentParser) -> None:
+    """What `show` and `run` have in common."""
+    add = parser.add_argument
+    add("names", nargs="+", metavar="ROW|TABLE|all", help="as `list` prints them: table1/cadm-g-ddpm250, or table1")
+    add("--out", type=Path, metavar="DIR", help="for all that is made (runs/paper; --rehearse: runs/rehearsal)")
+    add("--nproc", type=count, metavar="N", help="processes of sampling and training (8; --rehearse: 1)")
+    add("--models", type=Path, default=Path("models"), metavar="DIR", help="of published files (models)")
+    add("--data_dir", type=Path, default=Path("imagenet"), metavar="DIR", help="with train and val images (imagenet)")
+    add("--classifier_path", type=Path, metavar="FILE", help="the authors' ECT classifier, which has no address")
+    add("--num_samples", type=count, metavar="N", help="a run, in place of the recipe's; the report marks it")
+    add("--batch_size", type=count, metavar="N", help="images a process samples at a time (the script's default)")
+    add("--seeds", type=_seeds, metavar="0,1", help="sample every run once with each (the recipes')")
+    add("--trace", action="store_true", help="leave a trace beside the samples of guided runs, for figures")
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from 1 on")
+    return int(text)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected whole numbers such as 0,1")
+    return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+
+
+def _commands(args: argparse.Namespace) -> tuple[Commands, list[Row]]:
+    """The book with what the command line decides, and the rows that it names."""
+    book = load(args.recipes)
+    rows = list({row.name: row for name in args.names for row in book.rows(name)}.values())
+    if args.rehearse:
+        book = rehearsal(book)
+    small = book.writes_data
+    by_hand = [file.name for file in PUBLISHED.values() if file.url is None]
+    options = Options(
+        out=short(args.out or Path("runs/rehearsal" if args.rehearse else "runs/paper")),
+        processes=args.nproc or (1 if small else Options.processes),
+        models=short(args.models),
+        images=short(args.data_dir),
+        given=dict.fromkeys(by_hand, args.classifier_path.absolute()) if args.classifier_path else {},
+        num_samples=args.num_samples or (SAMPLES if args.rehearse else None),
+        seeds=args.seeds,
+        batch_size=args.batch_size,
+        trace=args.trace,
+    )
+    return Commands(book, options), rows
+
+
+def _show(args: argparse.Namespace) -> None:
+    print_result(details(*_commands(args)))
+
+
+def _run(args: argparse.Namespace) -> None:
+    commands, rows = _commands(args)
+    book, out = commands.book, commands.out
+    if not (ROOT / "scripts").is_dir():
+        raise InputError(f"{ROOT}: no folder scripts in it, expected the repository: install it with pip install -e")
+    if args.skip_missing:
+        rows, lines = without_missing(commands, rows)
+        print("\n".join(lines))
+    check_files(commands, rows)
+    steps = plan(commands, rows)
+    claim(ROOT / out / "book.json", {"recipes": str(short(args.recipes)), "rehearsal": args.rehearse})
+    small = book.writes_data
+    at_once = args.at_once or (max(1, (os.cpu_count() or 1) // commands.options.processes) if small else 1)
+    runner = Runner(out, {"OMP_NUM_THREADS": "1"} if small else {})
+    print(f"{counted(len(rows), 'rows')}, {counted(len(steps), 'steps')}; logs: {runner.logs}", flush=True)
+    print(f"disk in all: {disk(commands, rows)}; free: {shutil.disk_usage(runner.logs.parent).free / 1e9:,.0f} GB")
+    try:
+        made = runner.run(steps, at_once)
+        print(f"{counted(len(steps), 'steps')}: {made} run, {len(steps) - made} were done", flush=True)
+    finally:  # what there is, whatever failed
+        print("\n".join(f"report: {path}" for path in write_report(book, ROOT / out, args.rehearse)))
+
+
+def _report(args: argparse.Namespace) -> None:
+    if not (args.out / "book.json").exists():
+        raise InputError(f"--out {args.out}: no book.json in it, expected a folder that `ed-dpm run` has made")
+    found = read_json(args.out / "book.json")
+    if not (isinstance(found.get("recipes"), str) and isinstance(found.get("rehearsal"), bool)):
+        raise InputError(f"{args.out / 'book.json'}: found no recipes and rehearsal, expected what `ed-dpm run` writes")
+    book = load(ROOT / found["recipes"])
+    if found["rehearsal"]:
+        book = rehearsal(book)
+    print_result(map(str, write_report(book, args.out.absolute(), found["rehearsal"])))
+
+
+def _rerun(args: argparse.Namespace) -> None:
+    report = ROOT / args.report
+    print_result([rerun.rerun(report, *rerun.pick(report, args.row, args.seed), short(args.out))])
+
+
+def _download(args: argparse.Namespace) -> None:
+    if args.names == ["list"]:
+        print_result(downloads.listing())
+        return
+    for file in downloads.chosen(args.names):
+        print(downloads.download(file, args.out), flush=True)
+
+
+def _status(args: argparse.Namespace) -> None:
+    found = status.find(args.directory)
+    if args.json:
+        entries = {
+            str(directory.absolute()): entry | {"silent": status.is_silent(entry)} for directory, entry in found.items()
+        }
+        print_result([json.dumps(entries, indent=2)])
+    else:
+        print_result(status.table(found, args.directory))

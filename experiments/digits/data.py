@@ -1,0 +1,62 @@
+"""scikit-learn's handwritten digits as folders of PNGs and reference files, in three disjoint parts.
+
+    python experiments/digits/data.py FOLDER
+
+    train       the diffusion model and the classifiers that guide it
+    evaluator   the feature network that judges the samples, which never guides
+    heldout     the reference that samples are compared with; nothing is trained on it
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without installation
+
+from guided_diffusion.io.files import write_atomically  # noqa: E402
+
+NUM_CLASSES = 10
+# Cuts as shares of every class, in the order of a permutation with a fixed seed.
+PARTS = {"train": (0.0, 0.5), "evaluator": (0.5, 0.75), "heldout": (0.75, 1.0)}
+SPLIT_SEED = 0
+
+
+def load_images() -> tuple[np.ndarray, np.ndarray]:
+    """All digits: uint8 [1797, 8, 8] in 0..255 (the data's 0..16, rescaled) and int64 labels [1797]."""
+    digits = load_digits()
+    return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.int64)
+
+
+def split(labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Sorted image numbers of each part: disjoint, together all, classes in equal shares up to rounding."""
+    random = np.random.RandomState(SPLIT_SEED)
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in PARTS}
+    for digit in range(NUM_CLASSES):
+        members = random.permutation(np.flatnonzero(labels == digit))
+        for name, (begin, end) in PARTS.items():
+            parts[name].append(members[round(begin * len(members)) : round(end * len(members))])
+    return {name: np.sort(np.concatenate(chosen)) for name, chosen in parts.items()}
+
+
+def write_parts(directory: Path) -> None:
+    """Write `<part>/<class>_<number>.png` (8-bit grey) and `<part>.npz` (arr_0 uint8 NHWC, arr_1 labels)."""
+    images, labels = load_images()
+    for name, numbers in split(labels).items():
+        folder = directory / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in numbers:
+            Image.fromarray(images[number]).save(folder / f"{labels[number]}_{number:04d}.png")
+        with write_atomically(directory / f"{name}.npz") as file:
+            np.savez(file, arr_0=images[numbers][..., None], arr_1=labels[numbers])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write the digits' three parts into a folder.")
+    parser.add_argument("folder", type=Path)
+    write_parts(parser.parse_args().folder)

@@ -1,0 +1,97 @@
+"""Samples of several methods side by side (Fig. 5): a row a method, a column a starting noise and class."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from guided_diffusion.errors import InputError
+
+from experiments.figures import style
+from experiments.figures.inputs import (
+    Labelled,
+    add_class_names,
+    check_labels,
+    class_name,
+    indices,
+    labelled,
+    read_class_names,
+    read_samples,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The figure's own options."""
+    parser.add_argument("files", nargs="+", type=labelled, metavar="LABEL=SAMPLES",
+                        help="npz of a sampling script, a run's folder, a folder or archive of images")  # fmt: skip
+    parser.add_argument("--samples", type=indices, metavar="I,J,...", help="which are shown (the first 10)")
+    add_class_names(parser)
+
+
+def draw(args: argparse.Namespace) -> list[Path]:
+    """Write the figure and what identifies its images; returns their paths."""
+    check_labels(args.files)
+    names = read_class_names(args.class_names, args.files)
+    images, labels, chosen = _read(args.files, args.samples)
+    titles = ["" if labels is None else class_name(names, int(labels[i])) for i in chosen]
+
+    height, width = images[args.files[0].label].shape[1:3]
+    cell = style.CELL
+    size = 1.4 + len(chosen) * cell, 0.6 + len(images) * (cell * height / width + 0.04)
+    with style.new_figure(args.out, *size) as figure:
+        style.picture_grid(
+            figure.subplots(), [("", [[_shown(stack[i]) for i in chosen] for stack in images.values()])], cell=cell,
+            rows=[style.plain(label, 20) for label in images],
+            columns=[style.plain(title, 11) or str(i) for title, i in zip(titles, chosen, strict=True)],
+        )  # fmt: skip
+    rows = []
+    for label, stack in images.items():
+        for i, title in zip(chosen, titles, strict=True):
+            number = None if labels is None else int(labels[i])
+            rows.append({"label": label, "sample": i, "class": number, "class_name": title} | identity(stack[i]))
+    data = style.beside(args.out)
+    style.write_csv(data, rows)
+    return [args.out, data]
+
+
+def identity(image_HWC: np.ndarray) -> dict[str, Any]:
+    """Mean and standard deviation of a uint8 image, in [0, 255], and the SHA-256 of its bytes in C order."""
+    digest = hashlib.sha256(np.ascontiguousarray(image_HWC).tobytes()).hexdigest()
+    return {"mean": float(image_HWC.mean()), "std": float(image_HWC.std()), "sha256": digest}
+
+
+def _read(
+    files: Sequence[Labelled], samples: list[int] | None
+) -> tuple[dict[str, np.ndarray], np.ndarray | None, list[int]]:
+    """Images by label of their file, the classes that they share, and the indices of the samples to show."""
+    found = {file.label: read_samples(file.path) for file in files}
+    images = {label: stack for label, (stack, _) in found.items()}
+    chosen = samples or list(range(min(10, *map(len, images.values()))))
+    first, labels = found[files[0].label]
+    for file in files:
+        other, other_labels = found[file.label]
+        both = f"{files[0].path} and {file.path}"
+        if max(chosen) >= len(other):
+            raise InputError(f"--samples: found {max(chosen)}, expected less than {len(other)}, as {file.path} has")
+        if other.shape[1:] != first.shape[1:]:
+            shapes = f"{list(first.shape[1:])} and {list(other.shape[1:])}"
+            raise InputError(f"{both}: found images of {shapes}, expected the same shape")
+        if not _equal(labels, other_labels, chosen):
+            raise InputError(f"{both}: found different labels (arr_1) of the samples shown, expected the same")
+    return images, labels, chosen
+
+
+def _equal(a: np.ndarray | None, b: np.ndarray | None, chosen: list[int]) -> bool:
+    """Whether the samples have the same classes; neither file having any is fine."""
+    if a is None or b is None:
+        return a is b
+    return np.array_equal(a[chosen], b[chosen])
+
+
+def _shown(image_HWC: np.ndarray) -> np.ndarray:
+    return image_HWC[..., 0] / 255 if image_HWC.shape[2] == 1 else image_HWC / 255

@@ -1,0 +1,204 @@
+"""Experiments: networks, runs, and the tables whose rows name them. `book_files.load` reads them.
+
+A run is one set of samples for each seed; rows of several tables can name the same one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from guided_diffusion.errors import InputError
+from guided_diffusion.diffusion.solvers import SAMPLERS
+
+from experiments.toml_entry import Flags
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+ROOT = RECIPES.parents[1]  # of the repository
+IMAGENET = "imagenet"
+DIGITS = "experiments/digits/data.py"
+# What a program that writes data leaves: folders of images and, of the same names, npz files with labels.
+PARTS = ("train", "evaluator", "heldout")
+HELDOUT, REAL = "heldout.npz", "train.npz"  # what samples are compared with; real images judged as samples are
+
+
+def short(path: Path) -> Path:
+    """As one would type it in the repository's root, where the commands run: relative inside it, else absolute."""
+    path = path.absolute()
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a paper or release prints for one row; None where it prints nothing."""
+
+    fid: float | None = None
+    sfid: float | None = None
+    inception_score: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train a network that nobody publishes.
+
+    :param batch_size: images a step over all processes together; flags: of the script.
+    :param script: classifier_train or image_train; part: the folder of the data that it learns from.
+    """
+
+    batch_size: int
+    flags: Flags
+    script: str = "classifier_train"
+    part: str = "train"
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """How a program makes a network of another one, or a further part of the data with the help of one.
+
+    :param program: of the repository, with flags; checkpoint, npz file and new file are its further arguments.
+    :param network: key of `Book.networks`; part: of the written data, whose npz file it reads.
+    """
+
+    program: str
+    network: str
+    part: str
+
+
+@dataclass(frozen=True)
+class Network:
+    """A checkpoint and the flags that make its architecture and precision.
+
+    :param checkpoint: name of a published file; with `training` or `derived` the name of the folder that they fill;
+        else a file of the repository. parameters: how many numbers it holds.
+    """
+
+    name: str
+    checkpoint: str
+    parameters: int
+    flags: Flags
+    training: Training | None = None
+    note: str = ""
+    derived: Derivation | None = None
+
+    @property
+    def is_made(self) -> bool:
+        """Whether we make it ourselves."""
+        return bool(self.training or self.derived)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One set of samples.
+
+    :param model, classifier: keys of `Book.networks`; no classifier means unguided sampling.
+    :param reference: the evaluator's reference batch.
+    :param flags: of the sampling script, on top of those of the networks.
+    """
+
+    name: str
+    model: str
+    reference: str
+    flags: Flags
+    classifier: str | None = None
+    note: str = ""
+
+    @property
+    def num_samples(self) -> int:
+        return self.flags["num_samples"]
+
+    @property
+    def sampler(self) -> str:
+        """Such as "DDPM 250" or "UniPC 10"."""
+        steps = str(self.flags["timestep_respacing"]).removeprefix("ddim")
+        name = self.flags.get("sampler") or ("ddim" if self.flags.get("use_ddim") else "ddpm")
+        return f"{SAMPLERS[name].title if name in SAMPLERS else name} {steps}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table, or a point of a curve.
+
+    :param name: "table/key"; method: as the paper calls it.
+    :param release: the authors' README where it prints something else than the paper.
+    :param run: name of the run that makes it; batch: samples published by others, in written data real images.
+        Neither: figures only.
+    :param sweep: instead of `run`, the runs of which the one with the lowest mean FID is this row.
+    """
+
+    name: str
+    method: str
+    paper: Figures
+    release: Figures
+    run: str | None = None
+    batch: str | None = None
+    reference: str | None = None
+    note: str = ""
+    sweep: tuple[str, ...] = ()
+
+    @property
+    def run_names(self) -> tuple[str, ...]:
+        """All runs that the row needs."""
+        return (self.run,) if self.run else self.sweep
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table or figure of the paper."""
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Book:
+    """All experiments of a folder.
+
+    :param data: where training images and references come from: "imagenet", files that the user has and
+        published ones; else the program of the repository, with its flags, that writes `PARTS` into the folder
+        that follows them.
+    :param features: name of the network that judges samples; None: Inception.
+    :param seeds: a run is sampled once with each.
+    :param parts: further parts of written data, by name, made when networks are there.
+    """
+
+    title: str
+    data: str
+    networks: dict[str, Network]
+    runs: dict[str, Run]
+    tables: dict[str, Table]
+    seeds: tuple[int, ...] = (0,)
+    features: str | None = None
+    parts: dict[str, Derivation] = field(default_factory=dict)
+
+    @property
+    def writes_data(self) -> bool:
+        """Whether a program writes the data on the spot."""
+        return self.data != IMAGENET
+
+    def row(self, name: str) -> Row:
+        """The row called "table/key". InputError where there is none."""
+        for table in self.tables.values():
+            for row in table.rows:
+                if row.name == name:
+                    return row
+        raise InputError(f"{name}: no such row or table, `ed-dpm list` shows them all")
+
+    def rows(self, name: str) -> tuple[Row, ...]:
+        """All rows of a table, the one row of that name, or every row for "all"."""
+        if name == "all":
+            return tuple(row for table in self.tables.values() for row in table.rows)
+        return self.tables[name].rows if name in self.tables else (self.row(name),)
+
+    def network_flags(self, run: Run) -> Flags:
+        """Flags of a run's networks, the model's first."""
+        classifier = self.networks[run.classifier].flags if run.classifier else {}
+        return {**self.networks[run.model].flags, **classifier}
+
+    def image_shape(self, run: Run) -> tuple[int, int, int]:
+        """Height, width and channels of the images that a run makes."""
+        flags = self.networks[run.model].flags
+        return flags["image_size"], flags["image_size"], flags.get("in_channels", 3)

@@ -1,0 +1,210 @@
+"""Steps of a long piece of work: commands with the files they read and leave, run once and remembered.
+
+Beside its files every finished step leaves a record (`<out>/steps/<name>.json`: command, commit, device, time,
+sha256 of all files), and its log (`<out>/logs/<name>.log`). A step is done when its record fits: same command, same
+inputs, outputs still there. What depends on a step that is run is run again as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from guided_diffusion.distributed import process_group
+from guided_diffusion.runs import run_directory
+from guided_diffusion.errors import InputError
+from guided_diffusion.io.files import hash_file, read_json, remove_leftovers, write_json
+
+from experiments.spec import ROOT
+
+# Flags that say how fast and not what, or what is logged.
+_INDIFFERENT = ("--batch_size", "--log_interval", "--eval_interval", "--inception")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command.
+
+    :param name: also of its log and record.
+    :param command: run from the repository's root.
+    :param inputs, outputs: files, absolute or relative to the root.
+    :param precious: it takes long, so what it left is never made anew unless it has been removed.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    inputs: tuple[Path, ...]
+    outputs: tuple[Path, ...]
+    precious: bool = False
+
+    @property
+    def processes(self) -> int:
+        """Of its launcher."""
+        return int(self.command[2]) if self.command[:2] == ("mpiexec", "-n") else 1
+
+    @property
+    def work(self) -> list[str]:
+        """The command without what makes no difference to its result."""
+        return _work(self.command[3:] if self.command[0] == "mpiexec" else self.command)
+
+
+def _work(command: Sequence[str]) -> list[str]:
+    words = list(command)
+    for flag in _INDIFFERENT:
+        if flag in words:
+            del words[words.index(flag) : words.index(flag) + 2]
+    return words
+
+
+class Records:
+    """What has been done in a folder."""
+
+    def __init__(self, out: Path):
+        self._folder = ROOT / out / "steps"
+        self._hashes_path = self._folder / "hashes.cache"
+        self._lock = threading.Lock()
+        self._hashes: dict[str, list] = {}
+        with suppress(InputError):
+            self._hashes = _read(self._hashes_path) or {}
+
+    def is_done(self, step: Step) -> bool:
+        """Whether a step needs not be run.
+
+        InputError where it is precious, and what is there was made by another command, from other files, or
+        has changed since.
+        """
+        finished = _read(self._folder / f"{step.name}.json")
+        earlier = finished or _read(self._started(step))
+        if earlier is None:
+            return False
+        complete = finished is not None and all((ROOT / output).is_file() for output in step.outputs)
+        changed = _difference(earlier, step) or self._altered(earlier["inputs"], step.inputs)
+        if changed is None and complete:
+            kept = {file: entry["sha256"] for file, entry in finished["outputs"].items()}
+            changed = self._altered(kept, step.outputs)
+        if changed and step.precious:
+            raise InputError(
+                f"{(ROOT / step.outputs[0]).parent}: {step.name} was made differently: {changed}; "
+                "use another --out, or remove that folder"
+            )
+        return complete and changed is None
+
+    def start(self, step: Step) -> bool:
+        """Note that a step begins, so that it is not continued with other files; whether it had begun before."""
+        begun = self._started(step).exists()
+        write_json(self._started(step), {"work": step.work, "inputs": self._all(step.inputs)})
+        return begun
+
+    def finish(self, step: Step, seconds: float | None) -> None:
+        """Note that a step ended well, after so many seconds; None where it had begun in an earlier call.
+
+        InputError when it has not left its outputs.
+        """
+        for output in step.outputs:
+            if not (ROOT / output).is_file():
+                raise InputError(f"{step.name}: left no {output}, expected that from its command")
+        sizes = {str(output): (ROOT / output).stat().st_size for output in step.outputs}
+        hashes = self._all(step.outputs)
+        record = {
+            "command": list(step.command),
+            "work": step.work,
+            "commit": commit(),
+            "device": device_name(),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seconds": seconds and round(seconds, 3),
+            "processes": step.processes,
+            "inputs": self._all(step.inputs),
+            "outputs": {file: {"size": sizes[file], "sha256": digest} for file, digest in hashes.items()},
+        }
+        write_json(self._folder / f"{step.name}.json", record)
+        self._started(step).unlink(missing_ok=True)
+
+    def sha256(self, file: Path) -> str:
+        """Of a file; computed again only when its size or time of change has changed."""
+        path = ROOT / file
+        status = path.stat()
+        with self._lock:
+            known = self._hashes.get(str(path))
+        if known and known[:2] == [status.st_size, status.st_mtime_ns]:
+            return known[2]
+        digest = hash_file(path)
+        with self._lock:
+            self._hashes[str(path)] = [status.st_size, status.st_mtime_ns, digest]
+            with suppress(InputError):  # it only saves time
+                write_json(self._hashes_path, self._hashes)
+        return digest
+
+    def _started(self, step: Step) -> Path:
+        return self._folder / f"{step.name}.started"
+
+    def _all(self, files: tuple[Path, ...]) -> dict[str, str]:
+        return {str(file): self.sha256(file) for file in files}
+
+    def _altered(self, recorded: dict[str, str], files: tuple[Path, ...]) -> str | None:
+        """The first of some files that is not what was recorded, None if all are."""
+        for file in files:
+            if (ROOT / file).is_file() and self.sha256(file) != recorded.get(str(file)):
+                found = recorded.get(str(file))
+                return f"{file} has sha256 {self.sha256(file)[:12]}, then {found[:12] if found else 'not used'}"
+        return None
+
+
+def _difference(earlier: dict[str, Any], step: Step) -> str | None:
+    """The first word in which two commands differ."""
+    then, now = _work(earlier["work"]), step.work  # an earlier version's record may have more flags
+    for position in range(max(len(then), len(now))):
+        old, new = (words[position] if position < len(words) else "nothing" for words in (then, now))
+        if old != new:
+            flag = now[position - 1] if position and position <= len(now) else ""
+            return f"{flag if flag.startswith('--') else ''} {old} then, {new} now".strip()
+    return None
+
+
+@cache
+def commit() -> str | None:
+    """Of the repository, "-dirty" behind it when files differ from it; outside of git $ED_DPM_COMMIT, else None."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        found = None
+    described = found.stdout.strip() if found and found.returncode == 0 else ""
+    return described or os.environ.get("ED_DPM_COMMIT") or None
+
+
+@cache
+def device_name() -> str:
+    """The GPU's name with how many there are, else "CPU" and what is known of it."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"CPU {platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def claim(path: Path, purpose: dict[str, Any]) -> None:
+    """Own a folder until this program ends, and note in a file what it is for.
+
+    InputError where another process owns it, or it is for something else.
+    """
+    run_directory.claim(path.parent, process_group.fail)
+    remove_leftovers(path.parent / "steps", owned=True)
+    purpose = json.loads(json.dumps(purpose))  # as it will be read: tuples are lists
+    found = _read(path)
+    if found not in (None, purpose):
+        raise InputError(f"{path}: found {found}, expected {purpose}; use another --out, or remove that folder")
+    write_json(path, purpose)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return read_json(path) if path.exists() else None

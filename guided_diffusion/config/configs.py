@@ -1,0 +1,225 @@
+"""The typed configs of the base: what upstream's flags say. `script_util` builds the models from them."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from guided_diffusion.data import image_labels
+from guided_diffusion.distributed import meeting
+from guided_diffusion.diffusion import nonfinite
+from guided_diffusion.config.flags import flag
+from guided_diffusion.io.images import Reading
+from guided_diffusion.diffusion.solvers import SAMPLERS
+
+NUM_CLASSES = 1000  # upstream's constant: the default of --num_classes, nowhere assumed
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Diffusion process."""
+
+    learn_sigma: bool = flag(False, "the model also predicts the variance", architecture=True)
+    diffusion_steps: int = flag(1000, "timesteps T", minimum=1, maximum=1_000_000, architecture=True)
+    noise_schedule: str = flag("linear", "betas over time", choices=("linear", "cosine"), architecture=True)
+    timestep_respacing: str = flag(
+        "", 'timesteps to use: a count such as "250", counts per section "10,15,20", "ddim25", or "" for all'
+    )
+    use_kl: bool = flag(False, "train on the variational bound alone")
+    predict_xstart: bool = flag(False, "the model predicts x_0 instead of the noise", architecture=True)
+    rescale_timesteps: bool = flag(False, "the model sees t * 1000 / T", architecture=True)
+    rescale_learned_sigmas: bool = flag(False, "weigh the bound by T / 1000 in training")
+
+
+@dataclass(frozen=True)
+class _UNetConfig:
+    """What the two UNets have in common."""
+
+    num_channels: int = flag(128, "width of the first level, a multiple of 32", minimum=32, architecture=True)
+    num_res_blocks: int = flag(2, "residual blocks a level", minimum=1, architecture=True)
+    num_heads: int = flag(4, "attention heads, where --num_head_channels is -1", minimum=1, architecture=True)
+    num_heads_upsample: int = flag(-1, "heads in the expanding half; -1: as --num_heads", architecture=True)
+    num_head_channels: int = flag(-1, "channels an attention head; -1: use --num_heads", architecture=True)
+    attention_resolutions: str = flag("16,8", "image sides, pixels, at which attention is used", architecture=True)
+    channel_mult: str = flag("", 'width of each level over --num_channels, "1,2,0.5"; "": by size', architecture=True)
+    dropout: float = flag(0.0, "share of activations dropped in training", minimum=0.0, maximum=1.0)
+    class_cond: bool = flag(False, "the model is given the class label", architecture=True)
+    use_checkpoint: bool = flag(False, "recompute activations in the backward pass: less memory, more time")
+    use_scale_shift_norm: bool = flag(True, "the embedding scales and shifts the norms", architecture=True)
+    resblock_updown: bool = flag(False, "resample inside residual blocks", architecture=True)
+    use_fp16: bool = flag(False, "mixed precision for the diffusion model, see --amp_dtype")
+    num_classes: int = flag(NUM_CLASSES, "classes of the data", minimum=1, architecture=True)
+    in_channels: int = flag(3, "channels of the images, grey or colour", choices=(1, 3), architecture=True)
+
+
+@dataclass(frozen=True)
+class ModelConfig(_UNetConfig):
+    """Diffusion model (UNet)."""
+
+    image_size: int = flag(64, "side of the images, pixels", minimum=1, architecture=True)
+    use_new_attention_order: bool = flag(False, "channel order of newer attention checkpoints", architecture=True)
+
+
+@dataclass(frozen=True)
+class SuperResConfig(_UNetConfig):
+    """Super-resolution model (UNet)."""
+
+    large_size: int = flag(256, "side of the images to make, pixels", minimum=1, architecture=True)
+    small_size: int = flag(64, "side of the low-resolution images, pixels", minimum=1, architecture=True)
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """Noise-aware classifier."""
+
+    image_size: int = flag(64, "side of the images, pixels", minimum=1, architecture=True)
+    classifier_use_fp16: bool = flag(False, "mixed precision for the classifier, see --amp_dtype")
+    classifier_width: int = flag(128, "width of the first level, a multiple of 32", minimum=32, architecture=True)
+    classifier_depth: int = flag(2, "residual blocks a level", minimum=1, architecture=True)
+    classifier_attention_resolutions: str = flag("32,16,8", "image sides with attention, pixels", architecture=True)
+    classifier_use_scale_shift_norm: bool = flag(True, "the embedding scales and shifts the norms", architecture=True)
+    classifier_resblock_updown: bool = flag(True, "resample inside residual blocks", architecture=True)
+    classifier_pool: str = flag(
+        "attention",
+        "how the last feature map becomes logits",
+        choices=("adaptive", "attention", "spatial", "spatial_v2"),
+        architecture=True,
+    )
+    num_classes: int = flag(NUM_CLASSES, "classes of the data", minimum=1, architecture=True)
+    in_channels: int = flag(3, "channels of the images, grey or colour", choices=(1, 3), architecture=True)
+    classifier_num_head_channels: int = flag(64, "channels an attention head", minimum=1, architecture=True)
+    classifier_channel_mult: str = flag("", 'width of each level, "1,2,4"; "": by size', architecture=True)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Run."""
+
+    log_dir: str = flag("", "where files go; default runs/<script>-<time>, or OPENAI_LOGDIR")
+    seed: int = flag(0, "seed of all random draws", minimum=0)
+    amp_dtype: str = flag("fp16", "dtype of mixed precision where it is on", choices=("fp16", "bf16"))
+    meet_timeout: int = flag(meeting.DEFAULT, meeting.HELP, minimum=0)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Sampling."""
+
+    clip_denoised: bool = flag(True, "clamp the model's guess of x_0 to [-1, 1]")
+    num_samples: int = flag(10000, "images to make", minimum=1)
+    batch_size: int = flag(16, "images at a time in each process", minimum=1)
+    use_ddim: bool = flag(False, "sample with DDIM (deterministic) instead of DDPM")
+    sampler: str = flag(
+        "", 'dpmpp2m and unipc need fewer steps; "": ddim with --use_ddim, else ddpm', choices=SAMPLERS
+    )
+    model_path: str = flag("", "checkpoint of the diffusion model, .pt or .safetensors, or its training's folder")
+    save_images: bool = flag(False, "also write a PNG grid of the first images beside the npz")
+    compile: bool = flag(
+        None, "compile the networks, one to three minutes each (not given: on CUDA in long runs)", type=bool
+    )
+    nonfinite: str = flag(
+        "stop", "at a sample with inf or nan: stop, or skip it and list it in nonfinite.json", choices=nonfinite.MODES
+    )
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """Class labels of the samples."""
+
+    classes: str = flag(
+        "",
+        'classes to draw from, by number or name, "3,dog"; name:10 is the one called 10; "": all that training saw',
+    )
+    balanced: bool = flag(False, "take the classes in turn instead of at random")
+
+
+@dataclass(frozen=True)
+class ReadingConfig:
+    """How image files are read."""
+
+    bit_depth: int = flag(16, "bits that the values of 16-bit files use", minimum=8, maximum=16)
+    exif_transpose: bool = flag(False, "turn images as their EXIF orientation says")
+    alpha: str = flag(
+        "keep", "colour behind transparent pixels; keep: the colours they hide", choices=("keep", "white", "black")
+    )
+
+    @property
+    def reading(self) -> Reading:
+        """How images become 8 bits."""
+        return Reading(self.bit_depth, self.exif_transpose, self.alpha)
+
+
+@dataclass(frozen=True)
+class DataConfig(ReadingConfig):
+    """Training data."""
+
+    data_dir: str = flag("", "folder of images, searched recursively, or a zip or tar archive")
+    labels: str = flag("auto", image_labels.HELP)
+    random_flip: bool = flag(True, "mirror images left to right at random")
+    data_workers: int = flag(1, "processes that read images ahead, for each process that trains", minimum=1)
+
+
+def decay_rates(text: str) -> str:
+    """Rates such as "0.99,0.9999", checked; argparse.ArgumentTypeError unless each is in 0..1."""
+    for rate in text.split(","):
+        try:
+            valid = 0 <= float(rate) <= 1
+        except ValueError:
+            valid = False
+        if not valid:
+            raise argparse.ArgumentTypeError(f"found {rate!r}, expected numbers from 0 to 1 such as 0.99,0.9999")
+    return text
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Training."""
+
+    schedule_sampler: str = flag(
+        "uniform", "which timesteps to train on", choices=("uniform", "loss-second-moment")
+    )
+    lr: float = flag(1e-4, "learning rate of AdamW", minimum=0.0)
+    weight_decay: float = flag(0.0, "weight decay of AdamW", minimum=0.0)
+    lr_anneal_steps: int = flag(0, "let the rate fall to 0 over so many steps, then stop; 0: keep it", minimum=0)
+    batch_size: int = flag(1, "images at a time in each process", minimum=1)
+    microbatch: int = flag(-1, "images at a time in memory; -1: the whole batch", minimum=-1)
+    ema_rate: str = flag("0.9999", "decay of the averaged weights, 0 to 1; several as 0.99,0.9999", type=decay_rates)
+    log_interval: int = flag(10, "steps between lines of the log", minimum=1)
+    save_interval: int = flag(10000, "steps between checkpoints, from which the same command goes on", minimum=1)
+    keep: int = flag(0, "keep so many of the newest checkpoints; 0: all", minimum=0)
+    resume_checkpoint: str = flag("", "model%06d.pt of another run to begin with, or that run's folder")
+    init_from: str = flag(
+        "", "checkpoint whose weights a new run begins with; its classes may be others, or none"
+    )
+    fp16_scale_growth: float = flag(1e-3, "growth of log2(loss scale) a step in float16", minimum=0.0)
+    iterations: int = flag(0, "stop after so many steps in all; 0: as --lr_anneal_steps says", minimum=0)
+    compile: bool = flag(False, "compile the network first, a minute or more; changes the weights by rounding")
+
+
+@dataclass(frozen=True)
+class ClassifierTrainConfig:
+    """Classifier training."""
+
+    val_data_dir: str = flag("", "folder of validation images; none: no validation")
+    noised: bool = flag(True, "train on noised images; False: on clean ones, as a feature network")
+    iterations: int = flag(150000, "steps", minimum=1)
+    lr: float = flag(3e-4, "learning rate of AdamW", minimum=0.0)
+    weight_decay: float = flag(0.0, "weight decay of AdamW", minimum=0.0)
+    anneal_lr: bool = flag(False, "let the learning rate fall linearly to 0")
+    batch_size: int = flag(4, "images at a time in each process", minimum=1)
+    microbatch: int = flag(-1, "images at a time in memory; -1: the whole batch", minimum=-1)
+    schedule_sampler: str = flag(
+        "uniform", "which timesteps to train on", choices=("uniform", "loss-second-moment")
+    )
+    resume_checkpoint: str = flag(
+        "", "model%06d.pt of another run to begin with, with opt%06d.pt beside it, or that run's folder"
+    )
+    init_from: str = flag(
+        "", "checkpoint whose weights a new run begins with; its classes may be others, or none"
+    )
+    log_interval: int = flag(10, "steps between lines of the log", minimum=1)
+    eval_interval: int = flag(5, "steps between validation batches", minimum=1)
+    save_interval: int = flag(10000, "steps between checkpoints, from which the same command goes on", minimum=1)
+    keep: int = flag(0, "keep so many of the newest checkpoints; 0: all", minimum=0)
+    random_crop: bool = flag(True, "crop training images at random scale and place")
+    compile: bool = flag(False, "compile the network first, a minute or more; changes the weights by rounding")

@@ -1,0 +1,236 @@
+"""Command-line flags from dataclasses: one typed field is one flag, with its help, unit and range.
+
+    @dataclass(frozen=True)
+    class SamplingConfig:
+        num_samples: int = flag(10000, "images to make", minimum=1)
+
+    parser = Parser("What the program does.", SamplingConfig, ModelConfig)
+    given = parser.parse()
+    sampling = given.make(SamplingConfig)
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, TextIO, TypeVar
+
+from guided_diffusion import __version__
+from guided_diffusion.config import release_flags
+from guided_diffusion.distributed.process_group import get_rank, waited_for_rank_0
+from guided_diffusion.errors import InputError
+
+Config = TypeVar("Config")
+
+_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_LONGEST = 100_000  # characters
+_TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
+
+
+def flag(
+    default: Any,
+    help: str,
+    *,
+    type: type | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: Iterable[str | int] | None = None,
+    aliases: Sequence[str] = (),
+    architecture: bool = False,
+) -> Any:
+    """A dataclass field that is a flag.
+
+    :param type: of the value; the default's type when not given (needed where the default is None).
+    :param choices: the values allowed besides the default. A registry may grow until the flags are parsed.
+    :param aliases: other names of the flag, without dashes.
+    :param architecture: part of what a checkpoint is; read from its config.json when not given.
+    """
+    kind = type or default.__class__
+    metadata = {
+        "help": help,
+        "type": kind,
+        "minimum": minimum,
+        "maximum": maximum,
+        "choices": choices,
+        "aliases": tuple(aliases),
+        "architecture": architecture,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def str2bool(v: str | bool) -> bool:
+    """yes/true/t/y/1 or no/false/f/n/0, in any case; argparse.ArgumentTypeError otherwise."""
+    if isinstance(v, bool):
+        return v
+    if v.lower() in _TRUE:
+        return True
+    if v.lower() in _FALSE:
+        return False
+    raise argparse.ArgumentTypeError(f"found {v!r}, expected a boolean (True or False)")
+
+
+def from_values(config: type[Config], values: Mapping[str, Any]) -> Config:
+    """An instance of a config class with those of the values that it has fields for, else with its defaults."""
+    names = {field.name for field in dataclasses.fields(config)}
+    return config(**{name: value for name, value in values.items() if name in names})
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the command line said: only the flags that were given, and all flags' defaults."""
+
+    values: dict[str, Any]
+    defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def make(self, config: type[Config], **overrides: Any) -> Config:
+        """An instance of a config class: flags given, else `overrides`, else defaults."""
+        return from_values(config, {**overrides, **self.values})
+
+    def resolve(self, *configs: type) -> dict[str, Any]:
+        """All values of the config classes as one flat dict, as config.json stores it."""
+        merged: dict[str, Any] = {}
+        for config in configs:
+            merged.update(dataclasses.asdict(self.make(config)))
+        return merged
+
+
+class FirstRankParser(argparse.ArgumentParser):
+    """Prints help and version, all that goes to standard output, from the first rank only."""
+
+    def _print_message(self, message: str, file: TextIO | None = None) -> None:
+        if file is not sys.stdout or get_rank() == 0:
+            super()._print_message(message, file)
+
+
+class Parser(FirstRankParser):
+    """Flags of several config classes; a flag that two classes share is one flag."""
+
+    def __init__(self, description: str, *configs: type):
+        super().__init__(description=description, formatter_class=_HelpFormatter)
+        self._defaults_by_name: dict[str, Any] = {}
+        for config in configs:
+            group = self.add_argument_group((config.__doc__ or config.__name__).splitlines()[0].rstrip("."))
+            for field in dataclasses.fields(config):
+                self._add(group, field)
+        told = {"version": f"ed-dpm {__version__}", "help": "print the version and end (no default)"}
+        self.add_argument("--version", action="version", **told)
+        release_flags.add_to(self, self._defaults_by_name)
+
+    def _add(self, group, field: dataclasses.Field) -> None:
+        if field.name in self._defaults_by_name:
+            assert self._defaults_by_name[field.name] == field.default, f"two defaults for --{field.name}"
+            return
+        self._defaults_by_name[field.name] = field.default
+        kind = field.metadata["type"]
+        names = [f"--{name}" for name in (field.name, *field.metadata["aliases"])]
+        # SUPPRESS: a flag that is not given leaves no value, so that a checkpoint's config can supply it.
+        options = {"default": argparse.SUPPRESS, "help": _help(field), "dest": field.name}
+        if kind is bool:
+            options.update(type=str2bool, nargs="?", const=True, metavar="BOOL")
+        else:
+            options.update(type=_checked(field), metavar=_metavar(field))
+        group.add_argument(*names, **options)
+
+    def parse(self, argv: Sequence[str] | None = None) -> Given:
+        """Parse the command line. SystemExit 2 with one line on stderr when it is wrong, 0 for --help."""
+        return Given(vars(self.parse_args(argv)), self._defaults_by_name)
+
+    def error(self, message: str) -> NoReturn:
+        """One line, from the first rank only, and status 2."""
+        says_it = get_rank() == 0 or waited_for_rank_0()
+        self.exit(2, f"error: {InputError(message)} (--help lists the flags)\n" if says_it else None)
+
+
+def _checked(field: dataclasses.Field):
+    """The flag's converter: type, then range or choices."""
+    kind = field.metadata["type"]
+
+    def convert(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected {_KINDS.get(kind, kind.__name__)}") from None
+        if expected := _expected_instead(field, value):
+            raise argparse.ArgumentTypeError(f"found {value!r}, expected {expected}")
+        return value
+
+    return convert
+
+
+def _expected_instead(field: dataclasses.Field, value: Any) -> str | None:
+    """What a flag's value should have been, or None when it is right."""
+    low, high, choices = (field.metadata["minimum"], field.metadata["maximum"], _choices(field))
+    if choices:
+        return None if value in choices else f"one of {', '.join(map(str, choices))}"
+    # Written so that nan, which compares false with everything, is refused as well.
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        return _range(low, high)
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number"
+    if isinstance(value, int) and abs(value) >= 2**63:  # beyond PyTorch's
+        return "a whole number of 63 bits"
+    if isinstance(value, str) and len(value) > _LONGEST:
+        return f"at most {_LONGEST} characters"
+    return None
+
+
+def _choices(field: dataclasses.Field) -> list[str | int]:
+    choices = [*(field.metadata["choices"] or ())]
+    return choices if not choices or field.default in choices else [field.default, *choices]
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if high is None:
+        return f"at least {low}"
+    return f"at most {high}" if low is None else f"{low} to {high}"
+
+
+def _metavar(field: dataclasses.Field) -> str:
+    return {int: "N", float: "X"}.get(field.metadata["type"], "TEXT")
+
+
+def _help(field: dataclasses.Field) -> str:
+    meta = field.metadata
+    notes = []
+    if choices := _choices(field):
+        notes.append("one of " + ", ".join(str(c) or '""' for c in choices))
+    elif meta["minimum"] is not None or meta["maximum"] is not None:
+        notes.append(_range(meta["minimum"], meta["maximum"]))
+    notes.append("no default" if field.default is None else f"default {field.default!r}")
+    return f"{meta['help']} ({'; '.join(notes)})".replace("%", "%%")
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=36, width=110)
+
+
+def architecture_from(
+    given: Given, config: type[Config], saved: dict[str, Any] | None, checkpoint: str
+) -> Config:
+    """A model's config: flags given, else what its checkpoint's config.json says, else defaults.
+
+    :param saved: the contents of config.json, or None where there is none.
+    :raises InputError: a flag contradicts config.json (the line names every such flag); config.json holds a
+        value that the flag would refuse.
+    """
+    fields = {field.name: field for field in dataclasses.fields(config) if field.metadata["architecture"]}
+    stored = {name: value for name, value in (saved or {}).items() if name in fields}
+    for name, value in stored.items():
+        kind = fields[name].metadata["type"]
+        right_type = type(value) is kind or (kind is float and type(value) is int)
+        expected = _expected_instead(fields[name], value) if right_type else _KINDS[kind]
+        if expected:
+            raise InputError(f"{checkpoint}: config.json beside it has {name} {value!r}, expected {expected}")
+    clashes = [
+        f"--{name} {given.values[name]} (the checkpoint has {value})"
+        for name, value in stored.items()
+        if name in given.values and given.values[name] != value
+    ]
+    if clashes:
+        raise InputError(f"{checkpoint}: config.json beside it contradicts {', '.join(clashes)}")
+    return given.make(config, **stored)

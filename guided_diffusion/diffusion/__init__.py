@@ -1,0 +1,1 @@
+"""The diffusion process: schedules, q and p, samplers, losses."""

@@ -1,0 +1,243 @@
+"""The diffusion process: its tables, q(x_t | x_0), p(x_{t-1} | x_t) and how guidance enters.
+
+Notation of Ho et al. 2020 and Dhariwal & Nichol 2021; t is a 0-based index into the (respaced) process.
+The samplers and training objectives over it are plain functions in `samplers` and `objectives`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from guided_diffusion.diffusion.enums import LossType, ModelMeanType, ModelVarType
+from guided_diffusion.diffusion.schedules import diffusion_tables, with_first
+
+_LEARNED = (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
+
+
+class DiffusionProcess:
+    """A diffusion process over T steps.
+
+    :param betas: variances of q(x_t | x_{t-1}), [T], each in (0, 1]; ValueError otherwise.
+    :param model_mean_type, model_var_type: what the network predicts.
+    :param loss_type: what `training_losses` returns.
+    :param rescale_timesteps: hand the network t * 1000 / T (float) instead of t, so that it always sees
+        the scale of a 1000-step process.
+
+    Models are called as model(x_t, t, **model_kwargs) and guidance as cond_fn(x_t, t, **model_kwargs),
+    which returns the gradient of log p(y | x_t), already scaled, shaped like x_t. The tables below are
+    computed from the betas by `schedules.diffusion_tables`, float64 [T] each.
+    """
+
+    betas: np.ndarray
+    alphas_cumprod: np.ndarray
+    alphas_cumprod_prev: np.ndarray
+    alphas_cumprod_next: np.ndarray
+    sqrt_alphas_cumprod: np.ndarray
+    sqrt_one_minus_alphas_cumprod: np.ndarray
+    log_one_minus_alphas_cumprod: np.ndarray
+    sqrt_recip_alphas_cumprod: np.ndarray
+    sqrt_recipm1_alphas_cumprod: np.ndarray
+    posterior_variance: np.ndarray
+    posterior_log_variance_clipped: np.ndarray
+    posterior_mean_coef1: np.ndarray
+    posterior_mean_coef2: np.ndarray
+
+    def __init__(
+        self,
+        *,
+        betas: np.ndarray,
+        model_mean_type: ModelMeanType,
+        model_var_type: ModelVarType,
+        loss_type: LossType,
+        rescale_timesteps: bool = False,
+    ):
+        self.model_mean_type = model_mean_type
+        self.model_var_type = model_var_type
+        self.loss_type = loss_type
+        self.rescale_timesteps = rescale_timesteps
+
+        tables = diffusion_tables(betas)
+        self.num_timesteps = len(tables["betas"])
+        vars(self).update(tables)
+        self._float32_tables: dict[tuple[str, torch.device], Tensor] = {}
+
+    def _table(self, name: str, values: Callable[[], np.ndarray], t: Tensor, like: Tensor) -> Tensor:
+        """Entries t [B] of a float64 table, as float32 [B, 1, ...] of like's rank; kept on t's device."""
+        key = (name, t.device)
+        if key not in self._float32_tables:
+            self._float32_tables[key] = torch.from_numpy(values()).to(t.device, torch.float32)
+        return _broadcast(self._float32_tables[key][t], like)
+
+    def at(self, name: str, t: Tensor, like: Tensor) -> Tensor:
+        """Return entries t [B] of the table `name`, as float32 [B, 1, ...] of like's rank, on t's device."""
+        return self._table(name, lambda: getattr(self, name), t, like)
+
+    # --- q: adding noise -------------------------------------------------------------------------------
+
+    def q_mean_variance(self, x_start: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, variance and log-variance of q(x_t | x_0), shaped like x_start (Eq. 2 of the paper)."""
+        mean = self.at("sqrt_alphas_cumprod", t, x_start) * x_start
+        variance = self._table("1-abar", lambda: 1.0 - self.alphas_cumprod, t, x_start).expand_as(x_start)
+        log_variance = self.at("log_one_minus_alphas_cumprod", t, x_start).expand_as(x_start)
+        return mean, variance, log_variance
+
+    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Draw x_t from q(x_t | x_0); `noise` replaces the standard normal draw."""
+        noise = torch.randn_like(x_start) if noise is None else noise
+        if noise.shape != x_start.shape:
+            raise ValueError(f"noise: found shape {tuple(noise.shape)}, expected {tuple(x_start.shape)}")
+        signal = self.at("sqrt_alphas_cumprod", t, x_start) * x_start
+        return signal + self.at("sqrt_one_minus_alphas_cumprod", t, x_start) * noise
+
+    def q_posterior_mean_variance(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, variance and clipped log-variance of q(x_{t-1} | x_t, x_0), shaped like x_t."""
+        _expect_same_shape(x_start, x_t)
+        mean = self.at("posterior_mean_coef1", t, x_t) * x_start + self.at("posterior_mean_coef2", t, x_t) * x_t
+        variance = self.at("posterior_variance", t, x_t).expand_as(x_t)
+        log_variance = self.at("posterior_log_variance_clipped", t, x_t).expand_as(x_t)
+        return mean, variance, log_variance
+
+    # --- p: removing noise -----------------------------------------------------------------------------
+
+    def p_mean_variance(
+        self,
+        model: Callable,
+        x: Tensor,
+        t: Tensor,
+        clip_denoised: bool = True,
+        denoised_fn: Callable[[Tensor], Tensor] | None = None,
+        model_kwargs: dict | None = None,
+    ) -> dict[str, Tensor]:
+        """The network's p(x_{t-1} | x_t) and its guess of x_0.
+
+        :param x: x_t, [B, C, ...]; t: [B].
+        :param clip_denoised: clamp the guess of x_0 to [-1, 1], after `denoised_fn`.
+        :return: "mean", "variance", "log_variance", "pred_xstart", each shaped like x.
+        :raises ValueError: t or the network's output have the wrong shape.
+        """
+        if t.shape != (x.shape[0],):
+            raise ValueError(f"t: found shape {tuple(t.shape)}, expected ({x.shape[0]},)")
+        output = self.call(model, x, t, model_kwargs)
+        learned = self.model_var_type in _LEARNED
+        expected = (x.shape[0], x.shape[1] * (2 if learned else 1), *x.shape[2:])
+        if output.shape != expected:
+            raise ValueError(f"model output: found shape {tuple(output.shape)}, expected {expected}")
+        if learned:
+            output, variance_output = output.chunk(2, dim=1)
+            log_variance = self._learned_log_variance(variance_output, x, t)
+            variance = torch.exp(log_variance)
+        else:
+            variance, log_variance = self._fixed_variance(x, t)
+
+        def refine(x_start: Tensor) -> Tensor:
+            x_start = x_start if denoised_fn is None else denoised_fn(x_start)
+            return x_start.clamp(-1, 1) if clip_denoised else x_start
+
+        if self.model_mean_type is ModelMeanType.PREVIOUS_X:
+            pred_xstart = refine(self._predict_xstart_from_xprev(x_t=x, t=t, xprev=output))
+            mean = output
+        else:
+            if self.model_mean_type is ModelMeanType.EPSILON:
+                output = self._predict_xstart_from_eps(x_t=x, t=t, eps=output)
+            pred_xstart = refine(output)
+            mean, _, _ = self.q_posterior_mean_variance(x_start=pred_xstart, x_t=x, t=t)
+        return {"mean": mean, "variance": variance, "log_variance": log_variance, "pred_xstart": pred_xstart}
+
+    def _learned_log_variance(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        if self.model_var_type is ModelVarType.LEARNED:
+            return output
+        lowest = self.at("posterior_log_variance_clipped", t, x)
+        highest = self._table("log betas", lambda: np.log(self.betas), t, x)
+        fraction = (output + 1) / 2
+        return fraction * highest + (1 - fraction) * lowest
+
+    def _fixed_variance(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        if self.model_var_type is ModelVarType.FIXED_SMALL:
+            variance = self.at("posterior_variance", t, x)
+            log_variance = self.at("posterior_log_variance_clipped", t, x)
+        else:
+            # beta_0 makes the decoder's likelihood worse than the posterior variance does (Ho et al. 2020).
+            large = with_first(self.betas, self.posterior_variance)
+            variance = self._table("large", lambda: large, t, x)
+            log_variance = self._table("log large", lambda: np.log(large), t, x)
+        return variance.expand_as(x), log_variance.expand_as(x)
+
+    def _predict_xstart_from_eps(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        _expect_same_shape(x_t, eps)
+        return (
+            self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t - self.at("sqrt_recipm1_alphas_cumprod", t, x_t) * eps
+        )
+
+    def _predict_xstart_from_xprev(self, x_t: Tensor, t: Tensor, xprev: Tensor) -> Tensor:
+        _expect_same_shape(x_t, xprev)
+        weight_prev = self._table("1/coef1", lambda: 1.0 / self.posterior_mean_coef1, t, x_t)
+        weight_t = self._table(
+            "coef2/coef1", lambda: self.posterior_mean_coef2 / self.posterior_mean_coef1, t, x_t
+        )
+        return weight_prev * xprev - weight_t * x_t
+
+    def _predict_eps_from_xstart(self, x_t: Tensor, t: Tensor, pred_xstart: Tensor) -> Tensor:
+        scaled = self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t
+        return (scaled - pred_xstart) / self.at("sqrt_recipm1_alphas_cumprod", t, x_t)
+
+    def predict_eps(self, x_t: Tensor, t: Tensor, pred_xstart: Tensor) -> Tensor:
+        """Return the noise in x_t if x_0 is `pred_xstart`, shaped like x_t."""
+        return self._predict_eps_from_xstart(x_t, t, pred_xstart)
+
+    def call(self, model: Callable, x: Tensor, t: Tensor, model_kwargs: dict | None = None) -> Tensor:
+        """Return what a model or cond_fn gives for x_t at this process's t, told to it as its own timesteps."""
+        return self._wrap_model(model)(x, self._scale_timesteps(t), **(model_kwargs or {}))
+
+    def _wrap_model(self, model: Callable) -> Callable:
+        """The model or cond_fn as this process's timesteps want it: a hook for respaced processes."""
+        return model
+
+    def _scale_timesteps(self, t: Tensor) -> Tensor:
+        return t.float() * (1000.0 / self.num_timesteps) if self.rescale_timesteps else t
+
+    # --- guidance --------------------------------------------------------------------------------------
+
+    def condition_mean(
+        self,
+        cond_fn: Callable,
+        p_mean_var: dict[str, Tensor],
+        x: Tensor,
+        t: Tensor,
+        model_kwargs: dict | None = None,
+    ) -> Tensor:
+        """The mean shifted by variance * gradient, evaluated at x_t (Eq. 8; Dhariwal & Nichol, Alg. 1)."""
+        gradient = self.call(cond_fn, x, t, model_kwargs)
+        return p_mean_var["mean"].float() + p_mean_var["variance"] * gradient.float()
+
+    def condition_score(
+        self,
+        cond_fn: Callable,
+        p_mean_var: dict[str, Tensor],
+        x: Tensor,
+        t: Tensor,
+        model_kwargs: dict | None = None,
+    ) -> dict[str, Tensor]:
+        """`p_mean_var` with eps shifted by -sqrt(1 - abar_t) * gradient (Alg. 1, DDIM branch).
+
+        eps is recovered from the (clipped) pred_xstart; the new pred_xstart and mean are not clipped again.
+        """
+        abar = self.at("alphas_cumprod", t, x)
+        eps = self._predict_eps_from_xstart(x, t, p_mean_var["pred_xstart"])
+        gradient = self.call(cond_fn, x, t, model_kwargs)
+        eps = eps - (1 - abar).sqrt() * gradient
+        pred_xstart = self._predict_xstart_from_eps(x, t, eps)
+        mean, _, _ = self.q_posterior_mean_variance(x_start=pred_xstart, x_t=x, t=t)
+        return {**p_mean_var, "pred_xstart": pred_xstart, "mean": mean}
+
+
+def _broadcast(values_B: Tensor, like: Tensor) -> Tensor:
+    return values_B.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def _expect_same_shape(a: Tensor, b: Tensor) -> None:
+    if a.shape != b.shape:
+        raise ValueError(f"shapes differ: {tuple(a.shape)} and {tuple(b.shape)}")

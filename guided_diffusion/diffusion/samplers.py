@@ -1,0 +1,193 @@
+"""Samplers as plain functions: one step each, and one loop for all of them.
+
+A step takes (diffusion, model, x_t, t, ...) and returns {"sample": x_{t-1}, "pred_xstart": guess of x_0}.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from guided_diffusion.diffusion.enums import ModelMeanType
+from guided_diffusion.diffusion.process import DiffusionProcess
+
+NoiseFn = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one step of a sampling loop computed, on the way from x_t. Nothing here makes the host wait.
+
+    :param x_t: [B, C, ...]; model_output: what the network returned, with its variance if it learned one.
+    :param pred_xstart: x_0 as the step returned it: guided, but by DDPM, whose guidance shifts the mean alone.
+    :param guidance: what the cond_fn returned, None without one; logits: its `logits`, None if it has none.
+    """
+
+    diffusion: DiffusionProcess
+    t: int
+    x_t: Tensor
+    model_output: Tensor
+    pred_xstart: Tensor
+    guidance: Tensor | None = None
+    logits: Tensor | None = None
+
+    @property
+    def eps(self) -> Tensor:
+        """The noise that the network found in x_t, before any guidance or clamping."""
+        if self.diffusion.model_mean_type is ModelMeanType.EPSILON:
+            return self._mean
+        abar = float(self.diffusion.alphas_cumprod[self.t])
+        return (self.x_t - abar**0.5 * self.unguided_xstart) / (1 - abar) ** 0.5
+
+    @property
+    def unguided_xstart(self) -> Tensor:
+        """The x_0 that the network predicts from x_t, before any guidance or clamping."""
+        kind, abar = self.diffusion.model_mean_type, float(self.diffusion.alphas_cumprod[self.t])
+        if kind is ModelMeanType.EPSILON:
+            return (self.x_t - (1 - abar) ** 0.5 * self._mean) / abar**0.5
+        if kind is ModelMeanType.START_X:
+            return self._mean
+        share_start = float(self.diffusion.posterior_mean_coef1[self.t])
+        return (self._mean - float(self.diffusion.posterior_mean_coef2[self.t]) * self.x_t) / share_start
+
+    @property
+    def _mean(self) -> Tensor:
+        return self.model_output[:, : self.x_t.shape[1]]
+
+
+Callback = Callable[[int, int, StepOutput], None]
+
+
+def ddpm_step(
+    diffusion: DiffusionProcess,
+    model: Callable,
+    x: Tensor,
+    t: Tensor,
+    clip_denoised: bool = True,
+    denoised_fn: Callable | None = None,
+    cond_fn: Callable | None = None,
+    model_kwargs: dict | None = None,
+    noise_fn: NoiseFn = torch.randn_like,
+) -> dict[str, Tensor]:
+    """Draw x_{t-1} from p(x_{t-1} | x_t), its mean shifted by the guidance (Eq. 8)."""
+    out = diffusion.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+    noise = noise_fn(x)
+    mean = out["mean"]
+    if cond_fn is not None:
+        mean = diffusion.condition_mean(cond_fn, out, x, t, model_kwargs=model_kwargs)
+    sample = mean + _not_last(t, x) * torch.exp(0.5 * out["log_variance"]) * noise
+    return {"sample": sample, "pred_xstart": out["pred_xstart"]}
+
+
+def ddim_step(
+    diffusion: DiffusionProcess,
+    model: Callable,
+    x: Tensor,
+    t: Tensor,
+    clip_denoised: bool = True,
+    denoised_fn: Callable | None = None,
+    cond_fn: Callable | None = None,
+    model_kwargs: dict | None = None,
+    noise_fn: NoiseFn = torch.randn_like,
+    eta: float = 0.0,
+) -> dict[str, Tensor]:
+    """One step of Song et al. 2021 (Eq. 4), eps shifted by the guidance.
+
+    :param eta: share of DDPM's noise that is kept, 0 (deterministic) to 1. The noise is drawn in any case,
+        so that the random stream does not depend on eta.
+    """
+    out = diffusion.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+    if cond_fn is not None:
+        out = diffusion.condition_score(cond_fn, out, x, t, model_kwargs=model_kwargs)
+    eps = diffusion.predict_eps(x, t, out["pred_xstart"])
+    abar = diffusion.at("alphas_cumprod", t, x)
+    abar_prev = diffusion.at("alphas_cumprod_prev", t, x)
+    sigma = eta * torch.sqrt((1 - abar_prev) / (1 - abar)) * torch.sqrt(1 - abar / abar_prev)
+    noise = noise_fn(x)
+    mean = out["pred_xstart"] * torch.sqrt(abar_prev) + torch.sqrt(1 - abar_prev - sigma**2) * eps
+    return {"sample": mean + _not_last(t, x) * sigma * noise, "pred_xstart": out["pred_xstart"]}
+
+
+def ddim_reverse_step(
+    diffusion: DiffusionProcess,
+    model: Callable,
+    x: Tensor,
+    t: Tensor,
+    clip_denoised: bool = True,
+    denoised_fn: Callable | None = None,
+    model_kwargs: dict | None = None,
+    eta: float = 0.0,
+) -> dict[str, Tensor]:
+    """The deterministic DDIM step backwards: x_{t+1} from x_t. AssertionError unless eta is 0."""
+    assert eta == 0.0, f"eta: found {eta}, expected 0 (only the deterministic path can be reversed)"
+    out = diffusion.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+    eps = diffusion.predict_eps(x, t, out["pred_xstart"])
+    abar_next = diffusion.at("alphas_cumprod_next", t, x)
+    sample = out["pred_xstart"] * torch.sqrt(abar_next) + torch.sqrt(1 - abar_next) * eps
+    return {"sample": sample, "pred_xstart": out["pred_xstart"]}
+
+
+def sample_progressively(
+    diffusion: DiffusionProcess,
+    step: Callable[..., dict[str, Tensor]],
+    model: Callable,
+    shape: Sequence[int],
+    noise: Tensor | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+    callback: Callback | None = None,
+    cond_fn: Callable[..., Tensor] | None = None,
+    **step_options,
+) -> Iterator[dict[str, Tensor]]:
+    """Run `step` from t = T - 1 down to 0, yielding its result each time, without gradients.
+
+    :param shape: [B, C, ...] of the samples; noise: x_T, drawn (one randn) when not given.
+    :param device: where to sample; default the noise's, else the model's.
+    :param callback: called with (number of the step from 0, t, its `StepOutput`) after each step.
+    :param cond_fn, step_options: handed to `step`; the latter such as model_kwargs, noise_fn, eta.
+    """
+    if device is None:
+        device = noise.device if noise is not None else next(model.parameters()).device
+    if not isinstance(shape, tuple | list):
+        raise TypeError(f"shape: found {shape!r}, expected a tuple or list")
+    x = torch.randn(*shape, device=device) if noise is None else noise
+    timesteps = range(diffusion.num_timesteps - 1, -1, -1)
+    if progress:
+        from tqdm.auto import tqdm
+
+        timesteps = tqdm(timesteps, unit="step")
+    returned: dict[str, Tensor] = {}
+    if callback is not None:
+        model = _noting(model, returned, "model_output")
+    guide = cond_fn if callback is None or cond_fn is None else _noting(cond_fn, returned, "guidance")
+    for number, t in enumerate(timesteps):
+        with torch.no_grad():
+            result = step(diffusion, model, x, torch.full((shape[0],), t, device=device), cond_fn=guide, **step_options)
+        if callback is not None:
+            logits = getattr(cond_fn, "logits", None)
+            output = StepOutput(diffusion, t, x, pred_xstart=result["pred_xstart"], logits=logits, **returned)
+            callback(number, t, output)
+        yield result
+        x = result["sample"]
+
+
+def _noting(function: Callable[..., Tensor], returned: dict[str, Tensor], name: str) -> Callable[..., Tensor]:
+    def noting(*args, **kwargs) -> Tensor:
+        returned[name] = function(*args, **kwargs)
+        return returned[name]
+
+    return noting
+
+
+def last(results: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The final item of a progressive loop."""
+    return deque(results, maxlen=1).pop()
+
+
+def _not_last(t: Tensor, like: Tensor) -> Tensor:
+    """1 where noise is still added, 0 at t = 0, as [B, 1, ...]."""
+    return (t != 0).float().reshape(-1, *[1] * (like.dim() - 1))

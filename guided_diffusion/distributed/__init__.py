@@ -1,0 +1,1 @@
+"""What several processes do together: meet, talk, stop, show progress."""

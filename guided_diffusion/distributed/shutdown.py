@@ -1,0 +1,189 @@
+"""How a program ends: told to the user and to the other ranks, with none of them left hanging."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+import torch
+import torch.distributed as dist
+
+from guided_diffusion.system import launch, streams
+from guided_diffusion.distributed import mpi
+from guided_diffusion.runs import run_directory, failure_log
+from guided_diffusion.distributed.collectives import barrier, get_rank, get_world_size
+from guided_diffusion.errors import InputError, Stopped, Terminated, first_line
+from guided_diffusion.runs.watchdog import Heartbeat
+
+_LEAD = 30.0  # seconds by which a rank may be later than another in reading its command line
+
+heart: Heartbeat | None = None  # there in programs that `run_main` runs: it knows when a rank is done
+
+
+def run_main(main: Callable[[], None]) -> NoReturn:
+    """Run a program's ``main`` and end the process so that no peer is left hanging.
+
+    ``InputError``, and an ``OSError`` such as of a full disk: its line on stderr, exit status 2. Ctrl-C: 130.
+    ``Terminated``: 143.
+    ``SystemExit``: its own status; ``Stopped``: the same, and all ranks part as after success. Any other exception: the
+    traceback, 1. After a failure among several ranks the process leaves without the interpreter's clean-up, which could
+    block in MPI; the launcher then ends the other ranks. Those that it does not reach (frozen, or on other machines)
+    end by themselves: see ``heartbeat``, and ``meeting`` for the time before all have joined.
+    """
+    global heart
+    streams.protect()
+    heart = Heartbeat(leave_hard)
+    try:
+        if launch.detect().kind == "mpi" and launch.detect().world_size > 1:
+            # Now rather than in setup_dist: mpiexec does not miss a rank that dies before it joined MPI,
+            # and its peers would wait for it until the deadline.
+            mpi.join(leave_hard)
+        main()
+        _leave()
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the peers must not be left waiting
+        status = report_failure(error)
+        if status == 0 or isinstance(error, Stopped):
+            _leave()
+        elif _has_peers():
+            heart.tell(status, _first_line_of(error))
+            leave_hard(status)
+        run_directory.release()
+        sys.exit(status)
+    sys.exit(0)
+
+
+def fail(line: str) -> NoReturn:
+    """End this process with an error from a thread that is not the main one; other ranks are told."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"error: {line}\n")
+    if heart is not None:
+        heart.tell(2, line)
+    leave_hard(2)
+
+
+def report_failure(error: BaseException) -> int:
+    """Tell the user about an exception; returns the exit status it stands for."""
+    if isinstance(error, Stopped):
+        failure_log.keep_failure(error.line, state="stopped")
+    if isinstance(error, SystemExit):
+        if error.code is None or isinstance(error.code, int):
+            return error.code or 0
+        sys.stderr.write(f"{error.code}\n")
+        return 1
+    if isinstance(error, KeyboardInterrupt):
+        terminated = isinstance(error, Terminated)
+        failure_log.keep_failure("terminated" if terminated else "interrupted", state="stopped")
+        return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
+    system = isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError)
+    line = str(error) if isinstance(error, InputError) else _first_line_of(error)
+    full = None if system else _out_of_memory(error)
+    if system:
+        line = ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
+    elif full:
+        line = full
+    details = "" if isinstance(error, InputError) else "".join(traceback.format_exception(error))
+    failure_log.keep_failure(line, details, consequence=_lost_a_peer(error))
+    if _has_peers() and _is_said_elsewhere(error):
+        # Meanwhile the rank that says it leaves, and the launcher or the heartbeat ends this one.
+        time.sleep(5 if _lost_a_peer(error) and heart.beating else 1)
+    one_line = system or full or not details
+    sys.stderr.write(f"error: {line}\n" if one_line else details)  # one write: ranks do not interleave
+    return 2 if one_line else 1
+
+
+def waited_for_rank_0() -> bool:
+    """Leave it to rank 0 to say what is wrong with a command line that all ranks have.
+
+    A launcher ends all ranks once one has failed. So that this one is not the first, while rank 0 still loads, it
+    waits to be ended. Returns whether that was in vain; False at once where rank 0 is in no danger.
+    """
+    in_danger = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ or mpi.to_sign_off_from()
+    if in_danger:
+        time.sleep(_LEAD)
+    return bool(in_danger)
+
+
+def _out_of_memory(error: BaseException) -> str | None:
+    """The line for a network that does not fit into memory; None for other failures."""
+    text = first_line(error)
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "DefaultCPUAllocator" not in text:
+        return None
+    place = "GPU" if isinstance(error, torch.OutOfMemoryError) else "main"
+    asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", text)
+    wanted = f" (for {asked[1]} more)" if asked else ""
+    return (
+        f"out of {place} memory{wanted}: lower --batch_size, or --microbatch in training; what is finished is kept, "
+        "and the same --log_dir goes on from there"
+    )
+
+
+def _first_line_of(error: BaseException) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _is_said_elsewhere(error: BaseException) -> bool:
+    """Whether another rank probably reports this failure, or the one that it follows from."""
+    if isinstance(error, InputError):
+        return get_rank() > 0  # bad input mostly meets all ranks: let rank 0 say it
+    return _lost_a_peer(error)
+
+
+def _lost_a_peer(error: BaseException) -> bool:
+    """Whether a collective failed because another rank, or the way to it, is gone."""
+    if isinstance(error, dist.DistError):
+        return dist.is_initialized()  # before that it may as well be this rank's own address or port
+    return isinstance(error, RuntimeError) and "/gloo/transport/" in str(error)  # Gloo's failures have no type
+
+
+def _has_peers() -> bool:
+    try:
+        return get_world_size() > 1
+    except InputError:
+        return False
+
+
+def _leave() -> None:
+    """Part from the peers after success: everyone has arrived before anyone goes."""
+    run_directory.release()
+    if heart is not None:
+        heart.expect_leavers()
+    if dist.is_initialized():
+        barrier()
+        if heart is not None:
+            heart.stop()
+        dist.destroy_process_group()
+    mpi.finalize()
+
+
+def leave_hard(status: int) -> NoReturn:
+    """End now. What is buffered gets out; nothing that could wait for a peer is run."""
+    # From the heartbeat the main thread may hold a lock that flushing needs, or be inside MPI.
+    last_resort = threading.Timer(5, os._exit, (status,))
+    last_resort.daemon = True
+    last_resort.start()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises when a data worker dies
+    for child in multiprocessing.active_children():  # data workers would hold on to our output pipes
+        child.kill()
+    run_directory.release()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a closed pipe, a closed stream
+            stream.flush()
+    if running := mpi.to_sign_off_from():
+        # Unlike a bare exit this passes the status on reliably, and mpiexec does not wait for pipes that
+        # other ranks' data workers still hold. What MPI itself has to say about it helps nobody.
+        time.sleep(0.3)  # mpiexec drops output that it has not yet passed on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        running.COMM_WORLD.Abort(status)
+    os._exit(status)

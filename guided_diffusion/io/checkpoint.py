@@ -1,0 +1,337 @@
+"""Reading untrusted checkpoints safely, loading them strictly, writing them atomically."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import logging
+import os
+import pickle
+import re
+import urllib.request
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from guided_diffusion.io import checkpoint_flags
+from guided_diffusion.system import launch
+from guided_diffusion.errors import InputError, brief
+from guided_diffusion.io.files import (
+    beside,
+    blobfile,
+    check_readable,
+    file_errors,
+    is_remote,
+    join,
+    open_readable,
+    parse_json,
+    read_json,
+    reason,
+    write_atomically,
+    write_json,
+)
+from guided_diffusion.diffusion.nonfinite import check_weights
+
+_PATIENCE = 60.0  # seconds without an answer
+CONFIG_NAME = "config.json"
+_SAMPLERS = {checkpoint_flags.DIFFUSION_MODEL: "image_sample.py", checkpoint_flags.SUPER_RES: "super_res_sample.py"}
+_NUMBERS = frozenset(
+    (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    + (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+)
+State = dict[str, Tensor]
+
+_SHOWN = 3  # keys of each kind named in an error line
+_NESTED = ("ema", "model_ema", "state_dict", "model")  # where other programs keep weights; the average comes first
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # of names, by DistributedDataParallel, torch.compile and the like
+
+_OPTIMIZER = re.compile(r"opt(\d{6,})\.pt")
+
+
+class OtherNetwork(InputError):
+    """A checkpoint of another kind of network than the one that is wanted."""
+
+
+log = logging.getLogger(__name__)
+
+
+def read_object(path: str | os.PathLike, **kwargs: Any) -> Any:
+    """Whatever ``torch.save`` wrote (weights, optimizer state), or the tensors of a ``.safetensors`` file.
+
+    ``path`` is local, or remote in a form that blobfile knows (gs://, az://), or http(s)://. ``kwargs`` such
+    as ``map_location`` go to ``torch.load``. ``weights_only`` is always on: a file that carries code is
+    refused without being run.
+
+    Raises ``InputError`` naming the file when it is missing, truncated, of another format or refused.
+    """
+    path = os.fspath(path)
+    kwargs["weights_only"] = True
+    with _open_for_reading(path) as file:
+        try:
+            if path.endswith(".safetensors"):
+                return _read_safetensors(file, kwargs.get("map_location"))
+            with warnings.catch_warnings():  # torch warns about odd pickles just before it refuses them
+                warnings.simplefilter("ignore")
+                return torch.load(file, **kwargs)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {reason(error)}") from error
+        except Exception as error:  # the decoders raise nearly everything on damaged input
+            raise InputError(f"{path}: {_why_unreadable(error, file)}") from error
+
+
+def read_state_dict(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """The weights in a ``.pt`` or ``.safetensors`` file: names to tensors (``nn.Parameter`` values are fine).
+
+    Where a training program put them under "ema", "model" or "state_dict", or wrappers put "module." before every
+    name, the weights themselves are returned, with a warning that says what was done.
+
+    Raises ``InputError`` as ``read_object`` does, and when the file holds anything but named tensors.
+    """
+    state, how = _unwrap(read_object(path, map_location=map_location), path)
+    if how and launch.detect().rank == 0:
+        log.warning("warning: %s: %s", path, how)
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise InputError(
+                f"{path}: expected a state dict (names to tensors), found {_describe(value)} under {key!r}"
+            )
+        if found := oddity(value):
+            raise InputError(f"{path}: {key}: expected a plain tensor of real numbers, found {found}")
+    return dict(state)
+
+
+def read_shapes(path: str | os.PathLike) -> dict[str, torch.Size]:
+    """The names and shapes of a checkpoint's weights, without their values; InputError as ``read_object``."""
+    state, _ = _unwrap(read_object(path, map_location="meta"), path)
+    return {key: value.shape for key, value in state.items() if isinstance(value, Tensor) and not value.is_nested}
+
+
+def _unwrap(state: Any, path: str | os.PathLike) -> tuple[Mapping, str]:
+    """The mapping that holds the weights, without prefixes, and what was done to get it; "" for a plain state dict."""
+    if not isinstance(state, Mapping):
+        raise InputError(f"{path}: expected a state dict (names to tensors), found {_describe(state)}")
+    if "param_groups" in state and "state" in state:
+        match = _OPTIMIZER.fullmatch(Path(path).name)
+        instead = f", such as model{match[1]}.pt beside it" if match else ""
+        raise InputError(f"{path}: found an optimizer's state, expected the weights of a network{instead}")
+    done = []
+    for key in _NESTED:
+        inner = state.get(key)
+        if isinstance(inner, Mapping) and inner and all(isinstance(value, Tensor) for value in inner.values()):
+            done.append(f"found {', '.join(map(str, state))}; taking the weights under {key!r}")
+            state = inner
+            break
+    while state and (prefix := next((p for p in _PREFIXES if all(str(key).startswith(p) for key in state)), "")):
+        done.append(f"leaving out {prefix!r} before every name")
+        state = {str(key).removeprefix(prefix): value for key, value in state.items()}
+    return state, "; ".join(done)
+
+
+def load_weights(
+    model: nn.Module, path: str | os.PathLike, adapt: Callable[[State, State], State] | None = None
+) -> None:
+    """Copy a checkpoint's weights into ``model``; InputError as ``read_weights``, the model is then unchanged.
+
+    A model on the "meta" device, which has no memory of its own, takes that of the weights.
+    """
+    found, expected = read_weights(model, path, adapt), model.state_dict()
+    found = {key: values.to(expected[key].dtype).contiguous() for key, values in found.items()}
+    model.load_state_dict(found, assign=any(values.is_meta for values in expected.values()))
+
+
+def read_weights(
+    model: nn.Module, path: str | os.PathLike, adapt: Callable[[State, State], State] | None = None
+) -> State:
+    """A checkpoint's weights for ``model``; names and shapes must match exactly, and all must be finite.
+
+    adapt: (weights in the file, weights of the model) -> what to take for the weights in the file.
+
+    Raises ``InputError`` in one line with the first few missing, unexpected and misshapen keys (found and
+    expected shape), how many there are and the flags with which they would fit, or the first tensor of integers or
+    with inf or nan.
+    """
+    found, expected = read_state_dict(path), model.state_dict()
+    if adapt is not None:
+        found = adapt(found, expected)
+    problems = _list_keys("missing", [key for key in expected if key not in found])
+    problems += _list_keys("unexpected", [key for key in found if key not in expected])
+    problems += _list_keys(
+        "of the wrong shape",
+        [
+            f"{key} (found {_shape(found[key])}, expected {_shape(expected[key])})"
+            for key in expected
+            if key in found and found[key].shape != expected[key].shape
+        ],
+    )
+    if problems:
+        shapes = [{key: values.shape for key, values in state.items()} for state in (found, expected)]
+        kinds = [checkpoint_flags.kind(of) for of in shapes]
+        if None not in kinds and kinds[0] != kinds[1]:
+            raise OtherNetwork(f"{path}: found a {kinds[0]}, expected a {kinds[1]}")
+        raise InputError(
+            f"{path}: does not fit the model built from the flags ({len(found)} keys in the file, "
+            f"{len(expected)} in the model): {'; '.join(problems)}{checkpoint_flags.advice(*shapes)}"
+        )
+    for key, values in found.items():
+        if expected[key].is_floating_point() and not values.is_floating_point():
+            raise InputError(f"{path}: {key}: found {values.dtype}, expected floating-point numbers")
+    check_weights(found, path)
+    return found
+
+
+def save(obj: Any, path: str | os.PathLike) -> None:
+    """Write ``obj`` to ``path`` atomically: ``torch.save``, or safetensors when the name ends in that."""
+    if os.fspath(path).endswith(".safetensors"):
+        # Clones, because safetensors refuses tensors that share memory; contiguous, because it must be.
+        tensors = {key: value.detach().cpu().clone().contiguous() for key, value in obj.items()}
+        data = _safetensors().save(tensors)
+        with write_atomically(path) as file:
+            file.write(data)
+    else:
+        with write_atomically(path) as file:
+            try:
+                torch.save(obj, file)
+            except RuntimeError as error:  # torch's word for a full disk is "unexpected pos"
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+
+
+def write_config(directory: str | os.PathLike, config: Mapping[str, Any]) -> None:
+    """Write ``config`` as ``config.json`` into ``directory``; values JSON does not know become strings."""
+    write_json(join(directory, CONFIG_NAME), dict(config), default=str)
+
+
+def read_config(checkpoint_path: str | os.PathLike) -> dict[str, Any] | None:
+    """The ``config.json`` beside a checkpoint, or None where there is none.
+
+    Raises ``InputError`` if it is there but cannot be read or is not a JSON object.
+    """
+    checkpoint_path = os.fspath(checkpoint_path)
+    if not is_remote(checkpoint_path):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return read_json(Path(checkpoint_path).parent / CONFIG_NAME)
+        return None
+    path = beside(checkpoint_path, CONFIG_NAME)
+    if _is_web(path) or not blobfile().exists(path):
+        return None
+    with _open_for_reading(path) as file:
+        return parse_json(file.read(), path)
+
+
+def read_network_config(name: str, path: str | os.PathLike, *expected: str) -> dict[str, Any] | None:
+    """The ``config.json`` beside the checkpoint of a network, or None where there is none.
+
+    :param name: what an error calls the checkpoint, perhaps with its flag.
+    :param expected: kinds of networks, see ``checkpoint_flags``.
+    :raises InputError: there is no such checkpoint. OtherNetwork: ``config.json`` is of another kind.
+    """
+    check_there(name, os.fspath(path))  # rather than complain about flags that do not fit
+    saved = read_config(path)
+    found = checkpoint_flags.kind_by_config(saved or {})
+    if found not in (None, *expected):
+        samples = f"; scripts/{_SAMPLERS[found]} samples from it" if {found, *expected} == {*_SAMPLERS} else ""
+        raise OtherNetwork(f"{name}: found a {found}, expected a {expected[0]}{samples}")
+    if saved is not None and not saved.get("class_cond", True):
+        saved = {name: value for name, value in saved.items() if name != "num_classes"}  # it has no classes
+    return saved
+
+
+def _is_web(path: str) -> bool:
+    """http(s) addresses that blobfile does not take for Azure storage."""
+    return path.startswith(("http://", "https://")) and ".blob.core.windows.net" not in path
+
+
+def _open_for_reading(path: str) -> BinaryIO:
+    """A seekable binary file; ``InputError`` naming the path if it cannot be had."""
+    if not path:
+        raise InputError("no checkpoint path given: expected a file name, found an empty string")
+    if is_remote(path):
+        with _open_remote(path) as remote:
+            return io.BytesIO(remote.read())
+    return open_readable(path, path)
+
+
+def check_there(name: str, path: str) -> None:
+    """``InputError``, which calls it ``name``, unless there is such a file or address."""
+    if not is_remote(path):
+        check_readable(name, path)
+        return
+    with _open_remote(path, name):
+        pass
+
+
+@contextmanager
+def _open_remote(path: str, name: str = "") -> Iterator[BinaryIO]:
+    try:
+        web = _is_web(path)
+        with urllib.request.urlopen(path, timeout=_PATIENCE) if web else blobfile().BlobFile(path, "rb") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise InputError(f"{name or path}: no such file") from error
+    except (*file_errors(), http.client.HTTPException, ValueError) as error:
+        raise InputError(f"{name or path}: cannot be fetched: {brief(error)}") from error
+
+
+def _safetensors() -> ModuleType:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise InputError("files named .safetensors need safetensors: pip install safetensors") from error
+    return safetensors.torch
+
+
+def _read_safetensors(file: BinaryIO, map_location: Any) -> dict[str, Tensor]:
+    tensors = _safetensors().load(file.read())  # in no particular order
+    return {
+        key: value if map_location is None else value.to(map_location)
+        for key, value in sorted(tensors.items())
+    }
+
+
+def _why_unreadable(error: Exception, file: BinaryIO) -> str:
+    """One clause saying what is wrong with a file that the decoder gave up on."""
+    text = str(error)
+    if code := re.search(r"GLOBAL (\S+)", text):
+        return f"refused: it wants to run or build {code[1].rstrip('.')}; expected nothing but tensors"
+    if "map_location" in text:
+        return brief(error)
+    size = file.seek(0, os.SEEK_END)
+    kind = "not a checkpoint, or truncated"
+    if isinstance(error, pickle.UnpicklingError):  # torch's own text suggests weights_only=False: not ours
+        return f"{kind} (expected a .pt or .safetensors file, found {size} bytes of something else)"
+    return f"{kind} ({size} bytes; {brief(error)})"
+
+
+def _describe(value: Any) -> str:
+    return f"a {type(value).__name__}"
+
+
+def oddity(value: Tensor) -> str | None:
+    """What keeps a tensor from being a plain one of real numbers, each with memory of its own."""
+    if value.is_meta:
+        return "no data"
+    if value.is_nested or value.layout is not torch.strided or value.dtype not in _NUMBERS:
+        return f"{value.dtype}, {'nested' if value.is_nested else value.layout}"
+    held, claimed = value.untyped_storage().nbytes(), value.numel() * value.element_size()
+    return f"{claimed} bytes in {held}" if claimed > held else None
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _list_keys(what: str, keys: list[str]) -> list[str]:
+    """Zero or one clauses for the error line."""
+    if not keys:
+        return []
+    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return [f"{len(keys)} {what}: {', '.join(keys[:_SHOWN])}{more}"]

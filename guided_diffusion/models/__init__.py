@@ -1,0 +1,1 @@
+"""The networks, and the forms in which they are trained and evaluated."""

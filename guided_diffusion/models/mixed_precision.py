@@ -1,0 +1,122 @@
+"""Mixed precision by autocast: float32 weights, half-precision arithmetic in the networks' blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from guided_diffusion.runs import logger
+from guided_diffusion.errors import InputError
+from guided_diffusion.models.fp16 import (
+    INITIAL_LOG_LOSS_SCALE,
+    global_norm,
+    master_params_to_state_dict,
+    state_dict_to_master_params,
+)
+
+AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+# A diffusion model's input is of order 1. One that left this range is lost, but clamping it keeps float16
+# convolutions finite, so that the loss stays confined to its own sample.
+_LARGEST_HALF_INPUT = 1e3
+
+
+def amp_dtype(enabled: bool, name: str) -> torch.dtype | None:
+    """The dtype that --use_fp16 (or --classifier_use_fp16) and --amp_dtype ask for; None: float32."""
+    return AMP_DTYPES[name] if enabled else None
+
+
+class LowPrecision(nn.Module):
+    """A network run under autocast, with float32 in and out. dtype None: the network as it is."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype | None):
+        super().__init__()
+        self.network, self.compute_dtype = network, dtype
+
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        """As the network's; `x` is x_t [B, ...]."""
+        if self.compute_dtype is None:
+            return self.network(x, *args, **kwargs)
+        if self.compute_dtype is torch.float16:
+            x = x.clamp(-_LARGEST_HALF_INPUT, _LARGEST_HALF_INPUT)
+        with torch.autocast(x.device.type, self.compute_dtype):
+            return self.network(x, *args, **kwargs).float()
+
+
+class OptimizerStepper:
+    """Backward pass and optimizer step; float16 gets dynamic loss scaling with a floor.
+
+    Names are those of upstream's `MixedPrecisionTrainer`; the network's float32 parameters are the master parameters.
+
+    :param model: a network with float32 parameters that the optimizer updates.
+    :param dtype: of the autocast that computed the loss (None: float32).
+    :param scale_growth: growth of log2(scale) a good step; the scale doubles every 1 / scale_growth steps.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dtype: torch.dtype | None,
+        device: torch.device,
+        scale_growth: float = 1e-3,
+        initial_lg_loss_scale: float = INITIAL_LOG_LOSS_SCALE,
+    ):
+        self.model, self.use_fp16 = model, dtype is not None
+        self.model_params = self.master_params = list(model.parameters())
+        self.scaler = torch.amp.GradScaler(
+            device.type,
+            init_scale=2.0**initial_lg_loss_scale,
+            growth_interval=max(1, round(1 / scale_growth)) if scale_growth > 0 else 2**31 - 1,
+            enabled=dtype is torch.float16,
+        )
+
+    def zero_grad(self) -> None:
+        """Clear the gradients."""
+        for parameter in self.master_params:
+            parameter.grad = None
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients of the (scaled) loss."""
+        self.scaler.scale(loss).backward()
+
+    def optimize(self, opt: torch.optim.Optimizer) -> bool:
+        """Take one step and log grad_norm and param_norm; False when float16 overflowed and it was skipped.
+
+        InputError when training has diverged: gradients that are not finite although nothing can overflow,
+        or a loss scale that fell below 1.
+        """
+        scaler = self.scaler
+        if scaler.is_enabled():
+            scaler.unscale_(opt)
+            logger.logkv_mean("lg_loss_scale", math.log2(scaler.get_scale()))
+        grad_norm = global_norm([p.grad for p in self.master_params if p.grad is not None])
+        finite = math.isfinite(grad_norm)
+        if not finite and not scaler.is_enabled():
+            raise InputError(f"training diverged: gradient norm {grad_norm}; expected a finite one (lower --lr?)")
+        if finite:
+            logger.logkv_mean("grad_norm", grad_norm)
+            logger.logkv_mean("param_norm", global_norm([p.detach() for p in self.master_params]))
+        scaler.step(opt)
+        scaler.update()
+        if scaler.is_enabled() and scaler.get_scale() < 1.0:
+            raise InputError(
+                f"training diverged: gradients overflow even at a loss scale of {scaler.get_scale():g}; "
+                "expected at least 1 (lower --lr, or use --amp_dtype bf16)"
+            )
+        return finite
+
+    @property
+    def lg_loss_scale(self) -> float:
+        """log2 of the loss scale; 0 where there is none."""
+        return math.log2(self.scaler.get_scale())
+
+    def master_params_to_state_dict(self, master_params: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The network's state dict with these values: its own parameters, or averages of them."""
+        return master_params_to_state_dict(self.model, None, master_params, use_fp16=False)
+
+    def state_dict_to_master_params(self, state_dict: dict[str, Tensor]) -> list[Tensor]:
+        """The inverse of `master_params_to_state_dict`."""
+        return state_dict_to_master_params(self.model, state_dict, use_fp16=False)

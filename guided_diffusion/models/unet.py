@@ -1,0 +1,273 @@
+"""The three networks: noise predictor, super-resolution noise predictor, noise-aware classifier.
+
+The parameters' names are those of the published checkpoints; there are no buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from guided_diffusion.models.attention import (
+    AttentionBlock,
+    AttentionPool2d,
+    QKVAttention,
+    QKVAttentionLegacy,
+    count_flops_attn,
+)
+from guided_diffusion.models.blocks import Downsample, ResBlock, TimestepBlock, TimestepEmbedSequential, Upsample
+from guided_diffusion.models.encoder import EncoderConfig, build_encoder
+from guided_diffusion.models.fp16 import convert_module_to_f16, convert_module_to_f32
+from guided_diffusion.models.layers import SiLU, conv_nd, linear, normalization, timestep_embedding, zero_module
+
+__all__ = [
+    "AttentionBlock",
+    "AttentionPool2d",
+    "Downsample",
+    "EncoderUNetModel",
+    "QKVAttention",
+    "QKVAttentionLegacy",
+    "ResBlock",
+    "SuperResModel",
+    "TimestepBlock",
+    "TimestepEmbedSequential",
+    "UNetModel",
+    "Upsample",
+    "count_flops_attn",
+]
+
+
+class _TimestepNetwork(nn.Module):
+    """What both networks share: the timestep embedding and the switch to half precision."""
+
+    def _init_common(self, model_channels: int, use_fp16: bool) -> int:
+        self.model_channels = model_channels
+        # The dtype of the blocks' activations. Upstream's contract: the constructor sets it, and
+        # convert_to_fp16() converts the weights to match.
+        self.dtype = torch.float16 if use_fp16 else torch.float32
+        embed_dim = 4 * model_channels
+        self.time_embed = nn.Sequential(linear(model_channels, embed_dim), SiLU(), linear(embed_dim, embed_dim))
+        return embed_dim
+
+    def _half_blocks(self) -> list[nn.Module]:
+        blocks = (getattr(self, name, None) for name in ("input_blocks", "middle_block", "output_blocks"))
+        return [block for block in blocks if block is not None]
+
+    def convert_to_fp16(self) -> None:
+        """Turn the convolutions of the blocks (not of the head) into float16; the rest stays float32."""
+        for block in self._half_blocks():
+            block.apply(convert_module_to_f16)
+
+    def convert_to_fp32(self) -> None:
+        """Undo `convert_to_fp16`."""
+        for block in self._half_blocks():
+            block.apply(convert_module_to_f32)
+
+    def _embed(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        with full_precision(x):
+            return self.time_embed(timestep_embedding(timesteps, self.model_channels))
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """Suspend autocast: the embedding and the output layers keep float32, as in upstream's half mode."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+class UNetModel(_TimestepNetwork):
+    """UNet that predicts noise (and variance): x_t [B, in_channels, S, S], t [B] -> [B, out_channels, S, S].
+
+    :param image_size: side S of the images, pixels.
+    :param attention_resolutions: downsampling rates (1, 2, 4, ...) at which attention is used.
+    :param channel_mult: width of each level over `model_channels`; fractions allowed.
+    :param num_classes: if given, `forward` needs labels y [B], 0 <= y < num_classes.
+    :param num_heads_upsample: heads in the expanding half; -1 means `num_heads`.
+    :raises ValueError: widths that are no multiple of 32 or do not divide into heads.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        in_channels: int,
+        model_channels: int,
+        out_channels: int,
+        num_res_blocks: int,
+        attention_resolutions: Collection[int],
+        dropout: float = 0,
+        channel_mult: Sequence[float] = (1, 2, 4, 8),
+        conv_resample: bool = True,
+        dims: int = 2,
+        num_classes: int | None = None,
+        use_checkpoint: bool = False,
+        use_fp16: bool = False,
+        num_heads: int = 1,
+        num_head_channels: int = -1,
+        num_heads_upsample: int = -1,
+        use_scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
+        use_new_attention_order: bool = False,
+    ):
+        config = EncoderConfig.of(locals())
+        super().__init__()
+        self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
+        self.num_res_blocks, self.attention_resolutions = num_res_blocks, attention_resolutions
+        self.channel_mult, self.num_classes = channel_mult, num_classes
+        embed_dim = self._init_common(model_channels, use_fp16)
+        if num_classes is not None:
+            self.label_emb = nn.Embedding(num_classes, embed_dim)
+
+        residual, attention = config.block_factories(embed_dim)
+        encoder = build_encoder(config, residual, attention)
+        self.input_blocks, self.middle_block = encoder.input_blocks, encoder.middle_block
+
+        self.output_blocks = nn.ModuleList()
+        channels, rate, skips = encoder.channels, encoder.downsample_rate, encoder.skip_channels
+        upsample_heads = num_heads if num_heads_upsample == -1 else num_heads_upsample
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            for i in range(num_res_blocks + 1):
+                width = int(mult * model_channels)
+                layers: list[nn.Module] = [residual(channels + skips.pop(), out_channels=width)]
+                channels = width
+                if rate in attention_resolutions:
+                    layers.append(attention(channels, num_heads=upsample_heads))
+                if level and i == num_res_blocks:
+                    layers.append(
+                        residual(channels, out_channels=channels, up=True)
+                        if resblock_updown
+                        else Upsample(channels, conv_resample, dims=dims, out_channels=channels)
+                    )
+                    rate //= 2
+                self.output_blocks.append(TimestepEmbedSequential(*layers))
+        self.out = nn.Sequential(
+            normalization(channels),
+            SiLU(),
+            zero_module(conv_nd(dims, channels, out_channels, 3, padding=1)),
+        )
+
+    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
+        """Predict from x_t; the output has x's dtype. ValueError when labels are missing or not wanted."""
+        if (y is None) != (self.num_classes is None):
+            found = "missing" if y is None else "given"
+            raise ValueError(f"y {found}, but the model has num_classes={self.num_classes}")
+        emb = self._embed(x, timesteps)
+        if y is not None:
+            if y.shape != (x.shape[0],):
+                raise ValueError(f"y: found shape {tuple(y.shape)}, expected ({x.shape[0]},)")
+            emb = emb + self.label_emb(y)
+        h = x.to(self.dtype)
+        skips = []
+        for block in self.input_blocks:
+            h = block(h, emb)
+            skips.append(h)
+        h = self.middle_block(h, emb)
+        for block in self.output_blocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), emb)
+        with full_precision(x):
+            return self.out(h.to(x.dtype))
+
+
+class SuperResModel(UNetModel):
+    """UNet that also sees a low-resolution image, resized bilinearly and stacked on the input channels."""
+
+    def __init__(self, image_size: int, in_channels: int, *args, **kwargs):
+        super().__init__(image_size, in_channels * 2, *args, **kwargs)
+
+    def forward(self, x: Tensor, timesteps: Tensor, low_res: Tensor | None = None, **kwargs) -> Tensor:
+        """As `UNetModel.forward`, with low_res [B, in_channels, s, s] in [-1, 1]."""
+        if low_res is None:
+            raise ValueError("low_res missing: the super-resolution model needs the low-resolution images")
+        resized = F.interpolate(low_res, x.shape[2:], mode="bilinear")
+        return super().forward(torch.cat([x, resized], dim=1), timesteps, **kwargs)
+
+
+class EncoderUNetModel(_TimestepNetwork):
+    """The UNet's contracting half with a pooled output: x_t [B, in_channels, S, S], t [B] -> [B, out_channels].
+
+    Arguments as for `UNetModel`, and `pool`, how the map becomes a vector: "adaptive" (mean, then 1x1
+    convolution), "attention" (needs num_head_channels), "spatial" or "spatial_v2" (means of every block's
+    output through a two-layer network). NotImplementedError for other pools.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        in_channels: int,
+        model_channels: int,
+        out_channels: int,
+        num_res_blocks: int,
+        attention_resolutions: Collection[int],
+        dropout: float = 0,
+        channel_mult: Sequence[float] = (1, 2, 4, 8),
+        conv_resample: bool = True,
+        dims: int = 2,
+        use_checkpoint: bool = False,
+        use_fp16: bool = False,
+        num_heads: int = 1,
+        num_head_channels: int = -1,
+        num_heads_upsample: int = -1,
+        use_scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
+        use_new_attention_order: bool = False,
+        pool: str = "adaptive",
+    ):
+        config = EncoderConfig.of(locals())
+        super().__init__()
+        self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
+        self.pool = pool
+        embed_dim = self._init_common(model_channels, use_fp16)
+        residual, attention = config.block_factories(embed_dim)
+        encoder = build_encoder(config, residual, attention)
+        self.input_blocks, self.middle_block = encoder.input_blocks, encoder.middle_block
+        self.out = _build_pool(
+            pool,
+            dims=dims,
+            channels=encoder.channels,
+            pyramid_channels=sum(encoder.skip_channels) + encoder.channels,
+            side=image_size // encoder.downsample_rate,
+            num_head_channels=num_head_channels,
+            out_channels=out_channels,
+        )
+
+    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        """Logits (or any vector) for x_t, in x's dtype, float32 under autocast."""
+        emb = self._embed(x, timesteps)
+        h = x.to(self.dtype)
+        pyramid = []
+        for block in [*self.input_blocks, self.middle_block]:
+            h = block(h, emb)
+            if self.pool.startswith("spatial"):
+                pyramid.append(h.to(x.dtype).mean(dim=(2, 3)))
+        with full_precision(x):
+            return self.out(torch.cat(pyramid, dim=-1) if pyramid else h.to(x.dtype))
+
+
+def _build_pool(
+    pool: str,
+    *,
+    dims: int,
+    channels: int,
+    pyramid_channels: int,
+    side: int,
+    num_head_channels: int,
+    out_channels: int,
+    hidden: int = 2048,
+) -> nn.Sequential:
+    """The classifier's head. The positions in the sequence are part of the checkpoint format."""
+    if pool == "adaptive":
+        mean = nn.AdaptiveAvgPool2d((1, 1))
+        project = zero_module(conv_nd(dims, channels, out_channels, 1))
+        return nn.Sequential(normalization(channels), SiLU(), mean, project, nn.Flatten())
+    if pool == "attention":
+        if num_head_channels == -1:
+            raise ValueError("pool 'attention': num_head_channels not given, expected a divisor of the width")
+        attend = AttentionPool2d(side, channels, num_head_channels, out_channels)
+        return nn.Sequential(normalization(channels), SiLU(), attend)
+    if pool == "spatial":
+        return nn.Sequential(linear(pyramid_channels, hidden), nn.ReLU(), linear(hidden, out_channels))
+    if pool == "spatial_v2":
+        return nn.Sequential(
+            linear(pyramid_channels, hidden), normalization(hidden), SiLU(), linear(hidden, out_channels)
+        )
+    raise NotImplementedError(f"pool: found {pool!r}, expected adaptive, attention, spatial or spatial_v2")

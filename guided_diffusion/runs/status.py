@@ -1,0 +1,198 @@
+"""`status.json` in every run's directory: how far the run is, for people and schedulers who look from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from guided_diffusion.errors import InputError
+from guided_diffusion.io.files import read_json
+
+NAME = "status.json"
+PERIOD = 5.0  # seconds between two writings of a run that goes on
+SILENCE = 60.0  # seconds without a sign of life before that is worth a word
+RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
+
+
+class Status:
+    """Writes a run's status; one process of the run does.
+
+    :param total: how much there is to do, in `unit`s; None where nobody knows. done: how much was done before.
+    """
+
+    def __init__(self, directory: str | os.PathLike, total: int | None, unit: str, done: int = 0):
+        self._path = Path(directory) / NAME
+        self._initial, self._began = done, time.monotonic()
+        self._last_sign, self._last_written = self._began, -PERIOD
+        self._longest = 0.0
+        self._fields = {
+            "state": RUNNING,
+            "done": done,
+            "total": total,
+            "unit": unit,
+            "rate": None,
+            "eta": None,
+            "started": _now(),
+            "updated": None,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "longest_silence": 0.0,
+            "last_error": None,
+        }
+        self.write(done=done)
+
+    def alive(self, done: int) -> None:
+        """A sign of life, written if the last one written is old enough. Cheap, for every step."""
+        now = time.monotonic()
+        self._longest, self._last_sign = max(self._longest, now - self._last_sign), now
+        if now - self._last_written >= PERIOD:
+            self.write(done=done)
+
+    def write(self, *, done: int, **fields: Any) -> None:
+        """Write now, with other fields if need be. What cannot be written (a full disk) is not worth the run."""
+        # Another process of the run may have failed, of which this one has not heard yet.
+        error = read_or_nothing(self._path.parent).get("last_error") if self._fields["updated"] else None
+        self._last_written = time.monotonic()
+        seconds, total = self._last_written - self._began, self._fields["total"]
+        rate = (done - self._initial) / seconds if done > self._initial else None
+        self._fields |= {
+            "done": done,
+            "rate": rate and float(f"{rate:.4g}"),
+            "eta": round((total - done) / rate, 1) if rate and total is not None else None,
+            "updated": _now(),
+            "longest_silence": round(self._longest, 3),
+            "last_error": error,
+            **fields,
+        }
+        _replace(self._path, self._fields)
+
+    def leave(self, done: int, **fields: Any) -> None:
+        """Write for the last time, but for what another process has noted meanwhile about the run's end."""
+        noted = read_or_nothing(self._path.parent)
+        ended = {"state": noted["state"]} if noted.get("state") in (FAILED, STOPPED) else {}
+        self.write(done=done, **fields, **ended)
+
+
+def note_failure(directory: str | os.PathLike, line: str, state: str = FAILED, consequence: bool = False) -> None:
+    """Put a run's end into its status, from any of its processes.
+
+    A finished run stays finished: the failure is then that of a command that was refused.
+
+    :param consequence: of another process's failure; that one's line stays.
+    """
+    path = Path(directory) / NAME
+    found = read_or_nothing(directory)
+    if consequence and found.get("state") != FINISHED and found.get("last_error"):
+        line = found["last_error"]
+        state = found["state"] if found["state"] == STOPPED else state
+    elif found.get("state") == FINISHED:
+        state = FINISHED
+    _replace(path, found | {"state": state, "updated": _now(), "last_error": line})
+
+
+def read(path: str | os.PathLike) -> dict[str, Any]:
+    """The contents of a status.json. FileNotFoundError if there is none; InputError naming it if it is none."""
+    found = read_json(path, "a run's status as JSON")
+    if not isinstance(found.get("state"), str):
+        raise InputError(f"{path}: expected a run's status, found JSON without a state")
+    return found
+
+
+def read_or_nothing(directory: str | os.PathLike) -> dict[str, Any]:
+    """The status of a run; empty where there is none or it is damaged."""
+    try:
+        return read(Path(directory) / NAME)
+    except (FileNotFoundError, InputError):
+        return {}
+
+
+def find(directory: str | os.PathLike) -> dict[Path, dict[str, Any]]:
+    """The statuses of all runs in a tree of directories, by directory. InputError where there are none."""
+    root = Path(directory)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder, expected that of a run or of several")
+    found = {path.parent: read(path) for path in sorted(root.rglob(NAME))}
+    if not found:
+        raise InputError(f"{root}: no {NAME} in it or below, expected the folder of a run or of several")
+    return found
+
+
+def table(statuses: dict[Path, dict[str, Any]], root: Path, now: datetime | None = None) -> Iterator[str]:
+    """The lines of a table with a run a line; errors, and what is silent for too long, on lines of their own."""
+    rows = [("run", "state", "done", "rate", "left", "updated")]
+    notes: list[list[str]] = [[]]
+    for directory, status in statuses.items():
+        age = silence(status, now)
+        name = str(directory.relative_to(root)) if directory != root else directory.absolute().name
+        rows.append((name, status["state"], _done(status), _rate(status), _left(status), f"{_span(age)} ago"))
+        notes.append([])
+        if is_silent(status, now):
+            notes[-1].append(f"no sign of life for {_span(age)} (process {status.get('pid')} on {status.get('host')})")
+        if status.get("last_error"):
+            notes[-1].append(str(status["last_error"]))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row, more in zip(rows, notes, strict=True):
+        yield "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        yield from (f"  {line}" for line in more)
+
+
+def silence(status: dict[str, Any], now: datetime | None = None) -> float:
+    """Seconds since a status was written; inf where it does not say when."""
+    try:
+        age = (now or datetime.now().astimezone()) - datetime.fromisoformat(status["updated"])
+        return max(0.0, age.total_seconds())
+    except (KeyError, TypeError, ValueError):
+        return float("inf")
+
+
+def is_silent(status: dict[str, Any], now: datetime | None = None) -> bool:
+    """Whether a run that should go on has been quiet for a minute, and much longer than between its steps before."""
+    longest = status.get("longest_silence")
+    usual = longest if isinstance(longest, (int, float)) else 0.0
+    return status["state"] == RUNNING and silence(status, now) > max(SILENCE, 5 * usual)
+
+
+def _done(status: dict[str, Any]) -> str:
+    if not isinstance(status.get("done"), int):
+        return "-"
+    total = f"/{status['total']:,}" if isinstance(status.get("total"), int) else ""
+    return f"{status['done']:,}{total} {status.get('unit', '')}"
+
+
+def _rate(status: dict[str, Any]) -> str:
+    return f"{status['rate']:.3g}/s" if isinstance(status.get("rate"), (int, float)) else "-"
+
+
+def _left(status: dict[str, Any]) -> str:
+    going = status["state"] == RUNNING and isinstance(status.get("eta"), (int, float))
+    return _span(status["eta"]) if going else "-"
+
+
+def _span(seconds: float) -> str:
+    """Such as "40 s", "12 min", "3.5 h", "2.1 d"."""
+    for size, unit in ((86400, "d"), (3600, "h")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _replace(path: Path, fields: dict[str, Any]) -> None:
+    """Write as a whole or not at all; without waiting for the disk, unlike what must not be lost."""
+    temporary = path.with_name(f".{NAME}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Sampling runs: networks from checkpoints, noise, shards, files."""
