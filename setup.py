@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 
@@ -17,11 +17,8 @@ setup(
     keywords=["diffusion models", "classifier guidance", "entropy-driven sampling"],
     classifiers=["Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
     python_requires=">=3.11",
-    packages=[
-        "guided_diffusion", "ed_dpm_patches", "experiments", "experiments.figures",
-        "evaluations", "evaluations.metrics",
-    ],  # fmt: skip
-    package_data={"ed_dpm_patches": ["recipes/*.toml", "recipes/*/*.toml"]},
+    packages=find_packages(include=["guided_diffusion*", "ed_dpm_patches*", "evaluations*", "experiments*", "scripts"]),
+    package_data={"experiments": ["**/*.toml", "digits/model/*"]},
     entry_points={"console_scripts": ["ed-dpm = experiments.cli:run"]},
     install_requires=[
         "blobfile>=1.0.5",

@@ -5,11 +5,10 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+from experiments.cifar10.__main__ import PROTOCOLS, RESULTS
 from experiments.cli import Parser
 from experiments.rerun import pick, rerun
 from guided_diffusion.distributed import process_group
-
-from experiments.cifar10.__main__ import PROTOCOLS, RESULTS
 
 
 def main() -> None:

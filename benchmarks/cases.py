@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from ed_dpm_patches import ClassifierGuidance, ConstantRule, ect_terms
 from guided_diffusion.config import create
-from guided_diffusion.models import unet
-from guided_diffusion.models.mixed_precision import LowPrecision, OptimizerStepper
-from guided_diffusion.models.attention import fuse_attention
 from guided_diffusion.config.builders import CHANNEL_MULT
+from guided_diffusion.models import unet
+from guided_diffusion.models.attention import fuse_attention
 from guided_diffusion.models.inference import Frozen
 from guided_diffusion.models.layers import to_fast_layout
+from guided_diffusion.models.mixed_precision import LowPrecision, OptimizerStepper
 
 CLASSES = 1000
 SHARED = {"use_scale_shift_norm": True, "resblock_updown": True}

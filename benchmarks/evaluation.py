@@ -61,7 +61,7 @@ def compare_images(args: argparse.Namespace, upstream: Path | None, scratch: Pat
     """What each evaluator makes of the same images, by its name; and what they are."""
     graph, paths = args.inception, [args.reference, args.samples]
     if not graph:
-        from tests.frozen_graphs import write_inception_like_graph
+        from benchmarks.frozen_graphs import write_inception_like_graph
 
         # Upstream's inception score is nan where a probability underflows.
         graph = _in_process(write_inception_like_graph, scratch / "graph.pb", 0, 1)

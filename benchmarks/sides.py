@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cases import SETTINGS, Pair
 from benchmarks.measure import seconds
+from benchmarks.upstream import load_peer
 from guided_diffusion.system.malloc import keep_freed_memory
-from tests.parity.peer import load_peer
 
 OURS, PEER = 0, 1
 

@@ -6,10 +6,14 @@
     loss = ect_terms(classifier(x_t, t), labels, weight=0.2)["loss"].mean()
 """
 
+from guided_diffusion.moved import OldNames
+
 from .ect import ect_terms
 from .guidance import ClassifierGuidance
 from .rules import ConstantRule, EntropyRule, GradientNormRule, GuidanceRule, RangeRule, TimestepRule
 from .softmax import Softmax
+
+OldNames({"ed_dpm_patches.reproduce": "experiments", "ed_dpm_patches.figures": "experiments.figures"}).install()
 
 __all__ = [
     "ClassifierGuidance",

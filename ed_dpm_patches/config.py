@@ -7,8 +7,8 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from guided_diffusion.errors import InputError
 from guided_diffusion.config.flags import Given, flag
+from guided_diffusion.errors import InputError
 
 from .rules import RULES, ConstantRule, GuidanceRule
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guided_diffusion.models.any_classifier import AnyClassifier, one_per_sample
 from guided_diffusion.diffusion.nonfinite import peak
 from guided_diffusion.diffusion.schedules import get_named_beta_schedule
+from guided_diffusion.models.any_classifier import AnyClassifier, one_per_sample
 
 from .rules import LARGEST_LOG, ConstantRule, GuidanceRule, unit_direction
 from .scale_stats import ScaleReport

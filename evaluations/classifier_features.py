@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evaluations.engine import Activations, Spread, run_batches
+from guided_diffusion.config.configs import ClassifierConfig
+from guided_diffusion.config.create import build_classifier
+from guided_diffusion.config.flags import Given, architecture_from
+from guided_diffusion.errors import InputError
 from guided_diffusion.io.checkpoint import read_network_config
 from guided_diffusion.io.checkpoint_flags import CLASSIFIER
-from guided_diffusion.config.configs import ClassifierConfig
-from guided_diffusion.errors import InputError
-from guided_diffusion.config.flags import Given, architecture_from
 from guided_diffusion.sampling.pretrained import load_network
-from guided_diffusion.config.create import build_classifier
 
 SPATIAL_CHANNELS = 7
 

@@ -21,18 +21,16 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without installation
-
-from evaluations.image_sets import GREY, labels_to_write  # noqa: E402
-from evaluations.metrics import npz  # noqa: E402
-from guided_diffusion.config.configs import ReadingConfig  # noqa: E402
-from guided_diffusion.errors import InputError  # noqa: E402
-from guided_diffusion.io.files import decoding, exists, write_atomically  # noqa: E402
-from guided_diffusion.config.flags import Parser  # noqa: E402
-from guided_diffusion.data.image_files import EXPECTED, ImageFiles, list_images  # noqa: E402
-from guided_diffusion.data.image_labels import HELP, numbered  # noqa: E402
-from guided_diffusion.data.image_oddities import warn_of_oddities  # noqa: E402
-from guided_diffusion.io.images import NO_IMAGE, Reading, has_transparent_pixels, open_image, read_image  # noqa: E402
+from evaluations.image_sets import GREY, labels_to_write
+from evaluations.metrics import npz
+from guided_diffusion.config.configs import ReadingConfig
+from guided_diffusion.config.flags import Parser
+from guided_diffusion.data.image_files import EXPECTED, ImageFiles, list_images
+from guided_diffusion.data.image_labels import HELP, numbered
+from guided_diffusion.data.image_oddities import warn_of_oddities
+from guided_diffusion.errors import InputError
+from guided_diffusion.io.files import decoding, exists, write_atomically
+from guided_diffusion.io.images import NO_IMAGE, Reading, has_transparent_pixels, open_image, read_image
 
 _LABEL_HEIGHT = 12  # pixels, of PIL's built-in font
 

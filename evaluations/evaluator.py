@@ -17,36 +17,34 @@ import sys
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without installation
-
-from evaluations.engine import FeatureEngine  # noqa: E402
-from evaluations.evaluate import LEAST, Metrics, check_numbers, evaluate  # noqa: E402
-from evaluations.image_sets import ImageSet, open_image_set, split_paths  # noqa: E402
-from evaluations.inception import (  # noqa: E402
+from evaluations.engine import FeatureEngine
+from evaluations.evaluate import LEAST, Metrics, check_numbers, evaluate
+from evaluations.image_sets import ImageSet, open_image_set, split_paths
+from evaluations.inception import (
     INCEPTION_V3_PATH,
     INCEPTION_V3_URL,
     InceptionEngine,
     import_tensorflow,
 )
-from evaluations.kept_results import check_writable, write_or_keep  # noqa: E402
-from evaluations.metrics.registry import METRICS, choose_metrics  # noqa: E402
-from evaluations.ranks import Dealer  # noqa: E402
-from evaluations.summary import format_markdown, format_metrics, write_metrics  # noqa: E402
-from evaluations.upstream_api import (  # noqa: E402
+from evaluations.kept_results import check_writable, write_or_keep
+from evaluations.metrics.registry import METRICS, choose_metrics
+from evaluations.ranks import Dealer
+from evaluations.summary import format_markdown, format_metrics, write_metrics
+from evaluations.upstream_api import (
     Evaluator,
     FIDStatistics,
     InvalidFIDException,
     ManifoldEstimator,
     open_npz_array,
 )
-from guided_diffusion.distributed import process_group, meeting  # noqa: E402
-from guided_diffusion.config.configs import ReadingConfig  # noqa: E402
-from guided_diffusion.errors import InputError  # noqa: E402
-from guided_diffusion.config.flags import Given, Parser  # noqa: E402
-from guided_diffusion.config.release_flags import as_positions  # noqa: E402
-from guided_diffusion.io.images import Reading  # noqa: E402
-from guided_diffusion.distributed.stop_signals import terminating  # noqa: E402
-from guided_diffusion.system.streams import print_result  # noqa: E402
+from guided_diffusion.config.configs import ReadingConfig
+from guided_diffusion.config.flags import Given, Parser
+from guided_diffusion.config.release_flags import as_positions
+from guided_diffusion.distributed import meeting, process_group
+from guided_diffusion.distributed.stop_signals import terminating
+from guided_diffusion.errors import InputError
+from guided_diffusion.io.images import Reading
+from guided_diffusion.system.streams import print_result
 
 __all__ = [
     "INCEPTION_V3_PATH",

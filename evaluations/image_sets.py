@@ -19,15 +19,15 @@ from PIL import Image, ImageOps
 from evaluations.metrics import npz
 from evaluations.metrics.npz import list_arrays, open_images, read_settings, read_stored_statistics
 from evaluations.metrics.statistics import Gaussian
-from guided_diffusion.io import files
-from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import decoding, hash_file, open_readable
 from guided_diffusion.data.datasets import center_crop_arr
 from guided_diffusion.data.image_files import EXPECTED, ImageFiles, is_image_archive, list_images
 from guided_diffusion.data.image_labels import Labels, read_labels, read_sample_labels
 from guided_diffusion.data.image_oddities import Oddities
-from guided_diffusion.sampling.result_folders import FOR_WEIGHTS, WEIGHTS, find_npz
+from guided_diffusion.errors import InputError
+from guided_diffusion.io import files
+from guided_diffusion.io.files import decoding, hash_file, open_readable
 from guided_diffusion.io.images import NO_IMAGE, Reading, open_image, read_image
+from guided_diffusion.sampling.result_folders import FOR_WEIGHTS, WEIGHTS, find_npz
 
 GREY = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N")  # PIL's modes
 _PATTERN = re.compile(r"[*?[]")

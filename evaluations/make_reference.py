@@ -21,21 +21,19 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without installation
-
-from evaluations.engine import FeatureEngine  # noqa: E402
-from evaluations.evaluator import add_network_flags, create_engine, reading_of  # noqa: E402
-from evaluations.image_sets import RESIZE_RULE, labels_to_write  # noqa: E402
-from evaluations.kept_results import check_writable, write_or_keep  # noqa: E402
-from evaluations.metrics.statistics import fit_gaussian  # noqa: E402
-from guided_diffusion.config.configs import ReadingConfig  # noqa: E402
-from guided_diffusion.errors import InputError, counted  # noqa: E402
-from guided_diffusion.io.files import hash_file, remove_leftovers, write_atomically  # noqa: E402
-from guided_diffusion.config.flags import Parser  # noqa: E402
-from guided_diffusion.data.datasets import ImageDataset, find_images  # noqa: E402
-from guided_diffusion.data.image_labels import HELP  # noqa: E402
-from guided_diffusion.data.image_oddities import warn_of_oddities  # noqa: E402
-from guided_diffusion.io.images import Reading  # noqa: E402
+from evaluations.engine import FeatureEngine
+from evaluations.evaluator import add_network_flags, create_engine, reading_of
+from evaluations.image_sets import RESIZE_RULE, labels_to_write
+from evaluations.kept_results import check_writable, write_or_keep
+from evaluations.metrics.statistics import fit_gaussian
+from guided_diffusion.config.configs import ReadingConfig
+from guided_diffusion.config.flags import Parser
+from guided_diffusion.data.datasets import ImageDataset, find_images
+from guided_diffusion.data.image_labels import HELP
+from guided_diffusion.data.image_oddities import warn_of_oddities
+from guided_diffusion.errors import InputError, counted
+from guided_diffusion.io.files import hash_file, remove_leftovers, write_atomically
+from guided_diffusion.io.images import Reading
 
 log = logging.getLogger("make_reference")
 

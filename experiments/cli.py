@@ -23,25 +23,24 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from experiments.figures import cli as figures
-from guided_diffusion import __version__
-from guided_diffusion.distributed import process_group
-from guided_diffusion.runs import status
-from guided_diffusion.errors import InputError, counted
-from guided_diffusion.io.files import read_json
-from guided_diffusion.system.streams import print_result
-
 from experiments import downloads, rerun
-from experiments.spec import RECIPES, ROOT, Row, short
-from experiments.spec_files import load
 from experiments.commands import Commands, Options
 from experiments.describe import details, disk, listing
+from experiments.figures import cli as figures
 from experiments.plan import check_files, plan, without_missing
 from experiments.published import PUBLISHED
-from experiments.smoke import SAMPLES, rehearsal
 from experiments.report import write_report
 from experiments.runner import Runner
+from experiments.smoke import SAMPLES, rehearsal
+from experiments.spec import RECIPES, ROOT, Row, short
+from experiments.spec_files import load
 from experiments.steps import claim
+from guided_diffusion import __version__
+from guided_diffusion.distributed import process_group
+from guided_diffusion.errors import InputError, counted
+from guided_diffusion.io.files import read_json
+from guided_diffusion.runs import status
+from guided_diffusion.system.streams import print_result
 
 
 class Parser(argparse.ArgumentParser):

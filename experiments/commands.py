@@ -6,10 +6,9 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from guided_diffusion.errors import InputError
-
-from experiments.spec import HELDOUT, REAL, ROOT, Book, Derivation, Flags, Network, Row, Run
 from experiments.published import INCEPTION, PUBLISHED
+from experiments.spec import HELDOUT, REAL, ROOT, Book, Derivation, Flags, Network, Row, Run
+from guided_diffusion.errors import InputError
 
 _BYTES = 4  # a parameter, float32
 _SAVE_INTERVAL = 10_000  # the default of classifier_train

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from experiments.spec import Book, Row, Run, Table
 from experiments.results import Results, RunResult
+from experiments.spec import Book, Row, Run, Table
 from experiments.verdict import compare
 
 _LABELS = {"guidance_factor": "C", "classifier_scale": "gamma", "guidance_until": "until", "guidance_norm": "M"}

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from evaluations.metrics.registry import in_tables
-
-from experiments.spec import Book, Figures, Network, Row, Run
 from experiments.commands import Commands, checkpoint_bytes, sample_bytes, shell, training_bytes
 from experiments.published import PUBLISHED
+from experiments.spec import Book, Figures, Network, Row, Run
 
 _COLUMNS = {metric.name: metric.column for metric in in_tables() if metric.upstream}
 

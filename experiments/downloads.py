@@ -17,11 +17,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from guided_diffusion.io.download import TIMEOUT_SECONDS, fetch, open_locked
-from guided_diffusion.errors import InputError, first_line
-from guided_diffusion.io.files import hash_file, read_json, write_json
-
 from experiments.published import PUBLISHED, PublishedFile, published
+from guided_diffusion.errors import InputError, first_line
+from guided_diffusion.io.download import TIMEOUT_SECONDS, fetch, open_locked
+from guided_diffusion.io.files import hash_file, read_json, write_json
 
 LOCK_NAME = "downloads.lock.json"
 

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-from guided_diffusion.errors import InputError
-
-from experiments.spec import PARTS, ROOT, Network, Row, Run
 from experiments.commands import Commands
 from experiments.published import INCEPTION, PUBLISHED
+from experiments.spec import PARTS, ROOT, Network, Row, Run
 from experiments.steps import Step
+from guided_diffusion.errors import InputError
 
 
 def plan(commands: Commands, rows: Sequence[Row]) -> list[Step]:

@@ -14,14 +14,13 @@ from pathlib import Path
 
 from ed_dpm_patches.config import rule_flags
 from evaluations.metrics.registry import METRICS
-from guided_diffusion.errors import InputError, some_of
-from guided_diffusion.io.files import write_atomically
-
-from experiments.spec import Book, Figures, Table
 from experiments.comparison import Outcome, findings, guidance_name, outcomes
 from experiments.describe import batch_name
 from experiments.report_formats import Column, Document, Group, Line, Section, to_html, to_markdown
 from experiments.results import ROLES, HashedFile, Results, RunResult, digits, read_results
+from experiments.spec import Book, Figures, Table
+from guided_diffusion.errors import InputError, some_of
+from guided_diffusion.io.files import write_atomically
 
 REHEARSAL = "REHEARSAL"
 WARNING = (

@@ -1,7 +1,7 @@
 """`ed-dpm rerun`: one reported row once more, from its command and the stored networks; is it within its interval?
 
-A report's folder has runs.csv, report.csv, commands.csv and intervals.csv, as `python -m experiments.cifar10` writes them. Beside
-it `models/NAME/NETWORK/` holds the networks: weights in float16, or what to derive them from.
+A report's folder has runs.csv, report.csv, commands.csv and intervals.csv, as `python -m experiments.cifar10` writes
+them. Beside it `models/NAME/NETWORK/` holds the networks: weights in float16, or what to derive them from.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import shlex
 from itertools import takewhile
 from pathlib import Path
 
-from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import read_json
-
+from experiments.runner import Runner
 from experiments.spec import HELDOUT, PARTS, ROOT, short
 from experiments.spec_files import load
-from experiments.runner import Runner
 from experiments.steps import Step, claim
+from guided_diffusion.errors import InputError
+from guided_diffusion.io.files import read_json
 
 REPORT = Path("results/cifar10/reduced")
 RECIPES = ROOT / "experiments" / "cifar10" / "recipes"  # a folder of the report's name has its book

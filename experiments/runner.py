@@ -16,11 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from guided_diffusion.errors import InputError
-
-from experiments.spec import ROOT
 from experiments.commands import shell
+from experiments.spec import ROOT
 from experiments.steps import Records, Step
+from guided_diffusion.errors import InputError
 
 
 class Runner:

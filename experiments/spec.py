@@ -8,12 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from guided_diffusion.errors import InputError
-from guided_diffusion.diffusion.solvers import SAMPLERS
-
 from experiments.toml_entry import Flags
+from guided_diffusion.diffusion.solvers import SAMPLERS
+from guided_diffusion.errors import InputError
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+RECIPES = Path(__file__).resolve().with_name("recipes")
 ROOT = RECIPES.parents[1]  # of the repository
 IMAGENET = "imagenet"
 DIGITS = "experiments/digits/data.py"

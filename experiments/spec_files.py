@@ -15,10 +15,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import list_names
-
 from experiments import spec as books
+from experiments.published import PUBLISHED
 from experiments.spec import (
     IMAGENET,
     PARTS,
@@ -33,8 +31,9 @@ from experiments.spec import (
     Table,
     Training,
 )
-from experiments.published import PUBLISHED
 from experiments.toml_entry import Entry, read_entry
+from guided_diffusion.errors import InputError
+from guided_diffusion.io.files import list_names
 
 # The programs that a recipe can name, by what they make, with their flags, which all take a number.
 PROGRAMS = {

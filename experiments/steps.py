@@ -20,12 +20,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from experiments.spec import ROOT
 from guided_diffusion.distributed import process_group
-from guided_diffusion.runs import run_directory
 from guided_diffusion.errors import InputError
 from guided_diffusion.io.files import hash_file, read_json, remove_leftovers, write_json
-
-from experiments.spec import ROOT
+from guided_diffusion.runs import run_directory
 
 # Flags that say how fast and not what, or what is logged.
 _INDIFFERENT = ("--batch_size", "--log_interval", "--eval_interval", "--inception")

@@ -9,7 +9,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from experiments.results import DISTANCES, METRICS, RunResult, digits
+from evaluations.metrics.registry import METRICS
+from experiments.results import RunResult, digits
 
 BETTER, WORSE, SAME = "better", "worse", "the same within the noise"
 DEVIATIONS = 2  # of a difference's noise: up to so many count as the same
@@ -36,10 +37,10 @@ class Difference:
             return None
         if abs(self.value) <= DEVIATIONS * self.noise:
             return SAME
-        return BETTER if (self.value < 0) == (self.metric in DISTANCES) else WORSE
+        return BETTER if (self.value < 0) == METRICS[self.metric].lower_is_better else WORSE
 
     def __str__(self) -> str:
-        text = f"{METRICS[self.metric]} {self.value:+.{self.places}f}"
+        text = f"{METRICS[self.metric].column} {self.value:+.{self.places}f}"
         if self.noise is None:
             return f"{text}, noise unknown with one seed a run"
         return f"{text}, noise {self.noise:.{self.places}f}: {self.verdict}"
@@ -64,7 +65,7 @@ def compare(a: RunResult, b: RunResult, pool: Iterable[RunResult], metric: str =
 
 def _size(run: RunResult, metric: str) -> float:
     """What a run's noise is in proportion to; 0 for one that lacks the metric."""
-    return (run.mean(metric) or 0.0) if metric in DISTANCES else float(bool(run.values(metric)))
+    return (run.mean(metric) or 0.0) if METRICS[metric].lower_is_better else float(bool(run.values(metric)))
 
 
 def by_paired_tests(differences: Sequence[float], p: Sequence[float]) -> str:

@@ -16,11 +16,6 @@ from ed_dpm_patches import ClassifierGuidance
 from ed_dpm_patches.config import GuidanceConfig, guidance_rule, parse_interval, with_rule_named
 from ed_dpm_patches.scale_stats import summary_line
 from ed_dpm_patches.trace import Trace
-from guided_diffusion.distributed import process_group
-from guided_diffusion.runs import logger
-from guided_diffusion.sampling import setup, tallies
-from guided_diffusion.io.checkpoint import OtherNetwork
-from guided_diffusion.io.checkpoint_flags import CLASSIFIER, SUPER_RES
 from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.config.configs import (
     ClassifierConfig,
@@ -30,12 +25,17 @@ from guided_diffusion.config.configs import (
     RunConfig,
     SamplingConfig,
 )
-from guided_diffusion.errors import InputError
-from guided_diffusion.config.flags import Given, Parser, architecture_from
-from guided_diffusion.sampling.run import Batch, SampleRun
-from guided_diffusion.diffusion.nonfinite import Watch, timesteps_of
 from guided_diffusion.config.create import build_diffusion, build_model
+from guided_diffusion.config.flags import Given, Parser, architecture_from
+from guided_diffusion.diffusion.nonfinite import Watch, timesteps_of
 from guided_diffusion.diffusion.solvers import sampling_loop
+from guided_diffusion.distributed import process_group
+from guided_diffusion.errors import InputError
+from guided_diffusion.io.checkpoint import OtherNetwork
+from guided_diffusion.io.checkpoint_flags import CLASSIFIER, SUPER_RES
+from guided_diffusion.runs import logger
+from guided_diffusion.sampling import setup, tallies
+from guided_diffusion.sampling.run import Batch, SampleRun
 
 
 def main() -> None:

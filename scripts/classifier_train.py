@@ -14,12 +14,7 @@ from functools import partial
 
 from ed_dpm_patches import ect_terms
 from ed_dpm_patches.config import EctConfig, ect_weight
-from guided_diffusion.distributed import process_group
-from guided_diffusion.runs import logger
-from guided_diffusion.sampling import setup
-from guided_diffusion.models.mixed_precision import amp_dtype
 from guided_diffusion.config.class_labels import count_classes
-from guided_diffusion.training.classifier_loop import ClassifierTrainLoop
 from guided_diffusion.config.configs import (
     ClassifierConfig,
     ClassifierTrainConfig,
@@ -27,10 +22,16 @@ from guided_diffusion.config.configs import (
     DiffusionConfig,
     RunConfig,
 )
-from guided_diffusion.errors import InputError, counted
+from guided_diffusion.config.create import build_classifier, build_diffusion
 from guided_diffusion.config.flags import Parser
 from guided_diffusion.data.datasets import find_images, open_dataset
-from guided_diffusion.config.create import build_classifier, build_diffusion
+from guided_diffusion.distributed import process_group
+from guided_diffusion.errors import InputError, counted
+from guided_diffusion.models.mixed_precision import amp_dtype
+from guided_diffusion.runs import logger
+from guided_diffusion.sampling import setup
+from guided_diffusion.training.classifier_loop import ClassifierTrainLoop
+from guided_diffusion.training.resume import CHANGEABLE
 from guided_diffusion.training.setup import (
     batches,
     check_steps_left,
@@ -43,7 +44,6 @@ from guided_diffusion.training.setup import (
     starting_point,
     validation_batches,
 )
-from guided_diffusion.training.resume import CHANGEABLE
 
 
 def main() -> None:

@@ -15,19 +15,19 @@ from pathlib import Path
 import numpy as np
 import torch.distributed as dist
 
-from guided_diffusion.distributed import process_group
-from guided_diffusion.runs import logger
-from guided_diffusion.sampling import setup
 from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.config.configs import DataConfig, DiffusionConfig, ModelConfig, RunConfig
-from guided_diffusion.errors import InputError, counted
-from guided_diffusion.io.files import write_atomically
+from guided_diffusion.config.create import build_diffusion, build_model
 from guided_diffusion.config.flags import Parser, flag
 from guided_diffusion.data.datasets import find_images, load_data
 from guided_diffusion.data.image_labels import read_labels
+from guided_diffusion.distributed import process_group
 from guided_diffusion.distributed.progress import Progress
-from guided_diffusion.config.create import build_diffusion, build_model
 from guided_diffusion.distributed.stop_signals import terminating
+from guided_diffusion.errors import InputError, counted
+from guided_diffusion.io.files import write_atomically
+from guided_diffusion.runs import logger
+from guided_diffusion.sampling import setup
 
 TERMS = ("vb", "mse", "xstart_mse")
 

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 
-from guided_diffusion.distributed import process_group
-from guided_diffusion.sampling import setup
 from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.config.configs import DiffusionConfig, LabelConfig, ModelConfig, RunConfig, SamplingConfig
-from guided_diffusion.errors import InputError
-from guided_diffusion.config.flags import Parser
-from guided_diffusion.sampling.run import Batch, SampleRun
-from guided_diffusion.diffusion.nonfinite import Watch, timesteps_of
 from guided_diffusion.config.create import build_diffusion, build_model
+from guided_diffusion.config.flags import Parser
+from guided_diffusion.diffusion.nonfinite import Watch, timesteps_of
 from guided_diffusion.diffusion.solvers import sampling_loop
+from guided_diffusion.distributed import process_group
+from guided_diffusion.errors import InputError
+from guided_diffusion.sampling import setup
+from guided_diffusion.sampling.run import Batch, SampleRun
 
 
 def main() -> None:

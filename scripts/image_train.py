@@ -8,10 +8,10 @@ The same command with the same --log_dir goes on from the newest checkpoint ther
 
 from __future__ import annotations
 
-from guided_diffusion.distributed import process_group
 from guided_diffusion.config.configs import DataConfig, DiffusionConfig, ModelConfig, RunConfig, TrainConfig
-from guided_diffusion.config.flags import Parser
 from guided_diffusion.config.create import build_model
+from guided_diffusion.config.flags import Parser
+from guided_diffusion.distributed import process_group
 from guided_diffusion.training.setup import train_diffusion_model
 
 

@@ -20,24 +20,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guided_diffusion.distributed import process_group
-from guided_diffusion.runs import logger
-from guided_diffusion.sampling import setup
 from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.config.configs import DiffusionConfig, ReadingConfig, RunConfig, SamplingConfig, SuperResConfig
-from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import check_readable, decoding, open_regular
+from guided_diffusion.config.create import build_diffusion, build_super_res_model
 from guided_diffusion.config.flags import Parser, flag
-from guided_diffusion.sampling.run import Batch, SampleRun
 from guided_diffusion.data.datasets import warn_of_labels
 from guided_diffusion.data.image_files import EXPECTED, ImageFiles, is_image_archive, list_images
 from guided_diffusion.data.image_labels import read_labels, read_sample_labels
 from guided_diffusion.data.image_oddities import warn_of_oddities
 from guided_diffusion.diffusion.nonfinite import Watch, timesteps_of
-from guided_diffusion.sampling.result_folders import find_npz
-from guided_diffusion.io.images import Reading, read_image
-from guided_diffusion.config.create import build_diffusion, build_super_res_model
 from guided_diffusion.diffusion.solvers import sampling_loop
+from guided_diffusion.distributed import process_group
+from guided_diffusion.errors import InputError
+from guided_diffusion.io.files import check_readable, decoding, open_regular
+from guided_diffusion.io.images import Reading, read_image
+from guided_diffusion.runs import logger
+from guided_diffusion.sampling import setup
+from guided_diffusion.sampling.result_folders import find_npz
+from guided_diffusion.sampling.run import Batch, SampleRun
 
 
 @dataclass(frozen=True)

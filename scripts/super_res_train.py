@@ -14,11 +14,11 @@ from functools import partial
 
 import torch.nn.functional as F
 
-from guided_diffusion.distributed import process_group
 from guided_diffusion.config.configs import DataConfig, DiffusionConfig, RunConfig, SuperResConfig, TrainConfig
-from guided_diffusion.errors import InputError
-from guided_diffusion.config.flags import Parser
 from guided_diffusion.config.create import build_super_res_model
+from guided_diffusion.config.flags import Parser
+from guided_diffusion.distributed import process_group
+from guided_diffusion.errors import InputError
 from guided_diffusion.training.setup import train_diffusion_model
 
 

@@ -23,10 +23,10 @@ import torch
 import torch._dynamo  # noqa: F401  torch.optim loads it when first used
 
 import ed_dpm_patches.trace  # noqa: F401
-import guided_diffusion.training.classifier_loop  # noqa: F401
 import guided_diffusion.sampling.run  # noqa: F401
 import guided_diffusion.sampling.setup  # noqa: F401
 import guided_diffusion.script_util  # noqa: F401
+import guided_diffusion.training.classifier_loop  # noqa: F401
 import guided_diffusion.training.setup  # noqa: F401
 
 

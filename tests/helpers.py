@@ -24,9 +24,9 @@ import pytest
 import torch
 from PIL import Image
 
-from guided_diffusion.io import checkpoint
 from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig, SuperResConfig
 from guided_diffusion.config.flags import from_values
+from guided_diffusion.io import checkpoint
 from guided_diffusion.script_util import build_classifier, build_model, build_super_res_model
 
 ROOT = Path(__file__).resolve().parents[1]

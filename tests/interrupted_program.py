@@ -10,10 +10,10 @@ import runpy
 import signal
 import sys
 
-from guided_diffusion.io import checkpoint
 from guided_diffusion import dist_util
-from guided_diffusion.models.mixed_precision import OptimizerStepper
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.io import checkpoint
+from guided_diffusion.models.mixed_precision import OptimizerStepper
 from guided_diffusion.sampling.shards import PartStore
 
 

@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from experiments.cifar10 import __main__ as ablation
 from ablation import again
-from experiments.cifar10 import calibrate, choice, subclasses, conclusion, paired_tests, data
+from experiments import rerun
+from experiments.cifar10 import __main__ as ablation
+from experiments.cifar10 import calibrate, choice, conclusion, data, paired_tests, subclasses
 from experiments.cifar10.choice import (
     MATCHED,
     WIDER,
@@ -33,17 +34,16 @@ from experiments.cifar10.choice import (
     with_wider_scales,
 )
 from experiments.cifar10.paired_tests import Difference
-from experiments import rerun
-from experiments.spec import Book, Figures, Row, Table
-from experiments.spec_files import load
 from experiments.commands import Commands, Options
 from experiments.plan import plan
 from experiments.results import Evaluation, Results, RunResult
 from experiments.runner import Runner
-from guided_diffusion.io import checkpoint
+from experiments.spec import Book, Figures, Row, Table
+from experiments.spec_files import load
 from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig
-from guided_diffusion.errors import InputError
 from guided_diffusion.config.flags import from_values
+from guided_diffusion.errors import InputError
+from guided_diffusion.io import checkpoint
 from guided_diffusion.script_util import build_classifier, build_model
 from tests.helpers import ROOT, clean_environment, executable
 from tests.test_docs import fenced_blocks

@@ -11,8 +11,8 @@ from torch import nn
 
 from benchmarks.gpu.checks import float64
 from guided_diffusion import logger
-from guided_diffusion.models.mixed_precision import AMP_DTYPES, LowPrecision, OptimizerStepper, amp_dtype
 from guided_diffusion.errors import InputError
+from guided_diffusion.models.mixed_precision import AMP_DTYPES, LowPrecision, OptimizerStepper, amp_dtype
 from guided_diffusion.script_util import create_classifier, create_model
 
 CPU = torch.device("cpu")

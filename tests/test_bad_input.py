@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from evaluations.image_sets import open_image_set
 from experiments import cli
 from experiments.spec import RECIPES as THE_RECIPES
 from experiments.spec_files import load
-from evaluations.image_sets import open_image_set
 from guided_diffusion.config import builders
-from guided_diffusion.io import checkpoint
 from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig
 from guided_diffusion.errors import InputError
+from guided_diffusion.io import checkpoint
 from guided_diffusion.script_util import build_classifier, build_model
 from tests.bad_files import Malicious, make_bad_files
 from tests.bad_inputs import BASE, COMMANDS, ENVIRONMENT, IMAGE_SETS, MIDWAY, RECIPES, SCRIPTS, Case

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from guided_diffusion.io import checkpoint
-from guided_diffusion.runs.best_checkpoint import best_weights, share_of_start
+from benchmarks.upstream import PeerUnavailable, load_peer
 from guided_diffusion.config.configs import ClassifierConfig
 from guided_diffusion.errors import InputError
-from guided_diffusion.training.init_weights import init_weights
+from guided_diffusion.io import checkpoint
+from guided_diffusion.runs.best_checkpoint import best_weights, share_of_start
 from guided_diffusion.script_util import build_classifier
+from guided_diffusion.training.init_weights import init_weights
 from tests.helpers import CLASSIFIER, DIFFUSION, MODEL, SUPER_RES, Run, make_checkpoint, make_images
-from tests.parity.peer import PeerUnavailable, load_peer
 
 TRAIN = {"iterations": 2, "batch_size": 4, "save_interval": 2, **DIFFUSION}
 JOBS = {

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from guided_diffusion.io import checkpoint
 from guided_diffusion import dist_util
 from guided_diffusion.errors import InputError
+from guided_diffusion.io import checkpoint
 from guided_diffusion.io.files import write_atomically
 from guided_diffusion.train_util import load_optimizer
 

@@ -13,10 +13,10 @@ import torch
 
 from benchmarks.gpu import checks, evaluation_checks, program_checks
 from benchmarks.gpu.checks import DEVICE, RULES, TOLERANCE
+from benchmarks.upstream import require_peer
 from guided_diffusion.diffusion import samplers
 from guided_diffusion.diffusion.solvers import SAMPLERS
 from tests.helpers import read_csv
-from tests.parity.peer import require_peer
 
 pytestmark = [
     pytest.mark.skipif(DEVICE.type == "cuda" and not torch.cuda.is_available(), reason="needs a CUDA GPU"),

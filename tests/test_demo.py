@@ -13,14 +13,14 @@ import pytest
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
+from experiments.commands import Commands, Options  # noqa: E402
 from experiments.digits import data  # noqa: E402
 from experiments.digits.data import write_parts  # noqa: E402
 from experiments.digits.page import TABLE, TRACED_SCALE, Page  # noqa: E402
 from experiments.figures.inputs import SERIES  # noqa: E402
 from experiments.figures.vanishing_points import CERTAIN_ENTROPY, VANISHED_NORM  # noqa: E402
-from experiments.spec_files import load  # noqa: E402
-from experiments.commands import Commands, Options  # noqa: E402
 from experiments.plan import plan  # noqa: E402
+from experiments.spec_files import load  # noqa: E402
 from tests.helpers import ROOT  # noqa: E402
 from tests.test_recipes import parse_command  # noqa: E402
 
@@ -111,7 +111,8 @@ def test_the_verdict_follows_the_numbers(eds_fid, expected, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_quick_run(tmp_path):
-    command = [sys.executable, str(ROOT / "experiments" / "digits" / "run.py"), "--quick", "--out", str(tmp_path / "a demo")]
+    program = str(ROOT / "experiments" / "digits" / "run.py")
+    command = [sys.executable, program, "--quick", "--out", str(tmp_path / "a demo")]
     first = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr
     out = tmp_path / "a demo"

@@ -19,9 +19,9 @@ import pytest
 import torch
 
 from evaluations.convert import npz_to_folder
-from guided_diffusion.io import checkpoint
 from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig, SuperResConfig
 from guided_diffusion.config.flags import Given, Parser
+from guided_diffusion.io import checkpoint
 from guided_diffusion.script_util import build_classifier, build_model, build_super_res_model
 from tests.helpers import ROOT, SCRIPTS, make_images
 
@@ -47,7 +47,8 @@ def documented_commands() -> list[tuple[str, str]]:
     """(where, command) from fenced shell blocks of the Markdown files and from the scripts' docstrings."""
     found = []
     docs = [path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "own-data.md"]  # see test_own_data.py
-    for path in [ROOT / "README.md", *sorted(ROOT.glob("*/README.md")), *docs]:
+    readmes = [*sorted(ROOT.glob("*/README.md")), *sorted(ROOT.glob("experiments/*/README.md"))]
+    for path in [ROOT / "README.md", *readmes, *docs]:
         for language, block in fenced_blocks(path.read_text()):
             if language in ("", "bash", "sh"):
                 found += [(str(path.relative_to(ROOT)), c) for c in block.replace("\\\n", " ").splitlines()]

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from experiments.spec_files import load
 from experiments.results import digits
+from experiments.spec_files import load
 from tests.helpers import ROOT
 
 METRICS = ("fid", "inception_score", "precision", "recall", "accuracy")

@@ -21,8 +21,8 @@ import pytest
 from experiments import cli as reproduce
 from experiments import downloads
 from experiments.published import PUBLISHED, PublishedFile
-from guided_diffusion.io import download
 from guided_diffusion.errors import InputError
+from guided_diffusion.io import download
 from tests.helpers import ROOT, clean_environment
 
 DATA = np.random.RandomState(0).bytes(200_000)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from evaluations import inception
-from guided_diffusion.io import download
 from guided_diffusion.errors import InputError
+from guided_diffusion.io import download
 
 DATA = np.random.RandomState(0).bytes(300_000)
 

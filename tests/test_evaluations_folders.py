@@ -24,9 +24,9 @@ from evaluations.metrics.frechet import frechet_distance  # noqa: E402
 from evaluations.metrics.precision_recall import precision_recall  # noqa: E402
 from evaluations.metrics.statistics import fit_gaussian  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
-from guided_diffusion.sampling.run import save_grid  # noqa: E402
 from guided_diffusion.image_datasets import center_crop_arr  # noqa: E402
 from guided_diffusion.io.images import Reading  # noqa: E402
+from guided_diffusion.sampling.run import save_grid  # noqa: E402
 from tests.helpers import ROOT  # noqa: E402
 
 EVALUATOR = ROOT / "evaluations" / "evaluator.py"

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 tf = pytest.importorskip("tensorflow.compat.v1")
 sys.path.insert(0, str(Path(__file__).parent))
-from frozen_graphs import FrozenGraph, write_inception_like_graph  # noqa: E402
-
+from benchmarks.frozen_graphs import FrozenGraph, write_inception_like_graph  # noqa: E402
 from evaluations import graphdef  # noqa: E402
 from evaluations.graphdef import read_graph  # noqa: E402
 from evaluations.torch_fold import fold_batch_norms  # noqa: E402

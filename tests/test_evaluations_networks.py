@@ -22,8 +22,8 @@ from evaluations.function_features import FunctionEngine, names_function  # noqa
 from evaluations.metrics.frechet import frechet_distance  # noqa: E402
 from evaluations.metrics.inception_score import inception_score  # noqa: E402
 from evaluations.metrics.statistics import fit_gaussian  # noqa: E402
-from guided_diffusion.io.checkpoint import write_config  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
+from guided_diffusion.io.checkpoint import write_config  # noqa: E402
 from tests.helpers import ROOT  # noqa: E402
 
 REFERENCE, SAMPLES = make_images(0, 24, 16), make_images(1, 20, 16)

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_evaluations_classifier import write_classifier  # noqa: E402
 from test_evaluations_recipes import make_images  # noqa: E402
 
-from tests.frozen_graphs import write_inception_like_graph  # noqa: E402
+from benchmarks.frozen_graphs import write_inception_like_graph  # noqa: E402
 
 PROGRAM = Path(__file__).resolve().parents[1] / "evaluations" / "evaluator.py"
 

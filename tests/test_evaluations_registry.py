@@ -18,16 +18,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_evaluations_classifier import write_classifier  # noqa: E402
 from test_evaluations_recipes import make_images  # noqa: E402
 
-from experiments.figures import runs_table, sampler_curves  # noqa: E402
-from experiments.report import write_report  # noqa: E402
 from evaluations import convert, evaluator, image_sets, make_reference  # noqa: E402
 from evaluations.classifier_features import ClassifierEngine  # noqa: E402
 from evaluations.metrics.metric import Metric, Score, Sets  # noqa: E402
 from evaluations.metrics.registry import METRICS  # noqa: E402
 from evaluations.metrics.resampling import mean_figure  # noqa: E402
+from experiments.figures import runs_table, sampler_curves  # noqa: E402
+from experiments.report import write_report  # noqa: E402
 from guided_diffusion.config import flags
-from guided_diffusion.io import images  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
+from guided_diffusion.io import images  # noqa: E402
 from tests.fabricated_results import BOOK, put_run  # noqa: E402
 
 BRIGHT = Metric(

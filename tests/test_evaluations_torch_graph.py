@@ -13,8 +13,7 @@ import torch
 
 pytest.importorskip("tensorflow")
 sys.path.insert(0, str(Path(__file__).parent))
-from frozen_graphs import FrozenGraph, write_inception_like_graph  # noqa: E402
-
+from benchmarks.frozen_graphs import FrozenGraph, write_inception_like_graph  # noqa: E402
 from evaluations import torch_graph  # noqa: E402
 from evaluations.graphdef import Node, read_graph  # noqa: E402
 from evaluations.torch_fold import fold_batch_norms  # noqa: E402

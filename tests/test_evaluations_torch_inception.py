@@ -12,9 +12,9 @@ import pytest
 
 tf = pytest.importorskip("tensorflow.compat.v1")
 sys.path.insert(0, str(Path(__file__).parent))
-from frozen_graphs import FrozenGraph, write_inception_like_graph  # noqa: E402
 from test_evaluations_recipes import make_images, write_frozen_graph  # noqa: E402
 
+from benchmarks.frozen_graphs import FrozenGraph, write_inception_like_graph  # noqa: E402
 from evaluations import evaluator  # noqa: E402
 from evaluations.inception import InceptionEngine, import_tensorflow  # noqa: E402
 from evaluations.torch_inception import TorchInceptionEngine  # noqa: E402

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig, RunConfig, SuperResConfig
-from guided_diffusion.errors import InputError
 from guided_diffusion.config.flags import Given, Parser, architecture_from, flag, str2bool
+from guided_diffusion.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from guided_diffusion.models import compiling
 from guided_diffusion import dist_util
-from guided_diffusion.sampling import setup
-from guided_diffusion.models.mixed_precision import LowPrecision
-from guided_diffusion.models.compiling import CompiledForTraining
 from guided_diffusion.config.configs import SamplingConfig
+from guided_diffusion.models import compiling
+from guided_diffusion.models.compiling import CompiledForTraining
 from guided_diffusion.models.inference import Frozen
+from guided_diffusion.models.mixed_precision import LowPrecision
 from guided_diffusion.nn import pointwise, to_fast_layout
+from guided_diffusion.sampling import setup
 from tests.test_guidance import small_classifier, small_unet
 
 X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))

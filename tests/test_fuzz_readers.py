@@ -21,14 +21,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from experiments.figures.inputs import read_arrays
 from evaluations.image_sets import open_image_set
 from evaluations.metrics import npz
-from guided_diffusion.io import checkpoint
+from experiments.figures.inputs import read_arrays
 from guided_diffusion.errors import InputError
 from guided_diffusion.image_datasets import ImageDataset
-from guided_diffusion.sampling.shards import PartStore
+from guided_diffusion.io import checkpoint
 from guided_diffusion.io.images import LIMIT_VARIABLE, pixel_limit
+from guided_diffusion.sampling.shards import PartStore
 
 EXAMPLES = int(os.environ.get("ED_DPM_FUZZ", "0"))
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from guided_diffusion import logger
-from guided_diffusion.runs import run_directory
 from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.errors import InputError
-from guided_diffusion.sampling.run import Batch, SampleRun, to_uint8
+from guided_diffusion.runs import run_directory
 from guided_diffusion.sampling.image_grid import save_grid
 from guided_diffusion.sampling.noise import LabelPlan, PerSampleNoise, stream
+from guided_diffusion.sampling.run import Batch, SampleRun, to_uint8
 from tests.helpers import read_npz, tree
 
 CPU = torch.device("cpu")

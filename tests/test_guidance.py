@@ -20,9 +20,9 @@ from ed_dpm_patches import (
     TimestepRule,
 )
 from ed_dpm_patches.scale_stats import ScaleReport, summary_line
+from guided_diffusion.diffusion.solvers import SAMPLERS, sampling_loop
 from guided_diffusion.models.mixed_precision import LowPrecision
 from guided_diffusion.script_util import create_gaussian_diffusion
-from guided_diffusion.diffusion.solvers import SAMPLERS, sampling_loop
 from guided_diffusion.unet import EncoderUNetModel, UNetModel
 from tests import exact
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from guided_diffusion.runs import watchdog
 from guided_diffusion.errors import InputError
+from guided_diffusion.runs import watchdog
 from guided_diffusion.runs.watchdog import PATIENCE_VARIABLE, Heartbeat
 from tests.helpers import clean_environment, descendants, kill_tree, launch_prefix, two_ranks
 

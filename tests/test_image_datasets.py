@@ -15,10 +15,10 @@ from PIL import Image
 
 from evaluations.image_sets import open_image_set
 from guided_diffusion import image_datasets
-from guided_diffusion.errors import InputError
-from guided_diffusion.image_datasets import ImageDataset, find_images, load_data
 from guided_diffusion.data.image_files import UPSTREAMS
 from guided_diffusion.data.image_labels import read_labels
+from guided_diffusion.errors import InputError
+from guided_diffusion.image_datasets import ImageDataset, find_images, load_data
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module")
 def peer():
     """The genuine upstream, where it can be had."""
-    parity = pytest.importorskip("tests.parity.peer", reason="tests.parity.peer is not importable")
+    parity = pytest.importorskip("benchmarks.upstream", reason="benchmarks.upstream is not importable")
     return parity.require_peer()
 
 

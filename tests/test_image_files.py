@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 
 from evaluations.image_sets import open_image_set
-from guided_diffusion.data import image_files, image_oddities
 from guided_diffusion import logger
-from guided_diffusion.errors import InputError
-from guided_diffusion.image_datasets import find_images, load_data, open_dataset
+from guided_diffusion.data import image_files, image_oddities
 from guided_diffusion.data.image_files import list_images
 from guided_diffusion.data.image_oddities import Oddities
+from guided_diffusion.errors import InputError
+from guided_diffusion.image_datasets import find_images, load_data, open_dataset
 from guided_diffusion.io.images import Reading, open_image, read_image
 
 NAMES = ("a/1.png", "a/2.webp", "b/3.bmp", "b/4.TIF", "b/c/5.ppm", "d.jpg")

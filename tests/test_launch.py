@@ -8,8 +8,8 @@ from unittest import mock
 
 import pytest
 
-from guided_diffusion.system import launch
 from guided_diffusion.errors import InputError
+from guided_diffusion.system import launch
 from guided_diffusion.system.launch import Launch
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}

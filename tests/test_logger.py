@@ -421,7 +421,7 @@ def test_unusable_arguments(tmp_path):
 def test_default_directories_are_new_and_below_the_working_directory(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["scripts/image_sample.py"])
-    monkeypatch.setattr(logger.time, "strftime", lambda form: "2026-11-23-12-30-05")
+    monkeypatch.setattr("time.strftime", lambda form: "2026-11-23-12-30-05")
     found = []
     for _ in range(3):
         logger.configure(format_strs=["stdout"])

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from ed_dpm_patches import ClassifierGuidance, EntropyRule
-from guided_diffusion.io import checkpoint
 from guided_diffusion import logger
+from guided_diffusion.diffusion.nonfinite import SKIP, STOP, Watch, check_loss, peak, timesteps_of
 from guided_diffusion.errors import InputError
+from guided_diffusion.io import checkpoint
+from guided_diffusion.io.checkpoint import check_weights
 from guided_diffusion.sampling.run import Batch, SampleRun
-from guided_diffusion.diffusion.nonfinite import SKIP, STOP, Watch, check_loss, check_weights, peak, timesteps_of
 from guided_diffusion.script_util import create_gaussian_diffusion
 from tests.helpers import make_checkpoint, read_npz
 

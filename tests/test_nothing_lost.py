@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.io import files
-from guided_diffusion.sampling import run, shards
 from guided_diffusion import logger
-from guided_diffusion.runs import status
 from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.errors import InputError
-from guided_diffusion.sampling.run import Batch, SampleRun
+from guided_diffusion.io import files
+from guided_diffusion.runs import status
+from guided_diffusion.sampling import run, shards
 from guided_diffusion.sampling.noise import LabelPlan
+from guided_diffusion.sampling.run import Batch, SampleRun
 from tests.helpers import read_npz, tree
 
 COUNT, SIZE = 8, "4x4x3"

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.upstream import require_peer
 from guided_diffusion.fp16_util import flat_optimizer_state, unflatten_optimizer_state
 from guided_diffusion.train_util import TrainLoop
 from tests.helpers import CLASSIFIER, DIFFUSION
 from tests.parity.cases_training import batches
 from tests.parity.compare import one_thread
-from tests.parity.peer import require_peer
 from tests.parity.sides import Ours, process_group, quiet_log
 
 NETWORK = {

@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 
+from benchmarks.upstream import require_peer
 from ed_dpm_patches import ClassifierGuidance, ConstantRule, EntropyRule
 from guided_diffusion import script_util, unet
 from tests.parity import cases_diffusion
 from tests.parity.cases_models import TINY, twins
 from tests.parity.compare import one_thread
-from tests.parity.peer import require_peer
 from tests.parity.sides import Ours
 
 TINY_FLAGS = {

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from guided_diffusion import logger
 from guided_diffusion.errors import DamagedError, InputError
+from guided_diffusion.runs.run_directory import check_manifest, versions
 from guided_diffusion.sampling.shards import (
     PartStore,
     Piece,
@@ -29,7 +30,6 @@ from guided_diffusion.sampling.shards import (
     result_paths,
     without_overlap,
 )
-from guided_diffusion.runs.run_directory import check_manifest, versions
 from tests.helpers import read_npz
 
 

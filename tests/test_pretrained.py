@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from ed_dpm_patches import ClassifierGuidance, EntropyRule
-from guided_diffusion.sampling import pretrained
 from guided_diffusion.config.configs import ClassifierConfig, ModelConfig
 from guided_diffusion.errors import InputError
+from guided_diffusion.sampling import pretrained
 from guided_diffusion.sampling.pretrained import load_classifier, load_diffusion, load_model
 from guided_diffusion.script_util import build_model
 from tests.helpers import MODEL, ROOT, make_checkpoint

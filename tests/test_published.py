@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.io import checkpoint
 from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig
+from guided_diffusion.io import checkpoint
 from guided_diffusion.script_util import build_classifier, build_model
 
 ROOT = Path(__file__).parent.parent

@@ -17,11 +17,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experiments.spec import IMAGENET
-from experiments.spec_files import PROGRAMS, load
 from experiments.commands import Commands, Options
 from experiments.describe import details, listing
 from experiments.plan import plan
+from experiments.spec import IMAGENET
+from experiments.spec_files import PROGRAMS, load
 from guided_diffusion.errors import InputError
 from tests.helpers import ROOT
 from tests.test_ablation import CLASSIFIER, DERIVED, write_book
@@ -139,19 +139,25 @@ def test_the_programs_are_there_and_know_their_flags():
 
 
 @pytest.mark.parametrize("program", [
-    "/tmp/x.py", "../x.py", "scripts/image_train.py", "experiments/cifar10/subclasses.py", "", " ", "experiments/cifar10/calibrate.py other.pt",
-    "experiments/cifar10/calibrate.py --temperature", "experiments/cifar10/calibrate.py --temperature --temperature",
-    *(f"experiments/cifar10/calibrate.py {flags}" for flags in ("--temperature nan", "--temperature=2", "--clusters 5")),
+    "/tmp/x.py", "../x.py", "scripts/image_train.py", "experiments/cifar10/subclasses.py", "", " ",
+    *(f"experiments/cifar10/calibrate.py {words}" for words in (
+        "other.pt", "--temperature", "--temperature --temperature", "--temperature nan", "--temperature=2",
+        "--clusters 5",
+    )),
 ])  # fmt: skip
 def test_a_program_is_one_that_we_know(book, program):
     change(book, "networks/calibrated.toml", '"experiments/cifar10/calibrate.py"', json.dumps(program))
-    refused(book, f"{book}/networks/calibrated.toml: derived.program: found", "experiments/cifar10/calibrate.py [--temperature N]")
+    expected = "experiments/cifar10/calibrate.py [--temperature N]"
+    refused(book, f"{book}/networks/calibrated.toml: derived.program: found", expected)
 
 
-@pytest.mark.parametrize("data", ["/tmp/x.py", "experiments/digits/data.py /tmp", "experiments/digits/data.py  5", "experiments/cifar10/calibrate.py"])
+@pytest.mark.parametrize("data", [
+    "/tmp/x.py", "experiments/digits/data.py /tmp", "experiments/digits/data.py  5", "experiments/cifar10/calibrate.py",
+])  # fmt: skip
 def test_data_comes_from_a_program_that_we_know(book, data):
     change(book, "book.toml", "experiments/cifar10/data.py --size 8", data)
-    refused(book, f"{book}/book.toml: data: found", "imagenet or experiments/digits/data.py or experiments/cifar10/data.py [--size N]")
+    expected = "imagenet or experiments/digits/data.py or experiments/cifar10/data.py [--size N]"
+    refused(book, f"{book}/book.toml: data: found", expected)
 
 
 @pytest.mark.parametrize("checkpoint", ["../..", "..", ".", "", "a/b", "/tmp/a", "-a", "a\\nb", "x" * 300])
@@ -182,7 +188,8 @@ def test_a_checkpoint_lies_in_the_repository_or_with_the_recipes(book, tmp_path)
         name(str(path))
         refused(book, f"{book}/{file}: checkpoint: found", "one of the repository or of these recipes")
     (book / "own.pt").write_bytes(b"")
-    for path in (book / "own.pt", "experiments/digits/model/uncond.safetensors", "demo/../demo/model/uncond.safetensors"):
+    shipped = "experiments/digits/model/uncond.safetensors"
+    for path in (book / "own.pt", shipped, f"experiments/../{shipped}"):
         name(str(path))
         assert load(book).networks["plain"].checkpoint == str(path)
 
@@ -302,7 +309,8 @@ def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
 ODD: list[Any] = [
     0, 1, -1, 5, 2**31, 2**63 - 1, 2**63, -(2**64), True, False, 0.0, -0.5, 1e308, 1e-308, math.nan, math.inf,
     -math.inf, "", " ", ".", "..", "../..", "/etc/passwd", "a/b", "a\0b", "x" * 300, "é", "\n", "--help", "imagenet",
-    "experiments/digits/data.py", [], {}, [[]], [{}], {"a": {}}, [1, "a"], {"250": "5"}, Raw("1979-05-27"), Raw("07:32:00"),
+    "experiments/digits/data.py", [], {}, [[]], [{}], {"a": {}}, [1, "a"], {"250": "5"}, Raw("1979-05-27"),
+    Raw("07:32:00"),
     Raw("0x" + "f" * 5000), Raw("[" * 50 + "]" * 50), Raw("{a=" * 50 + "1" + "}" * 50), Raw("[" * 5000 + "]" * 5000),
 ]  # fmt: skip
 

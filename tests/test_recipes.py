@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from evaluations.evaluator import _create_parser
 from experiments import cli as reproduce
-from experiments.spec import Figures
-from experiments.spec_files import load
 from experiments.commands import Commands, Options, shell
 from experiments.published import PUBLISHED, published
-from evaluations.evaluator import _create_parser
+from experiments.spec import Figures
+from experiments.spec_files import load
 from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig
-from guided_diffusion.errors import InputError
 from guided_diffusion.config.flags import Parser
+from guided_diffusion.errors import InputError
 from guided_diffusion.script_util import build_classifier, build_model
 from tests.helpers import ROOT, clean_environment
 from tests.paper_tables import COMMON, METHODS, PAPER, PARAMETERS, PUBLISHED_RECIPES

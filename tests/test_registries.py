@@ -15,9 +15,9 @@ import torch
 
 from benchmarks.gpu import program_checks
 from ed_dpm_patches import GuidanceRule
+from ed_dpm_patches.rules import RULES
 from experiments.figures import cli as figures
 from experiments.report import write_report
-from ed_dpm_patches.rules import RULES
 from guided_diffusion.diffusion import samplers
 from guided_diffusion.diffusion.solvers import SAMPLERS, Sampler
 from scripts import classifier_sample

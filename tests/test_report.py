@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.spec import DIGITS, Book, Row
-from experiments.spec_files import load
 from experiments.report import TABLE_COLUMNS, write_report
 from experiments.results import read_results
+from experiments.spec import DIGITS, Book, Row
+from experiments.spec_files import load
 from guided_diffusion.errors import InputError
 from tests.fabricated_results import (
     BOOK,

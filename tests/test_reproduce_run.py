@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from experiments import cli
-from experiments.spec_files import load
 from experiments.commands import Commands, Options
 from experiments.plan import check_files, plan, without_missing
 from experiments.published import INCEPTION, PUBLISHED
 from experiments.smoke import rehearsal
+from experiments.spec_files import load
 from guided_diffusion.errors import InputError
 from tests.helpers import ROOT, clean_environment
 
@@ -199,7 +199,8 @@ def test_a_few_samples_of_the_digits_book(tmp_path):
     """Not a rehearsal: shipped model, trained judge, two seeds; fewer samples than asked for are marked."""
     pytest.importorskip("sklearn")
     done = ed_dpm(
-        "run", "rules/unguided", "--recipes", ROOT / "experiments" / "digits" / "recipes", "--num_samples", "8", "--nproc", "2",
+        "run", "rules/unguided", "--recipes", ROOT / "experiments" / "digits" / "recipes",
+        "--num_samples", "8", "--nproc", "2",
         "--out", tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

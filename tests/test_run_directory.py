@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from guided_diffusion.io import files
-from guided_diffusion.system import processes
-from guided_diffusion.runs import run_directory
 from guided_diffusion.errors import InputError
+from guided_diffusion.io import files
+from guided_diffusion.runs import run_directory
 from guided_diffusion.runs.run_directory import OWNER, Owner, check_held, claim, release
+from guided_diffusion.system import processes
 from tests.helpers import SCRIPTS, as_arguments, clean_environment, read_npz
 
 HOLDER = (

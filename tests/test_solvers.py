@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ed_dpm_patches import ClassifierGuidance, EntropyRule
 from guided_diffusion.diffusion import samplers
+from guided_diffusion.diffusion.solvers import SAMPLERS, DPMSolverPP2M, UniPC2, sampling_loop
 from guided_diffusion.errors import InputError
 from guided_diffusion.gaussian_diffusion import (
     GaussianDiffusion,
@@ -20,9 +21,8 @@ from guided_diffusion.gaussian_diffusion import (
     ModelVarType,
     get_named_beta_schedule,
 )
-from guided_diffusion.sampling.shards import PartStore
 from guided_diffusion.respace import SpacedDiffusion, space_timesteps
-from guided_diffusion.diffusion.solvers import SAMPLERS, DPMSolverPP2M, UniPC2, sampling_loop
+from guided_diffusion.sampling.shards import PartStore
 from tests.helpers import read_npz
 
 SOLVERS = {"dpmpp2m": DPMSolverPP2M, "unipc": UniPC2}

@@ -14,9 +14,9 @@ import pytest
 
 from experiments import cli
 from guided_diffusion import logger
-from guided_diffusion.runs import failure_log, status
-from guided_diffusion.errors import InputError
 from guided_diffusion.distributed.progress import Progress
+from guided_diffusion.errors import InputError
+from guided_diffusion.runs import failure_log, status
 from guided_diffusion.runs.status import Status, note_failure
 
 NOW = datetime.now().astimezone()

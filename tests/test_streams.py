@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from guided_diffusion.system import streams
 from guided_diffusion.errors import InputError
+from guided_diffusion.system import streams
 from tests.helpers import SCRIPTS, TIMEOUT, as_arguments, clean_environment, read_npz
 
 FULL = Path("/dev/full")

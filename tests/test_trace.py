@@ -15,8 +15,8 @@ from ed_dpm_patches import ClassifierGuidance, ConstantRule, EntropyRule
 from ed_dpm_patches.trace import Trace
 from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, LossType, ModelMeanType, ModelVarType
-from guided_diffusion.sampling.run import Batch, SampleRun
 from guided_diffusion.sampling.noise import LabelPlan
+from guided_diffusion.sampling.run import Batch, SampleRun
 from guided_diffusion.script_util import create_gaussian_diffusion
 from tests.helpers import Runner, make_checkpoint, read_npz
 

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from guided_diffusion import logger
+from guided_diffusion.distributed.stop_signals import StopSignals, leave
+from guided_diffusion.errors import InputError, Stopped
 from guided_diffusion.runs import run_directory
 from guided_diffusion.runs.checkpoint_folder import CheckpointFolder
-from guided_diffusion.errors import InputError, Stopped
-from guided_diffusion.distributed.stop_signals import StopSignals, leave
 from tests.helpers import clean_environment, tree
 
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from guided_diffusion.data.order import ResumableBatches
+from guided_diffusion.data.seeding import Purpose, seed_globals
 from guided_diffusion.errors import InputError
 from guided_diffusion.image_datasets import ImageDataset, open_dataset
-from guided_diffusion.data.seeding import Purpose, seed_globals
 from tests.helpers import make_images
 
 

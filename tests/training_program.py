@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 
 from guided_diffusion import dist_util, logger
-from guided_diffusion.training.classifier_loop import ClassifierTrainLoop
 from guided_diffusion.config.configs import ClassifierTrainConfig
 from guided_diffusion.script_util import create_classifier, create_gaussian_diffusion, create_model
 from guided_diffusion.train_util import TrainLoop
+from guided_diffusion.training.classifier_loop import ClassifierTrainLoop
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(5))
 LABELS = torch.tensor([0, 1, 2, 3])

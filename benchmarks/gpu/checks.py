@@ -20,14 +20,14 @@ from torch import Tensor, nn
 import ed_dpm_patches as patches
 from ed_dpm_patches import ClassifierGuidance, ConstantRule, EntropyRule
 from ed_dpm_patches.trace import Trace
+from guided_diffusion.config.create import create_classifier, create_gaussian_diffusion, create_model
 from guided_diffusion.diffusion import samplers
+from guided_diffusion.diffusion.nonfinite import Watch, timesteps_of
+from guided_diffusion.diffusion.solvers import sampling_loop
 from guided_diffusion.models import unet
 from guided_diffusion.models.inference import Frozen
 from guided_diffusion.models.layers import normalization
-from guided_diffusion.diffusion.nonfinite import Watch, timesteps_of
 from guided_diffusion.sampling.noise import PerSampleNoise
-from guided_diffusion.config.create import create_classifier, create_gaussian_diffusion, create_model
-from guided_diffusion.diffusion.solvers import sampling_loop
 
 DEVICE, CPU = torch.device(os.environ.get("ED_DPM_TEST_DEVICE", "cuda")), torch.device("cpu")
 

@@ -25,11 +25,11 @@ from benchmarks.gpu.checks import (
     perturbed,
     sample,
 )
-from guided_diffusion.runs import logger
 from guided_diffusion.models.attention import AttentionBlock, AttentionPool2d
 from guided_diffusion.models.blocks import ResBlock
 from guided_diffusion.models.compiling import TOLERANCE_AUTOCAST, CompiledForTraining
 from guided_diffusion.models.inference import Frozen
+from guided_diffusion.runs import logger
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from PIL import Image
 
 from benchmarks.cases import SETTINGS, SHARED, randomize
 from benchmarks.gpu.record import Context
-from guided_diffusion.io import checkpoint
 from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig, SuperResConfig
 from guided_diffusion.config.create import build_classifier, build_model, build_super_res_model
+from guided_diffusion.io import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 Flags = dict[str, Any] | list  # of a program: {name: value} or words

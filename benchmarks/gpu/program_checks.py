@@ -22,8 +22,8 @@ import torch.distributed as dist
 
 from benchmarks.gpu import made
 from benchmarks.gpu.checks import CPU
-from guided_diffusion.runs import logger, failure_log
 from guided_diffusion.config.configs import SuperResConfig
+from guided_diffusion.runs import failure_log, logger
 
 DRAW = {"num_samples": 7, "batch_size": 3, "timestep_respacing": "4"}
 COMMON = {

@@ -16,10 +16,10 @@ from benchmarks.cases import SETTINGS, Pair, Setting, small
 from benchmarks.gpu.record import Context, read_rows
 from benchmarks.measure import paired, seconds
 from benchmarks.sides import count_flops
+from benchmarks.upstream import PeerUnavailable, load_peer
 from guided_diffusion.models import compiling
 from guided_diffusion.models.attention import AttentionBlock
 from guided_diffusion.models.blocks import ResBlock
-from tests.parity.peer import PeerUnavailable, load_peer
 
 STEPS = 25
 REGIONAL, WHOLE = "regional", "whole"

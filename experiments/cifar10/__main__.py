@@ -16,20 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from experiments.figures import cli as figures
-from experiments.spec import ROOT, Book, Figures, Row, Table, short
-from experiments.spec_files import load
-from experiments.cli import NoLongerActs, Parser, count
-from experiments.commands import Commands, Options
-from experiments.plan import plan, preparation
-from experiments.report import runs_csv
-from experiments.results import Results, read_results
-from experiments.runner import Runner
-from experiments.steps import Step, claim
-from guided_diffusion.distributed import process_group
-from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import write_atomically
-
 from experiments.cifar10 import paired_tests
 from experiments.cifar10.choice import (
     MATCHED,
@@ -42,6 +28,19 @@ from experiments.cifar10.choice import (
     with_wider_scales,
 )
 from experiments.cifar10.report import figure_words, write_results
+from experiments.cli import NoLongerActs, Parser, count
+from experiments.commands import Commands, Options
+from experiments.figures import cli as figures
+from experiments.plan import plan, preparation
+from experiments.report import runs_csv
+from experiments.results import Results, read_results
+from experiments.runner import Runner
+from experiments.spec import ROOT, Book, Figures, Row, Table, short
+from experiments.spec_files import load
+from experiments.steps import Step, claim
+from guided_diffusion.distributed import process_group
+from guided_diffusion.errors import InputError
+from guided_diffusion.io.files import write_atomically
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 RESULTS = ROOT / "results" / "cifar10"
@@ -73,7 +72,9 @@ PROTOCOLS = {
 
 def main() -> None:
     """Do what is not done yet. InputError for a bad option or a step that failed."""
-    parser = Parser(prog="python -m experiments.cifar10", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = Parser(
+        prog="python -m experiments.cifar10", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--protocol", choices=PROTOCOLS, required=True,
                         help="32x32 on a GPU (full, short), or 16x16 on a CPU")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="for all that is made (runs/cifar10-...)")
@@ -81,7 +82,8 @@ def main() -> None:
                         help="the report: DIR/PROTOCOL, with DIR/README.md above (results/cifar10)")  # fmt: skip
     parser.add_argument("--tables", nargs="+", type=_tables, default=[[name] for name in TABLES], metavar="TABLE",
                         help=f"of {', '.join(TABLES)} (all), one after the other, TABLE+TABLE at once")  # fmt: skip
-    parser.add_argument("--recipes", type=Path, metavar="DIR", help="another book, for a trial (experiments/cifar10/recipes/...)")
+    parser.add_argument("--recipes", type=Path, metavar="DIR",
+                        help="another book, for a trial (experiments/cifar10/recipes/...)")  # fmt: skip
     parser.add_argument("--at_once", type=count, default=1, metavar="K", help="steps at a time (1)")
     parser.add_argument("--samplers", action=NoLongerActs, help=argparse.SUPPRESS)
     parser.add_argument("--dry_run", action="store_true", help="show the networks' and the tuning's commands, run none")

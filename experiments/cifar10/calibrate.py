@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without installation
-
+from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig
+from guided_diffusion.config.create import build_classifier, build_diffusion
+from guided_diffusion.config.flags import from_values
+from guided_diffusion.distributed import process_group
+from guided_diffusion.errors import InputError
 from guided_diffusion.io import checkpoint
-from guided_diffusion.distributed import process_group  # noqa: E402
-from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig  # noqa: E402
-from guided_diffusion.errors import InputError  # noqa: E402
-from guided_diffusion.config.flags import from_values  # noqa: E402
-from guided_diffusion.config.create import build_classifier, build_diffusion  # noqa: E402
 
 SEED = 0
 BATCH = 250

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.figures.inputs import Labelled, read_trace
-from experiments.spec import ROOT, Book, Figures, Row, Run, Table
 from experiments.commands import Commands
 from experiments.comparison import outcomes
+from experiments.figures.inputs import Labelled, read_trace
 from experiments.results import Results
+from experiments.spec import ROOT, Book, Figures, Row, Run, Table
 
 MATCHED = "matched"
 # EDS against a constant scale of the same time-averaged guidance norm: name, sweep of each.

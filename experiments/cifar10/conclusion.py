@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.verdict import SAME, by_paired_tests
-
 from experiments.cifar10.choice import MATCHED, PAIRS, Choice
 from experiments.cifar10.paired_tests import Comparison, Difference
+from experiments.verdict import SAME, by_paired_tests
 
 SUPPORT = -10.0  # percent of FID that the paper claims at least
 BETTER, WORSE, NONE, EDGE = "effect: better", "effect: worse", "no effect shown", "not counted: best at an edge"

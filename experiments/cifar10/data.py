@@ -18,7 +18,6 @@ import argparse
 import io
 import os
 import shutil
-import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,12 +25,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # for runs without installation
+from guided_diffusion.distributed import process_group
+from guided_diffusion.errors import InputError
+from guided_diffusion.io.files import write_atomically
 
-from guided_diffusion.distributed import process_group  # noqa: E402
-from guided_diffusion.errors import InputError  # noqa: E402
-from guided_diffusion.io.files import write_atomically  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 VARIABLE = "CIFAR10_ZIPS"
 FILES = {"train": "cifar10_train.zip", "evaluator": "cifar10_train.zip", "heldout": "cifar10_test.zip"}

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.spec import ROOT, Book, Row, Run, Table
 from experiments.commands import Commands
 from experiments.comparison import guidance_name
 from experiments.results import read_json
+from experiments.spec import ROOT, Book, Row, Run, Table
 from experiments.steps import Step
 
 

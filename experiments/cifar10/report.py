@@ -9,19 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.figures.inputs import Labelled, read_trace
-from experiments.spec import ROOT, Book, Table
+from experiments.cifar10.choice import MATCHED, Choice, guidance_norm
+from experiments.cifar10.conclusion import Finding, judge, sentences
+from experiments.cifar10.paired_tests import comparisons, differences
 from experiments.commands import Commands
 from experiments.comparison import guidance_name
+from experiments.figures.inputs import Labelled, read_trace
 from experiments.report import build, csv_text, runs_csv, tables_csv
 from experiments.report_formats import Column, Group, Line, Section, to_markdown
 from experiments.results import Results, read_json
 from experiments.runner import Runner
+from experiments.spec import ROOT, Book, Table
 from guided_diffusion.io.files import write_atomically
-
-from experiments.cifar10.choice import MATCHED, Choice, guidance_norm
-from experiments.cifar10.conclusion import Finding, judge, sentences
-from experiments.cifar10.paired_tests import comparisons, differences
 
 CONCLUSION = "conclusion.md"
 PAIRED_COLUMNS = ("table", "row", "run", "against", "base_run", "seed", "fid_difference", "base_fid", "p")

@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from scipy.cluster.vq import ClusterError, kmeans2
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without installation
-
-from evaluations.classifier_features import ClassifierEngine  # noqa: E402
-from guided_diffusion.distributed import process_group  # noqa: E402
-from guided_diffusion.errors import InputError  # noqa: E402
-from guided_diffusion.io.files import write_atomically  # noqa: E402
+from evaluations.classifier_features import ClassifierEngine
+from guided_diffusion.distributed import process_group
+from guided_diffusion.errors import InputError
+from guided_diffusion.io.files import write_atomically
 
 SEED = 0
 BATCH = 100

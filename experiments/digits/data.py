@@ -10,16 +10,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for runs without installation
-
-from guided_diffusion.io.files import write_atomically  # noqa: E402
+from guided_diffusion.io.files import write_atomically
 
 NUM_CLASSES = 10
 # Cuts as shares of every class, in the order of a permutation with a fixed seed.

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
+from evaluations.metrics.registry import METRICS as TITLES
+from experiments.commands import Commands
+from experiments.comparison import Outcome, findings, outcomes
 from experiments.figures import cli as figures
 from experiments.figures.inputs import Labelled, Trace, read_arrays, read_trace
 from experiments.figures.vanishing_points import CERTAIN_ENTROPY, VANISHED_NORM
-from experiments.spec import ROOT
-from experiments.commands import Commands
-from experiments.comparison import Outcome, findings, outcomes
 from experiments.report import measured, runs_csv
 from experiments.report_formats import Column, Document, Group, Line, Section, to_html
-from experiments.results import METRICS as TITLES
 from experiments.results import read_results
+from experiments.spec import ROOT
 from experiments.verdict import BETTER, SAME, WORSE, Difference, compare
 from guided_diffusion.io.files import write_atomically
 
@@ -84,7 +84,7 @@ class Page:
                 ),
                 Section(
                     "Does it make better samples?",
-                    tuple(map(Column, ("method", "scale"))) + tuple(Column(TITLES[m], "number") for m in METRICS),
+                    (Column("method"), Column("scale"), *(Column(TITLES[m].column, "number") for m in METRICS)),
                     tuple(Group(outcome.row.method, tuple(self._lines(outcome))) for outcome in self.rows.values()),
                     (
                         "Mean over the seeds, ± half the difference between the largest and the smallest; the best "
@@ -163,7 +163,7 @@ class Page:
 
     def summary(self) -> str:
         """Plain text: every method with its best scale by FID."""
-        lines = [("method", "best scale", *(TITLES[metric] for metric in METRICS))]
+        lines = [("method", "best scale", *(TITLES[metric].column for metric in METRICS))]
         for outcome in self.rows.values():
             scale = f"{outcome.run.flags['classifier_scale']:g}" if outcome.row.sweep else "-"
             values = (measured(outcome.result or outcome.batch, metric) for metric in METRICS)

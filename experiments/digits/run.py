@@ -2,31 +2,29 @@
 
     python experiments/digits/run.py            # or: make demo; the report is runs/demo/report.html
 
-It runs the table `demo` of experiments/digits/recipes, as `ed-dpm run demo --recipes experiments/digits/recipes` does. Interrupted? The same
-command goes on where it stopped.
+It runs the table `demo` of the recipes beside it, as `ed-dpm run demo --recipes experiments/digits/recipes` does.
+After an interruption the same command resumes.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # for runs without installation
+from experiments.commands import Commands, Options
+from experiments.digits.page import TABLE, TRACED_SCALE, Page
+from experiments.plan import plan, preparation
+from experiments.runner import Runner
+from experiments.spec import Book, short
+from experiments.spec_files import load
+from experiments.steps import claim
+from guided_diffusion.distributed.process_group import run_main
+from guided_diffusion.errors import InputError
 
-from experiments.digits.page import TABLE, TRACED_SCALE, Page  # noqa: E402
-from experiments.spec import Book, short  # noqa: E402
-from experiments.spec_files import load  # noqa: E402
-from experiments.commands import Commands, Options  # noqa: E402
-from experiments.plan import plan, preparation  # noqa: E402
-from experiments.runner import Runner  # noqa: E402
-from experiments.steps import claim  # noqa: E402
-from guided_diffusion.distributed.process_group import run_main  # noqa: E402
-from guided_diffusion.errors import InputError  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 RECIPES = Path("experiments/digits/recipes")
 

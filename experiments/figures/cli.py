@@ -16,9 +16,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from guided_diffusion.errors import InputError
-
 from experiments.figures import compare, gradient_maps, sampler_curves, sweep, vanishing, vanishing_points
+from guided_diffusion.errors import InputError
 
 FIGURES = {
     "vanishing": vanishing,

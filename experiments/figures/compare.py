@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from guided_diffusion.errors import InputError
-
 from experiments.figures import style
 from experiments.figures.inputs import (
     Labelled,
@@ -23,6 +21,7 @@ from experiments.figures.inputs import (
     read_class_names,
     read_samples,
 )
+from guided_diffusion.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

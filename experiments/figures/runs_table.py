@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluations.metrics.registry import METRICS
+from experiments.figures import style
 from guided_diffusion.errors import InputError
 from guided_diffusion.io.files import decoding, open_regular
-
-from experiments.figures import style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

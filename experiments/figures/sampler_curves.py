@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluations.metrics.registry import METRICS
-from guided_diffusion.errors import InputError
-
 from experiments.figures import style
 from experiments.figures.runs_table import Point, add_arguments, mark_rehearsal, one_point, read_rows, ticks
+from guided_diffusion.errors import InputError
 
 __all__ = ["add_arguments", "draw"]
 

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING
 from ed_dpm_patches.config import rule_flags
 from ed_dpm_patches.rules import RULES
 from evaluations.metrics.registry import METRICS
-from guided_diffusion.errors import InputError
-
 from experiments.figures import style
 from experiments.figures.runs_table import Point, add_arguments, mark_rehearsal, number, one_point, read_rows, ticks
+from guided_diffusion.errors import InputError
 
 __all__ = ["add_arguments", "draw"]
 

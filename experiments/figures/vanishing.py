@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from guided_diffusion.errors import InputError
-
 from experiments.figures import style
 from experiments.figures.inputs import (
     Trace,
@@ -25,6 +23,7 @@ from experiments.figures.inputs import (
     read_class_names,
     read_trace,
 )
+from guided_diffusion.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

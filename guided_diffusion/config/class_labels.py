@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from guided_diffusion.io import checkpoint, checkpoint_flags
-from guided_diffusion.distributed import process_group
-from guided_diffusion.runs import logger
 from guided_diffusion.config.configs import NUM_CLASSES
-from guided_diffusion.errors import InputError, counted, some_of
 from guided_diffusion.config.flags import Given
+from guided_diffusion.distributed import process_group
+from guided_diffusion.errors import InputError, counted, some_of
+from guided_diffusion.io import checkpoint, checkpoint_flags
+from guided_diffusion.runs import logger
 
 _SHOWN = 50  # classes that a line lists
 

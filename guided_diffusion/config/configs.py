@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from guided_diffusion.data import image_labels
-from guided_diffusion.distributed import meeting
-from guided_diffusion.diffusion import nonfinite
 from guided_diffusion.config.flags import flag
-from guided_diffusion.io.images import Reading
+from guided_diffusion.data import image_labels
+from guided_diffusion.diffusion import nonfinite
 from guided_diffusion.diffusion.solvers import SAMPLERS
+from guided_diffusion.distributed import meeting
+from guided_diffusion.io.images import Reading
 
 NUM_CLASSES = 1000  # upstream's constant: the default of --num_classes, nowhere assumed
 

@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler, default_collate
 
-from guided_diffusion.distributed import process_group
-from guided_diffusion.runs import logger
-from guided_diffusion.errors import InputError, InputValueError, counted
-from guided_diffusion.io.files import decoding
 from guided_diffusion.data.image_files import SUFFIXES, UPSTREAMS, ImageFiles, list_images, open_image_file
 from guided_diffusion.data.image_labels import Labels, read_labels
 from guided_diffusion.data.image_oddities import warn_of_oddities
+from guided_diffusion.distributed import process_group
+from guided_diffusion.errors import InputError, InputValueError, counted
+from guided_diffusion.io.files import decoding
 from guided_diffusion.io.images import NO_IMAGE, Reading, read_image
+from guided_diffusion.runs import logger
 
 _MODES = {1: "L", 3: "RGB"}
 

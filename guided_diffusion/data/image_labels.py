@@ -12,9 +12,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from guided_diffusion.data.image_files import LABEL_FILE, ImageFiles
 from guided_diffusion.errors import InputError, counted, some_of
 from guided_diffusion.io.files import decoding, open_readable, parse_json
-from guided_diffusion.data.image_files import LABEL_FILE, ImageFiles
 
 RULES = ("auto", "folder", "filename")
 HELP = (

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from guided_diffusion.errors import InputError
 from guided_diffusion.data.datasets import Batch, ImageDataset, collate_or_error
 from guided_diffusion.data.seeding import Purpose, seed_sequence
+from guided_diffusion.errors import InputError
 
 Item = tuple[int, int]  # epoch, index
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from guided_diffusion.errors import InputError
 from guided_diffusion.diffusion.samplers import StepOutput
+from guided_diffusion.errors import InputError
 
 STOP, SKIP = MODES = ("stop", "skip")
 
@@ -105,12 +105,6 @@ def as_records(found: Sequence[Finding]) -> list[dict]:
     return [dataclasses.asdict(finding) for finding in found]
 
 
-def check_weights(state: dict[str, Tensor], path: object) -> None:
-    """InputError naming the file and the first of its tensors that holds inf or nan."""
-    for name, values in state.items():
-        if values.is_floating_point() and values.numel() and not bool(values.abs().amax().isfinite()):
-            bad = int((~values.isfinite()).sum())
-            raise InputError(f"{path}: {name}: found inf or nan in {bad} of {values.numel()} values, expected none")
 
 
 def check_loss(loss_B: Tensor, t_B: Tensor, step: int) -> None:

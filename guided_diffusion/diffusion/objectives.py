@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from guided_diffusion.diffusion.likelihoods import discretized_gaussian_log_likelihood, normal_kl
-from guided_diffusion.models.layers import mean_flat
 from guided_diffusion.diffusion.enums import LossType, ModelMeanType, ModelVarType
+from guided_diffusion.diffusion.likelihoods import discretized_gaussian_log_likelihood, normal_kl
 from guided_diffusion.diffusion.process import DiffusionProcess
+from guided_diffusion.models.layers import mean_flat
 
 
 def training_losses(

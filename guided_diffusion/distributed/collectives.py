@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from guided_diffusion.system import launch
 from guided_diffusion.errors import InputError
+from guided_diffusion.system import launch
 
 
 def dev() -> torch.device:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from guided_diffusion.system import launch, processes
 from guided_diffusion.distributed import meeting
 from guided_diffusion.errors import InputError
+from guided_diffusion.system import launch, processes
 
 
 def join(end: Callable[[int], None]) -> Any:

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from guided_diffusion.io import checkpoint
-from guided_diffusion.system import launch
 from guided_diffusion.distributed import meeting, shutdown
 from guided_diffusion.distributed.collectives import (
     barrier,
@@ -28,6 +26,8 @@ from guided_diffusion.distributed.collectives import (
 )
 from guided_diffusion.distributed.rendezvous import TIMEOUT, open_store
 from guided_diffusion.distributed.shutdown import fail, report_failure, run_main, waited_for_rank_0
+from guided_diffusion.io import checkpoint
+from guided_diffusion.system import launch
 
 __all__ = [
     "GPUS_PER_NODE",

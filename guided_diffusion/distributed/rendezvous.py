@@ -14,9 +14,9 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from guided_diffusion.system import launch
 from guided_diffusion.distributed import mpi
 from guided_diffusion.errors import InputError
+from guided_diffusion.system import launch
 
 TIMEOUT = timedelta(minutes=30)  # how long a rank waits for the others in any one collective
 _LOOK_UP = 5.0  # seconds that a name server has for its answer

@@ -18,12 +18,12 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
-from guided_diffusion.system import launch, streams
 from guided_diffusion.distributed import mpi
-from guided_diffusion.runs import run_directory, failure_log
 from guided_diffusion.distributed.collectives import barrier, get_rank, get_world_size
 from guided_diffusion.errors import InputError, Stopped, Terminated, first_line
+from guided_diffusion.runs import failure_log, run_directory
 from guided_diffusion.runs.watchdog import Heartbeat
+from guided_diffusion.system import launch, streams
 
 _LEAD = 30.0  # seconds by which a rank may be later than another in reading its command line
 

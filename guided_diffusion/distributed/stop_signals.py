@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 
 from guided_diffusion.distributed import process_group
-from guided_diffusion.runs import logger
 from guided_diffusion.errors import Stopped, Terminated
+from guided_diffusion.runs import logger
 
 # In order of weight, where ranks got different ones.
 _KNOWN = (None, signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)

@@ -19,9 +19,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from guided_diffusion.io import checkpoint_flags
-from guided_diffusion.system import launch
 from guided_diffusion.errors import InputError, brief
+from guided_diffusion.io import checkpoint_flags
 from guided_diffusion.io.files import (
     beside,
     blobfile,
@@ -36,7 +35,7 @@ from guided_diffusion.io.files import (
     write_atomically,
     write_json,
 )
-from guided_diffusion.diffusion.nonfinite import check_weights
+from guided_diffusion.system import launch
 
 _PATIENCE = 60.0  # seconds without an answer
 CONFIG_NAME = "config.json"
@@ -335,3 +334,11 @@ def _list_keys(what: str, keys: list[str]) -> list[str]:
         return []
     more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
     return [f"{len(keys)} {what}: {', '.join(keys[:_SHOWN])}{more}"]
+
+
+def check_weights(state: dict[str, Tensor], path: object) -> None:
+    """InputError naming the file and the first of its tensors that holds inf or nan."""
+    for name, values in state.items():
+        if values.is_floating_point() and values.numel() and not bool(values.abs().amax().isfinite()):
+            bad = int((~values.isfinite()).sum())
+            raise InputError(f"{path}: {name}: found inf or nan in {bad} of {values.numel()} values, expected none")

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
 
-from guided_diffusion.system import processes
 from guided_diffusion.errors import DamagedError, InputError, first_line
+from guided_diffusion.system import processes
 
 # .NAME.<machine>-<process>-<random>.tmp; earlier versions wrote .NAME.<random>.tmp and .status.json.<process>.tmp
 _TEMPORARY = re.compile(

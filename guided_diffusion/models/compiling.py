@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from guided_diffusion.runs import logger
 from guided_diffusion.errors import first_line
+from guided_diffusion.runs import logger
 
 # Largest difference from the network as it is, over its largest output: float32, and autocast, whose roundings
 # between fused operations are others.

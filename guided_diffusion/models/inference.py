@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from guided_diffusion.models.mixed_precision import LowPrecision
 from guided_diffusion.models.compiling import TOLERANCE, TOLERANCE_AUTOCAST, Compiled
 from guided_diffusion.models.layers import to_fast_layout
+from guided_diffusion.models.mixed_precision import LowPrecision
 
 
 class Frozen(nn.Module):

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from guided_diffusion.runs import logger
 from guided_diffusion.errors import InputError
 from guided_diffusion.models.fp16 import (
     INITIAL_LOG_LOSS_SCALE,
@@ -16,6 +15,7 @@ from guided_diffusion.models.fp16 import (
     master_params_to_state_dict,
     state_dict_to_master_params,
 )
+from guided_diffusion.runs import logger
 
 AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 

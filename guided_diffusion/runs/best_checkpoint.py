@@ -6,10 +6,10 @@ import os
 import re
 from pathlib import Path
 
-from guided_diffusion.runs import logger
-from guided_diffusion.runs.checkpoint_folder import CheckpointFolder
 from guided_diffusion.errors import InputError
 from guided_diffusion.io.files import list_names, reading
+from guided_diffusion.runs import logger
+from guided_diffusion.runs.checkpoint_folder import CheckpointFolder
 
 AVERAGE = re.compile(r"ema_(\d+(?:\.\d+)?)_(\d{6,})\.pt")
 _MOSTLY = 0.1  # an average of which a larger share is the weights that training began with makes worse samples

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from guided_diffusion.io import checkpoint
-from guided_diffusion.runs import logger
 from guided_diffusion.errors import DamagedError, InputError
+from guided_diffusion.io import checkpoint
 from guided_diffusion.io.files import (
     hash_file,
     list_names,
@@ -30,6 +29,7 @@ from guided_diffusion.io.files import (
     write_atomically,
     write_json,
 )
+from guided_diffusion.runs import logger
 from guided_diffusion.runs.run_directory import check_held
 
 _NUMBERED = re.compile(r"(model|opt|ema_.+_|state|deleted)(\d{6,})\.(pt|json)")

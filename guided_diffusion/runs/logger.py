@@ -20,7 +20,6 @@ from typing import Any
 
 import torch.distributed as dist
 
-from guided_diffusion.system import launch
 from guided_diffusion.errors import InputError
 from guided_diffusion.runs.log_formats import (
     CSVOutputFormat,
@@ -31,6 +30,7 @@ from guided_diffusion.runs.log_formats import (
     TensorBoardOutputFormat,
     make_output_format,
 )
+from guided_diffusion.system import launch
 
 __all__ = [
     "DEBUG", "INFO", "WARN", "ERROR", "DISABLED", "Logger", "KVWriter", "SeqWriter", "HumanOutputFormat",

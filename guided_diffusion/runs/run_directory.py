@@ -25,8 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from guided_diffusion.runs import logger
-from guided_diffusion.system import processes
 from guided_diffusion.errors import DamagedError, InputError
 from guided_diffusion.io.files import (
     create_exclusively,
@@ -39,6 +37,8 @@ from guided_diffusion.io.files import (
     temporary_path,
     write_json,
 )
+from guided_diffusion.runs import logger
+from guided_diffusion.system import processes
 
 OWNER, MANIFEST = "owner.json", "run.json"
 TOUCH_SECONDS, SILENT_SECONDS = 10.0, 60.0

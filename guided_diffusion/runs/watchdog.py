@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass
 
 import torch.distributed as dist
 
-from guided_diffusion.system import launch, processes
 from guided_diffusion.runs import failure_log
+from guided_diffusion.system import launch, processes
 
 # Seconds of silence after which a rank counts as lost. A rank that compiles or reads gigabytes may hold Python's lock
 # for minutes, in which it cannot beat. One that has died is found by its process or its connection, not by this.
@@ -180,7 +180,8 @@ class Heartbeat:
         if self._stopped.is_set():
             return
         sys.stderr.write(f"error: {line}\n")
-        note = threading.Thread(target=failure_log.keep_failure, args=(line,), kwargs={"consequence": True}, daemon=True)
+        keep = failure_log.keep_failure
+        note = threading.Thread(target=keep, args=(line,), kwargs={"consequence": True}, daemon=True)
         note.start()
         note.join(timeout=2)  # a disk that hangs must not hold up the end
         self._end(status)

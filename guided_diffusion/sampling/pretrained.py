@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from guided_diffusion.io import checkpoint
-from guided_diffusion.distributed import process_group
-from guided_diffusion.io.checkpoint_flags import CLASSIFIER, DIFFUSION_MODEL, SUPER_RES
 from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig, SuperResConfig
-from guided_diffusion.errors import InputError
-from guided_diffusion.config.flags import Given, architecture_from
-from guided_diffusion.models.inference import Frozen
-from guided_diffusion.diffusion.respace import SpacedDiffusion
 from guided_diffusion.config.create import build_classifier, build_diffusion, build_model, build_super_res_model
+from guided_diffusion.config.flags import Given, architecture_from
+from guided_diffusion.diffusion.respace import SpacedDiffusion
+from guided_diffusion.distributed import process_group
+from guided_diffusion.errors import InputError
+from guided_diffusion.io import checkpoint
+from guided_diffusion.io.checkpoint_flags import CLASSIFIER, DIFFUSION_MODEL, SUPER_RES
+from guided_diffusion.models.inference import Frozen
 
 
 class PretrainedModel(Frozen):

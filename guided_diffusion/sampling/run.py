@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from guided_diffusion.diffusion.nonfinite import Watch, as_records
+from guided_diffusion.diffusion.samplers import Callback, StepOutput
 from guided_diffusion.distributed import process_group
-from guided_diffusion.runs import logger
-from guided_diffusion.sampling import tallies
+from guided_diffusion.distributed.progress import Progress, note_complete
+from guided_diffusion.distributed.stop_signals import how_to_resume, terminating
 from guided_diffusion.errors import DamagedError, InputError, counted
 from guided_diffusion.io.files import (
     exists,
@@ -26,8 +28,12 @@ from guided_diffusion.io.files import (
     set_aside,
     write_json,
 )
+from guided_diffusion.runs import logger
+from guided_diffusion.runs.run_directory import check_held, check_manifest, read_manifest, record_result, versions
+from guided_diffusion.sampling import tallies
+from guided_diffusion.sampling.background_writer import WriteBehind
 from guided_diffusion.sampling.image_grid import save_grid
-from guided_diffusion.diffusion.nonfinite import Watch, as_records
+from guided_diffusion.sampling.noise import LabelPlan, PerSampleNoise, stream
 from guided_diffusion.sampling.shards import (
     PartStore,
     Piece,
@@ -39,13 +45,7 @@ from guided_diffusion.sampling.shards import (
     set_damaged_aside,
     without_overlap,
 )
-from guided_diffusion.distributed.progress import Progress, note_complete
-from guided_diffusion.runs.run_directory import check_held, check_manifest, read_manifest, record_result, versions
-from guided_diffusion.sampling.noise import LabelPlan, PerSampleNoise, stream
-from guided_diffusion.diffusion.samplers import Callback, StepOutput
-from guided_diffusion.distributed.stop_signals import how_to_resume, terminating
 from guided_diffusion.sampling.tallies import TALLY, Tally
-from guided_diffusion.sampling.background_writer import WriteBehind
 
 # Flags that do not change what a sample is (but for rounding): a run may be continued with others.
 CHANGEABLE_FLAGS = ("log_dir", "num_samples", "batch_size", "save_images", "compile", "nonfinite", "meet_timeout")

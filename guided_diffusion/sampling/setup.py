@@ -13,11 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from guided_diffusion.io import checkpoint, checkpoint_flags
-from guided_diffusion.distributed import process_group
-from guided_diffusion.runs import logger, run_directory, failure_log
-from guided_diffusion.models.mixed_precision import amp_dtype
-from guided_diffusion.runs.best_checkpoint import best_weights, warn_of_start
 from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.config.configs import (
     ClassifierConfig,
@@ -28,13 +23,18 @@ from guided_diffusion.config.configs import (
     SamplingConfig,
     SuperResConfig,
 )
-from guided_diffusion.errors import InputError, counted
-from guided_diffusion.config.flags import Given, architecture_from
-from guided_diffusion.models.inference import Frozen
-from guided_diffusion.system.malloc import keep_freed_memory
-from guided_diffusion.sampling.pretrained import load_network
-from guided_diffusion.sampling.noise import LabelPlan
 from guided_diffusion.config.create import build_classifier
+from guided_diffusion.config.flags import Given, architecture_from
+from guided_diffusion.distributed import process_group
+from guided_diffusion.errors import InputError, counted
+from guided_diffusion.io import checkpoint, checkpoint_flags
+from guided_diffusion.models.inference import Frozen
+from guided_diffusion.models.mixed_precision import amp_dtype
+from guided_diffusion.runs import failure_log, logger, run_directory
+from guided_diffusion.runs.best_checkpoint import best_weights, warn_of_start
+from guided_diffusion.sampling.noise import LabelPlan
+from guided_diffusion.sampling.pretrained import load_network
+from guided_diffusion.system.malloc import keep_freed_memory
 
 Config = TypeVar("Config", ModelConfig, SuperResConfig)
 

@@ -13,9 +13,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from guided_diffusion.runs import logger
 from guided_diffusion.errors import DamagedError, InputError
 from guided_diffusion.io.files import decoding, exists, list_names, open_regular, reading, set_aside, write_atomically
+from guided_diffusion.runs import logger
 
 BLOCK = 1 << 20  # bytes copied at a time
 

@@ -10,17 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from guided_diffusion.distributed import process_group, stop_signals
-from guided_diffusion.runs import logger
-from guided_diffusion.models.mixed_precision import OptimizerStepper
-from guided_diffusion.models.attention import fuse_attention
 from guided_diffusion.config.configs import ClassifierTrainConfig
-from guided_diffusion.models.layers import to_fast_layout
-from guided_diffusion.diffusion.nonfinite import check_loss
-from guided_diffusion.distributed.progress import Progress
 from guided_diffusion.data.seeding import Purpose
-from guided_diffusion.training.timestep_samplers import create_named_schedule_sampler
+from guided_diffusion.diffusion.nonfinite import check_loss
+from guided_diffusion.distributed import process_group, stop_signals
+from guided_diffusion.distributed.progress import Progress
 from guided_diffusion.distributed.stop_signals import StopSignals
+from guided_diffusion.models.attention import fuse_attention
+from guided_diffusion.models.layers import to_fast_layout
+from guided_diffusion.models.mixed_precision import OptimizerStepper
+from guided_diffusion.runs import logger
 from guided_diffusion.training.diffusion_loop import (
     distribute,
     get_blob_logdir,
@@ -34,6 +33,7 @@ from guided_diffusion.training.diffusion_loop import (
     without_sync,
 )
 from guided_diffusion.training.resume import TrainingRun
+from guided_diffusion.training.timestep_samplers import create_named_schedule_sampler
 
 LossTerms = Callable[[Tensor, Tensor], dict[str, Tensor]]
 

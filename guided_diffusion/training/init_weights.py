@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from guided_diffusion.io import checkpoint
-from guided_diffusion.runs import logger
-from guided_diffusion.io.checkpoint_flags import class_tensors, num_classes
 from guided_diffusion.config.class_labels import Classes
+from guided_diffusion.io import checkpoint
+from guided_diffusion.io.checkpoint_flags import class_tensors, num_classes
+from guided_diffusion.runs import logger
 
 
 def init_weights(model: nn.Module, path: str, names: Sequence[str] | None) -> None:

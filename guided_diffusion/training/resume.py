@@ -10,15 +10,15 @@ from typing import Any
 
 from torch import nn
 
-from guided_diffusion.io import checkpoint
+from guided_diffusion.data.seeding import Purpose, seed_globals
 from guided_diffusion.distributed import process_group
+from guided_diffusion.errors import InputError, counted
+from guided_diffusion.io import checkpoint
+from guided_diffusion.io.files import join, list_names
 from guided_diffusion.runs import logger
 from guided_diffusion.runs.checkpoint_folder import Checkpoint, CheckpointFolder
-from guided_diffusion.errors import InputError, counted
-from guided_diffusion.io.files import join, list_names
-from guided_diffusion.training.init_weights import init_weights
-from guided_diffusion.data.seeding import Purpose, seed_globals
 from guided_diffusion.runs.run_directory import clashes, versions
+from guided_diffusion.training.init_weights import init_weights
 
 # Flags that make no difference to the numbers. In place of data_dir and batch_size stand facts, see below.
 CHANGEABLE = frozenset(

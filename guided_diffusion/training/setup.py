@@ -11,11 +11,6 @@ from typing import Any
 
 from torch import nn
 
-from guided_diffusion.runs import best_checkpoint, logger
-from guided_diffusion.distributed import process_group
-from guided_diffusion.sampling import setup
-from guided_diffusion.training import diffusion_loop
-from guided_diffusion.runs.best_checkpoint import best_weights, newest_weights
 from guided_diffusion.config.class_labels import Classes, count_classes, run_classes
 from guided_diffusion.config.configs import (
     ClassifierTrainConfig,
@@ -26,18 +21,23 @@ from guided_diffusion.config.configs import (
     SuperResConfig,
     TrainConfig,
 )
-from guided_diffusion.data.order import ResumableBatches
-from guided_diffusion.errors import InputError
+from guided_diffusion.config.create import build_diffusion
 from guided_diffusion.config.flags import Given
 from guided_diffusion.data.datasets import ImageDataset, find_images, fingerprint, open_dataset, warn_of_labels
 from guided_diffusion.data.image_files import ImageFiles
 from guided_diffusion.data.image_labels import Labels, read_labels, with_warnings
-from guided_diffusion.distributed.progress import note_complete
+from guided_diffusion.data.order import ResumableBatches
 from guided_diffusion.data.seeding import Purpose
-from guided_diffusion.training.timestep_samplers import create_named_schedule_sampler
-from guided_diffusion.config.create import build_diffusion
+from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed.progress import note_complete
+from guided_diffusion.errors import InputError
+from guided_diffusion.runs import best_checkpoint, logger
+from guided_diffusion.runs.best_checkpoint import best_weights, newest_weights
+from guided_diffusion.sampling import setup
+from guided_diffusion.training import diffusion_loop
 from guided_diffusion.training.diffusion_loop import TrainLoop
 from guided_diffusion.training.resume import CHANGEABLE, TrainingRun, open_run
+from guided_diffusion.training.timestep_samplers import create_named_schedule_sampler
 
 
 def train_diffusion_model(

@@ -56,7 +56,7 @@ def start(command: Sequence[str], *rest, **options):
 
 
 if __name__ == "__main__":
-    from experiments import spec_files, cli
+    from experiments import cli, spec_files
 
     subprocess.Popen = start
     spec_files.PROGRAMS["data"]["tests/faults/book/data.py"] = ()

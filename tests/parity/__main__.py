@@ -12,6 +12,7 @@ import traceback
 import warnings
 from pathlib import Path
 
+from benchmarks.upstream import PeerUnavailable, load_peer
 from tests.parity import (
     cases_api,
     cases_data,
@@ -24,7 +25,6 @@ from tests.parity import (
     cases_training,
 )
 from tests.parity.compare import Case, Outcome, run
-from tests.parity.peer import PeerUnavailable, load_peer
 
 TOPICS = {
     "API": cases_api.CASES,
@@ -65,7 +65,7 @@ def main() -> int:
     rows: list[tuple[str, ...]] = []
     failed = 0
     start = time.perf_counter()
-    print(f"peer: {peer.source}" + (" (fork, see tests/parity/peer.py)" if peer.is_fork else ""))
+    print(f"peer: {peer.source}" + (" (fork, see benchmarks/upstream.py)" if peer.is_fork else ""))
     for topic, cases in TOPICS.items():
         for case in cases:
             name = f"{topic}: {case.name}"

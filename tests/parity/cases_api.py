@@ -10,9 +10,9 @@ from itertools import product
 
 import torch
 
+from benchmarks.upstream import FORK_ONLY_PARAMETERS
 from guided_diffusion import script_util
 from tests.parity.compare import Case, Cases, Refusal, outcome_of
-from tests.parity.peer import FORK_ONLY_PARAMETERS
 from tests.parity.published import PUBLISHED
 
 CASES = Cases()

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.upstream import load_peer
 from guided_diffusion import resample, train_util, unet
 from tests.parity import cases_diffusion
 from tests.parity.cases_models import TRAINED, twins
 from tests.parity.compare import Case, Cases, outcome_of
-from tests.parity.peer import load_peer
 from tests.parity.sides import Ours, process_group, quiet_log
 
 CASES = Cases()

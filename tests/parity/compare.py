@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.parity.peer import require_peer
+from benchmarks.upstream import require_peer
 
 Triple = tuple[str, Any, Any]
 FLOAT32 = 1e-5

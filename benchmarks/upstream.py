@@ -30,8 +30,8 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
-REQUIREMENTS = Path(__file__).with_name("peer-requirements.txt")
+ROOT = Path(__file__).resolve().parents[1]
+REQUIREMENTS = Path(__file__).with_name("upstream-requirements.txt")
 INSTALLED = ROOT / ".peer" / "guided-diffusion-sdk-1.0.0"
 IMPORT_NAME = "peer_guided_diffusion"
 MODULES = (

@@ -1,0 +1,1 @@
+"""The ablation under its old name, for one version: it is `experiments.cifar10`."""

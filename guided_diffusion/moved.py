@@ -1,0 +1,74 @@
+"""Names that stay where code has moved: hooks of upstream's modules, and an earlier version's modules."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+import warnings
+from collections.abc import Sequence
+from types import ModuleType
+
+
+def forward_assignments(facade: str, *owners: ModuleType) -> None:
+    """Make `facade.name = value` act where the code reads the name: in the modules of `owners` that have it.
+
+    Upstream's scripts and forks set such hooks: dist_util.GPUS_PER_NODE, train_util.INITIAL_LOG_LOSS_SCALE.
+    """
+
+    class Facade(ModuleType):
+        def __setattr__(self, name: str, value: object) -> None:
+            for owner in owners:
+                if hasattr(owner, name):
+                    setattr(owner, name, value)
+            super().__setattr__(name, value)
+
+    sys.modules[facade].__class__ = Facade
+
+
+class OldNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports modules under their old names too, with a DeprecationWarning; `python -m OLD` works as well.
+
+    :param names: {old: new}, both dotted; the modules within a package that moved are found by it.
+    """
+
+    def __init__(self, names: dict[str, str]):
+        self.names = names
+
+    def install(self) -> None:
+        """Look here after all other finders."""
+        sys.meta_path.append(self)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        new = self._new(fullname)
+        if new is None or importlib.util.find_spec(new) is None:
+            return None
+        found = importlib.util.find_spec(new)
+        return importlib.machinery.ModuleSpec(
+            fullname, self, origin=new, is_package=found.submodule_search_locations is not None
+        )
+
+    def _new(self, fullname: str) -> str | None:
+        for old, new in self.names.items():
+            if fullname == old or fullname.startswith(f"{old}."):
+                return new + fullname.removeprefix(old)
+        return None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        warnings.warn(f"{spec.name} is now {spec.origin}", DeprecationWarning, stacklevel=2)
+        module = importlib.import_module(spec.origin)
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing is to be executed; the module keeps its own spec."""
+        module.__spec__ = self._spec
+
+    def get_code(self, fullname: str):
+        """For `python -m OLD`."""
+        program = f"import runpy; runpy.run_module({self._new(fullname)!r}, run_name='__main__', alter_sys=True)"
+        return compile(program, fullname, "exec")
