@@ -10,12 +10,16 @@
     ed-dpm download 256x256_diffusion_uncond.pt
     ed-dpm status runs
 
+`ed-dpm train-classifier`, `train`, `sample` and `evaluate` are the programs scripts/classifier_train.py, image_train.py,
+classifier_sample.py and evaluations/evaluator.py: `mpiexec -n 2 ed-dpm sample --eds ...`.
+
 `python -m experiments` is the same program. Interrupted? The same command goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import shutil
@@ -42,6 +46,11 @@ from guided_diffusion.io.files import read_json
 from guided_diffusion.runs import status
 from guided_diffusion.system.streams import print_result
 
+PROGRAMS = {
+    "train-classifier": "scripts.classifier_train", "train": "scripts.image_train",
+    "sample": "scripts.classifier_sample", "evaluate": "evaluations.evaluator",
+}  # fmt: skip
+
 
 class Parser(argparse.ArgumentParser):
     """Of commands whose mistakes are one line and status 2."""
@@ -59,6 +68,9 @@ class NoLongerActs(argparse.Action):
 
 def run() -> NoReturn:
     """Entry point of the console script."""
+    if program := PROGRAMS.get(" ".join(sys.argv[1:2])):
+        sys.argv[:2] = [" ".join(sys.argv[:2])]  # as --help and errors name it
+        process_group.run_main(importlib.import_module(program).main)
     process_group.run_main(main)
 
 

@@ -297,6 +297,13 @@ def test_the_console_script_is_this_program():
     assert [entry.load() for entry in installed if entry.name == "ed-dpm"] == [reproduce.run]
 
 
+@pytest.mark.parametrize("name", reproduce.PROGRAMS)
+def test_programs_are_commands_of_it_too(name):
+    command = [sys.executable, "-m", "experiments", name, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env=clean_environment(), timeout=200)
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: __main__.py {name} [-h]")
+
+
 def test_wrapped_commands_are_still_the_same_command():
     command = ["python", "x.py", "a b", "--out", "with space", "--flag", *["--n" * 30, "1"] * 4]
     text = shell(command)

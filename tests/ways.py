@@ -1,7 +1,7 @@
 """How many product files a datum passes: `python -m tests.ways` prints the table.
 
-A guided step of classifier_sample and a training step of classifier_train, with the smallest networks: every file of the
-product whose functions are called between the second and the third step.
+A guided step of classifier_sample and a training step of classifier_train, with the smallest networks: every file of
+the product whose functions are called between the second and the third step.
 """
 
 from __future__ import annotations
