@@ -10,7 +10,7 @@
     ed-dpm download 256x256_diffusion_uncond.pt
     ed-dpm status runs
 
-`ed-dpm train-classifier`, `train`, `sample` and `evaluate` are the programs scripts/classifier_train.py, image_train.py,
+`ed-dpm train-classifier`, `train`, `sample` and `evaluate` are scripts/classifier_train.py, image_train.py and
 classifier_sample.py and evaluations/evaluator.py: `mpiexec -n 2 ed-dpm sample --eds ...`.
 
 `python -m experiments` is the same program. Interrupted? The same command goes on where it stopped.
