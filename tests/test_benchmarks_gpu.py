@@ -14,6 +14,7 @@ import pytest
 from benchmarks.gpu import report
 from benchmarks.gpu.record import Context, append, read_rows
 from benchmarks.gpu.stage_runner import descendants
+from benchmarks.upstream import require_peer
 from tests.helpers import ROOT, clean_environment
 
 ABSENT = ("blobfile", "mpi4py", "safetensors", "requests", "tensorflow", "tensorboard", "pytest", "hypothesis")
@@ -62,6 +63,7 @@ def stages(out: Path) -> dict[str, str]:
 @pytest.mark.slow
 def test_every_stage_computes_on_a_cpu(tmp_path):
     """About 90 s on an idle core."""
+    require_peer()  # installs it where it is missing
     status, text = gpu(tmp_path)
     assert status == 0, text[-3000:]
     assert set(stages(tmp_path).values()) == {"ok"} and len(stages(tmp_path)) == 5

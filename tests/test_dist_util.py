@@ -347,7 +347,7 @@ def test_a_lost_rank_is_not_told_by_a_word(alone, error, lost):
     def main():
         raise error
 
-    with mock.patch.object(shutdown.run_log, "keep_failure") as kept, pytest.raises(SystemExit):
+    with mock.patch.object(shutdown.failure_log, "keep_failure") as kept, pytest.raises(SystemExit):
         dist_util.run_main(main)
     assert kept.call_args.kwargs["consequence"] is lost
 

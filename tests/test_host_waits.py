@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ed_dpm_patches import ClassifierGuidance, ConstantRule, EntropyRule, GradientNormRule
 from ed_dpm_patches.trace import Trace
-from guided_diffusion import unet
 from guided_diffusion.diffusion import samplers
 from guided_diffusion.diffusion.nonfinite import Watch, timesteps_of
+from guided_diffusion.models import unet
 from guided_diffusion.models.inference import Frozen
 from guided_diffusion.script_util import create_gaussian_diffusion
 from tests.test_guidance import small_classifier, small_unet

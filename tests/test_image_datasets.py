@@ -238,7 +238,7 @@ def test_random_crops_reach_every_place_and_scale():
     }
     assert lefts == {0, 1, 2}
     sides = []
-    with mock.patch.object(image_datasets, "_resize_short_side") as resize:
+    with mock.patch("guided_diffusion.data.datasets._resize_short_side") as resize:
         resize.side_effect = lambda image, side: sides.append(side) or image.resize((side, side))
         for _ in range(99):
             image_datasets.random_crop_arr(Image.new("L", (64, 64)), 8)

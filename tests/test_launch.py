@@ -116,7 +116,7 @@ def test_exported_variables_do_not_pass_for_torchrun(environment):
 
 def test_asking_loads_neither_torch_nor_mpi():
     code = (
-        "import sys; from guided_diffusion import launch; launch.detect(); "
+        "import sys; from guided_diffusion.system import launch; launch.detect(); "
         "print([name for name in ('torch', 'mpi4py', 'socket') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -363,9 +363,10 @@ def test_the_warning_is_a_line_on_stderr_and_in_the_log(tmp_path):
     (tmp_path / "out" / "progress.json").symlink_to("/dev/full")
     program = tmp_path / "program.py"
     program.write_text(
-        "from guided_diffusion import dist_util, logger, run_log\n"
+        "from guided_diffusion import dist_util, logger\n"
+        "from guided_diffusion.runs import failure_log\n"
         "def main():\n"
-        "    run_log.keep_warnings()\n"
+        "    failure_log.keep_warnings()\n"
         "    logger.configure(dir='out', format_strs=['log', 'csv', 'json'])\n"
         "    for n in range(3):\n"
         "        logger.logkv('n', n)\n"

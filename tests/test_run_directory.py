@@ -22,7 +22,7 @@ from tests.helpers import SCRIPTS, as_arguments, clean_environment, read_npz
 
 HOLDER = (
     "import sys, time\n"
-    "from guided_diffusion import run_directory\n"
+    "from guided_diffusion.runs import run_directory\n"
     "run_directory.claim(sys.argv[1], print)\n"
     "print('held', flush=True)\n"
     "time.sleep(60)\n"

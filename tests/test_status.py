@@ -216,15 +216,16 @@ class TestCommand:
         assert "\n" not in str(caught.value) and str(tmp_path / "runs") in str(caught.value)
 
 
-PROGRAM = """
+from guided_diffusion import dist_util, logger
 import sys, warnings, logging
 from guided_diffusion import dist_util, logger, run_setup
 from guided_diffusion.config.configs import RunConfig
+from guided_diffusion.sampling import setup
 from guided_diffusion.errors import InputError
 from guided_diffusion.distributed.progress import Progress
 
 def main():
-    directory = run_setup.begin(RunConfig(log_dir="out"))
+    directory = setup.begin(RunConfig(log_dir="out"))
     with Progress(10, "steps", directory=directory) as progress:
         progress.update(4)
         warnings.warn("a warning of rank %d" % dist_util.get_rank())

@@ -20,12 +20,13 @@ needs_full = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full
 # What may go to the streams of a run: much, from all sides, also after the failure and from another process.
 TALKATIVE = """
 import logging, os, subprocess, sys, warnings
-from guided_diffusion import dist_util, logger, run_log
+from guided_diffusion import dist_util, logger
 from guided_diffusion.distributed.progress import Progress
+from guided_diffusion.runs import failure_log
 
 def main():
     logger.configure(dir="out")
-    run_log.keep_warnings()
+    failure_log.keep_warnings()
     with Progress(3, "steps") as progress:
         for i in range(3):
             logger.log("step", i, "\\udcff", "x" * 9000)

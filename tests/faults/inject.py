@@ -60,7 +60,7 @@ def kill(run: Run) -> Outcome:
 
 
 def freeze(run: Run) -> Outcome:
-    """SIGSTOP of one of two ranks: the other ends it and itself, naming it."""
+    """SIGSTOP of one of two ranks: the other ends, naming it; then, as launchers do, the frozen one is killed."""
     with run.start() as ranks:
         ranks.wait_until(lambda: ranks.have_met() and run.finished() > 0)
         victim = run.chance.choice((0, 1))
@@ -151,13 +151,15 @@ def _used(folder: Path) -> int:
 
 
 def _end(ranks: Ranks, victims: list[int], number: signal.Signals) -> Outcome:
-    """Send a signal and wait for all to end."""
+    """Send a signal and wait for all to end; those that a signal stopped are killed when the others have ended."""
     if not ranks.running:
         return _undisturbed(ranks)
     met, began = ranks.have_met(), time.monotonic()
     ranks.send(victims, number)
     if not met:
         ranks.send(ranks.running, signal.SIGKILL)
+    if number is signal.SIGSTOP and ranks.wait_until(lambda: not {*ranks.running} - {*victims}):
+        ranks.send(victims, signal.SIGKILL)
     ended = ranks.wait()
     seconds = time.monotonic() - began
     if not ended:
