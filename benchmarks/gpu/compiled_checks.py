@@ -57,7 +57,7 @@ def compiled_networks_compute_the_same() -> None:
         expected = evaluate(classifier, x, t)
         assert error(logits, expected[0]) < TOLERANCE[torch.float16]
         assert error(gradient, expected[1]) < 2 * TOLERANCE[torch.float16]
-    # Fused kernels round float16 elsewhere, which five steps of these random networks amplify to a few levels of 255.
+    # Fused kernels round float16 elsewhere, which three steps of these random networks amplify to a few levels of 255.
     difference = (sample(*compiled, "ddim") - sample(model, classifier, "ddim")).abs()
     assert difference.max() < 0.1 and difference.mean() < 3e-3
 

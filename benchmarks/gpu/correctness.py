@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from unittest import mock
 
 import numpy as np
 import torch
@@ -21,20 +22,30 @@ from benchmarks.gpu.sampling import find_peer
 
 def run(context: Context) -> None:
     """Run every check; one that fails is a result, and the next begins."""
-    os.environ["ED_DPM_TEST_DEVICE"] = context.device
-    torch.backends.cudnn.allow_tf32 = False  # float32 means float32
-    if context.tiny:  # the same way through the code, without a compiler
-        compile = torch.compile
-        backend = mock.patch("torch.compile", lambda network, **_: compile(network, backend="aot_eager", dynamic=False))
-        backend.start()
+    prepare(context)
     folder = context.out / "made"
     shutil.rmtree(folder, ignore_errors=True)
-    waiting = start_two_processes(context, folder / "two")  # they run beside the other checks
+    # Compiled networks and programs of several processes are checked beside the others.
+    beside = subprocess.Popen([sys.executable, "-m", "benchmarks.gpu.stage", "compiled-correctness", *sys.argv[2:]])
+    two = two_processes(context, folder / "two")
     peer = find_peer()
     checks = [
-        *plain(context), *upstreams(peer), *programs(folder), *features(folder), *compiled(),
-        ("two processes", partial(two_processes, waiting, folder / "two")),
+        *plain(context), *upstreams(peer), *programs(folder), *features(folder),
+        ("two processes", two),
     ]  # fmt: skip
+    run_all(context, checks)
+    if status := beside.wait():
+        raise RuntimeError(f"compiled-correctness ended with status {status}")
+
+
+def prepare(context: Context) -> None:
+    """What the checks want of this process."""
+    os.environ["ED_DPM_TEST_DEVICE"] = context.device
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32
+
+
+def run_all(context: Context, checks: list[tuple[str, Callable[[], None]]]) -> None:
+    """Run the checks, each with a limit of its own."""
     for name, check in checks:
         context.case(name, 120 if context.tiny else 60, partial(report, context, name, check))
 
@@ -76,20 +87,6 @@ def plain(context: Context) -> list[tuple[str, Callable[[], None]]]:
             for dtype in (None, torch.float16)
         ]
     return found
-
-
-def compiled() -> list[tuple[str, Callable[[], None]]]:
-    """The checks of compiled networks."""
-    from benchmarks.gpu import compiled_checks
-
-    layers = [
-        (f"compiled {layer}", partial(compiled_checks.compiled_layers_have_the_same_gradients, layer))
-        for layer in compiled_checks.LAYERS
-    ]
-    return [
-        *layers, ("compiled networks", compiled_checks.compiled_networks_compute_the_same),
-        ("compiled training", compiled_checks.compiled_training_has_the_same_gradients),
-    ]  # fmt: skip
 
 
 def upstreams(peer: SimpleNamespace | None) -> list[tuple[str, Callable[[], None]]]:
@@ -135,30 +132,22 @@ def features(folder: Path) -> list[tuple[str, Callable[[], None]]]:
     ]
 
 
-def start_two_processes(context: Context, folder: Path) -> made.Running:
-    """Sampling alone and in two processes on one device, and training in two."""
+def two_processes(context: Context, folder: Path) -> Callable[[], None]:
+    """Start programs of two processes on one device, and return the check of what they made."""
     from benchmarks.gpu import program_checks as checks
 
     flags = checks.guided(folder)
     train = checks.JOBS["classifier_train"] | {
         "data_dir": made.make_images(folder / "files", 8, 4, 8), "iterations": 3, "log_dir": folder / "train",
     }  # fmt: skip
-    sample = "scripts/classifier_sample.py"
-    return made.Running(
-        context,
-        [
-            (sample, flags | {"log_dir": folder / "alone"}, 1),
-            (sample, flags | {"log_dir": folder / "two"}, 2),
-            ("scripts/classifier_train.py", train, 2),
-        ],
-    )
+    sampling = ("scripts/classifier_sample.py", flags | {"log_dir": folder / "two"}, 2)
+    running = made.Running(context, [sampling, ("scripts/classifier_train.py", train, 2)])
 
+    def check() -> None:
+        """They drew the images that one draws, but for rounding, and trained."""
+        running.wait()
+        checks.assert_same_images(folder / "two", checks.call("classifier_sample", folder / "alone", **flags))
+        losses = [float(row["train_loss"]) for row in checks.read_csv(folder / "train" / "progress.csv")]
+        assert len(losses) == 3 and np.isfinite(losses).all()
 
-def two_processes(waiting: made.Running, folder: Path) -> None:
-    """They draw, on one GPU, the images that one draws, but for rounding, and train."""
-    from benchmarks.gpu import program_checks as checks
-
-    waiting.wait()
-    checks.assert_same_images(folder / "two", folder / "alone")
-    losses = [float(row["train_loss"]) for row in checks.read_csv(folder / "train" / "progress.csv")]
-    assert len(losses) == 3 and np.isfinite(losses).all()
+    return check
