@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Both create the environment in .venv when it is missing.
+# Two commands: `make demo` and `make test` (the long tier: `make test-slow`). All create the environment in .venv when it is missing.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ PYTEST_ARGS ?= -n 3 --dist worksteal
 # PATH first, so that the environment's mpiexec and python are the ones the scripts call.
 RUN := PATH="$(abspath $(BIN)):$$PATH"
 
-.PHONY: demo test parity fuzz evaluator-matrix lint clean
+.PHONY: demo test test-slow parity fuzz evaluator-matrix lint clean
 .DEFAULT_GOAL := demo
 
 $(BIN)/.demo-ready: setup.py constraints.txt
@@ -23,8 +23,11 @@ $(BIN)/.test-ready: $(BIN)/.demo-ready
 demo: $(BIN)/.demo-ready  ## train, sample and evaluate on embedded digits; report in runs/demo/report.html
 	$(RUN) python experiments/digits/run.py
 
-test: $(BIN)/.test-ready  ## the whole test suite
-	$(RUN) python -m pytest $(PYTEST_ARGS)
+test: $(BIN)/.test-ready  ## what a change is likely to break, parity included
+	$(RUN) python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(BIN)/.test-ready  ## the rest: faults, several hosts, whole rehearsals and what else takes long
+	$(RUN) python -m pytest -m slow $(PYTEST_ARGS)
 
 parity: $(BIN)/.test-ready  ## the table of comparisons with the genuine upstream
 	$(RUN) python -m tests.parity

@@ -125,6 +125,7 @@ def test_missing_and_damaged_archives(zips, tmp_path, monkeypatch):
     assert not (tmp_path / "heldout").exists() and not (tmp_path / "heldout.npz").exists()
 
 
+@pytest.mark.slow
 def test_the_real_archives_are_cut_into_40000_10000_and_10000():
     try:
         folder = data.zips_folder()
@@ -231,6 +232,7 @@ def test_guiding_networks_never_see_what_the_judge_is_trained_on(book):
             assert part == ("evaluator" if network.name == book.features else "train")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("book", [FULL, REDUCED, SHORT, SHARPNESS], ids=["full", "reduced", "short", "sharpness"])
 def test_the_scripts_take_every_command_and_the_networks_have_the_parameters_said(book):
     commands = Commands(book, Options(processes=1, trace=True))
@@ -626,6 +628,7 @@ def forked_steps(fork_server, zips, monkeypatch):
     return called
 
 
+@pytest.mark.slow
 def test_the_whole_way_from_archives_to_a_report_and_back(tmp_path, forked_steps, monkeypatch):
     book, out, results = write_book(tmp_path / "books" / "reduced"), tmp_path / "out", tmp_path / "results"
     words = ["ablation", "--protocol", "reduced", "--recipes", str(book), "--out", str(out), "--results", str(results)]

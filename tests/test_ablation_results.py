@@ -29,6 +29,7 @@ def folder(request) -> Path:
     return request.param
 
 
+@pytest.mark.slow
 def test_tables_are_means_of_the_runs(folder):
     values = defaultdict(list)
     for run in rows(folder / "runs.csv"):
@@ -98,6 +99,7 @@ def test_every_run_has_a_command_an_interval_and_networks_in_the_repository(fold
                 assert len(list(weights.keys())) > 50
 
 
+@pytest.mark.slow
 def test_every_reported_row_can_be_planned_once_more(folder):
     for run in rows(folder / "runs.csv"):
         assert pick(folder, run["run"], run["seed"]) == (run["run"], run["seed"])

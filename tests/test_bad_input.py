@@ -154,6 +154,7 @@ def test_an_error_is_one_line_whatever_a_file_calls_its_tensors(tmp_path):
     assert len(str(pickle.loads(pickle.dumps(error.value))).splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SCRIPTS, ids=str)
 def test_alone(fails, case):
     ended = fails(case, "fork")
@@ -161,6 +162,7 @@ def test_alone(fails, case):
     assert ended.statuses == [2]
 
 
+@pytest.mark.slow
 def test_two_ranks_say_the_same(run, files, tmp_path):
     """All rows that stop before the first step of the work, in one process group."""
     cases = [case for case in SCRIPTS if case not in MIDWAY + ENVIRONMENT]
@@ -181,16 +183,19 @@ def test_two_ranks_say_the_same(run, files, tmp_path):
         check_what_is_left(case, folder, files)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ON_RANKS_OF_THEIR_OWN, ids=str)
 def test_every_rank_ends(fails, case):
     fails(case, "fork2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", THROUGH_MPIEXEC, ids=str)
 def test_through_mpiexec(fails, case):
     fails(case, "mpiexec")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["mpiexec", "torchrun"])
 def test_a_rank_that_fails_takes_the_job_with_it(run, tmp_path, launcher):
     """Rank 1 raises while rank 0 waits for it in a collective."""

@@ -57,6 +57,7 @@ def large(folder: Path, script: str, **flags) -> Path:
     return path.rename(folder / "model000000.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", JOBS)
 def test_fine_tuning_of_a_thousand_classes(train, tmp_path, script):
     """Upstream's own command: there a network has 1000 classes whatever the folder has."""
@@ -98,6 +99,7 @@ def test_a_checkpoint_of_upstreams_and_back(train, tmp_path):
     assert not torch.equal(network.label_emb.weight[:3], before[:3])
 
 
+@pytest.mark.slow
 def test_names_that_the_checkpoint_knows_keep_their_numbers(train, tmp_path):
     notes = {"class_names": ["ant", "cat", "dog", "fox"], "seen_classes": [0, 1]}
     start = make_checkpoint(tmp_path / "start", "model", class_cond=True, notes=notes)
@@ -143,6 +145,7 @@ def test_more_classes_by_init_from(train, tmp_path):
     assert "already complete" in train("classifier_train", "out", init_from=start, **STILL).stdout
 
 
+@pytest.mark.slow
 def test_first_classes_and_none_by_init_from(train, tmp_path):
     bare = make_checkpoint(tmp_path / "bare", "model")
     printed = train("image_train", "first", init_from=bare, **STILL).stdout
@@ -252,6 +255,7 @@ class TestFolders:
         with pytest.raises(InputError, match=r"holds 256x256_diffusion.pt, 64x64_diffusion.pt; expected the name of"):
             best_weights(tmp_path)
 
+    @pytest.mark.slow
     def test_from_training_to_samples_by_folder(self, train, run, tmp_path):
         """The end of training names the file; a folder as --model_path takes it; an average that is too young warns."""
         out = tmp_path / "model"
@@ -282,6 +286,7 @@ class TestFolders:
         assert "at step 2 is still 100.0 % the weights that training began with" in printed
         assert f"better sample from {out}/model000002.pt" in printed
 
+    @pytest.mark.slow
     def test_a_folder_to_resume(self, train, tmp_path):
         train("image_train", "first")
         printed = train("image_train", "second", resume_checkpoint=tmp_path / "first", iterations=4).stdout

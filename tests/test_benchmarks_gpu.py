@@ -27,6 +27,7 @@ MODULES = (
 WITHOUT = f"import sys; sys.modules.update(dict.fromkeys({ABSENT}))\n"
 
 
+@pytest.mark.slow
 def test_nothing_but_torch_numpy_scipy_pillow_and_tqdm_is_imported():
     program = WITHOUT + f"import importlib\nfor name in {MODULES}: importlib.import_module(name)"
     found = subprocess.run(

@@ -141,6 +141,7 @@ def test_quick_run(tmp_path):
     assert len(clash.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_demo_of_an_earlier_version_is_left_alone(tmp_path):
     (tmp_path / "settings.json").write_text("{}")
     command = [sys.executable, str(ROOT / "experiments" / "digits" / "run.py"), "--out", str(tmp_path)]

@@ -108,6 +108,7 @@ def expect_two_ranks(folder: Path, threads: int) -> None:
 needs_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="describes the run without a GPU")
 
 
+@pytest.mark.slow
 @needs_cpu
 @pytest.mark.parametrize("launcher", ["mpiexec", "torchrun"])
 def test_two_ranks(script, tmp_path, launcher):
@@ -120,6 +121,7 @@ def test_two_ranks(script, tmp_path, launcher):
         assert done.stderr == ""
 
 
+@pytest.mark.slow
 @needs_cpu
 def test_two_ranks_under_slurm(script, tmp_path):
     path = script(EVERYTHING)
@@ -145,6 +147,7 @@ def test_two_ranks_under_slurm(script, tmp_path):
     expect_two_ranks(tmp_path, 1)
 
 
+@pytest.mark.slow
 @needs_cpu
 @pytest.mark.parametrize("launcher", ["python", "mpiexec -n 1"])
 def test_a_single_process_needs_neither_network_nor_mpi(script, tmp_path, launcher):
@@ -180,6 +183,7 @@ INPUT_ERROR = "raise InputError('flag --x: expected 1,\\n found 2')"
 INPUT_ERROR_LINE = "error: flag --x: expected 1,  found 2\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher, rank, action, status, said",
     [
@@ -206,6 +210,7 @@ time.sleep(300)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [["1"], ["0", "1"]])
 def test_failing_before_the_group_exists(script, ranks):
     """mpiexec does not notice a rank that dies before it joined MPI: its peers must not wait for it."""
@@ -213,6 +218,7 @@ def test_failing_before_the_group_exists(script, ranks):
     assert (done.returncode, done.stderr) == (2, "error: no such file\n")
 
 
+@pytest.mark.slow
 def test_without_run_main_an_exception_does_not_hang_in_mpi(script):
     body = WAITS_FOR_PEERS.format(rank=1, action="raise KeyError('boom')")
     done = run("mpiexec", script(body, end="main()"))
@@ -220,6 +226,7 @@ def test_without_run_main_an_exception_does_not_hang_in_mpi(script):
     assert "KeyError: 'boom'" in done.stderr
 
 
+@pytest.mark.slow
 def test_ranks_may_finish_at_different_times(script, tmp_path):
     body = """
 dist_util.setup_dist()
@@ -231,6 +238,7 @@ open(f"done{dist_util.get_rank()}", "w").close()
     assert (tmp_path / "done0").exists() and (tmp_path / "done1").exists()
 
 
+@pytest.mark.slow
 def test_data_workers_do_not_outlive_a_failed_rank(script, tmp_path):
     body = """
 import multiprocessing
@@ -281,6 +289,7 @@ def test_how_one_process_ends(script, alone, capsys, body, status, stderr):
         assert capsys.readouterr().err == stderr
 
 
+@pytest.mark.slow
 def test_a_single_process_leaves_the_mpi_of_others_alone(tmp_path):
     """Whoever imported mpi4py may still be using it when run_main has ended, in a test or a notebook."""
     pytest.importorskip("mpi4py")
@@ -425,6 +434,7 @@ def test_upstream_constants():
     assert (dist_util.GPUS_PER_NODE, dist_util.SETUP_RETRY_COUNT) == (8, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fill", ["torch.empty(2**60, dtype=torch.uint8)", "bytes(2**62)"])
 def test_more_memory_than_there_is(script, fill):
     done = run("python", script(fill))

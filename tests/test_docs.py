@@ -79,6 +79,7 @@ def test_make_targets_exist(command):
     subprocess.run([*shlex.split(command), "-n"], cwd=ROOT, check=True, capture_output=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("where", "command"), PROGRAMS, ids=[f"{w}:{i}" for i, (w, _) in enumerate(PROGRAMS)])
 def test_documented_command_runs(where, command, run, tmp_path):
     words = shlex.split(command)
@@ -191,6 +192,7 @@ def image_file_arguments(name: str, words: list[str], folder: Path) -> list[str]
     return [str(folder / "pictures"), str(folder / "again.npz")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [552_814_086, 553_838_086])
 def test_the_readme_describes_the_published_models(count):
     """The flags as written, at full size (on the meta device): parameter counts of the published files."""

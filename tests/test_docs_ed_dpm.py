@@ -32,6 +32,7 @@ def test_every_command_is_documented():
     assert figures == set(cli.figures.FIGURES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_documented_command(command, tmp_path, monkeypatch, capsys):
     words = shlex.split(command)[1:]

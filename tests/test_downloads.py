@@ -459,6 +459,7 @@ def command(*words: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path):
     """Four processes side by side; mistakes are found before anything is made or fetched."""
     out = ["--out", str(tmp_path / "none")]

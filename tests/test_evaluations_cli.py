@@ -49,6 +49,7 @@ def _main(monkeypatch, *args) -> None:
     evaluator.main()
 
 
+@pytest.mark.slow
 def test_program_with_a_classifier(place):
     done = _run("ref.npz", "s.npz", "--features", "run/model000010.pt", "--json", "out.json")
     assert done.returncode == 0, done.stderr
@@ -89,6 +90,7 @@ def test_the_command_line_of_the_release(place, monkeypatch, capsys):
     assert {"inception_score", "fid", "sfid", "precision", "recall"} <= set(json.loads(Path("there.yaml").read_text()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", ["json", "stdout"])
 def test_what_can_be_told_is_told_on_a_full_disk(place, full):
     """Metrics that cannot be printed are still written, and the other way round."""
@@ -222,6 +224,7 @@ def test_bad_flags(place, monkeypatch, flags, complaint):
         _main(monkeypatch, "ref.npz", "s.npz", "--features", "run/model000010.pt", *flags)
 
 
+@pytest.mark.slow
 def test_error_line_and_exit_status(place):
     _objects()
     done = _run("ref.npz", "bad.npz", "--json", "out.json")

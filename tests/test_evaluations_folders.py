@@ -209,6 +209,7 @@ def test_a_number_of_samples_is_drawn_by_the_seed(place):
     assert len(set(digests)) == 4 and digests[3] == parts.digest() and choose_images(parts, 20, 0) is parts
 
 
+@pytest.mark.slow
 def test_num_samples(place, run):
     engine = ClassifierEngine(write_classifier(place))
     found = evaluator.evaluate("ref.npz", "s.npz", engine, num_samples=12, seed=3, paired="s.npz", paired_rounds=1)

@@ -184,6 +184,7 @@ def test_every_truncation(tmp_path):
         _try(tmp_path / "g.pb", SMALL_GRAPH[:length])
 
 
+@pytest.mark.slow
 @settings(max_examples=600, deadline=None)
 @given(changes=st.lists(st.tuples(st.integers(0, len(SMALL_GRAPH) - 1), st.integers(0, 255)), min_size=1, max_size=4))
 def test_changed_bytes(tmp_path_factory, changes):

@@ -112,6 +112,7 @@ def test_upstreams_evaluator_class(tmp_path, monkeypatch, graph_path):
             assert reader.remaining() == 70
 
 
+@pytest.mark.slow
 def test_program_prints_upstreams_numbers(tmp_path, graph_path):
     """From another directory, in a process of its own: five lines on stdout, no TensorFlow chatter."""
     np.savez(tmp_path / "ref.npz", make_images(*STORED["reference"]))

@@ -46,6 +46,7 @@ class _Means:
         return Activations(*run_batches(self, batches, "means"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_images_are_streamed(tmp_path, save):
     images = np.random.default_rng(0).integers(0, 256, (640, 128, 128, 3), dtype=np.uint8)
@@ -75,6 +76,7 @@ def test_rows_beyond_the_expected_ones():
     np.testing.assert_array_equal(stack.rows(), np.concatenate(parts))
 
 
+@pytest.mark.slow
 def test_precision_and_recall_copy_no_features(monkeypatch):
     monkeypatch.setattr(two_precisions, "_PAIRS", 64)
     random = np.random.default_rng(2)

@@ -19,6 +19,7 @@ from evaluations.metrics.statistics import Gaussian, fit_gaussian
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.slow
 def test_metrics_import_neither_torch_nor_tensorflow():
     code = (
         "import sys\n"
@@ -69,6 +70,7 @@ def test_frechet_of_commuting_covariances():
     assert frechet_distance(second, first) == pytest.approx(exact, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_frechet_of_rank_one_covariances():
     u, v = np.random.RandomState(2).randn(2, 500)
     mu = np.zeros(500)

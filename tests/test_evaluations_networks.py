@@ -65,6 +65,7 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_another_architecture_of_the_same_weights_is_another_network(place):
     """Such as a flag that changes no weight's shape: it must not find the other's cache entry."""
     checkpoint = write_classifier(place)
@@ -84,6 +85,7 @@ def test_another_architecture_of_the_same_weights_is_another_network(place):
     assert other_plain.network_config["classifier_num_head_channels"] == 16
 
 
+@pytest.mark.slow
 def test_any_function_gives_features(place, run):
     found = run(EVALUATOR, ["ref.npz", "s.npz", "--features", "own_network:features", "--json", "out.json"])
     assert [line.split(":")[0] for line in found.stdout.splitlines()] == ["FID", "Precision", "Recall"]

@@ -26,6 +26,7 @@ def place(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "batch_size"), [("graph", "5"), ("classifier", "64")])
 def test_figures_of_one_process(place, run, network, batch_size):
     """With an odd batch at the end, and with fewer batches than ranks."""
@@ -44,6 +45,7 @@ def test_figures_of_one_process(place, run, network, batch_size):
     assert both.stderr.count("wrote") == 1
 
 
+@pytest.mark.slow
 def test_what_is_cached_needs_no_ranks(place, run):
     flags = ["ref.npz", "s.npz", "--features", "model000010.pt", "--cache", "cache"]
     first = run(PROGRAM, flags, launcher="fork2")
@@ -52,6 +54,7 @@ def test_what_is_cached_needs_no_ranks(place, run):
     assert "activations from" in second.stderr and second.stdout == first.stdout
 
 
+@pytest.mark.slow
 def test_a_damaged_file_ends_all_ranks(place, run):
     content = bytearray((place / "s.npz").read_bytes())
     content[len(content) // 2] ^= 255
@@ -61,6 +64,7 @@ def test_a_damaged_file_ends_all_ranks(place, run):
     assert "Traceback" not in done.stderr and done.stdout == ""
 
 
+@pytest.mark.slow
 def test_a_rank_without_a_network_ends_all(place, run):
     """Rank 1 alone lacks the classifier; what it says is what the user reads."""
     program = place / "program.py"

@@ -110,6 +110,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_without_tensorflow(place):
     """Where it is not installed torch is taken, and gets by without it."""
     done = subprocess.run(

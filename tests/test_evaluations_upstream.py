@@ -70,6 +70,7 @@ def test_inception_score(case):
     assert inception_score(probabilities) == pytest.approx(upstream["inception_score"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_precision_recall(case):
     recipe, (reference, samples, _), upstream = case
     found = precision_recall(reference, samples)
@@ -82,6 +83,7 @@ def test_precision_recall(case):
     assert (np.abs(found - half) <= 0.01).all()
 
 
+@pytest.mark.slow
 def test_precision_recall_in_half_precision(case):
     """As released: also where half precision overflows, and where its coarse steps decide.
 
@@ -102,6 +104,7 @@ def test_half_precision_steps_and_overflow():
     np.testing.assert_array_equal(upstream_distances(np.array([[45.0, 4.8]]), with_large)[0, 2], np.float32(65048.04))
 
 
+@pytest.mark.slow
 def test_manifold_estimator(case):
     _, (reference, samples, _), upstream = case
     estimator = ManifoldEstimator(None, 640, 500, nhood_sizes=(2, 5), clamp_to_percentile=60)

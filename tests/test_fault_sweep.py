@@ -21,6 +21,7 @@ FEW = 2  # points of an action
 # ---- the programs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sampling-resumed", "classifier_train"])
 def test_no_fault_in_a_few_points(name, tmp_path):
     job = make_jobs(tmp_path, (name,))[name]
@@ -34,6 +35,7 @@ def test_no_fault_in_a_few_points(name, tmp_path):
             assert row.runs == FEW and not any(row.counts.values()), row
 
 
+@pytest.mark.slow
 def test_two_commands_in_one_folder(tmp_path):
     with Sweep(tmp_path) as sweep:
         row = sweep.call(meet, sweep.call(make_pair, "two-sampling", tmp_path), tmp_path, None, 2)
@@ -184,6 +186,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nothing", *PLANTED])
 def test_a_planted_fault_is_found(name, tmp_path):
     old, new, action, kind = PLANTED.get(name, ("", "", None, None))

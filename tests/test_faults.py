@@ -6,9 +6,12 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tests.helpers import ROOT, clean_environment
 
 
+@pytest.mark.slow
 def test_nothing_is_lost():
     command = [sys.executable, "-m", "tests.faults", "--kills", "8", "--others", "1", "--patience", "4"]
     done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=600)

@@ -28,6 +28,7 @@ def row(run: str, sampler: str, fid: object, seed: int = 0, guidance: str = "con
     return run, seed, 50, "c" if guidance else "", guidance, scale if guidance else "", "", sampler, fid, ""
 
 
+@pytest.mark.slow
 def test_points_by_sampler_and_evaluations(tmp_path):
     table = make_table(
         tmp_path,

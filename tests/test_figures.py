@@ -74,6 +74,7 @@ def make_trace(path: Path, *, samples=6, steps=STEPS, channels=1, seed=0, maps=2
     return path
 
 
+@pytest.mark.slow
 def test_vanishing(tmp_path):
     path = make_trace(tmp_path / "a.npz")
     other = make_trace(tmp_path / "b.npz", channels=3, seed=1, steps=STEPS[::2])
@@ -131,6 +132,7 @@ def test_vanishing_points_are_those_of_a_loop():
     assert len({tuple(row) for row in expected}) > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [STEPS, STEPS[:1], np.arange(999, -1, -4)], ids=len)
 def test_vanishing_points(tmp_path, steps):
     norm = np.full((4, len(steps)), 0.5, np.float32)
@@ -221,6 +223,7 @@ def test_compare(tmp_path, channels):
     refused("--class_names: found 1 names", "compare", *both, "--class_names", names)
 
 
+@pytest.mark.slow
 def test_figures_take_folders(tmp_path):
     """A run's folder and images as the evaluator does, a run's folder for its trace, a report's for its table."""
     images = np.random.RandomState(0).randint(0, 256, (4, 6, 8, 3)).astype(np.uint8)
@@ -264,6 +267,7 @@ def sweep_rows(mark: str = "") -> list[tuple]:
     return [*rows, ("g", 0, 50, "c", "gradnorm", 1, 300, 30, mark), ("unfinished", 0, 50, "c", "range", 1, 5, "", mark)]
 
 
+@pytest.mark.slow
 def test_sweep(tmp_path):
     table = make_table(tmp_path / "runs.csv", *sweep_rows())
     picture, data = figure("sweep", table, "--out", tmp_path / "f.png")
@@ -310,6 +314,7 @@ def test_tables_that_are_no_sweep(tmp_path):
     refused("cannot be read", "sweep", tmp_path / "none.csv")
 
 
+@pytest.mark.slow
 def test_bad_input(tmp_path):
     good = make_trace(tmp_path / "a.npz")
     for name in ("vanishing", "vanishing-points", "gradient-maps", "compare"):
@@ -344,6 +349,7 @@ def test_without_matplotlib(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.png")) and not list(tmp_path.glob("*.csv"))
 
 
+@pytest.mark.slow
 def test_class_names_of_the_run(tmp_path, monkeypatch):
     """From a config.json, or from the checkpoints that run.json names; the pictures of every figure use them."""
     (tmp_path / "classifier").mkdir()
@@ -377,6 +383,7 @@ def test_class_names_of_the_run(tmp_path, monkeypatch):
         refused(line, "vanishing", f"a={paths[0]}", "--class_names", tmp_path / "other.json")
 
 
+@pytest.mark.slow
 def test_the_band_of_vanishing_is_explained(tmp_path, monkeypatch):
     from matplotlib.figure import FigureBase
 

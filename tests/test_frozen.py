@@ -137,6 +137,7 @@ def test_other_numbers_are_noticed(monkeypatch, messages):
     assert messages[0].startswith("warning: --compile: UNetModel stays as it is, compiled it differs by ")
 
 
+@pytest.mark.slow
 def test_memory_of_graphs_is_copied_out(monkeypatch, messages):
     monkeypatch.setattr(torch, "compile", GraphCompiler())
     monkeypatch.setattr(compiling, "_replays_graphs", lambda x: True)
@@ -148,6 +149,7 @@ def test_memory_of_graphs_is_copied_out(monkeypatch, messages):
         torch.testing.assert_close(out, plain(x, T), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_casting_once_is_casting_at_every_call(dtype):
     """Bitwise; the normalisations keep their float32 weights."""

@@ -57,6 +57,7 @@ def start(folder: Path, launcher: str, victim: int) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher, sent, victim",
     [
@@ -95,6 +96,7 @@ def is_alive(pid: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_without_a_launcher_the_others_notice(tmp_path, fork_server, victim):
     """As on two machines: nobody ends one rank when the other fails."""
@@ -153,11 +155,13 @@ def wait_for(condition, seconds: float = 30) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_healthy_ranks_go_on(ranks):
     time.sleep(10)
     assert ranks.ended == [] and all(heart.beating for heart in ranks.hearts)
 
 
+@pytest.mark.slow
 def test_a_failing_rank_gives_its_reason(ranks, capfd):
     ranks.hearts[1].tell(2, "InputError: no such file")
     ranks.hearts[1].stop()
@@ -167,6 +171,7 @@ def test_a_failing_rank_gives_its_reason(ranks, capfd):
     assert line.startswith("error: rank 1 (") and line.endswith("failed: InputError: no such file\n")
 
 
+@pytest.mark.slow
 def test_another_process_under_the_number_of_a_rank_is_not_that_rank(ranks, monkeypatch, capfd):
     """Its number is in use again, so it is gone; whoever has the number now is left alone."""
     monkeypatch.setattr(watchdog.processes, "start_time", lambda pid: "later")
@@ -174,6 +179,7 @@ def test_another_process_under_the_number_of_a_rank_is_not_that_rank(ranks, monk
     assert "is gone: it was killed or crashed" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_done_may_go(ranks):
     for heart in ranks.hearts:
         heart.expect_leavers()
@@ -197,6 +203,7 @@ def test_malformed_patience_is_named(monkeypatch):
         Heartbeat(lambda status: None).start(dist.HashStore(), 0, 2)
 
 
+@pytest.mark.slow
 def test_a_single_process_has_no_heartbeat(tmp_path):
     code = (
         "import threading; from guided_diffusion import dist_util\n"

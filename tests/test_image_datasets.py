@@ -281,6 +281,7 @@ def test_one_worker_serves_all_epochs(folder):
     assert len(workers) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [b"", b"not an image", None])
 def test_an_unreadable_image_is_named_in_one_line(folder, damage):
     path = Path(folder, "sub", "a_3.png")
@@ -323,6 +324,7 @@ def test_too_few_images_for_every_rank_stops_every_rank(folder):
             load_data(data_dir=folder, batch_size=4, image_size=8)
 
 
+@pytest.mark.slow
 def test_a_program_that_stops_in_mid_epoch_ends(folder):
     code = (
         "from guided_diffusion.image_datasets import load_data\n"

@@ -64,6 +64,7 @@ def packed(folder: Path, kind: str) -> Path:
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz"])
 def test_every_suffix_is_found_and_the_rest_counted(folder, kind):
     files = list_images(str(folder if kind == "folder" else packed(folder, kind)))

@@ -331,6 +331,7 @@ TRAIN = {"iterations": 2, "batch_size": 2, "save_interval": 1, **DIFFUSION}
 TABLE = "15 images, 3 classes by folder: cat 4, dog 5, fox 6 (smallest 4, largest 6)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "flags"), [("classifier_train", CLASSIFIER), ("image_train", {**MODEL, "class_cond": True})]
 )

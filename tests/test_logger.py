@@ -121,6 +121,7 @@ def test_tensorboard(tmp_path):
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.5), (2, 2.5)]
 
 
+@pytest.mark.slow
 def test_importing_the_logger_loads_no_tensorboard():
     code = "import sys, guided_diffusion.logger; print('tensorboard' in sys.modules, 'mpi4py' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -358,6 +359,7 @@ def test_a_line_that_fits_half_is_left_out(tmp_path, caplog):
     assert (tmp_path / "log.txt").read_text() == "first\nthird\n" and len(caplog.messages) == 1
 
 
+@pytest.mark.slow
 def test_the_warning_is_a_line_on_stderr_and_in_the_log(tmp_path):
     (tmp_path / "out" / "progress.csv").mkdir(parents=True)
     (tmp_path / "out" / "progress.json").symlink_to("/dev/full")
@@ -444,6 +446,7 @@ def test_programs_without_a_name(tmp_path, monkeypatch, argument, name):
     assert re.fullmatch(rf"{name}-\d{{4}}(-\d\d){{5}}", folder.name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["mpiexec", "torchrun"])
 def test_all_ranks_share_one_new_directory(tmp_path, launcher):
     program = tmp_path / "program.py"

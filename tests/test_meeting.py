@@ -100,6 +100,7 @@ def test_a_failure_that_the_launcher_notices_need_not_wait_for_the_deadline(tmp_
     assert done.statuses != [0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["mpiexec", "torchrun"])
 def test_a_slow_rank_is_waited_for(tmp_path, launcher):
     done = run(tmp_path, launch_prefix(launcher), "time.sleep(2)", "1", "--meet_timeout=60")
@@ -107,6 +108,7 @@ def test_a_slow_rank_is_waited_for(tmp_path, launcher):
     assert [path.read_text() for path in tmp_path.glob("met*")] == ["2", "2"]
 
 
+@pytest.mark.slow
 def test_a_shell_between_mpiexec_and_its_ranks(tmp_path):
     *launcher, python = launch_prefix("mpiexec", 3)
     shell = [*launcher, "sh", "-c", f'{python} "$@"; exit $?', "sh"]
@@ -115,6 +117,7 @@ def test_a_shell_between_mpiexec_and_its_ranks(tmp_path):
     assert all(line.startswith("error: rank 1 of 3 has not come within 2 s") for line in done.error_lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault, attempts_that_met, status",
     [
@@ -134,6 +137,7 @@ def test_restarts_by_torchrun(tmp_path, fault, attempts_that_met, status):
     assert len(list(tmp_path.glob("met*"))) == 2 * attempts_that_met
 
 
+@pytest.mark.slow
 def test_tasks_of_slurm(tmp_path):
     """Rank 0 holds the store and is the first to give up, as rank 2 has come later; nobody ends one for the other."""
     (tmp_path / "program.py").write_text(PROGRAM)
@@ -153,6 +157,7 @@ def test_tasks_of_slurm(tmp_path):
         assert stderr.count("error:") == 1 and "Traceback" not in stderr
 
 
+@pytest.mark.slow
 def test_without_rank_0_there_is_no_store(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -164,6 +169,7 @@ def test_without_rank_0_there_is_no_store(tmp_path):
     assert re.fullmatch("error: rank 0 of 2 has not come within 1 s: .*\n", done.stderr)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["mpiexec", "torchrun"])
 def test_a_wrong_value_is_refused_once(tmp_path, launcher):
     done = run(tmp_path, launch_prefix(launcher), "", "1", "--meet_timeout", "soon")
@@ -204,6 +210,7 @@ def test_every_program_knows_the_flag_and_a_run_goes_on_with_another_value():
     assert "meet_timeout" in CHANGEABLE_FLAGS and "meet_timeout" in CHANGEABLE
 
 
+@pytest.mark.slow
 def test_mpi_is_what_mpi4py_makes_of_it(tmp_path):
     """Joined by `run_main`, errors are exceptions, and all of MPI's threads are to be had."""
     (tmp_path / "program.py").write_text(
@@ -221,6 +228,7 @@ def test_mpi_is_what_mpi4py_makes_of_it(tmp_path):
     assert (done.statuses, done.stdout.count("caught"), done.stderr) == ([0], 2, "")
 
 
+@pytest.mark.slow
 def test_a_name_without_an_address(run, tmp_path):
     """torchrun gives rank 0's host name, which in a container may mean nothing; PyTorch would try it for minutes."""
     program = tmp_path / "program.py"

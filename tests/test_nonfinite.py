@@ -169,6 +169,7 @@ class TestRun:
         ]
 
 
+@pytest.mark.slow
 def test_a_script_skips_too(run, checkpoints, tmp_path):
     """The last bias sends the model's output to 2e38, and with it x_t beyond the largest number."""
     state = checkpoint.read_state_dict(checkpoints["model"])

@@ -58,6 +58,7 @@ def trained(peer, tmp_path_factory) -> dict[str, Path]:
     return folders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writer", ["ours", "upstream's"])
 def test_either_side_goes_on_from_the_others_half_precision_files(peer, trained, writer):
     weights = trained[writer] / "model000002.pt"

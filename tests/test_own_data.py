@@ -32,6 +32,7 @@ def make_photographs(folder: Path) -> None:
         path.rename(target)
 
 
+@pytest.mark.slow
 def test_the_commands_lead_to_an_evaluation(run: Runner):
     pytest.importorskip("matplotlib")
     make_photographs(run.cwd)

@@ -6,6 +6,7 @@ from tests.parity.cases_sampling import CASES
 from tests.parity.compare import check
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_sampling(case):
     check(case)

@@ -18,6 +18,7 @@ from guided_diffusion.script_util import build_model
 from tests.helpers import MODEL, ROOT, make_checkpoint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["model", "conditional"])
 def test_the_readmes_example(kind, checkpoints, monkeypatch):
     """Word for word, with models that are given the labels and models that are not."""

@@ -324,6 +324,7 @@ def valid(tmp_path_factory) -> tuple[Path, dict[str, dict]]:
     return folder, {str(path.relative_to(folder)): tomllib.loads(path.read_text()) for path in files}
 
 
+@pytest.mark.slow
 @settings(
     max_examples=EXAMPLES or 300, derandomize=not EXAMPLES, database=None, deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -211,6 +211,7 @@ def test_published_files():
 # ---- the command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", PUBLISHED_RECIPES, ids=lambda recipe: recipe[0])
 def test_show_prints_the_published_recipes(recipe):
     row, class_cond, respacing, gamma, eds, ect, _figures = recipe
@@ -245,6 +246,7 @@ def test_show_prints_files_figures_notes_and_disk():
     assert PUBLISHED[Path(command[3]).name].url in batch
 
 
+@pytest.mark.slow
 def test_show_of_a_size_without_a_published_ect_classifier_trains_one():
     done = reproduce_command("show", "supplement-table1-64/cadm-g-ect-eds-ddpm250", "--nproc", "4")
     train, sample = (parse_command(command, 4) for command in printed_commands(done.stdout, "mpiexec"))
@@ -253,6 +255,7 @@ def test_show_of_a_size_without_a_published_ect_classifier_trains_one():
     assert train[1]["classifier_depth"] == sample[1]["classifier_depth"] == 4
 
 
+@pytest.mark.slow
 def test_one_process_needs_no_launcher():
     done = reproduce_command("show", "supplement-table1-64/cadm-g-ect-eds-ddpm250", "--nproc", "1")
     assert "mpiexec" not in done.stdout
@@ -260,10 +263,12 @@ def test_one_process_needs_no_launcher():
     assert scripts == ["scripts/classifier_train.py", "scripts/classifier_sample.py"]
 
 
+@pytest.mark.slow
 def test_version():
     assert reproduce_command("--version").stdout.startswith("ed-dpm ")
 
 
+@pytest.mark.slow
 def test_list_has_every_row():
     done = reproduce_command("list")
     assert done.returncode == 0
@@ -274,6 +279,7 @@ def test_list_has_every_row():
     assert re.search(r"IDDPM +2\.92 +published samples +-$", lines["supplement-table1-64/iddpm"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -107,6 +107,7 @@ def flags_of(command: list[str]) -> dict[str, str]:
 # ---- before any work
 
 
+@pytest.mark.slow
 def test_a_file_behind_a_form_is_asked_for_first(tmp_path):
     done = ed_dpm("run", "table2", "--out", tmp_path / "out", "--models", tmp_path)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
@@ -145,6 +146,7 @@ def test_mistakes_end_in_one_line(words, message, tmp_path, monkeypatch):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_folder_is_for_one_book(tmp_path):
     (tmp_path / "book.json").write_text(json.dumps({"recipes": "experiments/recipes", "rehearsal": False}))
     done = ed_dpm("run", "table1/cadm-ddpm250", "--rehearse", "--out", tmp_path)

@@ -48,6 +48,7 @@ def checkpoint_names(folder: Path) -> set[str]:
     return {path.name for path in folder.glob("*.pt")}
 
 
+@pytest.mark.slow
 def test_classifier_training_goes_on(run, tmp_path, images):
     flags = CLASSIFIER | DIFFUSION | {
         "data_dir": images, "val_data_dir": images, "batch_size": 4, "log_interval": 1, "eval_interval": 1,
@@ -69,6 +70,7 @@ def test_classifier_training_goes_on(run, tmp_path, images):
     assert samples == [24, 32, 40, 48], "of both processes"
 
 
+@pytest.mark.slow
 def test_diffusion_training_goes_on(run, tmp_path, images):
     """An average with rate 1.0 never moves, so a run that lost it would show."""
     flags = MODEL | DIFFUSION | {
@@ -101,6 +103,7 @@ def sampling(checkpoints) -> dict:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_in_the_midst_of_sampling(run, tmp_path, sampling):
     """kill -9 for the launcher and all ranks; the same command then completes the run."""
     with (tmp_path / "output").open("w") as output:
@@ -138,6 +141,7 @@ def test_killed_in_the_midst_of_sampling(run, tmp_path, sampling):
     assert (result.read_bytes(), result.stat().st_mtime_ns) == before
 
 
+@pytest.mark.slow
 def test_two_ranks_train_as_one(run, tmp_path):
     gradients = {}
     for launcher, ranks in (("fork", 1), ("mpiexec", 2)):

@@ -128,6 +128,7 @@ def test_a_quicker_owner_gets_its_file_back_without_links(tmp_path, monkeypatch)
 ODD = json.dumps(asdict(Owner.here()) | {"pid": "../1"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contents", [json.dumps(elsewhere()), "", '{"pid": 3}', ODD])
 def test_an_owner_elsewhere_is_waited_for_until_it_is_silent(tmp_path, monkeypatch, capsys, contents):
     monkeypatch.setattr(run_directory, "SILENT_SECONDS", 1.5)
@@ -199,6 +200,7 @@ def test_a_file_system_without_links(tmp_path, monkeypatch):
     check_held(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left_behind", [False, True])
 def test_of_many_at_once_one_gets_it(tmp_path, left_behind):
     """Also where all of them find the file of a process that has ended."""
@@ -228,6 +230,7 @@ def test_of_many_at_once_one_gets_it(tmp_path, left_behind):
         assert statuses == [2] * 7 + [0]
 
 
+@pytest.mark.slow
 def test_two_samplings_at_once(run, tmp_path, checkpoints):
     """The second is refused in one line that names the first; the rows are of one seed."""
     flags = {"model_path": checkpoints["model"], "num_samples": 12, "batch_size": 1, "log_dir": "both"}

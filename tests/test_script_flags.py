@@ -224,6 +224,7 @@ dist_util.run_main(Parser("Program.", RunConfig).parse)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "mpiexec"])
 def test_a_wrong_flag_is_said_once_though_rank_0_is_late(run, tmp_path, launcher):
     """The launcher ends all ranks as soon as one has failed."""

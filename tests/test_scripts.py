@@ -31,6 +31,7 @@ from tests.helpers import (
 TRAIN = {"batch_size": 4, "log_interval": 1, **DIFFUSION}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "channels"), [("mpiexec", 3), ("torchrun", 3), ("python", 1)]
 )  # fmt: skip
@@ -72,6 +73,7 @@ def test_classifier_from_training_to_evaluation(run, tmp_path, launcher, channel
     assert all(np.isfinite(float(value)) for value in values.values())
 
 
+@pytest.mark.slow
 def test_diffusion_model_from_training_to_samples(run, tmp_path, images):
     flags = MODEL | TRAIN | {"data_dir": images, "class_cond": None, "learn_sigma": True, "ema_rate": "0.5,0.9"}
     run("image_train", flags | {"iterations": 3, "save_interval": 2, "log_dir": "first"}, launcher="fork2")
@@ -92,6 +94,7 @@ def test_samples_of_an_unconditional_model_have_no_labels(run, tmp_path, checkpo
     assert list(read_npz(tmp_path / "samples" / "samples_3x8x8x3.npz")) == ["arr_0"]
 
 
+@pytest.mark.slow
 def test_super_resolution_from_training_to_samples(run, tmp_path, images):
     sizes = {"large_size": 8, "small_size": 4, "learn_sigma": True, "class_cond": None}
     run(
@@ -114,6 +117,7 @@ def test_super_resolution_from_training_to_samples(run, tmp_path, images):
     assert np.array_equal(*results), "sample i comes from image i whatever the number of processes"
 
 
+@pytest.mark.slow
 def test_base_samples_may_be_a_folder(run, tmp_path, images):
     """As the evaluator takes it: the files of convert.py in the order of their numbers, or the names of training."""
     sizes = {"large_size": 8, "small_size": 4, "learn_sigma": True, "class_cond": None}
@@ -146,6 +150,7 @@ def test_base_samples_may_be_a_folder(run, tmp_path, images):
     assert "--base_images" in again.error_lines[0]
 
 
+@pytest.mark.slow
 def test_nll(run, tmp_path, images, checkpoints):
     flags = {"model_path": checkpoints["model"], "data_dir": images, "num_samples": 8, "random_flip": False}
     run("image_nll", flags | {"batch_size": 4, "log_dir": "alone"})
@@ -264,6 +269,7 @@ class TestRandomness:
         expected, found = arrays_of(plain_run[0]), arrays_of(guided(seed=1)[0])
         assert (expected["arr_0"] != found["arr_0"]).reshape(7, -1).any(axis=1).all()
 
+    @pytest.mark.slow
     def test_scale_and_eds_have_an_effect(self, guided, plain_run):
         expected = arrays_of(plain_run[0])["arr_0"]
         for changes in ({"eds": False, "classifier_scale": 50}, {"classifier_scale": 0}, {"classifier_scale": 50}):
@@ -330,6 +336,7 @@ def logs(fork_server, tmp_path_factory, images) -> dict[str, list[dict]]:
 
 
 class TestEct:
+    @pytest.mark.slow
     def test_the_loss_is_what_it_says(self, logs):
         for name, weight in {"plain": 0, "default": 0.2, "strong": 5}.items():
             for row in logs[name]:
@@ -394,6 +401,7 @@ class TestSameRun:
         flags = self.FLAGS | {"model_path": checkpoints["model"], "classifier_path": checkpoints["classifier"]}
         return lambda **changes: run("classifier_sample", {k: v for k, v in (flags | changes).items() if v != ""})
 
+    @pytest.mark.slow
     def test_the_same_files_elsewhere(self, sample, run, checkpoints, tmp_path):
         sample(eds=True)
         shutil.copytree(checkpoints["model"].parent, tmp_path / "copy")
@@ -406,6 +414,7 @@ class TestSameRun:
         (line,) = run("classifier_sample", flags | {"eds": True}, fails=True).error_lines
         assert f"--model_path {checkpoints['conditional']} has other contents than copy/model.pt when the run" in line
 
+    @pytest.mark.slow
     def test_a_rule_by_either_name(self, sample, tmp_path):
         sample(eds=True)
         assert "already complete" in sample(guidance="entropy").stdout
@@ -416,6 +425,7 @@ class TestSameRun:
         manifest.write_text(json.dumps(saved | {"eds": False}))
         assert "already complete" in sample(eds=True).stdout
 
+    @pytest.mark.slow
     def test_a_trace_or_a_grid_asked_for_later(self, sample, tmp_path):
         sample()
         told = sample(trace="trace.npz", save_images=True)
@@ -432,6 +442,7 @@ class TestSameRun:
         told = sample(num_samples=10, trace="of_another.npz", trace_samples=1)
         assert "of_another.npz: of other samples; it is made only with the samples" in told.stdout
 
+    @pytest.mark.slow
     def test_the_scale_report_outlives_interruptions(self, sample, run, checkpoints, tmp_path):
         whole = sample(log_dir="whole", num_samples=9)
         expected = json.loads((tmp_path / "whole" / "guidance_scale_9x8x8x3.json").read_text())

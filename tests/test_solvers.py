@@ -187,6 +187,7 @@ class Mixture:
 
 
 class TestGuided:
+    @pytest.mark.slow
     @pytest.mark.parametrize("sampler", SOLVERS)
     def test_same_point_as_ddim_with_all_steps(self, sampler):
         ddim, _ = Mixture().sample("ddim", 1000, scale=3.0)
@@ -289,6 +290,7 @@ class TestFlags:
         with pytest.raises(InputError, match=f"--sampler: found {sampler} together with --use_ddim, expected ddim"):
             sampling_loop(process(4), sampler, use_ddim=True)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("sampler", SOLVERS)
     def test_guided_samples_resumed_and_in_two_processes(self, run, tmp_path, checkpoints, sampler):
         flags = {
@@ -313,6 +315,7 @@ class TestFlags:
         (line,) = run("classifier_sample", flags | {"log_dir": "cut", "sampler": "ddim"}, fails=True).error_lines
         assert f"--sampler ddim (the run there has {sampler})" in line
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("launcher", ["fork", "fork2"])
     def test_unguided_samples(self, run, tmp_path, checkpoints, launcher):
         flags = {"model_path": checkpoints["model"], "num_samples": 3, "batch_size": 2, "timestep_respacing": "4"}

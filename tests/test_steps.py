@@ -222,6 +222,7 @@ def test_only_steps_of_several_processes_need_mpiexec(kitchen, monkeypatch):
         kitchen.run([several])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blow", [signal.SIGTERM, signal.SIGINT])
 def test_ending_it_ends_what_it_runs(tmp_path, blow):
     program = (

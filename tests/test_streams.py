@@ -50,6 +50,7 @@ def shell(line: str, cwd: Path, **environment: str) -> subprocess.CompletedProce
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("redirection", "unbuffered"),
     [
@@ -73,6 +74,7 @@ def test_no_run_ends_because_nobody_can_read_what_it_says(tmp_path, redirection,
     assert "finished: 3 steps" in log and "Traceback" not in log
 
 
+@pytest.mark.slow
 @needs_full
 def test_real_runs_end_well_with_all_streams_on_a_full_disk_or_closed(tmp_path, images, checkpoints):
     sampling = {"model_path": checkpoints["model"], "num_samples": 3, "timestep_respacing": "3", "log_dir": "samples"}
@@ -91,6 +93,7 @@ def test_real_runs_end_well_with_all_streams_on_a_full_disk_or_closed(tmp_path, 
     assert list((tmp_path / "training").glob("model*.pt"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("redirection", "status", "said"),
     [
@@ -160,6 +163,7 @@ def test_folders_of_any_name(run, tmp_path, images, checkpoints, name):
     assert list((tmp_path / name / "training").glob("model*.pt"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("locale", LOCALES, ids=lambda locale: " ".join(f"{k}={v}" for k, v in locale.items()))
 def test_folders_of_any_name_in_any_locale(tmp_path, checkpoints, locale):
     flags = {"model_path": checkpoints["model"], "num_samples": 2, "timestep_respacing": "2", "log_dir": NAME}

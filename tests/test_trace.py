@@ -281,6 +281,7 @@ class TestScript:
             assert (trace["entropy_ratio"] > 0).all() and (trace["p_y"] > 0).all()
             assert not any(trace[name].any() for name in ("scale", "relative_guidance", "map_guidance"))
 
+    @pytest.mark.slow
     def test_one_channel_and_a_model_of_x_0(self, sample, tmp_path):
         paths = {
             "model_path": make_checkpoint(tmp_path / "model", "model", in_channels=1, predict_xstart=True),

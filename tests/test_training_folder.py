@@ -134,6 +134,7 @@ def test_pruning_that_is_interrupted_is_done_later(folder, tmp_path, monkeypatch
     assert {Path(name).stem[-6:] for name in tree(tmp_path)} == {"000020"}
 
 
+@pytest.mark.slow
 def test_every_bit_counts(folder, tmp_path):
     """Wherever a byte of any file changes, the checkpoint no longer counts."""
     kept = shutil.copytree(tmp_path, tmp_path.with_name("kept"))
@@ -222,6 +223,7 @@ def test_signals_are_caught_in_the_block_alone():
     assert {number: signal.getsignal(number) for number in before} == before
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once():
     program = (
         "import os, signal, time\n"

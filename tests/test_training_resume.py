@@ -69,6 +69,7 @@ def assert_same_files(found: Path, expected: Path) -> None:
         torch.testing.assert_close(*values, rtol=0, atol=0, msg=lambda text, name=name: f"{name} {text}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "launcher"),
     [(script, launcher) for script in JOBS for launcher in ("fork", "fork2")][:-1],  # one and two processes
@@ -94,6 +95,7 @@ def test_an_interrupted_run_equals_an_undisturbed_one(train, tmp_path, script, l
     assert steps[-1] == 5 and set(steps) == set(range(6)) and len(steps) < 12, "nothing was trained anew"
 
 
+@pytest.mark.slow
 def test_the_sampler_of_timesteps_was_at_work(train, tmp_path):
     """Of 2 timesteps each has been seen 10 times after 6 batches of 4, so the runs above did weigh them."""
     train("image_train", "run")
@@ -101,6 +103,7 @@ def test_the_sampler_of_timesteps_was_at_work(train, tmp_path):
     assert [len(losses) for losses in kept["state"]["loop"]["schedule_sampler"]["recent"]] == [10, 10]
 
 
+@pytest.mark.slow
 def test_signals_that_save(train, tmp_path):
     """SIGUSR1 saves and goes on; SIGINT saves and ends; where the last step is done nothing is left to stop."""
     folder = tmp_path / "run"
@@ -150,6 +153,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_passed_over(again, tmp_path, finished, damage):
     DAMAGES[damage](tmp_path / "run")
@@ -206,6 +210,7 @@ def test_other_images_are_refused(again, tmp_path, finished):
     assert "images 23 with names" in again(True, data_dir=copied).error_lines[0]
 
 
+@pytest.mark.slow
 def test_more_steps_later_and_keeping_few(train, tmp_path):
     """A run's last checkpoint has the count of steps for its name, which a longer run gives to another step."""
     train("image_train", "whole", iterations=6, save_interval=4)
@@ -220,6 +225,7 @@ def test_more_steps_later_and_keeping_few(train, tmp_path):
         torch.testing.assert_close(*values, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_requeued_command_prefers_its_own_checkpoints(train, tmp_path):
     """--resume_checkpoint is where the run begins, each time the command is given; its own newer steps come first."""
     start = make_checkpoint(tmp_path / "start", "model", learn_sigma=True, class_cond=True).rename(
@@ -240,6 +246,7 @@ def test_more_steps_of_a_falling_rate(train, tmp_path):
     assert "--lr_anneal_steps 4 (the run there has 2); the learning rate is annealed over --lr_anneal_steps, so" in line
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_with_the_same_batch(train, tmp_path):
     train("image_train", "run", ("step:3", "SIGTERM", "all"), launcher="fork2", batch_size=2)
     assert "going on with 1 process, 2 before" in train("image_train", "run", batch_size=4).stdout
@@ -248,6 +255,7 @@ def test_another_number_of_processes_with_the_same_batch(train, tmp_path):
     assert all(np.isfinite(float(row["loss"])) for row in rows)
 
 
+@pytest.mark.slow
 def test_float16_keeps_its_loss_scale(train, tmp_path):
     grown = {"use_fp16": None, "fp16_scale_growth": 0.4, "schedule_sampler": "uniform"}
     train("image_train", "whole", **grown)

@@ -132,6 +132,7 @@ def errors(output: Path) -> str:
     return " | ".join(line for line in output.read_text().splitlines() if "error: " in line)
 
 
+@pytest.mark.slow
 def test_training_with_the_link_cut(hosts, jobs, run, tmp_path):
     job, folder, outputs = jobs["training"], tmp_path / "shared", [tmp_path / "a", tmp_path / "b"]
     run(job.program, job.arguments(tmp_path / "whole"), launcher="fork2")
@@ -166,6 +167,7 @@ def test_training_with_the_link_cut(hosts, jobs, run, tmp_path):
     say("finished: model, average and optimizer equal those of the undisturbed run in every byte")
 
 
+@pytest.mark.slow
 def test_sampling_goes_on_with_the_host_that_is_left(hosts, jobs, run, tmp_path):
     job, folder, outputs = jobs["sampling"], tmp_path / "shared", [tmp_path / "a", tmp_path / "b"]
     run(job.program, job.arguments(tmp_path / "whole"))
@@ -205,6 +207,7 @@ dist_util.run_main(main)
 """
 
 
+@pytest.mark.slow
 def test_mpiexec_with_a_host_file_and_the_link_cut(hosts, tmp_path):
     pytest.importorskip("mpi4py")
     (tmp_path / "waits.py").write_text(WAITS_FOR_RANK_1)
