@@ -288,7 +288,7 @@ def check_manifest(
         before = earlier[-1]
         told = [f"{name} {before.get(name)} -> {v}" for name, v in versions.items() if before.get(name) != v]
         logger.log(f"resuming with other versions ({', '.join(told)}): samples may differ by rounding")
-    command = f"{sys.argv[0]} {shlex.join(sys.argv[1:])}"  # the first may be two words, `ed-dpm sample`
+    command = " ".join([*sys.argv[:1], *map(shlex.quote, sys.argv[1:])])  # the first may be two words, `ed-dpm sample`
     notes = {
         "sha256": found.get("sha256", {}) | sha256,
         "versions": earlier + [versions] * (bool(versions) and versions not in earlier),
