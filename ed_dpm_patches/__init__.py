@@ -13,7 +13,12 @@ from .guidance import ClassifierGuidance
 from .rules import ConstantRule, EntropyRule, GradientNormRule, GuidanceRule, RangeRule, TimestepRule
 from .softmax import Softmax
 
-OldNames({"ed_dpm_patches.reproduce": "experiments", "ed_dpm_patches.figures": "experiments.figures"}).install()
+OldNames({
+    "ed_dpm_patches.probabilities": "ed_dpm_patches.softmax",
+    "ed_dpm_patches.report": "ed_dpm_patches.scale_stats",
+    "ed_dpm_patches.reproduce": "experiments",
+    "ed_dpm_patches.figures": "experiments.figures",
+}).install()  # fmt: skip
 
 __all__ = [
     "ClassifierGuidance",

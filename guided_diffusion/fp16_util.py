@@ -1,6 +1,5 @@
 """Upstream's fp16_util: the code is in models/fp16.py."""
 
-
 from guided_diffusion.models import fp16
 from guided_diffusion.models.fp16 import (  # noqa: F401
     INITIAL_LOG_LOSS_SCALE,

@@ -1,6 +1,5 @@
 """Upstream's image_datasets: the code is in data/datasets.py."""
 
-
 from guided_diffusion.data import datasets
 from guided_diffusion.data.datasets import (  # noqa: F401
     ImageDataset,

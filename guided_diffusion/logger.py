@@ -1,6 +1,5 @@
 """Upstream's logger: the code is in runs/logger.py."""
 
-
 from guided_diffusion.moved import forward_assignments
 from guided_diffusion.runs import log_formats, logger
 from guided_diffusion.runs.log_formats import (  # noqa: F401

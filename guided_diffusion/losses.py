@@ -1,6 +1,5 @@
 """Upstream's losses: the code is in diffusion/likelihoods.py."""
 
-
 from guided_diffusion.diffusion import likelihoods
 from guided_diffusion.diffusion.likelihoods import (  # noqa: F401
     approx_standard_normal_cdf,

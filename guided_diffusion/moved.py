@@ -45,12 +45,11 @@ class OldNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         new = self._new(fullname)
-        if new is None or importlib.util.find_spec(new) is None:
+        found = new and importlib.util.find_spec(new)
+        if not found:
             return None
-        found = importlib.util.find_spec(new)
-        return importlib.machinery.ModuleSpec(
-            fullname, self, origin=new, is_package=found.submodule_search_locations is not None
-        )
+        package = found.submodule_search_locations is not None
+        return importlib.machinery.ModuleSpec(fullname, self, origin=new, loader_state=found, is_package=package)
 
     def _new(self, fullname: str) -> str | None:
         for old, new in self.names.items():
@@ -60,13 +59,11 @@ class OldNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         warnings.warn(f"{spec.name} is now {spec.origin}", DeprecationWarning, stacklevel=2)
-        module = importlib.import_module(spec.origin)
-        self._spec = module.__spec__
-        return module
+        return importlib.import_module(spec.origin)
 
     def exec_module(self, module: ModuleType) -> None:
         """Nothing is to be executed; the module keeps its own spec."""
-        module.__spec__ = self._spec
+        module.__spec__ = module.__spec__.loader_state
 
     def get_code(self, fullname: str):
         """For `python -m OLD`."""

@@ -1,6 +1,5 @@
 """Upstream's nn: the code is in models/layers.py."""
 
-
 from guided_diffusion.models import layers
 from guided_diffusion.models.layers import (  # noqa: F401
     CheckpointFunction,

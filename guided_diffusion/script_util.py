@@ -1,6 +1,5 @@
 """Upstream's script_util: the code is in config/create.py."""
 
-
 from guided_diffusion.config import builders, configs, create, flags
 from guided_diffusion.config.builders import (  # noqa: F401
     create_classifier,
@@ -8,9 +7,7 @@ from guided_diffusion.config.builders import (  # noqa: F401
     create_model,
     sr_create_model,
 )
-from guided_diffusion.config.configs import (  # noqa: F401
-    NUM_CLASSES,
-)
+from guided_diffusion.config.configs import NUM_CLASSES  # noqa: F401
 from guided_diffusion.config.create import (  # noqa: F401
     add_dict_to_argparser,
     args_to_dict,
@@ -26,19 +23,11 @@ from guided_diffusion.config.create import (  # noqa: F401
     sr_create_model_and_diffusion,
     sr_model_and_diffusion_defaults,
 )
-from guided_diffusion.config.flags import (  # noqa: F401
-    str2bool,
-)
+from guided_diffusion.config.flags import str2bool  # noqa: F401
 from guided_diffusion.diffusion import respace
-from guided_diffusion.diffusion.respace import (  # noqa: F401
-    SpacedDiffusion,
-)
+from guided_diffusion.diffusion.respace import SpacedDiffusion  # noqa: F401
 from guided_diffusion.models import unet
-from guided_diffusion.models.unet import (  # noqa: F401
-    EncoderUNetModel,
-    SuperResModel,
-    UNetModel,
-)
+from guided_diffusion.models.unet import EncoderUNetModel, SuperResModel, UNetModel  # noqa: F401
 from guided_diffusion.moved import forward_assignments
 
 forward_assignments(__name__, builders, configs, create, flags, respace, unet)

@@ -1,6 +1,5 @@
 """Upstream's unet: the code is in models/unet.py."""
 
-
 from guided_diffusion.models import attention, blocks, fp16, layers, unet
 from guided_diffusion.models.attention import (  # noqa: F401
     AttentionBlock,
@@ -16,22 +15,9 @@ from guided_diffusion.models.blocks import (  # noqa: F401
     TimestepEmbedSequential,
     Upsample,
 )
-from guided_diffusion.models.fp16 import (  # noqa: F401
-    convert_module_to_f16,
-    convert_module_to_f32,
-)
-from guided_diffusion.models.layers import (  # noqa: F401
-    conv_nd,
-    linear,
-    normalization,
-    timestep_embedding,
-    zero_module,
-)
-from guided_diffusion.models.unet import (  # noqa: F401
-    EncoderUNetModel,
-    SuperResModel,
-    UNetModel,
-)
+from guided_diffusion.models.fp16 import convert_module_to_f16, convert_module_to_f32  # noqa: F401
+from guided_diffusion.models.layers import conv_nd, linear, normalization, timestep_embedding, zero_module  # noqa: F401
+from guided_diffusion.models.unet import EncoderUNetModel, SuperResModel, UNetModel  # noqa: F401
 from guided_diffusion.moved import forward_assignments
 
 forward_assignments(__name__, attention, blocks, fp16, layers, unet)
