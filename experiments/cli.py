@@ -38,11 +38,10 @@ from experiments.runner import Runner
 from experiments.smoke import SAMPLES, rehearsal
 from experiments.spec import RECIPES, ROOT, Row, short
 from experiments.spec_files import load
-from experiments.steps import claim
+from experiments.steps import claim, read_purpose
 from guided_diffusion import __version__
 from guided_diffusion.distributed import process_group
 from guided_diffusion.errors import InputError, counted
-from guided_diffusion.io.files import read_json
 from guided_diffusion.runs import status
 from guided_diffusion.system.streams import print_result
 
@@ -202,7 +201,7 @@ def _run(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace) -> None:
     if not (args.out / "book.json").exists():
         raise InputError(f"--out {args.out}: no book.json in it, expected a folder that `ed-dpm run` has made")
-    found = read_json(args.out / "book.json")
+    found = read_purpose(args.out / "book.json")
     if not (isinstance(found.get("recipes"), str) and isinstance(found.get("rehearsal"), bool)):
         raise InputError(f"{args.out / 'book.json'}: found no recipes and rehearsal, expected what `ed-dpm run` writes")
     book = load(ROOT / found["recipes"])

@@ -191,6 +191,14 @@ def device_name() -> str:
     return f"CPU {platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
+# Folders of recipes as the version before noted them.
+MOVED = {
+    "ed_dpm_patches/recipes": "experiments/recipes",
+    "demo/recipes": "experiments/digits/recipes",
+    "ablation/recipes": "experiments/cifar10/recipes",
+}
+
+
 def claim(path: Path, purpose: dict[str, Any]) -> None:
     """Own a folder until this program ends, and note in a file what it is for.
 
@@ -199,10 +207,20 @@ def claim(path: Path, purpose: dict[str, Any]) -> None:
     run_directory.claim(path.parent, process_group.fail)
     remove_leftovers(path.parent / "steps", owned=True)
     purpose = json.loads(json.dumps(purpose))  # as it will be read: tuples are lists
-    found = _read(path)
+    found = read_purpose(path)
     if found not in (None, purpose):
         raise InputError(f"{path}: found {found}, expected {purpose}; use another --out, or remove that folder")
     write_json(path, purpose)
+
+
+def read_purpose(path: Path) -> dict[str, Any] | None:
+    """What `claim` noted, with recipes of the repository where they are now; None where there is no note."""
+    found = _read(path)
+    if found and isinstance(recipes := found.get("recipes"), str):
+        for old, new in MOVED.items():
+            if recipes == old or recipes.startswith(f"{old}/"):
+                found["recipes"] = new + recipes.removeprefix(old)
+    return found
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import steps
 from experiments.runner import Runner
 from experiments.steps import Records, Step
 from guided_diffusion.errors import InputError
@@ -245,3 +246,15 @@ def test_ending_it_ends_what_it_runs(tmp_path, blow):
         for _ in range(100):
             os.kill(child, 0)
             time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("noted", "now"),
+    [("ed_dpm_patches/recipes", "experiments/recipes"), ("ablation/recipes/full", "experiments/cifar10/recipes/full")],
+)
+def test_a_folder_of_the_version_before_is_for_the_recipes_that_moved(tmp_path, noted, now):
+    (tmp_path / "book.json").write_text(json.dumps({"recipes": noted, "rehearsal": False}))
+    steps.claim(tmp_path / "book.json", {"recipes": now, "rehearsal": False})
+    assert json.loads((tmp_path / "book.json").read_text())["recipes"] == now
+    with pytest.raises(InputError, match="use another --out"):
+        steps.claim(tmp_path / "book.json", {"recipes": "elsewhere", "rehearsal": False})
