@@ -39,7 +39,7 @@ def test_nothing_but_torch_numpy_scipy_pillow_and_tqdm_is_imported():
 def gpu(out: Path, *flags: str) -> tuple[int, str]:
     """Run the command on a CPU; its status and stdout. Nothing that names its folder may be left alive."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(out), "--device", "cpu", "--tiny", *flags]
-    found = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=560)
+    found = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=1600)
     assert not left_alive(out), "processes are left running"
     return found.returncode, found.stdout + found.stderr
 
@@ -62,10 +62,11 @@ def stages(out: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1700)
 def test_every_stage_computes_on_a_cpu(tmp_path):
-    """About 90 s on an idle core."""
+    """About 90 s on an idle core; the limit leaves room for a machine that does other work."""
     require_peer()  # installs it where it is missing
-    status, text = gpu(tmp_path)
+    status, text = gpu(tmp_path, "--minutes", "25")
     assert status == 0, text[-3000:]
     assert set(stages(tmp_path).values()) == {"ok"} and len(stages(tmp_path)) == 5
     rows = read_rows(tmp_path)
