@@ -1,0 +1,1 @@
+"""Guidance where the truth is known: a Gaussian mixture with exact score, posterior mean and class probabilities."""
