@@ -45,9 +45,14 @@ class Cell:
         return "/".join(str(value) for value in asdict(self).values())
 
 
-def read_spec(path: Path = SPEC) -> dict[str, Any]:
-    """Return the study as its TOML file has it."""
-    return tomllib.loads(path.read_text())
+def read_spec(path: Path = SPEC, quick: bool = False) -> dict[str, Any]:
+    """Return the study as its TOML file has it, or with the values of its table `quick`."""
+    spec = tomllib.loads(path.read_text())
+    few = spec.pop("quick")
+    if quick:
+        axes = {name: few.pop(name) for name in list(few) if name in spec["defaults"]}
+        spec |= few | {"defaults": spec["defaults"] | axes, "grids": [grid | axes for grid in spec["grids"]]}
+    return spec
 
 
 def cells(spec: dict[str, Any]) -> list[Cell]:
