@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import torch
+from scipy.special import wrightomega
 from torch import Tensor, nn
 
 from experiments.mixture.distribution import Mixture
@@ -22,8 +23,8 @@ def sharpened(mixture: Mixture, factor: float) -> Network:
 def entropy_constrained(mixture: Mixture, eta: float) -> Network:
     """Return the classifier that minimises the ECT loss (Eq. 12) for every p = p(y | x_t), in closed form.
 
-    The minimiser q of -sum p log q + eta (log K + sum q log q) satisfies p_k = q_k (c + eta log q_k), with the c for which
-    q sums to 1. With Wright's omega, log q_k = omega(log(p_k / eta) + c / eta) - c / eta.
+    The minimiser q of -sum p log q + eta (log K + sum q log q) satisfies p_k = q_k (c + eta log q_k), with the c for
+    which q sums to 1. With Wright's omega, log q_k = omega(log(p_k / eta) + c / eta) - c / eta.
     """
 
     def logits(x: Tensor, t: Tensor) -> Tensor:
@@ -59,8 +60,6 @@ class _Omega(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, z: Tensor) -> Tensor:
-        from scipy.special import wrightomega
-
         w = torch.from_numpy(wrightomega(z.detach().numpy()))
         ctx.save_for_backward(w)
         return w
@@ -101,7 +100,7 @@ def train(
     mixture: Mixture, outputs: int, loss: Callable[[Tensor, Tensor, Tensor], Tensor], steps: int, seed: int,
     batch_size: int = 512,
 ) -> Perceptron:  # fmt: skip
-    """Train a network on fresh draws: `loss(output, y, noise)` -> a scalar. The learning rate falls to 0 in a cosine."""
+    """Train a network on fresh draws; `loss(output, y, noise)` is a scalar; the learning rate falls to 0 in a cosine."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     network = Perceptron(mixture.means_JD.shape[1], outputs)

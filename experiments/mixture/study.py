@@ -82,6 +82,7 @@ class Laboratory:
     def classifier(self, data: str, name: str) -> networks.Network:
         """Return a classifier: exact, sharpF, softF, ectETA, learned or learned-ectETA. ValueError for another."""
         mixture, (kind, number) = self.mixture(data), _split(name)
+        classes = mixture.num_classes
         if kind == "exact":
             return networks.sharpened(mixture, 1.0)
         if kind in ("sharp", "soft"):
@@ -93,7 +94,7 @@ class Laboratory:
             def loss(logits: Tensor, y: Tensor, _: Tensor) -> Tensor:
                 return ect_terms(logits, y, number)["loss"].mean()
 
-            return self._once((data, name), lambda: networks.train(mixture, mixture.num_classes, loss, **self._training))
+            return self._once((data, name), lambda: networks.train(mixture, classes, loss, **self._training))
         raise ValueError(f"classifier: found {name}")
 
     def denoiser(self, data: str, name: str) -> networks.Network:

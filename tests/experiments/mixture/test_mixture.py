@@ -1,0 +1,135 @@
+"""The mixture's closed forms against autograd and brute force, and the study: it searches, writes and resumes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from experiments.mixture import __main__ as program
+from experiments.mixture import study
+from experiments.mixture.distances import energy_distance
+from experiments.mixture.networks import entropy_constrained, exact_noise, sharpened
+from experiments.mixture.study import Cell, Laboratory, cells, read_spec, tune
+
+SPEC = read_spec(quick=True)
+
+
+@pytest.fixture(scope="module", params=["plane", "directions"])
+def mixture(request):
+    return Laboratory(read_spec()).mixture(request.param)
+
+
+@pytest.fixture
+def batch(mixture):
+    """x_t [6, D] and t [6], from almost the image to noise."""
+    generator = torch.Generator().manual_seed(0)
+    y, t = torch.arange(6), torch.tensor([0, 10, 100, 300, 600, 999])
+    x_0 = mixture.draw(y, generator)
+    abar = mixture.abar_T[t][:, None]
+    noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype)
+    return abar.sqrt() * x_0 + (1 - abar).sqrt() * noise, t
+
+
+def log_density(mixture, x, t):
+    """log p(x_t) by torch's own mixture."""
+    abar = mixture.abar_T[t]
+    scale = (abar * mixture.deviation**2 + 1 - abar).sqrt()
+    components = torch.distributions.Normal(abar.sqrt()[:, None, None] * mixture.means_JD, scale[:, None, None])
+    return components.log_prob(x[:, None]).sum(2).logsumexp(1) - torch.tensor(float(len(mixture.means_JD))).log()
+
+
+def test_the_noise_is_the_score(mixture, batch):
+    x, t = batch
+    x = x.requires_grad_()
+    (score,) = torch.autograd.grad(log_density(mixture, x, t).sum(), x)
+    expected = -(1 - mixture.abar_T[t]).sqrt()[:, None] * score
+    torch.testing.assert_close(exact_noise(mixture)(x.detach(), t), expected, rtol=1e-8, atol=1e-10)
+
+
+def test_the_conditional_score_is_score_plus_classifier(mixture, batch):
+    """grad log p(x_t | y) = grad log p(x_t) + grad log p(y | x_t)."""
+    x, t = batch
+    x, y = x.requires_grad_(), torch.arange(6)
+    own = mixture.class_J[None] == y[:, None]
+    log_p = mixture.log_components(x, t)
+    (joint,) = torch.autograd.grad(torch.where(own, log_p, -torch.inf).logsumexp(1).sum(), x, retain_graph=True)
+    (whole,) = torch.autograd.grad(log_p.logsumexp(1).sum(), x)
+    (classifier,) = torch.autograd.grad(sharpened(mixture, 1.0)(x, t).log_softmax(1)[range(6), y].sum(), x)
+    torch.testing.assert_close(joint - whole, classifier, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("eta", [0.05, 0.2, 2.0])
+def test_the_ect_classifier_minimises_its_loss(mixture, batch, eta):
+    x, t = batch
+    p = mixture.log_classes(x, t).softmax(1)
+
+    def loss(log_q):
+        return (eta * (log_q.exp() * log_q).sum(1) - (p * log_q).sum(1)).sum()
+
+    found = entropy_constrained(mixture, eta)(x, t)
+    torch.testing.assert_close(found.exp().sum(1), torch.ones(6, dtype=torch.float64))
+    z = found.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(z.log_softmax(1)), z)
+    assert gradient.abs().max() < 1e-8
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(10):
+        other = (found + 0.1 * torch.randn(found.shape, generator=generator, dtype=torch.float64)).log_softmax(1)
+        assert loss(other) > loss(found)
+    x, t = x[3:5, :].requires_grad_(), t[3:5]
+    assert torch.autograd.gradcheck(lambda x: entropy_constrained(mixture, eta)(x, t), (x,), eps=1e-6, atol=1e-4)
+
+
+def test_energy_distance_is_the_mean_over_pairs():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(7, 3, generator=generator), torch.randn(5, 3, generator=generator) + 1
+    distance = [[float((a - b).norm()) for b in v] for u, v in ((x, y), (x, x), (y, y)) for a in u]
+    xy, xx, yy = (sum(map(sum, rows)) for rows in (distance[:7], distance[7:14], distance[14:]))
+    assert energy_distance(x, y) == pytest.approx(2 * xy / 35 - xx / 42 - yy / 20, rel=1e-5)
+
+
+@pytest.mark.parametrize("best", [0.001, 0.3, 1.0, 9.0, 5000.0])
+def test_the_scales_move_to_the_best(best):
+    asked = []
+
+    def value(scale):
+        asked.append(scale)
+        return abs(scale - best)
+
+    found = tune([0.5, 1.0, 2.0], 0.125, 1024.0, value)
+    assert found == min(max(best, 0.125), 1024.0) or 0.6 < found / best < 1.5
+    assert len(asked) == len(set(asked))
+
+
+def test_the_study_resumes(tmp_path, monkeypatch, capsys):
+    few = {"rule": ["constant", "entropy"], "classifier": ["exact", "learned"], "denoiser": ["learned"], "steps": [5]}
+    spec = SPEC | {"samples": 60, "training_steps": 5, "grids": [{"name": "few", **few, "data": ["plane"]}]}
+    monkeypatch.setattr(program, "read_spec", lambda quick: json.loads(json.dumps(spec)))
+    monkeypatch.setattr(sys, "argv", ["mixture", "--out", str(tmp_path / "out"), "--jobs", "1"])
+    program.main()
+    assert str(tmp_path / "out" / "table.csv") in capsys.readouterr().out
+    table = (tmp_path / "out" / "table.csv").read_text()
+    rows = list(csv.DictReader(table.splitlines()))
+    assert {(row["classifier"], row["rule"], row["chosen_by"]) for row in rows} == {
+        (c, r, m) for c in few["classifier"] for r in few["rule"] for m in program.CHOSEN_BY
+    }
+    file = next((tmp_path / "out" / "cells").iterdir())
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:-1]))
+    run, again = study.Laboratory.run, []
+    monkeypatch.setattr(program, "ProcessPoolExecutor", ThreadPoolExecutor)
+    monkeypatch.setattr(study.Laboratory, "run", lambda *args: again.append(args) or run(*args))
+    program.main()
+    assert (tmp_path / "out" / "table.csv").read_text() == table and file.read_text() == "".join(lines)
+    assert len(again) == 1
+
+
+def test_cells_are_the_grids():
+    found = cells(read_spec())
+    assert len(found) == len(set(map(str, found))) > 100
+    assert Cell("plane", "exact", "exact", "entropy", "ddim", 250, 0.0) in found
+    assert all(cell.steps <= 25 and cell.data == "plane" for cell in cells(SPEC))
