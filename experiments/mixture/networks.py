@@ -100,7 +100,7 @@ def train(
     mixture: Mixture, outputs: int, loss: Callable[[Tensor, Tensor, Tensor], Tensor], steps: int, seed: int,
     batch_size: int = 512,
 ) -> Perceptron:  # fmt: skip
-    """Train a network on fresh draws; `loss(output, y, noise)` is a scalar; the learning rate falls to 0 in a cosine."""
+    """Train a network on fresh draws; `loss(output, y, noise)` is a scalar. The learning rate falls in a cosine."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     network = Perceptron(mixture.means_JD.shape[1], outputs)
