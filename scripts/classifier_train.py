@@ -14,7 +14,6 @@ from functools import partial
 
 from ed_dpm_patches import ect_terms
 from ed_dpm_patches.config import EctConfig, ect_weight
-from guided_diffusion.config.class_labels import count_classes
 from guided_diffusion.config.configs import (
     ClassifierConfig,
     ClassifierTrainConfig,
@@ -25,6 +24,8 @@ from guided_diffusion.config.configs import (
 from guided_diffusion.config.create import build_classifier, build_diffusion
 from guided_diffusion.config.flags import Parser
 from guided_diffusion.data.datasets import find_images, open_dataset
+from guided_diffusion.data.image_labels import read_labels
+from guided_diffusion.data.seeding import Purpose
 from guided_diffusion.distributed import process_group
 from guided_diffusion.errors import InputError, counted
 from guided_diffusion.models.mixed_precision import amp_dtype
@@ -36,13 +37,11 @@ from guided_diffusion.training.setup import (
     batches,
     check_steps_left,
     class_flags,
+    conclude,
     find_run,
-    read_run_labels,
+    read_classes,
     say_complete,
-    say_what_to_use,
-    say_where_it_is,
     starting_point,
-    validation_batches,
 )
 
 
@@ -57,19 +56,24 @@ def main() -> None:
     setup.begin(run)
 
     resume, files = starting_point(train), find_images(data_config.data_dir)
-    labels = read_run_labels(files, data_config.labels)
-    classes = count_classes(given, data_config.data_dir, labels.names, resume)
+    labels, classes = read_classes(given, data_config, files, resume)
     config = dataclasses.replace(given.make(ClassifierConfig), num_classes=classes.count)
     weight = ect_weight(given)
     loss = f"ECT with weight {weight}" if weight else "plain cross entropy"
     logger.log(f"{counted(classes.count, 'classes')}; {loss}")
-    dataset = load(
-        data_config.data_dir, data_config, train, config, classes.names, train.random_crop, labels=labels, files=files
+    open_images = partial(
+        open_dataset,
+        batch_size=train.batch_size,
+        class_names=classes.names,
+        reading=data_config.reading,
+        resolution=config.image_size,
+        random_flip=data_config.random_flip,
+        channels=config.in_channels,
     )
-    val_files = find_images(train.val_data_dir, flag="val_data_dir") if train.val_data_dir else None
-    val_dataset = load(
-        train.val_data_dir, data_config, train, config, classes.names, False, labels=data_config.labels, files=val_files
-    )
+    dataset, val_dataset = open_images(files, labels=labels, random_crop=train.random_crop), None
+    if train.val_data_dir:
+        val_files = find_images(train.val_data_dir, flag="val_data_dir")
+        val_dataset = open_images(val_files, labels=read_labels(val_files, data_config.labels, classes.names))
     flags = given.resolve(DataConfig, ClassifierTrainConfig, EctConfig, DiffusionConfig, RunConfig)
     flags |= dataclasses.asdict(config) | class_flags(classes) | {"ect": weight > 0, "labels": labels.digest()}
     # Where the rate falls until the last iteration, every step depends on when that is.
@@ -78,15 +82,17 @@ def main() -> None:
     purpose = "guide with (--classifier_path)" if train.noised else "judge with (the evaluator's --features)"
     if training_run.has_done(train.iterations):
         say_complete(training_run, "--iterations", train.iterations)
-        say_what_to_use(purpose)
+        conclude(purpose)
         return
     check_steps_left(training_run, "--iterations", train.iterations)
     with ExitStack() as workers:
-        data = workers.enter_context(batches(dataset, train.batch_size, training_run, data_config.data_workers))
-        val_data = None
+        read = partial(batches, batch_size=train.batch_size, seed=training_run.seed)
+        first, val_data = training_run.first_step, None
+        data = workers.enter_context(read(dataset, first_step=first, workers=data_config.data_workers))
         if val_dataset is not None:
-            val_batches = validation_batches(val_dataset, train.batch_size, training_run, train.eval_interval)
-            val_data = workers.enter_context(val_batches)
+            val_first = -(-(first - training_run.began) // train.eval_interval)  # validation batches used already
+            purposes = {"order": Purpose.VALIDATION_ORDER, "augmentation": Purpose.VALIDATION_AUGMENTATION}
+            val_data = workers.enter_context(read(val_dataset, first_step=val_first, **purposes))
         loop = ClassifierTrainLoop(
             model=build_classifier(dataclasses.replace(config, classifier_use_fp16=False)).to(process_group.dev()),
             diffusion=build_diffusion(diffusion_config),
@@ -99,26 +105,7 @@ def main() -> None:
         )
         setup.save_config(training_run.flags)
         loop.run_loop()
-    say_where_it_is(labels)
-    say_what_to_use(purpose)
-
-
-def load(data_dir, data_config, train, config, class_names, random_crop, **found):
-    """The images of a folder, with what was found there; None for no folder."""
-    if not data_dir:
-        return None
-    return open_dataset(
-        data_dir=data_dir,
-        batch_size=train.batch_size,
-        image_size=config.image_size,
-        class_cond=True,
-        random_crop=random_crop,
-        random_flip=data_config.random_flip,
-        channels=config.in_channels,
-        class_names=class_names,
-        reading=data_config.reading,
-        **found,
-    )
+    conclude(purpose, labels)
 
 
 if __name__ == "__main__":

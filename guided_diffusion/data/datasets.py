@@ -65,18 +65,19 @@ def load_data(
     missing, empty or too small for a batch on every rank, if a label is not in ``class_names``, or, while
     iterating, if an image cannot be read; for an empty ``data_dir`` the error is a ``ValueError`` too.
     """
+    files, found = files or find_images(data_dir, UPSTREAMS), None
+    if class_cond:
+        found = read_labels(files, labels, class_names) if isinstance(labels, str) else labels
     dataset = open_dataset(
-        data_dir=data_dir,
-        batch_size=batch_size,
-        image_size=image_size,
-        class_cond=class_cond,
+        files,
+        batch_size,
+        found,
+        class_names,
+        reading,
+        resolution=image_size,
         random_crop=random_crop,
         random_flip=random_flip,
         channels=channels,
-        class_names=class_names,
-        labels=labels,
-        files=files or find_images(data_dir, UPSTREAMS),
-        reading=reading,
         shard=process_group.get_rank(),
         num_shards=process_group.get_world_size(),
     )
@@ -84,32 +85,21 @@ def load_data(
 
 
 def open_dataset(
-    *,
-    data_dir: str,
+    files: ImageFiles,
     batch_size: int,
-    image_size: int,
-    class_cond: bool = False,
-    random_crop: bool = False,
-    random_flip: bool = True,
-    channels: int = 3,
+    labels: Labels | None = None,
     class_names: Sequence[str] | None = None,
-    labels: str | Labels = "filename",
-    files: ImageFiles | None = None,
     reading: Reading | None = None,
-    shard: int = 0,
-    num_shards: int = 1,
+    **options: Any,
 ) -> ImageDataset:
-    """The images under ``data_dir`` as a dataset, checked as ``load_data`` does, which explains the arguments.
+    """The images of a place as a dataset, with `labels` numbered by `class_names` (None: by themselves).
 
     Logs how many images and classes there are and what was skipped, and warns of what is unusual.
 
-    labels: a rule, or what it gave. files: what ``find_images`` found, where that is known. shard, num_shards: only
-    every num_shards-th file from the shard-th. batch_size: of each process; what the number of images must suffice
-    for.
+    batch_size: of each process; ``InputError`` where the images do not suffice for it. options: of ``ImageDataset``.
     """
     if batch_size < 1:
         raise InputValueError(f"batch_size: expected at least 1, found {batch_size}")
-    files = files or find_images(data_dir)
     if skipped := files.describe_skipped():
         logger.warning(skipped)
     world_size = process_group.get_world_size()
@@ -120,24 +110,16 @@ def open_dataset(
             f"{files.title}: found {counted(len(files), 'images')}{shared}, expected at least a batch of "
             f"--batch_size {batch_size}; lower --batch_size or add images"
         )
-    found = None
-    if class_cond:
-        found = read_labels(files, labels, class_names) if isinstance(labels, str) else labels
-    logger.log(f"{files.title}: {found.describe() if found else counted(len(files), 'images')}")
-    warn_of_labels(found)
+    logger.log(f"{files.title}: {labels.describe() if labels else counted(len(files), 'images')}")
+    warn_of_labels(labels)
     if process_group.get_rank() == 0:
         warn_of_oddities(files, reading, logger.warning)
     return ImageDataset(
-        image_size,
-        [files.path(name) for name in files.names],
-        classes=found.number(files, class_names) if found else None,
-        shard=shard,
-        num_shards=num_shards,
-        random_crop=random_crop,
-        random_flip=random_flip,
-        channels=channels,
+        image_paths=[files.path(name) for name in files.names],
+        classes=labels.number(files, class_names) if labels else None,
         open_file=files.open,
         reading=reading,
+        **options,
     )
 
 
@@ -270,14 +252,14 @@ def _list_image_files_recursively(data_dir: str) -> list[str]:
 
 
 def _batches_for_ever(dataset: ImageDataset, batch_size: int, shuffle: bool) -> Iterator[Batch]:
-    """Epoch after epoch from one worker process that stays.
+    """Yield epoch after epoch, read by one worker process that is kept.
 
-    The random numbers are those of a loader made anew for each epoch, as the original's is: one draw from
+    The random numbers are those of a loader made anew for each epoch, as upstream's is: one draw from
     torch's global generator seeds ``random`` in the worker, the next the shuffling.
     """
     order = _SeededOrder(RandomSampler(dataset) if shuffle else SequentialSampler(dataset))
     loader = DataLoader(
-        _WorkerDataset(dataset),
+        SeededItems(dataset),
         batch_size=batch_size,
         sampler=order,
         num_workers=1,
@@ -307,24 +289,24 @@ class _SeededOrder(Sampler):
         return ((self.seed, index) for index in self.order)
 
 
-class _WorkerDataset(Dataset):
-    """What runs in the worker: reseeds at each new epoch, and hands an ``InputError`` over as an item.
+class SeededItems(Dataset):
+    """A dataset for worker processes: items are ``(seed, index)``; each new seed is handed to ``reseed`` first.
 
-    Raised in the worker the error would reach the user with two tracebacks folded into its line.
+    An ``InputError`` is returned as an item: raised in the worker it would reach the user with two tracebacks folded
+    into its line.
     """
 
-    def __init__(self, dataset: ImageDataset):
-        self.dataset = dataset
-        self.seed: int | None = None
+    def __init__(self, dataset: ImageDataset, reseed: Callable[[Any], None] = random.seed):
+        self.dataset, self.reseed, self.seed = dataset, reseed, None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, item: tuple[int | None, int]) -> Any:
+    def __getitem__(self, item: tuple[Any, int]) -> Any:
         seed, index = item
         if seed != self.seed:
             self.seed = seed
-            random.seed(seed)
+            self.reseed(seed)
         try:
             return self.dataset[index]
         except InputError as error:

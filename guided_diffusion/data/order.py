@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from guided_diffusion.data.datasets import Batch, ImageDataset, collate_or_error
+from guided_diffusion.data.datasets import Batch, ImageDataset, SeededItems, collate_or_error
 from guided_diffusion.data.seeding import Purpose, seed_sequence
 from guided_diffusion.errors import InputError
 
-Item = tuple[int, int]  # epoch, index
+Item = tuple[tuple[int, int], int]  # (epoch, index), which the draws depend on, and the index
 
 
 class ResumableBatches:
@@ -53,7 +53,7 @@ class ResumableBatches:
         steps = _items_by_step(len(dataset), batch_size, seed, first_step, rank, world_size, order)
         self._closing = multiprocessing.RawValue("b", 0)
         self._loader = DataLoader(
-            _SeededItems(dataset, seed, augmentation),
+            SeededItems(dataset, partial(_seed_item, seed, augmentation)),
             batch_sampler=steps,
             num_workers=workers,
             collate_fn=collate_or_error,
@@ -91,27 +91,17 @@ def _items_by_step(
         order = np.random.Generator(np.random.PCG64(seed_sequence(seed, purpose, epoch))).permutation(images)
         for start in range(step_of_epoch * global_batch, images - global_batch + 1, global_batch):
             mine = order[start + rank * batch_size : start + (rank + 1) * batch_size]
-            yield [(epoch, index) for index in mine.tolist()]
+            yield [((epoch, index), index) for index in mine.tolist()]
         epoch, step_of_epoch = epoch + 1, 0
 
 
-class _SeededItems(Dataset):
-    """What runs in the worker: seeds each item's crop and flip, and hands an ``InputError`` over as an item."""
-
-    def __init__(self, dataset: ImageDataset, seed: int, purpose: Purpose):
-        self._dataset, self._seed, self._purpose = dataset, seed, purpose
-
-    def __getitem__(self, item: Item) -> Any:
-        epoch, index = item
-        random.seed(int(seed_sequence(self._seed, self._purpose, epoch, index).generate_state(1, np.uint64)[0]))
-        try:
-            return self._dataset[index]
-        except InputError as error:
-            return error
+def _seed_item(seed: int, purpose: Purpose, place: tuple[int, int]) -> None:
+    """Seed an item's crop and flip, by its epoch and index."""
+    random.seed(int(seed_sequence(seed, purpose, *place).generate_state(1, np.uint64)[0]))
 
 
 def _outlive_signals(closing: Any, _worker: int) -> None:
-    """What stops a training reaches its whole process group; the worker serves the last step and ends after it."""
+    """Let a worker ignore the signals that stop a training, which reach its whole process group, until `closing`."""
 
     def terminate(*_: object) -> None:
         if closing.value:

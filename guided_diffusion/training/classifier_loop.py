@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,21 +14,16 @@ from torch.optim import AdamW
 from guided_diffusion.config.configs import ClassifierTrainConfig
 from guided_diffusion.data.seeding import Purpose
 from guided_diffusion.diffusion.nonfinite import check_loss
-from guided_diffusion.distributed import process_group, stop_signals
-from guided_diffusion.distributed.progress import Progress
-from guided_diffusion.distributed.stop_signals import StopSignals
+from guided_diffusion.distributed import process_group
 from guided_diffusion.models.attention import fuse_attention
 from guided_diffusion.models.layers import to_fast_layout
 from guided_diffusion.models.mixed_precision import OptimizerStepper
 from guided_diffusion.runs import logger
 from guided_diffusion.training.diffusion_loop import (
-    distribute,
-    get_blob_logdir,
-    learned,
     load_optimizer,
     log_loss_dict,
-    optimizer_state,
     restore,
+    save_checkpoint,
     set_lr,
     trainable,
     without_sync,
@@ -82,14 +78,13 @@ class ClassifierTrainLoop:
         if self.run.model_path:
             load_optimizer(self.opt, self.run.model_path, self.run.number, required=True)
         restore(self.run, self.stepper, self.schedule_sampler)
-        self.network = distribute(trainable(model, dtype, config.compile))
+        self.network = trainable(model, dtype, config.compile)
 
     def run_loop(self) -> None:
         """Train until `iterations`, logging, validating and saving on the way."""
         config, run = self.config, self.run
         global_batch = config.batch_size * process_group.get_world_size()
-        progress = Progress(config.iterations, "steps", run.first_step, directory=logger.get_dir())
-        with progress, StopSignals() as signals:
+        with run.upkeep(config.iterations) as after_step:
             for step in range(run.first_step, config.iterations):
                 logger.logkv("step", step)
                 logger.logkv("samples", (step + 1) * global_batch)
@@ -99,16 +94,8 @@ class ClassifierTrainLoop:
                 done = step - run.began
                 if self.val_data is not None and done % config.eval_interval == 0:
                     self._validate(step)
-                if done % config.log_interval == 0:
-                    logger.dumpkvs()
-                asked = signals.asked()
-                last = step == config.iterations - 1
-                if asked or last or (done and step % config.save_interval == 0):
-                    path = self._save(step)
-                    if not last:
-                        stop_signals.leave(asked, path)
-                progress.update()
-        progress.finish()
+                due = step == config.iterations - 1 or (done > 0 and step % config.save_interval == 0)
+                after_step(logs=done % config.log_interval == 0, save=partial(self._save, step), due=due)
 
     def _train_step(self, step: int) -> None:
         images, y, t = self._noised_batch(self.data, step, Purpose.STEP)
@@ -157,8 +144,8 @@ class ClassifierTrainLoop:
 
     def _save(self, step: int) -> str:
         weights = self.stepper.master_params_to_state_dict(self.stepper.master_params)
-        objects = {f"model{step:06d}.pt": weights, f"opt{step:06d}.pt": optimizer_state(self.opt, self.stepper)}
-        return self.run.save(get_blob_logdir(), step, step + 1, objects, learned(self.stepper, self.schedule_sampler))
+        objects = {f"model{step:06d}.pt": weights}
+        return save_checkpoint(self.run, step, step + 1, objects, self.opt, self.stepper, self.schedule_sampler)
 
 
 def top_k_hits(logits: Tensor, y: Tensor, k: int) -> Tensor:

@@ -15,9 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from guided_diffusion.diffusion.nonfinite import check_loss
-from guided_diffusion.distributed import process_group, stop_signals
-from guided_diffusion.distributed.progress import Progress
-from guided_diffusion.distributed.stop_signals import StopSignals
+from guided_diffusion.distributed import process_group
 from guided_diffusion.errors import InputError
 from guided_diffusion.io import checkpoint
 from guided_diffusion.io.files import beside, blobfile, decoding, exists, is_remote
@@ -114,7 +112,7 @@ class TrainLoop:
         else:
             self.ema_params = [copy.deepcopy(self.mp_trainer.master_params) for _ in self.ema_rate]
         restore(self.run, self.mp_trainer, self.schedule_sampler)
-        self.ddp_model = distribute(trainable(model, dtype, compile))
+        self.ddp_model = trainable(model, dtype, compile)
         self.use_ddp = isinstance(self.ddp_model, DistributedDataParallel)
 
     def _load_and_sync_parameters(self) -> None:
@@ -140,28 +138,19 @@ class TrainLoop:
     def run_loop(self) -> None:
         """Train until the last step, or for ever where there is none, saving on the way and at the end."""
         if self.last_step is None:
-            logger.log("no --lr_anneal_steps and no --iterations: training goes on until it is stopped")
-        done = self.step + self.resume_step
-        progress = Progress(self.last_step, "steps", done, directory=logger.get_dir())
-        with progress, StopSignals() as signals:
+            logger.log("no --lr_anneal_steps and no --iterations: training continues until it is stopped")
+        with self.run.upkeep(self.last_step) as after_step:
             while self.last_step is None or self.step + self.resume_step < self.last_step:
                 batch, cond = next(self.data)
                 self.run.seed_step(self.step + self.resume_step)
                 self.run_step(batch, cond)
-                if self.step % self.log_interval == 0:
-                    logger.dumpkvs()
-                asked = signals.asked()
-                if asked or self.step % self.save_interval == 0:
-                    path = self.save()
-                    if self.step + self.resume_step + 1 != self.last_step:
-                        stop_signals.leave(asked, path)
-                    if os.environ.get("DIFFUSION_TRAINING_TEST") and self.step > 0:
-                        return
+                due = self.step % self.save_interval == 0
+                after_step(logs=self.step % self.log_interval == 0, save=self.save, due=due)
+                if due and os.environ.get("DIFFUSION_TRAINING_TEST") and self.step > 0:
+                    return
                 self.step += 1
-                progress.update()
             if (self.step - 1) % self.save_interval != 0:
                 self.save(at_end=True)
-        progress.finish()
 
     def run_step(self, batch: Tensor, cond: dict[str, Tensor]) -> None:
         """One optimizer step on a batch of this process."""
@@ -215,9 +204,8 @@ class TrainLoop:
         objects = {f"model{step:06d}.pt": trainer.master_params_to_state_dict(trainer.master_params)}
         for rate, average in zip(self.ema_rate, self.ema_params, strict=True):
             objects[f"ema_{rate}_{step:06d}.pt"] = trainer.master_params_to_state_dict(average)
-        objects[f"opt{step:06d}.pt"] = optimizer_state(self.opt, trainer)
-        state = learned(trainer, self.schedule_sampler)
-        return self.run.save(get_blob_logdir(), step, step if at_end else step + 1, objects, state)
+        steps_done = step if at_end else step + 1
+        return save_checkpoint(self.run, step, steps_done, objects, self.opt, trainer, self.schedule_sampler)
 
 
 def load_optimizer(opt: torch.optim.Optimizer, model_path: str, step: int, required: bool) -> None:
@@ -244,25 +232,35 @@ def load_optimizer(opt: torch.optim.Optimizer, model_path: str, step: int, requi
                     raise ValueError(f"found {name} of {list(value.shape)} for one of {list(parameter.shape)}")
 
 
-def optimizer_state(opt: torch.optim.Optimizer, stepper: OptimizerStepper) -> dict[str, Any]:
-    """What goes into opt%06d.pt, in upstream's layout: after training in half precision, two flat entries.
+def save_checkpoint(
+    run: TrainingRun,
+    number: int,
+    steps_done: int,
+    objects: dict[str, Any],
+    opt: torch.optim.Optimizer,
+    stepper: OptimizerStepper,
+    schedule_sampler,
+) -> str:
+    """Write weights (`objects`, by file name), the optimizer's state and what `restore` reads; see `TrainingRun.save`.
 
-    Only rank 0, which writes the file, goes to that length.
+    opt%06d.pt has upstream's layout: after training in half precision, two flat entries. Only rank 0 makes that.
     """
     flat = stepper.use_fp16 and len(opt.param_groups) == 1 and process_group.get_rank() == 0
-    return flat_optimizer_state(opt) if flat else opt.state_dict()
+    objects |= {f"opt{number:06d}.pt": flat_optimizer_state(opt) if flat else opt.state_dict()}
+    sampler = schedule_sampler.state_dict() if isinstance(schedule_sampler, ScheduleSampler) else {}
+    state = {"scaler": stepper.scaler.state_dict(), "schedule_sampler": sampler}
+    return run.save(get_blob_logdir(), number, steps_done, objects, state)
 
 
 def trainable(model: nn.Module, dtype: torch.dtype | None, compile: bool) -> nn.Module:
-    """The network that a loop calls: the model in mixed precision, compiled if wanted."""
+    """The network that a loop calls: the model in mixed precision, compiled if wanted.
+
+    With several processes it synchronises their gradients, on CPUs as on GPUs.
+    """
     network = LowPrecision(model, dtype)
-    if not compile:
-        return network
-    return CompiledForTraining(network, type(model).__name__, TOLERANCE if dtype is None else TOLERANCE_AUTOCAST)
-
-
-def distribute(network: nn.Module) -> nn.Module:
-    """Wrap for gradient synchronisation when there are several processes, on CPU as on GPUs."""
+    if compile:
+        tolerance = TOLERANCE if dtype is None else TOLERANCE_AUTOCAST
+        network = CompiledForTraining(network, type(model).__name__, tolerance)
     if process_group.get_world_size() == 1 or not dist.is_initialized():
         return network
     device = process_group.dev()
@@ -281,14 +279,8 @@ def set_lr(opt: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def learned(stepper: OptimizerStepper, schedule_sampler) -> dict[str, Any]:
-    """What a loop has learned beside weights and optimizer state, as JSON values."""
-    sampler = schedule_sampler.state_dict() if isinstance(schedule_sampler, ScheduleSampler) else {}
-    return {"scaler": stepper.scaler.state_dict(), "schedule_sampler": sampler}
-
-
 def restore(run: TrainingRun, stepper: OptimizerStepper, schedule_sampler) -> None:
-    """Take over what was `learned` before the run was interrupted."""
+    """Restore the loss scale and the schedule sampler of a run that was interrupted."""
     if run.state is not None:
         stepper.scaler.load_state_dict(run.state["scaler"])
         schedule_sampler.load_state_dict(run.state["schedule_sampler"])

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
 from guided_diffusion.data.seeding import Purpose, seed_globals
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import process_group, stop_signals
+from guided_diffusion.distributed.progress import Progress
 from guided_diffusion.errors import InputError, counted
 from guided_diffusion.io import checkpoint
 from guided_diffusion.io.files import join, list_names
@@ -86,6 +87,30 @@ class TrainingRun:
         if self.seed is not None:
             seed_globals(self.seed, purpose, process_group.get_rank(), step)
 
+    @contextmanager
+    def upkeep(self, last_step: int | None) -> Iterator[Callable[..., None]]:
+        """Show the progress of a training, write its log and heed signals; the step after the last one is `last_step`.
+
+        Yields a function to call after each step: `logs` whether to write the log, `due` whether to call `save`,
+        which writes a checkpoint and returns its path. A signal asks for one too, and may end the training then.
+        """
+        progress = Progress(last_step, "steps", self.first_step, directory=logger.get_dir())
+        with progress, stop_signals.StopSignals() as signals:
+
+            def after_step(logs: bool, save: Callable[[], str], due: bool) -> None:
+                if logs:
+                    logger.dumpkvs()
+                asked = signals.asked()
+                if asked or due:
+                    path = save()
+                    if progress.n + 1 != last_step:
+                        stop_signals.leave(asked, path)
+                progress.update()
+
+            yield after_step
+        if last_step is not None and progress.n >= last_step:  # else ended early, see DIFFUSION_TRAINING_TEST
+            progress.finish()
+
     def save(self, directory: str, number: int, steps_done: int, objects: Mapping[str, Any], state: dict) -> str:
         """Write a checkpoint from rank 0, then drop old ones; all ranks wait. Returns the path of its weights.
 
@@ -117,23 +142,20 @@ def parse_resume_step_from_filename(filename: str) -> int:
 
 
 def open_run(
-    directory: str | Path,
     flags: Mapping[str, Any],
     changeable: frozenset[str],
-    seed: int,
-    keep: int,
     resume_checkpoint: str,
-    init_from: str = "",
-    defaults: Mapping[str, Any] = MappingProxyType({}),
+    init_from: str,
+    defaults: Mapping[str, Any],
 ) -> TrainingRun:
-    """The run in a folder: from its newest intact checkpoint on, else from `resume_checkpoint`, else from the start.
+    """The run in the log's directory: from its newest intact checkpoint on, else from `resume_checkpoint`.
 
-    The start is a new network's weights, or those of `init_from`.
+    Without either it starts with a new network's weights, or those of `init_from`.
 
     A collective. InputError on all ranks when the folder holds the checkpoints of a run with other flags; the line
     names each difference, see `run_directory.clashes`.
     """
-    folder = CheckpointFolder(Path(directory))
+    folder = CheckpointFolder(Path(logger.get_dir()))
 
     def look() -> Checkpoint | None:
         _check_flags(folder, flags, changeable, defaults)
@@ -142,7 +164,7 @@ def open_run(
         return newest
 
     found = process_group.from_rank_0(look)
-    kept = {"seed": seed, "folder": folder, "flags": dict(flags), "keep": keep}
+    kept = {"seed": flags["seed"], "folder": folder, "flags": dict(flags), "keep": flags["keep"]}
     given = TrainingRun.from_checkpoint(resume_checkpoint)
     if found is None or given.number > found.number:
         return TrainingRun(given.model_path, given.number, given.began, given.first_step, **kept, init_from=init_from)

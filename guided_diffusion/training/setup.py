@@ -27,7 +27,6 @@ from guided_diffusion.data.datasets import ImageDataset, find_images, fingerprin
 from guided_diffusion.data.image_files import ImageFiles
 from guided_diffusion.data.image_labels import Labels, read_labels, with_warnings
 from guided_diffusion.data.order import ResumableBatches
-from guided_diffusion.data.seeding import Purpose
 from guided_diffusion.distributed import process_group
 from guided_diffusion.distributed.progress import note_complete
 from guided_diffusion.errors import InputError
@@ -60,20 +59,17 @@ def train_diffusion_model(
     setup.warn_of_unused_labels(given, config.class_cond)
     resume, files, labels, classes = starting_point(train), find_images(data_config.data_dir), None, None
     if config.class_cond:
-        labels = read_run_labels(files, data_config.labels)
-        classes = count_classes(given, data_config.data_dir, labels.names, resume)
+        labels, classes = read_classes(given, data_config, files, resume)
         config = dataclasses.replace(config, num_classes=classes.count)
     dataset = open_dataset(
-        data_dir=data_config.data_dir,
-        batch_size=train.batch_size,
-        image_size=image_size,
-        class_cond=config.class_cond,
+        files,
+        train.batch_size,
+        labels,
+        classes and classes.names,
+        data_config.reading,
+        resolution=image_size,
         random_flip=data_config.random_flip,
         channels=config.in_channels,
-        class_names=classes and classes.names,
-        labels=labels,
-        files=files,
-        reading=data_config.reading,
     )
     flags = given.resolve(DataConfig, TrainConfig, DiffusionConfig, RunConfig) | dataclasses.asdict(config)
     flags |= class_flags(classes) | {"labels": labels and labels.digest()}
@@ -84,13 +80,13 @@ def train_diffusion_model(
     limit = "--iterations" if steps == train.iterations else "--lr_anneal_steps"
     if run.has_done(steps) and (run.first_step > steps or run.number == steps or not saves_at_end):
         say_complete(run, limit, steps)
-        say_what_to_use("sample from")
+        conclude("sample from")
         return
     check_steps_left(run, limit, steps)
     diffusion = build_diffusion(diffusion_config)
     settings = dataclasses.asdict(train)
     del settings["keep"], settings["init_from"]
-    with batches(dataset, train.batch_size, run, data_config.data_workers) as data:
+    with batches(dataset, train.batch_size, run.seed, run.first_step, workers=data_config.data_workers) as data:
         loop = TrainLoop(
             model=build(dataclasses.replace(config, use_fp16=False), diffusion_config).to(process_group.dev()),
             diffusion=diffusion,
@@ -102,14 +98,7 @@ def train_diffusion_model(
         )
         setup.save_config(run.flags)
         loop.run_loop()
-    say_where_it_is(labels)
-    say_what_to_use("sample from")
-
-
-def say_where_it_is(labels: Labels | None) -> None:
-    """Log the checkpoints' folder and, again, the labels' warnings: by now the first ones have scrolled away."""
-    logger.log(f"checkpoints: {logger.get_dir()}")
-    warn_of_labels(labels)
+    conclude("sample from", labels)
 
 
 def say_complete(run: TrainingRun, limit: str, steps: int) -> None:
@@ -119,8 +108,10 @@ def say_complete(run: TrainingRun, limit: str, steps: int) -> None:
     note_complete(logger.get_dir(), run.first_step, "steps")
 
 
-def say_what_to_use(purpose: str) -> None:
-    """Log which of the run's files to use, as the last line of a training."""
+def conclude(purpose: str, labels: Labels | None = None) -> None:
+    """Log where the checkpoints are and which to use, and the labels' warnings again, which have scrolled away."""
+    logger.log(f"checkpoints: {logger.get_dir()}")
+    warn_of_labels(labels)
     if process_group.get_rank() == 0:
         logger.log(f"to {purpose}: {best_weights(logger.get_dir())}")
 
@@ -175,8 +166,16 @@ def class_flags(classes: Classes | None) -> dict[str, Any]:
     return names if len(classes.seen) == len(classes.names) else names | {"seen_classes": list(classes.seen)}
 
 
-def read_run_labels(files: ImageFiles, rule: str) -> Labels:
-    """The labels to train with, auto's those that the run in the log's directory has, if they can be had so."""
+def read_classes(
+    given: Given, config: DataConfig, files: ImageFiles, resume: str
+) -> tuple[Labels, Classes]:
+    """Return the labels of the training images and the network's classes; see `read_labels` and `count_classes`."""
+    labels = _read_run_labels(files, config.labels)
+    return labels, count_classes(given, config.data_dir, labels.names, resume)
+
+
+def _read_run_labels(files: ImageFiles, rule: str) -> Labels:
+    """Return the images' labels: with rule auto, those that the run in the log's directory has, where they fit."""
     before = None
     with suppress(InputError):  # a damaged config.json: find_run has the flags from another file too
         before = run_classes()
@@ -207,20 +206,10 @@ def find_run(
     if os.path.isdir(init_from):
         init_from = process_group.from_rank_0(lambda: setup.file_of("init_from", init_from, best_weights))
     defaults = given.defaults | {"labels": flags["labels"]}  # a digest; the first runs noted none
-    return open_run(
-        logger.get_dir(), flags | facts, changeable, flags["seed"], train.keep, resume, init_from, defaults
-    )
+    return open_run(flags | facts, changeable, resume, init_from, defaults)
 
 
-def batches(dataset: ImageDataset, batch_size: int, run: TrainingRun, workers: int) -> ResumableBatches:
-    """This rank's batches from the run's next step on, read by so many processes; to be used in a with-block."""
+def batches(dataset: ImageDataset, batch_size: int, seed: int, first_step: int, **options: Any) -> ResumableBatches:
+    """This rank's batches from a step on, to be used in a with-block; options: of `ResumableBatches`."""
     rank, world_size = process_group.get_rank(), process_group.get_world_size()
-    return ResumableBatches(dataset, batch_size, run.seed, run.first_step, rank, world_size, workers=workers)
-
-
-def validation_batches(dataset: ImageDataset, batch_size: int, run: TrainingRun, interval: int) -> ResumableBatches:
-    """This rank's validation batches, of which every interval-th step uses one."""
-    made = -(-(run.first_step - run.began) // interval)
-    rank, world_size = process_group.get_rank(), process_group.get_world_size()
-    purposes = (Purpose.VALIDATION_ORDER, Purpose.VALIDATION_AUGMENTATION)
-    return ResumableBatches(dataset, batch_size, run.seed, made, rank, world_size, *purposes)
+    return ResumableBatches(dataset, batch_size, seed, first_step, rank, world_size, **options)
