@@ -86,28 +86,7 @@ def create_model(
     in_channels: int = 3,
 ) -> UNetModel:
     """The diffusion network. InputError (a ValueError) naming flags that do not fit together."""
-    levels = _levels("image_size", image_size, "channel_mult", channel_mult, CHANNEL_MULT)
-    return _network(
-        UNetModel,
-        ("num_channels", "channel_mult", "num_heads", "num_head_channels"),
-        image_size=image_size,
-        in_channels=in_channels,
-        model_channels=num_channels,
-        out_channels=in_channels * (2 if learn_sigma else 1),
-        num_res_blocks=num_res_blocks,
-        attention_resolutions=_downsample_rates("attention_resolutions", image_size, attention_resolutions),
-        dropout=dropout,
-        channel_mult=levels,
-        num_classes=num_classes if class_cond else None,
-        use_checkpoint=use_checkpoint,
-        use_fp16=use_fp16,
-        num_heads=num_heads,
-        num_head_channels=num_head_channels,
-        num_heads_upsample=num_heads_upsample,
-        use_scale_shift_norm=use_scale_shift_norm,
-        resblock_updown=resblock_updown,
-        use_new_attention_order=use_new_attention_order,
-    )
+    return _unet(UNetModel, "image_size", CHANNEL_MULT, locals())
 
 
 def create_classifier(
@@ -167,27 +146,25 @@ def sr_create_model(
     channel_mult="",
 ) -> SuperResModel:
     """The super-resolution network. InputError (a ValueError) naming flags that do not fit together."""
-    levels = _levels("large_size", large_size, "channel_mult", channel_mult, SR_CHANNEL_MULT)
-    return _network(
-        SuperResModel,
-        ("num_channels", "channel_mult", "num_heads", "num_head_channels"),
-        image_size=large_size,
-        in_channels=in_channels,
-        model_channels=num_channels,
-        out_channels=in_channels * (2 if learn_sigma else 1),
-        num_res_blocks=num_res_blocks,
-        attention_resolutions=_downsample_rates("attention_resolutions", large_size, attention_resolutions),
-        dropout=dropout,
-        channel_mult=levels,
-        num_classes=num_classes if class_cond else None,
-        use_checkpoint=use_checkpoint,
-        num_heads=num_heads,
-        num_head_channels=num_head_channels,
-        num_heads_upsample=num_heads_upsample,
-        use_scale_shift_norm=use_scale_shift_norm,
-        resblock_updown=resblock_updown,
-        use_fp16=use_fp16,
-    )
+    return _unet(SuperResModel, "large_size", SR_CHANNEL_MULT, locals())
+
+
+def _unet(
+    constructor: Callable[..., Built], size_flag: str, table: dict[int, tuple[float, ...]], flags: dict[str, Any]
+) -> Built:
+    """A UNet from the arguments of `create_model` or `sr_create_model`; size_flag: the one for the images' side."""
+    size, channels, channel_mult = flags[size_flag], flags["in_channels"], flags["channel_mult"]
+    renamed = ("num_channels", "learn_sigma", "class_cond", "large_size", "small_size")
+    arguments = {name: value for name, value in flags.items() if name not in renamed}
+    arguments |= {
+        "image_size": size,
+        "model_channels": flags["num_channels"],
+        "out_channels": channels * (2 if flags["learn_sigma"] else 1),
+        "channel_mult": _levels(size_flag, size, "channel_mult", channel_mult, table),
+        "attention_resolutions": _downsample_rates("attention_resolutions", size, flags["attention_resolutions"]),
+        "num_classes": flags["num_classes"] if flags["class_cond"] else None,
+    }
+    return _network(constructor, ("num_channels", "channel_mult", "num_heads", "num_head_channels"), **arguments)
 
 
 def _network(constructor: Callable[..., Built], names: Sequence[str], **arguments) -> Built:

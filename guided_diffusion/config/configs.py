@@ -172,54 +172,48 @@ def decay_rates(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Training."""
+class _AnyTrainConfig:
+    """What both kinds of training have in common."""
 
     schedule_sampler: str = flag(
         "uniform", "which timesteps to train on", choices=("uniform", "loss-second-moment")
     )
-    lr: float = flag(1e-4, "learning rate of AdamW", minimum=0.0)
     weight_decay: float = flag(0.0, "weight decay of AdamW", minimum=0.0)
-    lr_anneal_steps: int = flag(0, "let the rate fall to 0 over so many steps, then stop; 0: keep it", minimum=0)
-    batch_size: int = flag(1, "images at a time in each process", minimum=1)
-    microbatch: int = flag(-1, "images at a time in memory; -1: the whole batch", minimum=-1)
-    ema_rate: str = flag("0.9999", "decay of the averaged weights, 0 to 1; several as 0.99,0.9999", type=decay_rates)
-    log_interval: int = flag(10, "steps between lines of the log", minimum=1)
-    save_interval: int = flag(10000, "steps between checkpoints, from which the same command goes on", minimum=1)
-    keep: int = flag(0, "keep so many of the newest checkpoints; 0: all", minimum=0)
-    resume_checkpoint: str = flag("", "model%06d.pt of another run to begin with, or that run's folder")
-    init_from: str = flag(
-        "", "checkpoint whose weights a new run begins with; its classes may be others, or none"
-    )
-    fp16_scale_growth: float = flag(1e-3, "growth of log2(loss scale) a step in float16", minimum=0.0)
-    iterations: int = flag(0, "stop after so many steps in all; 0: as --lr_anneal_steps says", minimum=0)
+    microbatch: int = flag(-1, "images per forward and backward pass, to save memory; -1: the whole batch", minimum=-1)
+    log_interval: int = flag(10, "steps between entries of the log", minimum=1)
+    save_interval: int = flag(10000, "steps between checkpoints, from which the same command resumes", minimum=1)
+    keep: int = flag(0, "number of newest checkpoints to keep; 0: all", minimum=0)
+    init_from: str = flag("", "checkpoint whose weights a new run starts from; it may have other classes, or none")
     compile: bool = flag(False, "compile the network first, a minute or more; changes the weights by rounding")
 
 
 @dataclass(frozen=True)
-class ClassifierTrainConfig:
+class TrainConfig(_AnyTrainConfig):
+    """Training."""
+
+    lr: float = flag(1e-4, "learning rate of AdamW", minimum=0.0)
+    lr_anneal_steps: int = flag(0, "steps over which the learning rate falls to 0, then stop; 0: constant", minimum=0)
+    batch_size: int = flag(1, "images per step in each process", minimum=1)
+    ema_rate: str = flag(
+        "0.9999", "decay of the averaged weights, 0 to 1; several separated by commas: 0.99,0.9999", type=decay_rates
+    )
+    resume_checkpoint: str = flag("", "model%06d.pt of another run to resume from, or that run's folder")
+    fp16_scale_growth: float = flag(1e-3, "growth of log2(loss scale) per step in float16", minimum=0.0)
+    iterations: int = flag(0, "total number of steps; 0: as --lr_anneal_steps says", minimum=0)
+
+
+@dataclass(frozen=True)
+class ClassifierTrainConfig(_AnyTrainConfig):
     """Classifier training."""
 
     val_data_dir: str = flag("", "folder of validation images; none: no validation")
     noised: bool = flag(True, "train on noised images; False: on clean ones, as a feature network")
-    iterations: int = flag(150000, "steps", minimum=1)
+    iterations: int = flag(150000, "number of steps", minimum=1)
     lr: float = flag(3e-4, "learning rate of AdamW", minimum=0.0)
-    weight_decay: float = flag(0.0, "weight decay of AdamW", minimum=0.0)
     anneal_lr: bool = flag(False, "let the learning rate fall linearly to 0")
-    batch_size: int = flag(4, "images at a time in each process", minimum=1)
-    microbatch: int = flag(-1, "images at a time in memory; -1: the whole batch", minimum=-1)
-    schedule_sampler: str = flag(
-        "uniform", "which timesteps to train on", choices=("uniform", "loss-second-moment")
-    )
+    batch_size: int = flag(4, "images per step in each process", minimum=1)
     resume_checkpoint: str = flag(
-        "", "model%06d.pt of another run to begin with, with opt%06d.pt beside it, or that run's folder"
+        "", "model%06d.pt of another run to resume from, with opt%06d.pt beside it, or that run's folder"
     )
-    init_from: str = flag(
-        "", "checkpoint whose weights a new run begins with; its classes may be others, or none"
-    )
-    log_interval: int = flag(10, "steps between lines of the log", minimum=1)
     eval_interval: int = flag(5, "steps between validation batches", minimum=1)
-    save_interval: int = flag(10000, "steps between checkpoints, from which the same command goes on", minimum=1)
-    keep: int = flag(0, "keep so many of the newest checkpoints; 0: all", minimum=0)
     random_crop: bool = flag(True, "crop training images at random scale and place")
-    compile: bool = flag(False, "compile the network first, a minute or more; changes the weights by rounding")

@@ -23,29 +23,6 @@ from guided_diffusion.config.flags import from_values, str2bool
 from guided_diffusion.diffusion.respace import SpacedDiffusion
 from guided_diffusion.models.unet import EncoderUNetModel, SuperResModel, UNetModel
 
-__all__ = [
-    "NUM_CLASSES",
-    "add_dict_to_argparser",
-    "args_to_dict",
-    "build_classifier",
-    "build_diffusion",
-    "build_model",
-    "build_super_res_model",
-    "classifier_and_diffusion_defaults",
-    "classifier_defaults",
-    "create_classifier",
-    "create_classifier_and_diffusion",
-    "create_gaussian_diffusion",
-    "create_model",
-    "create_model_and_diffusion",
-    "diffusion_defaults",
-    "model_and_diffusion_defaults",
-    "sr_create_model",
-    "sr_create_model_and_diffusion",
-    "sr_model_and_diffusion_defaults",
-    "str2bool",
-]
-
 # Flags that upstream does not have; its own scripts hand every default to its builders.
 _OURS = {"num_classes", "in_channels", "classifier_num_head_channels", "classifier_channel_mult"}
 

@@ -17,6 +17,7 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn, TextIO, TypeVar
 
 from guided_diffusion import __version__
@@ -98,19 +99,12 @@ class Given:
         return merged
 
 
-class FirstRankParser(argparse.ArgumentParser):
-    """Prints help and version, all that goes to standard output, from the first rank only."""
-
-    def _print_message(self, message: str, file: TextIO | None = None) -> None:
-        if file is not sys.stdout or get_rank() == 0:
-            super()._print_message(message, file)
-
-
-class Parser(FirstRankParser):
-    """Flags of several config classes; a flag that two classes share is one flag."""
+class Parser(argparse.ArgumentParser):
+    """Flags of several config classes; a flag that two classes share is one flag. Only rank 0 prints --help."""
 
     def __init__(self, description: str, *configs: type):
-        super().__init__(description=description, formatter_class=_HelpFormatter)
+        layout = partial(argparse.RawDescriptionHelpFormatter, max_help_position=36, width=110)
+        super().__init__(description=description, formatter_class=layout)
         self._defaults_by_name: dict[str, Any] = {}
         for config in configs:
             group = self.add_argument_group((config.__doc__ or config.__name__).splitlines()[0].rstrip("."))
@@ -132,12 +126,16 @@ class Parser(FirstRankParser):
         if kind is bool:
             options.update(type=str2bool, nargs="?", const=True, metavar="BOOL")
         else:
-            options.update(type=_checked(field), metavar=_metavar(field))
+            options.update(type=_checked(field), metavar={int: "N", float: "X"}.get(kind, "TEXT"))
         group.add_argument(*names, **options)
 
     def parse(self, argv: Sequence[str] | None = None) -> Given:
         """Parse the command line. SystemExit 2 with one line on stderr when it is wrong, 0 for --help."""
         return Given(vars(self.parse_args(argv)), self._defaults_by_name)
+
+    def _print_message(self, message: str, file: TextIO | None = None) -> None:
+        if file is not sys.stdout or get_rank() == 0:
+            super()._print_message(message, file)
 
     def error(self, message: str) -> NoReturn:
         """One line, from the first rank only, and status 2."""
@@ -189,10 +187,6 @@ def _range(low: float | None, high: float | None) -> str:
     return f"at most {high}" if low is None else f"{low} to {high}"
 
 
-def _metavar(field: dataclasses.Field) -> str:
-    return {int: "N", float: "X"}.get(field.metadata["type"], "TEXT")
-
-
 def _help(field: dataclasses.Field) -> str:
     meta = field.metadata
     notes = []
@@ -202,11 +196,6 @@ def _help(field: dataclasses.Field) -> str:
         notes.append(_range(meta["minimum"], meta["maximum"]))
     notes.append("no default" if field.default is None else f"default {field.default!r}")
     return f"{meta['help']} ({'; '.join(notes)})".replace("%", "%%")
-
-
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=36, width=110)
 
 
 def architecture_from(
