@@ -26,7 +26,7 @@ from guided_diffusion.config.configs import (
     SamplingConfig,
 )
 from guided_diffusion.config.create import build_diffusion, build_model
-from guided_diffusion.config.flags import Given, Parser, architecture_from
+from guided_diffusion.config.flags import ParsedFlags, Parser, architecture_from
 from guided_diffusion.diffusion.nonfinite import Watch, timesteps_of
 from guided_diffusion.diffusion.solvers import sampling_loop
 from guided_diffusion.distributed import process_group
@@ -39,19 +39,19 @@ from guided_diffusion.sampling.run import Batch, SampleRun
 
 
 def main() -> None:
-    given = Parser(
+    parsed = Parser(
         __doc__, SamplingConfig, GuidanceConfig, LabelConfig, ModelConfig, ClassifierConfig, DiffusionConfig, RunConfig
     ).parse()
-    run = given.make(RunConfig)
+    run = parsed.make(RunConfig)
     directory = setup.begin(run)
-    given = setup.choose_files(given, "model_path", "classifier_path")
-    sampling, guide = given.make(SamplingConfig), given.make(GuidanceConfig)
+    parsed = setup.choose_files(parsed, "model_path", "classifier_path")
+    sampling, guide = parsed.make(SamplingConfig), parsed.make(GuidanceConfig)
     trace_path = setup.output_file("trace", guide.trace)
     with asking_whether_swapped():
-        model_config, classifier_config, diffusion_config = resolve(given, sampling.model_path, guide.classifier_path)
+        model_config, classifier_config, diffusion_config = resolve(parsed, sampling.model_path, guide.classifier_path)
     classes = shared_classes(model_config, sampling.model_path, classifier_config, guide.classifier_path)
-    labels = setup.plan_labels(given.make(LabelConfig), classes)
-    rule = guidance_rule(given, guide, diffusion_config.diffusion_steps)
+    labels = setup.plan_labels(parsed.make(LabelConfig), classes)
+    rule = guidance_rule(parsed, guide, diffusion_config.diffusion_steps)
 
     diffusion = build_diffusion(diffusion_config)
     loop = sampling_loop(diffusion, sampling.sampler, sampling.use_ddim)
@@ -99,12 +99,12 @@ def main() -> None:
         shape=shape,
         seed=run.seed,
         directory=directory,
-        flags=with_rule_named(given.resolve(SamplingConfig, GuidanceConfig, LabelConfig, RunConfig))
+        flags=with_rule_named(parsed.resolve(SamplingConfig, GuidanceConfig, LabelConfig, RunConfig))
         | {"classes": labels.flag}
         | dataclasses.asdict(model_config)
         | dataclasses.asdict(classifier_config)
         | dataclasses.asdict(diffusion_config),
-        defaults=given.defaults,
+        defaults=parsed.defaults,
         labels=labels,
         save_images=sampling.save_images,
         extras_path=trace_path,
@@ -130,11 +130,11 @@ def asking_whether_swapped() -> Iterator[None]:
         raise InputError(f"{error}; were --model_path and --classifier_path swapped?") from error
 
 
-def resolve(given: Given, model_path: str, classifier_path: str):
+def resolve(parsed: ParsedFlags, model_path: str, classifier_path: str):
     """The configs of model, classifier and process from flags and checkpoints. InputError if they do not fit."""
-    model, diffusion = setup.model_configs(given, model_path, ModelConfig)
+    model, diffusion = setup.model_configs(parsed, model_path, ModelConfig)
     classifier_saved = setup.checkpoint_config("classifier_path", classifier_path, CLASSIFIER)
-    classifier = architecture_from(given, ClassifierConfig, classifier_saved, classifier_path)
+    classifier = architecture_from(parsed, ClassifierConfig, classifier_saved, classifier_path)
     for name in ("image_size", "in_channels"):
         ours, theirs = getattr(model, name), getattr(classifier, name)
         if ours != theirs:

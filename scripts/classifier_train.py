@@ -46,19 +46,19 @@ from guided_diffusion.training.setup import (
 
 
 def main() -> None:
-    given = Parser(
+    parsed = Parser(
         __doc__, DataConfig, ClassifierTrainConfig, EctConfig, ClassifierConfig, DiffusionConfig, RunConfig
     ).parse()
-    run, data_config = given.make(RunConfig), given.make(DataConfig)
-    train, diffusion_config = given.make(ClassifierTrainConfig), given.make(DiffusionConfig)
+    run, data_config = parsed.make(RunConfig), parsed.make(DataConfig)
+    train, diffusion_config = parsed.make(ClassifierTrainConfig), parsed.make(DiffusionConfig)
     if diffusion_config.timestep_respacing:
         raise InputError("--timestep_respacing: the classifier is trained on all timesteps; expected none")
     setup.begin(run)
 
     resume, files = starting_point(train), find_images(data_config.data_dir)
-    labels, classes = read_classes(given, data_config, files, resume)
-    config = dataclasses.replace(given.make(ClassifierConfig), num_classes=classes.count)
-    weight = ect_weight(given)
+    labels, classes = read_classes(parsed, data_config, files, resume)
+    config = dataclasses.replace(parsed.make(ClassifierConfig), num_classes=classes.count)
+    weight = ect_weight(parsed)
     loss = f"ECT with weight {weight}" if weight else "plain cross entropy"
     logger.log(f"{counted(classes.count, 'classes')}; {loss}")
     open_images = partial(
@@ -74,11 +74,11 @@ def main() -> None:
     if train.val_data_dir:
         val_files = find_images(train.val_data_dir, flag="val_data_dir")
         val_dataset = open_images(val_files, labels=read_labels(val_files, data_config.labels, classes.names))
-    flags = given.resolve(DataConfig, ClassifierTrainConfig, EctConfig, DiffusionConfig, RunConfig)
+    flags = parsed.resolve(DataConfig, ClassifierTrainConfig, EctConfig, DiffusionConfig, RunConfig)
     flags |= dataclasses.asdict(config) | class_flags(classes) | {"ect": weight > 0, "labels": labels.digest()}
     # Where the rate falls until the last iteration, every step depends on when that is.
     changeable = CHANGEABLE if train.anneal_lr else CHANGEABLE | {"iterations"}
-    training_run = find_run(given, flags, changeable, train, dataset, resume)
+    training_run = find_run(parsed, flags, changeable, train, dataset, resume)
     purpose = "guide with (--classifier_path)" if train.noised else "judge with (the evaluator's --features)"
     if training_run.has_done(train.iterations):
         say_complete(training_run, "--iterations", train.iterations)

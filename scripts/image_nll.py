@@ -43,15 +43,15 @@ class NllConfig:
 
 
 def main() -> None:
-    given = Parser(__doc__, DataConfig, NllConfig, ModelConfig, DiffusionConfig, RunConfig).parse()
-    run, data_config = given.make(RunConfig), given.make(DataConfig)
+    parsed = Parser(__doc__, DataConfig, NllConfig, ModelConfig, DiffusionConfig, RunConfig).parse()
+    run, data_config = parsed.make(RunConfig), parsed.make(DataConfig)
     directory = setup.begin(run)
-    given = setup.choose_files(given, "model_path")
-    nll = given.make(NllConfig)
-    config, diffusion_config = setup.model_configs(given, nll.model_path, ModelConfig)
+    parsed = setup.choose_files(parsed, "model_path")
+    nll = parsed.make(NllConfig)
+    config, diffusion_config = setup.model_configs(parsed, nll.model_path, ModelConfig)
     model = setup.load_model(build_model, config, diffusion_config, nll.model_path, run)
     files, labels, names = find_images(data_config.data_dir), None, None
-    setup.warn_of_unused_labels(given, config.class_cond)
+    setup.warn_of_unused_labels(parsed, config.class_cond)
     if config.class_cond:
         names = Classes.of_checkpoint(nll.model_path, config.num_classes).names or None
         labels = read_labels(files, data_config.labels, names)

@@ -23,12 +23,12 @@ from guided_diffusion.sampling.run import Batch, SampleRun
 
 
 def main() -> None:
-    given = Parser(__doc__, SamplingConfig, LabelConfig, ModelConfig, DiffusionConfig, RunConfig).parse()
-    run, label_config = given.make(RunConfig), given.make(LabelConfig)
+    parsed = Parser(__doc__, SamplingConfig, LabelConfig, ModelConfig, DiffusionConfig, RunConfig).parse()
+    run, label_config = parsed.make(RunConfig), parsed.make(LabelConfig)
     directory = setup.begin(run)
-    given = setup.choose_files(given, "model_path")
-    sampling = given.make(SamplingConfig)
-    config, diffusion_config = setup.model_configs(given, sampling.model_path, ModelConfig)
+    parsed = setup.choose_files(parsed, "model_path")
+    sampling = parsed.make(SamplingConfig)
+    config, diffusion_config = setup.model_configs(parsed, sampling.model_path, ModelConfig)
     if not config.class_cond and (label_config.classes or label_config.balanced):
         raise InputError("--classes, --balanced: this model takes no labels, expected one trained with --class_cond")
     labels = None
@@ -55,11 +55,11 @@ def main() -> None:
         shape=shape,
         seed=run.seed,
         directory=directory,
-        flags=given.resolve(SamplingConfig, LabelConfig, RunConfig)
+        flags=parsed.resolve(SamplingConfig, LabelConfig, RunConfig)
         | ({"classes": labels.flag} if labels is not None else {})
         | dataclasses.asdict(config)
         | dataclasses.asdict(diffusion_config),
-        defaults=given.defaults,
+        defaults=parsed.defaults,
         labels=labels,
         save_images=sampling.save_images,
         watch=Watch(timesteps_of(diffusion), sampling.nonfinite),

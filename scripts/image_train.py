@@ -16,9 +16,9 @@ from guided_diffusion.training.setup import train_diffusion_model
 
 
 def main() -> None:
-    given = Parser(__doc__, DataConfig, TrainConfig, ModelConfig, DiffusionConfig, RunConfig).parse()
-    config = given.make(ModelConfig)
-    train_diffusion_model(given, config, config.image_size, build_model)
+    parsed = Parser(__doc__, DataConfig, TrainConfig, ModelConfig, DiffusionConfig, RunConfig).parse()
+    config = parsed.make(ModelConfig)
+    train_diffusion_model(parsed, config, config.image_size, build_model)
 
 
 if __name__ == "__main__":

@@ -54,16 +54,16 @@ class BaseConfig:
 
 def main() -> None:
     configs = SamplingConfig, BaseConfig, ReadingConfig, SuperResConfig, DiffusionConfig, RunConfig
-    given = Parser(__doc__, *configs).parse()
-    run = given.make(RunConfig)
+    parsed = Parser(__doc__, *configs).parse()
+    run = parsed.make(RunConfig)
     directory = setup.begin(run)
-    given = setup.choose_files(given, "model_path")
-    sampling = given.make(SamplingConfig)
-    config, diffusion_config = setup.model_configs(given, sampling.model_path, SuperResConfig)
-    base_config = given.make(BaseConfig)
+    parsed = setup.choose_files(parsed, "model_path")
+    sampling = parsed.make(SamplingConfig)
+    config, diffusion_config = setup.model_configs(parsed, sampling.model_path, SuperResConfig)
+    base_config = parsed.make(BaseConfig)
     classes = Classes.of_checkpoint(sampling.model_path, config.num_classes)
-    setup.warn_of_unused_labels(given, config.class_cond)
-    reading = given.make(ReadingConfig).reading
+    setup.warn_of_unused_labels(parsed, config.class_cond)
+    reading = parsed.make(ReadingConfig).reading
     base = BaseImages(base_config.base_samples, config, base_config.labels or "auto", classes.names or None, reading)
     if base.labels is not None and (unseen := classes.unseen(np.unique(base.labels).tolist())):
         logger.warning(f"--base_samples: it has labels that training never saw: {classes.listed(unseen)}")
@@ -90,11 +90,11 @@ def main() -> None:
         shape=shape,
         seed=run.seed,
         directory=directory,
-        flags=given.resolve(SamplingConfig, BaseConfig, RunConfig)
+        flags=parsed.resolve(SamplingConfig, BaseConfig, RunConfig)
         | base.facts
         | dataclasses.asdict(config)
         | dataclasses.asdict(diffusion_config),
-        defaults=given.defaults,
+        defaults=parsed.defaults,
         save_images=sampling.save_images,
         watch=Watch(timesteps_of(diffusion), sampling.nonfinite),
     ).generate(draw)

@@ -23,12 +23,12 @@ from guided_diffusion.training.setup import train_diffusion_model
 
 
 def main() -> None:
-    given = Parser(__doc__, DataConfig, TrainConfig, SuperResConfig, DiffusionConfig, RunConfig).parse()
-    config = given.make(SuperResConfig)
+    parsed = Parser(__doc__, DataConfig, TrainConfig, SuperResConfig, DiffusionConfig, RunConfig).parse()
+    config = parsed.make(SuperResConfig)
     if config.small_size > config.large_size:
         raise InputError(f"--small_size: found {config.small_size}, expected at most --large_size {config.large_size}")
     adapt = partial(with_low_res, small_size=config.small_size)
-    train_diffusion_model(given, config, config.large_size, build_super_res_model, adapt)
+    train_diffusion_model(parsed, config, config.large_size, build_super_res_model, adapt)
 
 
 def with_low_res(data: Iterator, small_size: int) -> Iterator:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from guided_diffusion.config.configs import NUM_CLASSES
-from guided_diffusion.config.flags import Given
+from guided_diffusion.config.flags import ParsedFlags
 from guided_diffusion.distributed import process_group
 from guided_diffusion.errors import InputError, counted, some_of
 from guided_diffusion.io import checkpoint, checkpoint_flags
@@ -106,7 +106,7 @@ class Classes:
         return next((f"class {n} is {ours!r}, but {theirs!r}" for n, (ours, theirs) in pairs if ours != theirs), None)
 
 
-def count_classes(given: Given, data_dir: str, names: Sequence[str], resume: str = "") -> Classes:
+def count_classes(parsed: ParsedFlags, data_dir: str, names: Sequence[str], resume: str = "") -> Classes:
     """The classes of a network to be trained on a folder's images.
 
     Their number is that of --num_classes, else of the checkpoints in the log's directory, else of the checkpoint
@@ -116,12 +116,12 @@ def count_classes(given: Given, data_dir: str, names: Sequence[str], resume: str
     :param names: of the classes in the folder. resume: path of a checkpoint to resume; "": none.
     :raises InputError: the folder holds more classes than that. A collective.
     """
-    return process_group.from_rank_0(lambda: _count_classes(given, data_dir, names, resume))
+    return process_group.from_rank_0(lambda: _count_classes(parsed, data_dir, names, resume))
 
 
-def _count_classes(given: Given, data_dir: str, names: Sequence[str], resume: str) -> Classes:
+def _count_classes(parsed: ParsedFlags, data_dir: str, names: Sequence[str], resume: str) -> Classes:
     before, source = _classes_before(resume)
-    wanted = given.values.get("num_classes")
+    wanted = parsed.values.get("num_classes")
     count = wanted or (before.count if before else len(names))
     classes, found = counted(count, "classes"), counted(len(names), "classes")
     if len(names) > count:

@@ -5,8 +5,8 @@
         num_samples: int = flag(10000, "images to make", minimum=1)
 
     parser = Parser("What the program does.", SamplingConfig, ModelConfig)
-    given = parser.parse()
-    sampling = given.make(SamplingConfig)
+    parsed = parser.parse()
+    sampling = parsed.make(SamplingConfig)
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def from_values(config: type[Config], values: Mapping[str, Any]) -> Config:
 
 
 @dataclass(frozen=True)
-class Given:
+class ParsedFlags:
     """What the command line said: only the flags that were given, and all flags' defaults."""
 
     values: dict[str, Any]
@@ -129,9 +129,9 @@ class Parser(argparse.ArgumentParser):
             options.update(type=_checked(field), metavar={int: "N", float: "X"}.get(kind, "TEXT"))
         group.add_argument(*names, **options)
 
-    def parse(self, argv: Sequence[str] | None = None) -> Given:
+    def parse(self, argv: Sequence[str] | None = None) -> ParsedFlags:
         """Parse the command line. SystemExit 2 with one line on stderr when it is wrong, 0 for --help."""
-        return Given(vars(self.parse_args(argv)), self._defaults_by_name)
+        return ParsedFlags(vars(self.parse_args(argv)), self._defaults_by_name)
 
     def _print_message(self, message: str, file: TextIO | None = None) -> None:
         if file is not sys.stdout or get_rank() == 0:
@@ -199,7 +199,7 @@ def _help(field: dataclasses.Field) -> str:
 
 
 def architecture_from(
-    given: Given, config: type[Config], saved: dict[str, Any] | None, checkpoint: str
+    parsed: ParsedFlags, config: type[Config], saved: dict[str, Any] | None, checkpoint: str
 ) -> Config:
     """A model's config: flags given, else what its checkpoint's config.json says, else defaults.
 
@@ -216,10 +216,10 @@ def architecture_from(
         if expected:
             raise InputError(f"{checkpoint}: config.json beside it has {name} {value!r}, expected {expected}")
     clashes = [
-        f"--{name} {given.values[name]} (the checkpoint has {value})"
+        f"--{name} {parsed.values[name]} (the checkpoint has {value})"
         for name, value in stored.items()
-        if name in given.values and given.values[name] != value
+        if name in parsed.values and parsed.values[name] != value
     ]
     if clashes:
         raise InputError(f"{checkpoint}: config.json beside it contradicts {', '.join(clashes)}")
-    return given.make(config, **stored)
+    return parsed.make(config, **stored)

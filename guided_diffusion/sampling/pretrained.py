@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig, SuperResConfig
 from guided_diffusion.config.create import build_classifier, build_diffusion, build_model, build_super_res_model
-from guided_diffusion.config.flags import Given, architecture_from
+from guided_diffusion.config.flags import ParsedFlags, architecture_from
 from guided_diffusion.diffusion.respace import SpacedDiffusion
 from guided_diffusion.distributed import process_group
 from guided_diffusion.errors import InputError
@@ -128,4 +128,4 @@ def _configs(path: str | os.PathLike, flags: dict[str, Any], saved: dict[str, An
     known = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     if unknown := sorted(flags.keys() - known):
         raise TypeError(f"{', '.join(unknown)}: no flag of this network")
-    return [architecture_from(Given(flags), kind, saved, os.fspath(path)) for kind in kinds]
+    return [architecture_from(ParsedFlags(flags), kind, saved, os.fspath(path)) for kind in kinds]

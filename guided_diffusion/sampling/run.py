@@ -35,8 +35,8 @@ from guided_diffusion.sampling.background_writer import WriteBehind
 from guided_diffusion.sampling.image_grid import save_grid
 from guided_diffusion.sampling.noise import LabelPlan, PerSampleNoise, stream
 from guided_diffusion.sampling.shards import (
-    PartStore,
-    Piece,
+    Shard,
+    ShardStore,
     assemble,
     check_result,
     missing_batches,
@@ -141,9 +141,9 @@ class SampleRun:
         with Progress(self.num_samples, "images", made, directory=self.directory) as progress, terminating(kept):
             passes = 0
             while missing:
-                with WriteBehind(PartStore(self.directory).write) as write:
+                with WriteBehind(ShardStore(self.directory).write) as write:
                     for indices in missing[rank::world_size]:
-                        write(indices.start, self._make_part(indices, draw, extras, progress.alive))
+                        write(indices.start, self._make_shard(indices, draw, extras, progress.alive))
                         # Rank 0 shows the whole run: the others advance at about its pace.
                         progress.update(min(len(indices) * world_size, self.num_samples - progress.n))
                 process_group.barrier()
@@ -168,7 +168,7 @@ class SampleRun:
         changeable = (*CHANGEABLE_FLAGS, *self._changeable_extras_flags())
         flags = self.flags | stream(process_group.dev())
         check_manifest(self.directory, flags, changeable, sha256, versions(), self.updated, self.defaults)
-        remove_leftovers(PartStore(self.directory).directory, owned=True)
+        remove_leftovers(ShardStore(self.directory).directory, owned=True)
         if self.extras_path is not None:
             remove_leftovers(self.extras_path.parent, self.extras_path.name)
         try:
@@ -210,25 +210,25 @@ class SampleRun:
     def _arrays(self) -> list[str]:
         return ["arr_0"] + ["arr_1"] * (self.labels is not None)
 
-    def _finished(self) -> list[Piece]:
+    def _finished(self) -> list[Shard]:
         """What is there already: parts, and the result of a run with another number of samples."""
-        pieces = PartStore(self.directory).pieces()
+        shards = ShardStore(self.directory).shards()
         if self.extras_path is not None:
-            complete = [piece for piece in pieces if self._names_of_extras(piece)]
-            if made := sum(len(piece.indices) for piece in pieces if piece not in complete):
+            complete = [shard for shard in shards if self._names_of_extras(shard)]
+            if made := sum(len(shard.indices) for shard in shards if shard not in complete):
                 count = counted(made, "samples")
                 logger.warning(f"{self.extras_path}: {count} there without what goes into it: made again")
-            pieces = complete
+            shards = complete
         if self.extras_path is None or self._owns_extras():
             for path, count in result_paths(self.directory, self._size).items():
                 try:
                     self._check_result(path, count)
-                    piece = Piece(path, 0, range(count), self.extras_path)
-                    if self.extras_path is None or _has_extras(piece):
-                        pieces.append(piece)
+                    shard = Shard(path, 0, range(count), self.extras_path)
+                    if self.extras_path is None or _has_extras(shard):
+                        shards.append(shard)
                 except DamagedError as error:
                     logger.warning(f"{error}; its samples are not used")
-        return without_overlap(pieces, self.num_samples)
+        return without_overlap(shards, self.num_samples)
 
     def _owns_extras(self) -> bool:
         """Whether the file of extras is as this run left it."""
@@ -249,19 +249,19 @@ class SampleRun:
         """The batches that are missing; where none are, write the result."""
         while True:
             check_held(self.directory)
-            pieces = self._finished()
-            missing = missing_batches(pieces, self.num_samples, self.batch_size)
+            shards = self._finished()
+            missing = missing_batches(shards, self.num_samples, self.batch_size)
             if missing:
                 return missing
             try:
-                self._assemble(pieces, output)
+                self._assemble(shards, output)
             except DamagedError as error:
                 set_damaged_aside(error)
                 continue
             self._clean_up(output)
             return []
 
-    def _make_part(self, indices: range, draw, extras, alive: Callable[[], None]) -> dict[str, np.ndarray]:
+    def _make_shard(self, indices: range, draw, extras, alive: Callable[[], None]) -> dict[str, np.ndarray]:
         noise = PerSampleNoise(self.seed, indices, process_group.dev())
         labels = None if self.labels is None else self.labels.labels(indices, noise)
         self.watch.begin()
@@ -279,22 +279,22 @@ class SampleRun:
             part[TALLY] = tallies.take(self.tally)
         return part | (extras() if extras is not None else {})
 
-    def _assemble(self, pieces: list[Piece], output: Path) -> None:
+    def _assemble(self, shards: list[Shard], output: Path) -> None:
         """Write the result and what goes with it; every file's digest is on record before the file is there.
 
-        DamagedError where a piece is damaged or has vanished; nothing is lost by it.
+        DamagedError where a shard is damaged or has vanished; nothing is lost by it.
         """
-        self._list_nonfinite(pieces)
+        self._list_nonfinite(shards)
         if self.tally is not None:
-            tallies.write_sum(self.tally, pieces, output)
-        others = self._names_of_extras(pieces[-1])
+            tallies.write_sum(self.tally, shards, output)
+        others = self._names_of_extras(shards[-1])
         if others and self.extras_path is not None:
-            assemble(pieces, others, self.extras_path, self._record(str(self.extras_path)))
+            assemble(shards, others, self.extras_path, self._record(str(self.extras_path)))
             logger.log(f"trace: {self.extras_path}")
-        assemble(pieces, self._arrays, output, self._record(output.name))
+        assemble(shards, self._arrays, output, self._record(output.name))
 
-    def _names_of_extras(self, piece: Piece) -> list[str]:
-        return [name for name in piece.names() if name not in ("arr_0", "arr_1", NONFINITE, TALLY)]
+    def _names_of_extras(self, shard: Shard) -> list[str]:
+        return [name for name in shard.names() if name not in ("arr_0", "arr_1", NONFINITE, TALLY)]
 
     def _record(self, name: str) -> Callable[[Path], None]:
         return lambda path: record_result(self.directory, path, name)
@@ -305,7 +305,7 @@ class SampleRun:
         if self.save_images and not exists(grid_path):
             save_grid(read_array(output, "arr_0", 64), grid_path, captions=self._captions(output))
             logger.log(f"grid: {grid_path}")
-        PartStore(self.directory).remove(below=self.num_samples)
+        ShardStore(self.directory).remove(below=self.num_samples)
 
     def _captions(self, output: Path) -> list[str] | None:
         """The classes of the grid's samples, by name where it is known."""
@@ -314,7 +314,7 @@ class SampleRun:
         labels, names = read_array(output, "arr_1", 64).tolist(), self.labels.names
         return [names[label] if label < len(names) else str(label) for label in labels]
 
-    def _list_nonfinite(self, pieces: list[Piece]) -> None:
+    def _list_nonfinite(self, shards: list[Shard]) -> None:
         """Write `nonfinite.json` where samples are not finite."""
         path = self.directory / f"{NONFINITE}.json"
         found = []
@@ -325,9 +325,9 @@ class SampleRun:
             pass
         except DamagedError as error:
             logger.warning(f"{error}; kept as {set_aside(path).name}")
-        for piece in pieces:
-            if NONFINITE in piece.names():
-                found += [json.loads(text) for text in read_array(piece.path, NONFINITE)]
+        for shard in shards:
+            if NONFINITE in shard.names():
+                found += [json.loads(text) for text in read_array(shard.path, NONFINITE)]
         found = list({json.dumps(record, sort_keys=True): record for record in found}.values())
         if not found:
             return
@@ -335,9 +335,9 @@ class SampleRun:
         logger.warning(f"{len(found)} of {self.num_samples} samples are not finite and better left out: {path}")
 
 
-def _has_extras(result: Piece) -> bool:
+def _has_extras(result: Shard) -> bool:
     """Whether the extras of a result are for all of its samples: those of a part are when it has any."""
-    names = Piece(result.extras, 0, result.indices).names()
+    names = Shard(result.extras, 0, result.indices).names()
     return any(len(result.rows(name)) == len(result.indices) for name in names)
 
 

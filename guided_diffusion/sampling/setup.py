@@ -24,7 +24,7 @@ from guided_diffusion.config.configs import (
     SuperResConfig,
 )
 from guided_diffusion.config.create import build_classifier
-from guided_diffusion.config.flags import Given, architecture_from
+from guided_diffusion.config.flags import ParsedFlags, architecture_from
 from guided_diffusion.distributed import process_group
 from guided_diffusion.errors import InputError, counted
 from guided_diffusion.io import checkpoint, checkpoint_flags
@@ -90,14 +90,14 @@ def wants_compiling(sampling: SamplingConfig, steps: int) -> bool:
     return process_group.dev().type == "cuda" and batches * steps >= _LONG_RUN
 
 
-def model_configs(given: Given, path: str, config_class: type[Config]) -> tuple[Config, DiffusionConfig]:
+def model_configs(parsed: ParsedFlags, path: str, config_class: type[Config]) -> tuple[Config, DiffusionConfig]:
     """The configs of the diffusion model of --model_path and of its process: from flags and its config.json.
 
     InputError when there is no such checkpoint, or the flags contradict it.
     """
     expected = checkpoint_flags.SUPER_RES if config_class is SuperResConfig else checkpoint_flags.DIFFUSION_MODEL
     saved = checkpoint_config("model_path", path, expected)
-    return architecture_from(given, config_class, saved, path), architecture_from(given, DiffusionConfig, saved, path)
+    return architecture_from(parsed, config_class, saved, path), architecture_from(parsed, DiffusionConfig, saved, path)
 
 
 def load_model(
@@ -126,19 +126,19 @@ def _load(build: Callable[[], nn.Module], path: str, dtype: torch.dtype | None, 
     return Frozen(load_network(build, path, process_group.dev()), dtype, compile)
 
 
-def choose_files(given: Given, *flags: str) -> Given:
+def choose_files(parsed: ParsedFlags, *flags: str) -> ParsedFlags:
     """The flags with a file in place of every folder of a training that one of `flags` names: see `best_weights`.
 
     A run that is resumed keeps the file that it began with. InputError for a folder without weights. A collective.
     """
-    chosen = process_group.from_rank_0(lambda: _choose_files(given, flags))
-    return dataclasses.replace(given, values=given.values | chosen)
+    chosen = process_group.from_rank_0(lambda: _choose_files(parsed, flags))
+    return dataclasses.replace(parsed, values=parsed.values | chosen)
 
 
-def _choose_files(given: Given, flags: Sequence[str]) -> dict[str, str]:
+def _choose_files(parsed: ParsedFlags, flags: Sequence[str]) -> dict[str, str]:
     chosen = {}
     for flag in flags:
-        path = given.values.get(flag, "")
+        path = parsed.values.get(flag, "")
         if os.path.isdir(path):
             before = run_directory.read_manifest(Path(logger.get_dir())).get(flag)
             kept = isinstance(before, str) and Path(before).parent == Path(path) and os.path.isfile(before)
@@ -174,9 +174,9 @@ def plan_labels(config: LabelConfig, classes: Classes) -> LabelPlan:
     return plan
 
 
-def warn_of_unused_labels(given: Given, class_cond: bool) -> None:
+def warn_of_unused_labels(parsed: ParsedFlags, class_cond: bool) -> None:
     """Say that --labels, where it is given, does nothing for a network without classes."""
-    rule = given.values.get("labels")
+    rule = parsed.values.get("labels")
     if rule and not class_cond:
         logger.warning(f"--labels {rule}: not read, without --class_cond True the network has no classes")
 

@@ -23,7 +23,7 @@ _PART = re.compile(r"part-(\d{9,})\.npz")
 
 
 @dataclass(frozen=True)
-class Piece:
+class Shard:
     """Finished samples: rows of an npz file.
 
     :param start: number of the sample in the file's first row.
@@ -68,7 +68,7 @@ class Piece:
         return self.path if self.extras is None or name.startswith("arr_") else self.extras
 
 
-class PartStore:
+class ShardStore:
     """Part files `parts/part-<number of first sample>.npz` of a run directory.
 
     Every file appears whole or not at all, so what is there is finished and never made again.
@@ -82,7 +82,7 @@ class PartStore:
         with write_atomically(self._path(first)) as file:
             np.savez(file, **{name: np.ascontiguousarray(array) for name, array in arrays.items()})
 
-    def pieces(self) -> list[Piece]:
+    def shards(self) -> list[Shard]:
         """All parts, in the order of their samples; damaged ones are set aside.
 
         InputError where one cannot be read: it may well be intact, so that nothing may be made in its place.
@@ -92,7 +92,7 @@ class PartStore:
             if match := _PART.fullmatch(name):
                 path, first = self.directory / name, int(match[1])
                 try:
-                    found.append(Piece(path, first, range(first, first + _count_rows(path))))
+                    found.append(Shard(path, first, range(first, first + _count_rows(path))))
                 except DamagedError as error:
                     set_damaged_aside(error)
         return found
@@ -100,10 +100,10 @@ class PartStore:
     def remove(self, below: int) -> None:
         """Delete the parts of samples below that number, which a finished file holds; as far as that is possible."""
         with suppress(InputError):
-            for piece in self.pieces():
-                if piece.indices.stop <= below:
+            for shard in self.shards():
+                if shard.indices.stop <= below:
                     with suppress(OSError):
-                        piece.path.unlink(missing_ok=True)
+                        shard.path.unlink(missing_ok=True)
         with suppress(OSError):  # other parts, damaged ones, or gone already
             self.directory.rmdir()
 
@@ -124,7 +124,7 @@ def check_result(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
         with _open_array(path, name) as (_, shape, _):
             if shape != expected:
                 raise DamagedError(f"{path}: array {name}: found {list(shape)}, expected {list(expected)}", path)
-        for _ in Piece(path, 0, range(expected[0])).blocks(name):
+        for _ in Shard(path, 0, range(expected[0])).blocks(name):
             pass
 
 
@@ -142,24 +142,24 @@ def read_array(path: Path, name: str, rows: int | None = None) -> np.ndarray:
         return np.frombuffer(data, dtype).reshape(shape)
 
 
-def without_overlap(pieces: Sequence[Piece], total: int) -> list[Piece]:
-    """Of samples 0 to total - 1, each that some piece has, once, in order."""
+def without_overlap(shards: Sequence[Shard], total: int) -> list[Shard]:
+    """Of samples 0 to total - 1, each that some shard has, once, in order."""
     chosen, reached = [], 0
-    for piece in sorted(pieces, key=lambda piece: (piece.indices.start, -piece.indices.stop)):
-        rest = range(max(piece.indices.start, reached), min(piece.indices.stop, total))
+    for shard in sorted(shards, key=lambda shard: (shard.indices.start, -shard.indices.stop)):
+        rest = range(max(shard.indices.start, reached), min(shard.indices.stop, total))
         if rest:
-            chosen.append(Piece(piece.path, piece.start, rest, piece.extras))
+            chosen.append(Shard(shard.path, shard.start, rest, shard.extras))
             reached = rest.stop
     return chosen
 
 
-def missing_batches(pieces: Sequence[Piece], total: int, batch_size: int) -> list[range]:
-    """The samples below `total` that no piece has, in batches that end at multiples of the batch size.
+def missing_batches(shards: Sequence[Shard], total: int, batch_size: int) -> list[range]:
+    """The samples below `total` that no shard has, in batches that end at multiples of the batch size.
 
     So an interrupted run with the same batch size makes the same batches as one that was not.
     """
     batches, first = [], 0
-    for begin, end in [*((p.indices.start, p.indices.stop) for p in pieces), (total, total)]:
+    for begin, end in [*((p.indices.start, p.indices.stop) for p in shards), (total, total)]:
         while first < begin:
             last = min(begin, (first // batch_size + 1) * batch_size)
             batches.append(range(first, last))
@@ -169,25 +169,25 @@ def missing_batches(pieces: Sequence[Piece], total: int, batch_size: int) -> lis
 
 
 def assemble(
-    pieces: Sequence[Piece], names: Sequence[str], path: Path, commit: Callable[[Path], None] | None = None
+    shards: Sequence[Shard], names: Sequence[str], path: Path, commit: Callable[[Path], None] | None = None
 ) -> None:
-    """Join the pieces' arrays along the first axis into one npz, in constant memory.
+    """Join the shards' arrays along the first axis into one npz, in constant memory.
 
-    A piece may have any number of rows of an array, also none; the other axes agree.
+    A shard may have any number of rows of an array, also none; the other axes agree.
 
     :param commit: see `files.write_atomically`.
-    :raises DamagedError: a piece is damaged, lacks an array or has vanished.
-    :raises InputError: a piece cannot be read, or the file cannot be written.
+    :raises DamagedError: a shard is damaged, lacks an array or has vanished.
+    :raises InputError: a shard cannot be read, or the file cannot be written.
     """
     with write_atomically(path, commit) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name in names:
-            total = sum(len(piece.rows(name)) for piece in pieces)
-            with _open_array(pieces[0]._file(name), name) as (_, shape, dtype):
+            total = sum(len(shard.rows(name)) for shard in shards)
+            with _open_array(shards[0]._file(name), name) as (_, shape, dtype):
                 header = {"descr": dtype.str, "fortran_order": False, "shape": (total, *shape[1:])}
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array_header_1_0(member, header)
-                for piece in pieces:
-                    for block in piece.blocks(name):
+                for shard in shards:
+                    for block in shard.blocks(name):
                         member.write(block)
 
 

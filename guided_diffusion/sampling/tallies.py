@@ -12,7 +12,7 @@ import numpy as np
 
 from guided_diffusion.errors import DamagedError
 from guided_diffusion.io.files import read_json, write_json
-from guided_diffusion.sampling.shards import Piece, read_array
+from guided_diffusion.sampling.shards import Shard, read_array
 
 TALLY = "tally"  # array of a part: JSON, as bytes
 
@@ -34,17 +34,17 @@ def take(tally: Tally) -> np.ndarray:
     return np.frombuffer(json.dumps(tally.take()).encode(), np.uint8)
 
 
-def write_sum(tally: Tally, pieces: Sequence[Piece], result: Path) -> None:
+def write_sum(tally: Tally, shards: Sequence[Shard], result: Path) -> None:
     """Write the sum of the parts' tallies and of earlier results' sums; `samples` says for how many samples it is."""
     taken, samples = [], 0
-    for piece in pieces:
-        if TALLY in piece.names():
-            found = json.loads(read_array(piece.path, TALLY).tobytes())
+    for shard in shards:
+        if TALLY in shard.names():
+            found = json.loads(read_array(shard.path, TALLY).tobytes())
         else:
-            found = read_sum(tally, piece.path)
+            found = read_sum(tally, shard.path)
         if found is not None:
             taken.append(found)
-            samples += len(piece.indices)
+            samples += len(shard.indices)
     write_json(_path(tally, result), {"samples": samples} | tally.sum(taken))
 
 

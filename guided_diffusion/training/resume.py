@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,9 +165,9 @@ def open_run(
 
     found = process_group.from_rank_0(look)
     kept = {"seed": flags["seed"], "folder": folder, "flags": dict(flags), "keep": flags["keep"]}
-    given = TrainingRun.from_checkpoint(resume_checkpoint)
-    if found is None or given.number > found.number:
-        return TrainingRun(given.model_path, given.number, given.began, given.first_step, **kept, init_from=init_from)
+    other = TrainingRun.from_checkpoint(resume_checkpoint)
+    if found is None or other.number > found.number:
+        return replace(other, **kept, init_from=init_from)
     steps_done, began, before = found.state["steps_done"], found.state["began"], found.state["flags"]["processes"]
     if before != flags["processes"]:
         now = counted(flags["processes"], "processes")

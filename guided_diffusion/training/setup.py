@@ -22,7 +22,7 @@ from guided_diffusion.config.configs import (
     TrainConfig,
 )
 from guided_diffusion.config.create import build_diffusion
-from guided_diffusion.config.flags import Given
+from guided_diffusion.config.flags import ParsedFlags
 from guided_diffusion.data.datasets import ImageDataset, find_images, fingerprint, open_dataset, warn_of_labels
 from guided_diffusion.data.image_files import ImageFiles
 from guided_diffusion.data.image_labels import Labels, read_labels, with_warnings
@@ -40,7 +40,7 @@ from guided_diffusion.training.timestep_samplers import create_named_schedule_sa
 
 
 def train_diffusion_model(
-    given: Given,
+    parsed: ParsedFlags,
     config: ModelConfig | SuperResConfig,
     image_size: int,
     build: Callable[..., nn.Module],
@@ -53,13 +53,13 @@ def train_diffusion_model(
     :param build: build(config, diffusion_config) -> network.
     :param adapt: turns the iterator of (images, conditioning) into the one to train on.
     """
-    run_config, data_config, train = given.make(RunConfig), given.make(DataConfig), given.make(TrainConfig)
-    diffusion_config = given.make(DiffusionConfig)
+    run_config, data_config, train = parsed.make(RunConfig), parsed.make(DataConfig), parsed.make(TrainConfig)
+    diffusion_config = parsed.make(DiffusionConfig)
     setup.begin(run_config)
-    setup.warn_of_unused_labels(given, config.class_cond)
+    setup.warn_of_unused_labels(parsed, config.class_cond)
     resume, files, labels, classes = starting_point(train), find_images(data_config.data_dir), None, None
     if config.class_cond:
-        labels, classes = read_classes(given, data_config, files, resume)
+        labels, classes = read_classes(parsed, data_config, files, resume)
         config = dataclasses.replace(config, num_classes=classes.count)
     dataset = open_dataset(
         files,
@@ -71,9 +71,9 @@ def train_diffusion_model(
         random_flip=data_config.random_flip,
         channels=config.in_channels,
     )
-    flags = given.resolve(DataConfig, TrainConfig, DiffusionConfig, RunConfig) | dataclasses.asdict(config)
+    flags = parsed.resolve(DataConfig, TrainConfig, DiffusionConfig, RunConfig) | dataclasses.asdict(config)
     flags |= class_flags(classes) | {"labels": labels and labels.digest()}
-    run = find_run(given, flags, CHANGEABLE | {"iterations"}, train, dataset, resume)
+    run = find_run(parsed, flags, CHANGEABLE | {"iterations"}, train, dataset, resume)
     steps = min((n for n in (train.lr_anneal_steps, train.iterations) if n), default=None)
     # A run's last checkpoint bears the count of steps, unless there was one on the way after the last step.
     saves_at_end = steps is not None and (steps - 1 - run.began) % train.save_interval != 0
@@ -167,11 +167,11 @@ def class_flags(classes: Classes | None) -> dict[str, Any]:
 
 
 def read_classes(
-    given: Given, config: DataConfig, files: ImageFiles, resume: str
+    parsed: ParsedFlags, config: DataConfig, files: ImageFiles, resume: str
 ) -> tuple[Labels, Classes]:
     """Return the labels of the training images and the network's classes; see `read_labels` and `count_classes`."""
     labels = _read_run_labels(files, config.labels)
-    return labels, count_classes(given, config.data_dir, labels.names, resume)
+    return labels, count_classes(parsed, config.data_dir, labels.names, resume)
 
 
 def _read_run_labels(files: ImageFiles, rule: str) -> Labels:
@@ -187,7 +187,7 @@ def _read_run_labels(files: ImageFiles, rule: str) -> Labels:
 
 
 def find_run(
-    given: Given,
+    parsed: ParsedFlags,
     flags: dict[str, Any],
     changeable: frozenset[str],
     train: TrainConfig | ClassifierTrainConfig,
@@ -205,7 +205,7 @@ def find_run(
     init_from = train.init_from
     if os.path.isdir(init_from):
         init_from = process_group.from_rank_0(lambda: setup.file_of("init_from", init_from, best_weights))
-    defaults = given.defaults | {"labels": flags["labels"]}  # a digest; the first runs noted none
+    defaults = parsed.defaults | {"labels": flags["labels"]}  # a digest; the first runs noted none
     return open_run(flags | facts, changeable, resume, init_from, defaults)
 
 

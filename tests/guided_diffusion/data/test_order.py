@@ -16,7 +16,7 @@ import torch
 from guided_diffusion.data.order import ResumableBatches
 from guided_diffusion.data.seeding import Purpose, seed_globals
 from guided_diffusion.errors import InputError
-from guided_diffusion.image_datasets import ImageDataset, open_dataset
+from guided_diffusion.image_datasets import ImageDataset, find_images, open_dataset
 from tests.support.helpers import make_images
 
 
@@ -83,7 +83,7 @@ def test_global_generators_are_left_alone():
 def test_a_damaged_image_is_named(tmp_path):
     folder = make_images(tmp_path / "images")
     (folder / "c1_2.png").write_bytes(b"no image")
-    dataset = open_dataset(data_dir=str(folder), batch_size=24, image_size=8)
+    dataset = open_dataset(find_images(str(folder)), 24, resolution=8)
     with ResumableBatches(dataset, 24, 0) as batches, pytest.raises(InputError, match="c1_2.png: cannot be read"):
         next(batches)
 
