@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from ed_dpm_patches import ClassifierGuidance
 from ed_dpm_patches.config import GuidanceConfig, guidance_rule, parse_interval, with_rule_named
@@ -25,7 +26,7 @@ from guided_diffusion.config.configs import (
     RunConfig,
     SamplingConfig,
 )
-from guided_diffusion.config.create import build_diffusion, build_model
+from guided_diffusion.config.create import build_classifier, build_diffusion, build_model
 from guided_diffusion.config.flags import ParsedFlags, Parser, architecture_from
 from guided_diffusion.diffusion.nonfinite import Watch, timesteps_of
 from guided_diffusion.diffusion.solvers import sampling_loop
@@ -57,8 +58,10 @@ def main() -> None:
     loop = sampling_loop(diffusion, sampling.sampler, sampling.use_ddim)
     compile = setup.wants_compiling(sampling, diffusion.num_timesteps)
     with asking_whether_swapped():
-        model = setup.load_model(build_model, model_config, diffusion_config, sampling.model_path, run, compile)
-        classifier = setup.load_classifier(classifier_config, guide.classifier_path, run, compile)
+        build = partial(build_model, model_config, diffusion_config)
+        model = setup.load_frozen(build, sampling.model_path, model_config.use_fp16, run, compile)
+        build, half = partial(build_classifier, classifier_config), classifier_config.classifier_use_fp16
+        classifier = setup.load_frozen(build, guide.classifier_path, half, run, compile)
 
     trace = Trace(diffusion, guide.trace_samples, guide.trace_maps) if guide.trace else None
     watch = Watch(timesteps_of(diffusion), sampling.nonfinite)

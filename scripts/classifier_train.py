@@ -94,7 +94,7 @@ def main() -> None:
             purposes = {"order": Purpose.VALIDATION_ORDER, "augmentation": Purpose.VALIDATION_AUGMENTATION}
             val_data = workers.enter_context(read(val_dataset, first_step=val_first, **purposes))
         loop = ClassifierTrainLoop(
-            model=build_classifier(dataclasses.replace(config, classifier_use_fp16=False)).to(process_group.dev()),
+            model=build_classifier(config).to(process_group.dev()),
             diffusion=build_diffusion(diffusion_config),
             data=data,
             val_data=val_data,

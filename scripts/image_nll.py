@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,8 @@ def main() -> None:
     parsed = setup.choose_files(parsed, "model_path")
     nll = parsed.make(NllConfig)
     config, diffusion_config = setup.model_configs(parsed, nll.model_path, ModelConfig)
-    model = setup.load_model(build_model, config, diffusion_config, nll.model_path, run)
+    build = partial(build_model, config, diffusion_config)
+    model = setup.load_frozen(build, nll.model_path, config.use_fp16, run)
     files, labels, names = find_images(data_config.data_dir), None, None
     setup.warn_of_unused_labels(parsed, config.class_cond)
     if config.class_cond:

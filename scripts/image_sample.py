@@ -9,6 +9,7 @@ Interrupted? The same command with the same --log_dir goes on where it stopped.
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.config.configs import DiffusionConfig, LabelConfig, ModelConfig, RunConfig, SamplingConfig
@@ -38,7 +39,8 @@ def main() -> None:
     diffusion = build_diffusion(diffusion_config)
     loop = sampling_loop(diffusion, sampling.sampler, sampling.use_ddim)
     compile = setup.wants_compiling(sampling, diffusion.num_timesteps)
-    model = setup.load_model(build_model, config, diffusion_config, sampling.model_path, run, compile)
+    build = partial(build_model, config, diffusion_config)
+    model = setup.load_frozen(build, sampling.model_path, config.use_fp16, run, compile)
     shape = (config.in_channels, config.image_size, config.image_size)
 
     def draw(batch: Batch):

@@ -14,6 +14,7 @@ import hashlib
 import os
 import zipfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,8 @@ def main() -> None:
         logger.warning("--use_ddim: not used, upstream's upsampler ignores it; --sampler ddim samples with DDIM")
     loop = sampling_loop(diffusion, sampling.sampler, sampling.use_ddim and sampling.sampler != "")
     compile = setup.wants_compiling(sampling, diffusion.num_timesteps)
-    model = setup.load_model(build_super_res_model, config, diffusion_config, sampling.model_path, run, compile)
+    build = partial(build_super_res_model, config, diffusion_config)
+    model = setup.load_frozen(build, sampling.model_path, config.use_fp16, run, compile)
     shape = (config.in_channels, config.large_size, config.large_size)
 
     def draw(batch: Batch):

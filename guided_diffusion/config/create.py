@@ -1,4 +1,4 @@
-"""Defaults and builders with upstream's names and signatures; ours add optional arguments at the end."""
+"""Defaults and builders with upstream's names and signatures; optional arguments of our own come last."""
 
 from __future__ import annotations
 
@@ -32,39 +32,39 @@ def _upstream_defaults(config: type, ours: set[str] = _OURS) -> dict:
 
 
 def diffusion_defaults() -> dict:
-    """Flags of the diffusion process with their defaults."""
+    """Return the flags of the diffusion process with their defaults."""
     return _upstream_defaults(DiffusionConfig)
 
 
 def classifier_defaults() -> dict:
-    """Flags of the classifier with their defaults."""
+    """Return the flags of the classifier with their defaults."""
     return _upstream_defaults(ClassifierConfig)
 
 
 def model_and_diffusion_defaults() -> dict:
-    """Flags of the diffusion model and process with their defaults."""
+    """Return the flags of the diffusion model and process with their defaults."""
     return {**_upstream_defaults(ModelConfig), **diffusion_defaults()}
 
 
 def classifier_and_diffusion_defaults() -> dict:
-    """Flags of the classifier and the process it is trained on, with their defaults."""
+    """Return the flags of the classifier and the process it is trained on, with their defaults."""
     return {**classifier_defaults(), **diffusion_defaults()}
 
 
 def sr_model_and_diffusion_defaults() -> dict:
-    """Flags of the super-resolution model and process with their defaults."""
+    """Return the flags of the super-resolution model and process with their defaults."""
     return {**_upstream_defaults(SuperResConfig, _OURS | {"channel_mult"}), **diffusion_defaults()}
 
 
 def add_dict_to_argparser(parser: argparse.ArgumentParser, default_dict: dict) -> None:
-    """One `--name value` per entry, of the default's type (None: str); booleans need a value, as upstream's."""
+    """Add `--name value` for each entry, of the default's type (None: str); booleans need a value, as upstream's."""
     for name, default in default_dict.items():
         kind = str if default is None else str2bool if isinstance(default, bool) else type(default)
         parser.add_argument(f"--{name}", default=default, type=kind)
 
 
 def args_to_dict(args: argparse.Namespace, keys: Iterable[str]) -> dict:
-    """The named attributes of `args`."""
+    """Return the named attributes of `args`."""
     return {key: getattr(args, key) for key in keys}
 
 
@@ -95,10 +95,11 @@ def create_model_and_diffusion(
     num_classes=NUM_CLASSES,
     in_channels=3,
 ) -> tuple[UNetModel, SpacedDiffusion]:
-    """The diffusion network and process; arguments as the flags of the same names."""
+    """Build the diffusion network and process; the arguments are flags of the same names."""
     arguments = locals()
     diffusion = from_values(DiffusionConfig, arguments)
-    return build_model(from_values(ModelConfig, arguments), diffusion), build_diffusion(diffusion)
+    model = create_model(learn_sigma=learn_sigma, **dataclasses.asdict(from_values(ModelConfig, arguments)))
+    return model, build_diffusion(diffusion)
 
 
 def create_classifier_and_diffusion(
@@ -123,9 +124,9 @@ def create_classifier_and_diffusion(
     classifier_num_head_channels=64,
     classifier_channel_mult="",
 ) -> tuple[EncoderUNetModel, SpacedDiffusion]:
-    """The classifier and the process whose noise it learns; arguments as the flags of the same names."""
+    """Build the classifier and the process whose noise it learns; the arguments are flags of the same names."""
     arguments = locals()
-    classifier = build_classifier(from_values(ClassifierConfig, arguments))
+    classifier = create_classifier(**dataclasses.asdict(from_values(ClassifierConfig, arguments)))
     return classifier, build_diffusion(from_values(DiffusionConfig, arguments))
 
 
@@ -156,28 +157,29 @@ def sr_create_model_and_diffusion(
     in_channels=3,
     channel_mult="",
 ) -> tuple[SuperResModel, SpacedDiffusion]:
-    """The super-resolution network and process; arguments as the flags of the same names."""
+    """Build the super-resolution network and process; the arguments are flags of the same names."""
     arguments = locals()
     diffusion = from_values(DiffusionConfig, arguments)
-    return build_super_res_model(from_values(SuperResConfig, arguments), diffusion), build_diffusion(diffusion)
+    model = sr_create_model(learn_sigma=learn_sigma, **dataclasses.asdict(from_values(SuperResConfig, arguments)))
+    return model, build_diffusion(diffusion)
 
 
 def build_diffusion(config: DiffusionConfig) -> SpacedDiffusion:
-    """The process of a config. InputError for an unknown respacing."""
+    """Build the process of a config. InputError for an unknown respacing."""
     options = dataclasses.asdict(config)
     return create_gaussian_diffusion(steps=options.pop("diffusion_steps"), **options)
 
 
 def build_model(config: ModelConfig, diffusion: DiffusionConfig) -> UNetModel:
-    """The diffusion network of a config, freshly initialised."""
-    return create_model(learn_sigma=diffusion.learn_sigma, **dataclasses.asdict(config))
+    """Build the diffusion network of a config, newly initialised, in float32: use_fp16 is left to autocast."""
+    return create_model(learn_sigma=diffusion.learn_sigma, **dataclasses.asdict(config) | {"use_fp16": False})
 
 
 def build_classifier(config: ClassifierConfig) -> EncoderUNetModel:
-    """The classifier of a config, freshly initialised."""
-    return create_classifier(**dataclasses.asdict(config))
+    """Build the classifier of a config, newly initialised, in float32."""
+    return create_classifier(**dataclasses.asdict(config) | {"classifier_use_fp16": False})
 
 
 def build_super_res_model(config: SuperResConfig, diffusion: DiffusionConfig) -> SuperResModel:
-    """The super-resolution network of a config, freshly initialised."""
-    return sr_create_model(learn_sigma=diffusion.learn_sigma, **dataclasses.asdict(config))
+    """Build the super-resolution network of a config, newly initialised, in float32."""
+    return sr_create_model(learn_sigma=diffusion.learn_sigma, **dataclasses.asdict(config) | {"use_fp16": False})

@@ -1,4 +1,4 @@
-"""The npz file that a folder stands for: that of a sampler's run, or the only one in a folder without pictures."""
+"""The npz file that a folder stands for: the result of a sampling run, or the only npz in a folder without images."""
 
 from __future__ import annotations
 
@@ -12,21 +12,18 @@ from guided_diffusion.errors import InputError, some_of
 from guided_diffusion.io.files import list_names
 
 _RESULT = re.compile(r"samples_\d+x\d+x\d+x\d+\.npz")
-_RUN = "run.json"  # what a sampler leaves in its folder from the start
+_RUN = "run.json"  # written at the start of a sampling run
 WEIGHTS = (".pt", ".safetensors")
 FOR_WEIGHTS = "a sampling script draws some by --model_path, the evaluator judges others by --features"
-_TELLING = (".npz", ".json", *WEIGHTS)  # suffixes of files that no folder of pictures has
+_TELLING = (".npz", ".json", *WEIGHTS)  # suffixes of files that folders of images do not have
 
 
 def find_npz(folder: Path, list_pictures: Callable[[], ImageFiles]) -> Path | None:
-    """Return the npz file to take for a folder, None where its pictures are meant.
+    """Return the npz file that a folder stands for, None for its images (as `list_pictures` finds them).
 
-    A run's folder stands for its ``samples_*.npz``, whatever grid of pictures or other arrays lie beside it. Otherwise
-    pictures come first (``list_pictures`` looks for them, in subfolders too); without any, the npz file of the folder
-    is meant.
-
-    Raises ``InputError`` where there are several, where a run is not finished, or where the folder holds runs or
-    networks.
+    A run's folder stands for its ``samples_*.npz``, whatever lies beside it. In other folders images come first,
+    including those in subfolders; without any, the folder's npz file is taken. ``InputError`` where there are several,
+    where a run is unfinished, or where the folder holds runs or networks.
     """
     names = list_names(folder)
     found = [name for name in names if name.endswith(".npz") and not name.startswith(".")]
@@ -53,7 +50,7 @@ def find_npz(folder: Path, list_pictures: Callable[[], ImageFiles]) -> Path | No
 
 
 def _refuse_other_folders(folder: Path, pictures: ImageFiles, holds_npz: bool) -> None:
-    """Raise ``InputError`` for a folder that holds runs, whose pictures are grids, or networks and nothing to see."""
+    """Raise ``InputError`` for a folder that holds runs (whose images are grids), or networks and no images."""
     runs, weights, arrays = set(), [], []
     for place, _, names in os.walk(folder, followlinks=False):
         inside = Path(place).relative_to(folder)

@@ -88,7 +88,7 @@ def train_diffusion_model(
     del settings["keep"], settings["init_from"]
     with batches(dataset, train.batch_size, run.seed, run.first_step, workers=data_config.data_workers) as data:
         loop = TrainLoop(
-            model=build(dataclasses.replace(config, use_fp16=False), diffusion_config).to(process_group.dev()),
+            model=build(config, diffusion_config).to(process_group.dev()),
             diffusion=diffusion,
             data=adapt(data),
             use_fp16=config.use_fp16,

@@ -126,7 +126,7 @@ def test_a_read_fault_ends_the_run_and_changes_nothing(tmp_path, monkeypatch, ex
 def test_a_folder_that_always_loses_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "_MOST_PASSES", 3)
     monkeypatch.setattr(shards.ShardStore, "write", lambda *_: None)
-    with pytest.raises(InputError, match="8 samples not there although written, 3 times"):
+    with pytest.raises(InputError, match="8 samples missing although written, 3 times"):
         Maker(tmp_path).generate()
     assert not list(tmp_path.glob("*.npz"))
 
