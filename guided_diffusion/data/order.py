@@ -1,4 +1,4 @@
-"""Training batches whose order depends on the seed and the step alone, so that a run can start at any step."""
+"""Training batches whose order depends only on the seed and the step, so that a run can start at any step."""
 
 from __future__ import annotations
 
@@ -24,18 +24,17 @@ Item = tuple[tuple[int, int], int]  # (epoch, index), which the draws depend on,
 class ResumableBatches:
     """Endless batches of a dataset, from any step on, read ahead by worker processes.
 
-    An epoch's images are dealt out in an order drawn for (seed, epoch). Step after step takes the next
-    batch_size * world_size of them, of which each rank gets a batch; an incomplete rest is dropped. An image's
-    crop and flip are drawn for (seed, epoch, image). So what rank and number of processes change is only who reads
-    which part of the same global batch.
+    The order of an epoch's images is drawn for (seed, epoch). Each step takes the next batch_size * world_size of
+    them and each rank a batch of these; an incomplete rest is dropped. An image's crop and flip are drawn for (seed,
+    epoch, image). So every global batch is the same for any number of processes.
 
-    A context manager, which ends the workers; inside it an iterator of batches as `load_data` gives them. `next`
+    A context manager, which ends the workers; inside it an iterator of batches like those of `load_data`. `next`
     raises InputError naming an image that cannot be read.
 
     :param dataset: of all images, the same on every rank.
     :param batch_size: per process; batch_size * world_size must not exceed the number of images.
-    :param first_step: the step, counted from 0, that the first batch is for.
-    :param workers: how many processes read; the batches are the same.
+    :param first_step: number of the step, from 0, of the first batch.
+    :param workers: number of reading processes; it does not change the batches.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class ResumableBatches:
             num_workers=workers,
             collate_fn=collate_or_error,
             worker_init_fn=partial(_outlive_signals, self._closing),
-            generator=torch.Generator(),  # the loader's own seed would else be drawn from the global generator
+            generator=torch.Generator(),  # otherwise it would draw from the global generator
         )
         self._batches: Iterator | None = None
 
@@ -84,7 +83,7 @@ class ResumableBatches:
 def _items_by_step(
     images: int, batch_size: int, seed: int, first_step: int, rank: int, world_size: int, purpose: Purpose
 ) -> Iterator[list[Item]]:
-    """For each step the items of this rank's batch."""
+    """Yield for each step the items of this rank's batch."""
     global_batch = batch_size * world_size
     epoch, step_of_epoch = divmod(first_step, images // global_batch)
     while True:
