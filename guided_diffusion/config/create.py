@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
+
+from torch import nn
 
 from guided_diffusion.config.builders import (
     create_classifier,
@@ -13,7 +16,6 @@ from guided_diffusion.config.builders import (
     sr_create_model,
 )
 from guided_diffusion.config.configs import (
-    NUM_CLASSES,
     ClassifierConfig,
     DiffusionConfig,
     ModelConfig,
@@ -68,100 +70,54 @@ def args_to_dict(args: argparse.Namespace, keys: Iterable[str]) -> dict:
     return {key: getattr(args, key) for key in keys}
 
 
-def create_model_and_diffusion(
-    image_size,
-    class_cond,
-    learn_sigma,
-    num_channels,
-    num_res_blocks,
-    channel_mult,
-    num_heads,
-    num_head_channels,
-    num_heads_upsample,
-    attention_resolutions,
-    dropout,
-    diffusion_steps,
-    noise_schedule,
-    timestep_respacing,
-    use_kl,
-    predict_xstart,
-    rescale_timesteps,
-    rescale_learned_sigmas,
-    use_checkpoint,
-    use_scale_shift_norm,
-    resblock_updown,
-    use_fp16,
-    use_new_attention_order,
-    num_classes=NUM_CLASSES,
-    in_channels=3,
-) -> tuple[UNetModel, SpacedDiffusion]:
-    """Build the diffusion network and process; the arguments are flags of the same names."""
-    arguments = locals()
-    diffusion = from_values(DiffusionConfig, arguments)
-    model = create_model(learn_sigma=learn_sigma, **dataclasses.asdict(from_values(ModelConfig, arguments)))
-    return model, build_diffusion(diffusion)
+def _with_diffusion(name: str, config: type, flags: str) -> Callable[..., tuple[nn.Module, SpacedDiffusion]]:
+    """Return a builder of a process and of what the function `name` builds; its arguments are `flags`, in their order.
+
+    The config's other flags follow them as optional arguments.
+    """
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind) for name in flags.split()]
+    ours = [field for field in dataclasses.fields(config) if field.name not in flags.split()]
+    parameters += [inspect.Parameter(field.name, kind, default=field.default) for field in ours]
+    signature = inspect.Signature(parameters)
+
+    def build(*args, **kwargs) -> tuple[nn.Module, SpacedDiffusion]:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        create = globals()[name]  # read at each call: users assign to script_util.create_model
+        names = bound.arguments.keys() & inspect.signature(create).parameters
+        diffusion = from_values(DiffusionConfig, bound.arguments)
+        return create(**{flag: bound.arguments[flag] for flag in names}), build_diffusion(diffusion)
+
+    build.__name__ = build.__qualname__ = f"{name}_and_diffusion"
+    build.__doc__ = f"Build what `{name}` builds, and its process, from the flags of the same names."
+    build.__signature__ = signature
+    return build
 
 
-def create_classifier_and_diffusion(
-    image_size,
-    classifier_use_fp16,
-    classifier_width,
-    classifier_depth,
-    classifier_attention_resolutions,
-    classifier_use_scale_shift_norm,
-    classifier_resblock_updown,
-    classifier_pool,
-    learn_sigma,
-    diffusion_steps,
-    noise_schedule,
-    timestep_respacing,
-    use_kl,
-    predict_xstart,
-    rescale_timesteps,
-    rescale_learned_sigmas,
-    num_classes=NUM_CLASSES,
-    in_channels=3,
-    classifier_num_head_channels=64,
-    classifier_channel_mult="",
-) -> tuple[EncoderUNetModel, SpacedDiffusion]:
-    """Build the classifier and the process whose noise it learns; the arguments are flags of the same names."""
-    arguments = locals()
-    classifier = create_classifier(**dataclasses.asdict(from_values(ClassifierConfig, arguments)))
-    return classifier, build_diffusion(from_values(DiffusionConfig, arguments))
-
-
-def sr_create_model_and_diffusion(
-    large_size,
-    small_size,
-    class_cond,
-    learn_sigma,
-    num_channels,
-    num_res_blocks,
-    num_heads,
-    num_head_channels,
-    num_heads_upsample,
-    attention_resolutions,
-    dropout,
-    diffusion_steps,
-    noise_schedule,
-    timestep_respacing,
-    use_kl,
-    predict_xstart,
-    rescale_timesteps,
-    rescale_learned_sigmas,
-    use_checkpoint,
-    use_scale_shift_norm,
-    resblock_updown,
-    use_fp16,
-    num_classes=NUM_CLASSES,
-    in_channels=3,
-    channel_mult="",
-) -> tuple[SuperResModel, SpacedDiffusion]:
-    """Build the super-resolution network and process; the arguments are flags of the same names."""
-    arguments = locals()
-    diffusion = from_values(DiffusionConfig, arguments)
-    model = sr_create_model(learn_sigma=learn_sigma, **dataclasses.asdict(from_values(SuperResConfig, arguments)))
-    return model, build_diffusion(diffusion)
+_PROCESS = (
+    "diffusion_steps noise_schedule timestep_respacing use_kl predict_xstart rescale_timesteps rescale_learned_sigmas"
+)
+create_model_and_diffusion = _with_diffusion(
+    "create_model",
+    ModelConfig,
+    "image_size class_cond learn_sigma num_channels num_res_blocks channel_mult num_heads num_head_channels "
+    f"num_heads_upsample attention_resolutions dropout {_PROCESS} use_checkpoint use_scale_shift_norm "
+    "resblock_updown use_fp16 use_new_attention_order",
+)
+create_classifier_and_diffusion = _with_diffusion(
+    "create_classifier",
+    ClassifierConfig,
+    "image_size classifier_use_fp16 classifier_width classifier_depth classifier_attention_resolutions "
+    f"classifier_use_scale_shift_norm classifier_resblock_updown classifier_pool learn_sigma {_PROCESS}",
+)
+sr_create_model_and_diffusion = _with_diffusion(
+    "sr_create_model",
+    SuperResConfig,
+    "large_size small_size class_cond learn_sigma num_channels num_res_blocks num_heads num_head_channels "
+    f"num_heads_upsample attention_resolutions dropout {_PROCESS} use_checkpoint use_scale_shift_norm "
+    "resblock_updown use_fp16",
+)
 
 
 def build_diffusion(config: DiffusionConfig) -> SpacedDiffusion:

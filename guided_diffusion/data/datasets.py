@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from guided_diffusion.data.image_files import SUFFIXES, UPSTREAMS, ImageFiles, list_images, open_image_file
 from guided_diffusion.data.image_labels import Labels, read_labels
@@ -248,19 +248,13 @@ def _list_image_files_recursively(data_dir: str) -> list[str]:
 
 
 def _batches_for_ever(dataset: ImageDataset, batch_size: int, shuffle: bool) -> Iterator[Batch]:
-    """Yield epoch after epoch, read by one worker process that is kept.
-
-    The random numbers are those of a loader made anew for each epoch, as upstream's is: one draw from
-    torch's global generator seeds ``random`` in the worker, the next the shuffling.
-    """
-    order = _SeededOrder(RandomSampler(dataset) if shuffle else SequentialSampler(dataset))
+    """Yield epoch after epoch, each from a new worker process, as upstream does: the random numbers are the same."""
     loader = DataLoader(
-        SeededItems(dataset),
+        WorkerItems(dataset),
         batch_size=batch_size,
-        sampler=order,
+        shuffle=shuffle,
         num_workers=1,
         drop_last=True,
-        persistent_workers=True,
         collate_fn=collate_or_error,
     )
     while True:
@@ -268,41 +262,21 @@ def _batches_for_ever(dataset: ImageDataset, batch_size: int, shuffle: bool) -> 
             if isinstance(batch, InputError):
                 raise batch
             yield batch
-        order.seed = int(torch.empty((), dtype=torch.int64).random_())
 
 
-class _SeededOrder(Sampler):
-    """Indices with the seed of their epoch; None in the first epoch, for which DataLoader seeds the worker."""
+class WorkerItems(Dataset):
+    """A dataset for worker processes: an ``InputError`` is returned as an item.
 
-    def __init__(self, order: Sampler):
-        self.order = order
-        self.seed: int | None = None
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __iter__(self) -> Iterator[tuple[int | None, int]]:
-        return ((self.seed, index) for index in self.order)
-
-
-class SeededItems(Dataset):
-    """A dataset for worker processes: items are ``(seed, index)``; each new seed is handed to ``reseed`` first.
-
-    An ``InputError`` is returned as an item: raised in the worker it would reach the user with two tracebacks folded
-    into its line.
+    Raised in the worker it would reach the user with two tracebacks folded into its line.
     """
 
-    def __init__(self, dataset: ImageDataset, reseed: Callable[[Any], None] = random.seed):
-        self.dataset, self.reseed, self.seed = dataset, reseed, None
+    def __init__(self, dataset: ImageDataset):
+        self.dataset = dataset
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, item: tuple[Any, int]) -> Any:
-        seed, index = item
-        if seed != self.seed:
-            self.seed = seed
-            self.reseed(seed)
+    def __getitem__(self, index: int) -> Any:
         try:
             return self.dataset[index]
         except InputError as error:

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from guided_diffusion.data.datasets import Batch, ImageDataset, SeededItems, collate_or_error
+from guided_diffusion.data.datasets import Batch, ImageDataset, WorkerItems, collate_or_error
 from guided_diffusion.data.seeding import Purpose, seed_sequence
 from guided_diffusion.errors import InputError
 
-Item = tuple[tuple[int, int], int]  # (epoch, index), which the draws depend on, and the index
+Item = tuple[int, int]  # epoch, index
 
 
 class ResumableBatches:
@@ -52,7 +52,7 @@ class ResumableBatches:
         steps = _items_by_step(len(dataset), batch_size, seed, first_step, rank, world_size, order)
         self._closing = multiprocessing.RawValue("b", 0)
         self._loader = DataLoader(
-            SeededItems(dataset, partial(_seed_item, seed, augmentation)),
+            _SeededItems(dataset, seed, augmentation),
             batch_sampler=steps,
             num_workers=workers,
             collate_fn=collate_or_error,
@@ -90,13 +90,20 @@ def _items_by_step(
         order = np.random.Generator(np.random.PCG64(seed_sequence(seed, purpose, epoch))).permutation(images)
         for start in range(step_of_epoch * global_batch, images - global_batch + 1, global_batch):
             mine = order[start + rank * batch_size : start + (rank + 1) * batch_size]
-            yield [((epoch, index), index) for index in mine.tolist()]
+            yield [(epoch, index) for index in mine.tolist()]
         epoch, step_of_epoch = epoch + 1, 0
 
 
-def _seed_item(seed: int, purpose: Purpose, place: tuple[int, int]) -> None:
-    """Seed an item's crop and flip, by its epoch and index."""
-    random.seed(int(seed_sequence(seed, purpose, *place).generate_state(1, np.uint64)[0]))
+class _SeededItems(WorkerItems):
+    """Items whose crop and flip are seeded by their epoch and index."""
+
+    def __init__(self, dataset: ImageDataset, seed: int, purpose: Purpose):
+        super().__init__(dataset)
+        self._seed, self._purpose = seed, purpose
+
+    def __getitem__(self, item: Item) -> Any:
+        random.seed(int(seed_sequence(self._seed, self._purpose, *item).generate_state(1, np.uint64)[0]))
+        return super().__getitem__(item[1])
 
 
 def _outlive_signals(closing: Any, _worker: int) -> None:

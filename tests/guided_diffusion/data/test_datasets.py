@@ -266,20 +266,6 @@ def test_epochs_draw_the_random_numbers_that_upstream_draws(peer, folder, determ
         assert torch.equal(our_draw, their_draw)
 
 
-def test_one_worker_serves_all_epochs(folder):
-    def pids() -> set[int]:
-        return {child.pid for child in torch.multiprocessing.active_children()}
-
-    before = pids()
-    data = load_data(data_dir=folder, batch_size=5, image_size=8)
-    workers = set()
-    for _ in range(9):
-        next(data)
-        workers |= pids() - before
-    data.close()
-    assert len(workers) == 1
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", [b"", b"not an image", None])
 def test_an_unreadable_image_is_named_in_one_line(folder, damage):
