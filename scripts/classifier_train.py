@@ -23,7 +23,7 @@ from guided_diffusion.config.configs import (
 )
 from guided_diffusion.config.create import build_classifier, build_diffusion
 from guided_diffusion.config.flags import Parser
-from guided_diffusion.data.datasets import find_images, open_dataset
+from guided_diffusion.data.datasets import find_images
 from guided_diffusion.data.image_labels import read_labels
 from guided_diffusion.data.seeding import Purpose
 from guided_diffusion.distributed import process_group
@@ -32,65 +32,40 @@ from guided_diffusion.models.mixed_precision import amp_dtype
 from guided_diffusion.runs import logger
 from guided_diffusion.sampling import setup
 from guided_diffusion.training.classifier_loop import ClassifierTrainLoop
-from guided_diffusion.training.resume import CHANGEABLE
-from guided_diffusion.training.setup import (
-    batches,
-    check_steps_left,
-    class_flags,
-    conclude,
-    find_run,
-    read_classes,
-    say_complete,
-    starting_point,
-)
+from guided_diffusion.training.setup import Training, batches
 
 
 def main() -> None:
     parsed = Parser(
         __doc__, DataConfig, ClassifierTrainConfig, EctConfig, ClassifierConfig, DiffusionConfig, RunConfig
     ).parse()
-    run, data_config = parsed.make(RunConfig), parsed.make(DataConfig)
     train, diffusion_config = parsed.make(ClassifierTrainConfig), parsed.make(DiffusionConfig)
     if diffusion_config.timestep_respacing:
         raise InputError("--timestep_respacing: the classifier is trained on all timesteps; expected none")
-    setup.begin(run)
-
-    resume, files = starting_point(train), find_images(data_config.data_dir)
-    labels, classes = read_classes(parsed, data_config, files, resume)
-    config = dataclasses.replace(parsed.make(ClassifierConfig), num_classes=classes.count)
+    training = Training(parsed, train, class_cond=True)
+    config = dataclasses.replace(parsed.make(ClassifierConfig), num_classes=training.classes.count)
     weight = ect_weight(parsed)
     loss = f"ECT with weight {weight}" if weight else "plain cross entropy"
-    logger.log(f"{counted(classes.count, 'classes')}; {loss}")
-    open_images = partial(
-        open_dataset,
-        batch_size=train.batch_size,
-        class_names=classes.names,
-        reading=data_config.reading,
-        resolution=config.image_size,
-        random_flip=data_config.random_flip,
-        channels=config.in_channels,
-    )
-    dataset, val_dataset = open_images(files, labels=labels, random_crop=train.random_crop), None
+    logger.log(f"{counted(config.num_classes, 'classes')}; {loss}")
+    size, channels = config.image_size, config.in_channels
+    dataset = training.open_dataset(training.files, training.labels, size, channels, train.random_crop)
+    val_dataset = None
     if train.val_data_dir:
         val_files = find_images(train.val_data_dir, flag="val_data_dir")
-        val_dataset = open_images(val_files, labels=read_labels(val_files, data_config.labels, classes.names))
-    flags = parsed.resolve(DataConfig, ClassifierTrainConfig, EctConfig, DiffusionConfig, RunConfig)
-    flags |= dataclasses.asdict(config) | class_flags(classes) | {"ect": weight > 0, "labels": labels.digest()}
+        val_labels = read_labels(val_files, training.data.labels, training.classes.names)
+        val_dataset = training.open_dataset(val_files, val_labels, size, channels)
     # Where the rate falls until the last iteration, every step depends on when that is.
-    changeable = CHANGEABLE if train.anneal_lr else CHANGEABLE | {"iterations"}
-    training_run = find_run(parsed, flags, changeable, train, dataset, resume)
+    changeable = () if train.anneal_lr else {"iterations"}
+    run = training.find_run(config, dataset, changeable, **parsed.resolve(EctConfig) | {"ect": weight > 0})
     purpose = "guide with (--classifier_path)" if train.noised else "judge with (the evaluator's --features)"
-    if training_run.has_done(train.iterations):
-        say_complete(training_run, "--iterations", train.iterations)
-        conclude(purpose)
+    if training.is_complete(run, "--iterations", train.iterations, purpose):
         return
-    check_steps_left(training_run, "--iterations", train.iterations)
     with ExitStack() as workers:
-        read = partial(batches, batch_size=train.batch_size, seed=training_run.seed)
-        first, val_data = training_run.first_step, None
-        data = workers.enter_context(read(dataset, first_step=first, workers=data_config.data_workers))
+        read = partial(batches, batch_size=train.batch_size, seed=run.seed)
+        first, val_data = run.first_step, None
+        data = workers.enter_context(read(dataset, first_step=first, workers=training.data.data_workers))
         if val_dataset is not None:
-            val_first = -(-(first - training_run.began) // train.eval_interval)  # validation batches used already
+            val_first = -(-(first - run.began) // train.eval_interval)  # validation batches used already
             purposes = {"order": Purpose.VALIDATION_ORDER, "augmentation": Purpose.VALIDATION_AUGMENTATION}
             val_data = workers.enter_context(read(val_dataset, first_step=val_first, **purposes))
         loop = ClassifierTrainLoop(
@@ -100,12 +75,12 @@ def main() -> None:
             val_data=val_data,
             config=train,
             loss_terms=partial(ect_terms, weight=weight),
-            dtype=amp_dtype(config.classifier_use_fp16, run.amp_dtype),
-            run=training_run,
+            dtype=amp_dtype(config.classifier_use_fp16, parsed.make(RunConfig).amp_dtype),
+            run=run,
         )
-        setup.save_config(training_run.flags)
+        setup.save_config(run.flags)
         loop.run_loop()
-    conclude(purpose, labels)
+    training.conclude(purpose)
 
 
 if __name__ == "__main__":
