@@ -35,7 +35,7 @@ LossTerms = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
 
 def cross_entropy_terms(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """The plain classifier's loss per sample [B], for logits [B, K] and labels y [B]."""
+    """Return the cross entropy per sample [B], for logits [B, K] and labels y [B]."""
     return {"loss": F.cross_entropy(logits.float(), y, reduction="none")}
 
 
@@ -43,14 +43,14 @@ class ClassifierTrainLoop:
     """Train classifier(x_t, t) -> logits on noised images.
 
     :param data, val_data: endless iterators of (images [B, C, H, W] in [-1, 1], {"y": labels [B]}).
-    :param diffusion: adds the noise; timesteps are those of the process as given (no respacing).
+    :param diffusion: adds the noise, at the process's own timesteps (no respacing).
     :param loss_terms: (logits, y) -> dict of [B] values; "loss" is minimised, all are logged.
     :param dtype: of autocast; None: float32.
-    :param run: where to go on and how to keep checkpoints, instead of the config's resume_checkpoint; with its seed
-        every step's draws depend on seed, rank and step alone. None: as upstream does.
+    :param run: the run to resume, instead of the config's resume_checkpoint; with its seed every step's draws depend
+        only on seed, rank and step. None: as upstream does.
 
-    Writes model%06d.pt and opt%06d.pt every save_interval steps and at the end (the number is that of the
-    last step trained). SIGUSR1 asks for that after the step at hand; SIGTERM and SIGINT too, and end the program then.
+    Writes model%06d.pt and opt%06d.pt every save_interval steps and at the end (the number is that of the last step
+    trained). SIGUSR1 asks for a checkpoint after the current step; SIGTERM and SIGINT too, and end the program then.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class ClassifierTrainLoop:
                 terms = self._terms(images[part], y[part], t[part])
                 loss_B = terms["loss"]
                 self.stepper.backward(loss_B.mean() * len(loss_B) / len(images))
-                # Only now: reading values waits for the device, which has the backward pass to do meanwhile.
+                # Not earlier: reading values waits for the device, which is busy with the backward pass by now.
                 if not self.stepper.scaler.is_enabled():
                     check_loss(loss_B, t[part], step)
                 self._log(terms, t[part], "train")
@@ -122,7 +122,7 @@ class ClassifierTrainLoop:
         self.model.train()
 
     def _noised_batch(self, data: Iterator, step: int, purpose: Purpose) -> tuple[Tensor, Tensor, Tensor]:
-        """x_t, labels and timesteps on the device; clean images with t = 0 unless `noised`. Seeds the step."""
+        """Return x_t, labels and timesteps on the device; clean images with t = 0 unless `noised`. Seeds the step."""
         images, extra = next(data)
         self.run.seed_step(step, purpose)
         images, y = images.to(self.device), extra["y"].to(self.device)
@@ -132,8 +132,8 @@ class ClassifierTrainLoop:
         return self.diffusion.q_sample(images, t), y, t
 
     def _terms(self, x_t: Tensor, y: Tensor, t: Tensor) -> dict[str, Tensor]:
-        """The loss, its parts and the hits among the first 1 and, of more than 5 classes, 5, each [B]."""
-        # Validation runs on one rank's network alone: a distributed forward would wait for gradients.
+        """Return loss terms and top-1 accuracy, of more than 5 classes also top-5, each [B]."""
+        # Validation uses the inner network: a distributed forward would wait for gradients.
         network = self.network if torch.is_grad_enabled() else getattr(self.network, "module", self.network)
         logits = network(x_t, t)
         ranks = (1, 5) if logits.shape[1] > 5 else (1,)
@@ -149,6 +149,6 @@ class ClassifierTrainLoop:
 
 
 def top_k_hits(logits: Tensor, y: Tensor, k: int) -> Tensor:
-    """1.0 where the label is among the k largest of logits [B, K] (or of all K when there are fewer), else 0.0."""
+    """Return 1.0 where the label is among the k (at most K) largest of logits [B, K], else 0.0."""
     top_BK = logits.topk(min(k, logits.shape[1]), dim=1).indices
     return (top_BK == y[:, None]).any(dim=1).float()

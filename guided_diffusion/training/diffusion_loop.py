@@ -1,4 +1,4 @@
-"""The training loop of diffusion models, and what the classifier's loop shares with it."""
+"""The training loop of diffusion models, and functions that the classifier's loop shares."""
 
 from __future__ import annotations
 
@@ -42,24 +42,24 @@ class TrainLoop:
     """Train a diffusion model with AdamW, averaging its weights.
 
     Writes model%06d.pt, ema_{rate}_%06d.pt and opt%06d.pt into the logger's directory every `save_interval`
-    steps, and at the end. As upstream's, the number on the way is that of the step just trained, so
-    model000000.pt has seen one step, and at the end the count of steps. SIGUSR1 asks for a checkpoint after the
-    step at hand; SIGTERM and SIGINT too, and end the program then.
+    steps, and at the end. As with upstream, the number is that of the step just trained, so model000000.pt has seen
+    one step; at the end it is the number of steps. SIGUSR1 writes a checkpoint after the current step; SIGTERM and
+    SIGINT too, and end the program then.
 
-    Subclasses find upstream's attributes and methods, those with an underscore too; `mp_trainer` is an
+    Upstream's attributes and methods exist for subclasses, those with an underscore too; `mp_trainer` is an
     `OptimizerStepper`.
 
     :param data: endless iterator of (images [B, C, H, W] in [-1, 1], dict of conditioning tensors).
-    :param batch_size: per process; `microbatch`: how many of them at a time (-1: all). The gradients of
+    :param batch_size: per process; `microbatch`: images per forward and backward pass (-1: all). The gradients of
         microbatches add up without division, as upstream's do.
     :param ema_rate: one rate, or several as "0.99,0.9999".
     :param resume_checkpoint: path of a model%06d.pt; its average and optimizer files are found beside it.
     :param use_fp16: mixed precision in `amp_name` ("fp16" or "bf16").
-    :param lr_anneal_steps: learning rate falls linearly to 0 over so many steps, then training ends; 0: keep.
-    :param iterations: end after so many steps in all (0: no such limit).
+    :param lr_anneal_steps: steps over which the learning rate falls linearly to 0, then training ends; 0: constant.
+    :param iterations: total number of steps (0: no limit).
     :param compile: train the network compiled.
-    :param run: where to go on and how to keep checkpoints, instead of `resume_checkpoint`; with its seed every
-        step's draws depend on seed, rank and step alone. None: as upstream does.
+    :param run: the run to resume, instead of `resume_checkpoint`; with its seed every step's draws depend only on
+        seed, rank and step. None: as upstream does.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class TrainLoop:
         load_optimizer(self.opt, self.run.model_path, self.run.number, required=self.run.state is not None)
 
     def run_loop(self) -> None:
-        """Train until the last step, or for ever where there is none, saving on the way and at the end."""
+        """Train until the last step, or without end where there is none, saving on the way and at the end."""
         if self.last_step is None:
             logger.log("no --lr_anneal_steps and no --iterations: training continues until it is stopped")
         with self.run.upkeep(self.last_step) as after_step:
@@ -153,7 +153,7 @@ class TrainLoop:
                 self.save(at_end=True)
 
     def run_step(self, batch: Tensor, cond: dict[str, Tensor]) -> None:
-        """One optimizer step on a batch of this process."""
+        """Make one optimizer step on a batch of this process."""
         self.forward_backward(batch, cond)
         if self.mp_trainer.optimize(self.opt):
             self._update_ema()
@@ -175,7 +175,7 @@ class TrainLoop:
                 if isinstance(self.schedule_sampler, LossAwareSampler):
                     self.schedule_sampler.update_with_local_losses(t, losses["loss"].detach())
                 self.mp_trainer.backward((losses["loss"] * weights).mean())
-                # Only now: reading values waits for the device, which has the backward pass to do meanwhile.
+                # Not earlier: reading values waits for the device, which is busy with the backward pass by now.
                 if not self.mp_trainer.scaler.is_enabled():
                     check_loss(losses["loss"], t, self.step + self.resume_step)
                 log_loss_dict(self.diffusion, t, {name: values * weights for name, values in losses.items()})
@@ -196,7 +196,7 @@ class TrainLoop:
     def save(self, at_end: bool = False) -> str:
         """Write weights, averages and optimizer state, each atomically, from rank 0; all ranks wait.
 
-        :param at_end: all steps up to `step` are done, but not `step` itself.
+        :param at_end: all steps before `step` are done, but not `step` itself.
         :return: the path of the weights.
         """
         step = self.step + self.resume_step
@@ -209,7 +209,7 @@ class TrainLoop:
 
 
 def load_optimizer(opt: torch.optim.Optimizer, model_path: str, step: int, required: bool) -> None:
-    """Restore the optimizer from opt%06d.pt beside a model file, on every rank; after training in either precision.
+    """Restore the optimizer from opt%06d.pt beside a model file, on every rank, written in either precision.
 
     InputError when it is required and missing, or belongs to another model.
     """
@@ -222,7 +222,7 @@ def load_optimizer(opt: torch.optim.Optimizer, model_path: str, step: int, requi
             f"{path}: no such file, which --resume_checkpoint needs for the optimizer's state; "
             f"--init_from {model_path} begins a new run with the weights alone"
         )
-    # On the CPU: the moments follow their parameters to the device, but AdamW reads its counts of steps at every step.
+    # On the CPU: the moments follow their parameters to the device; AdamW reads its step counts at every step.
     state = process_group.load_state_dict(path, map_location="cpu")
     with decoding(path, "does not fit this model's parameters"):
         opt.load_state_dict(copy.copy(unflatten_optimizer_state(opt, state)))
@@ -241,7 +241,7 @@ def save_checkpoint(
     stepper: OptimizerStepper,
     schedule_sampler,
 ) -> str:
-    """Write weights (`objects`, by file name), the optimizer's state and what `restore` reads; see `TrainingRun.save`.
+    """Write weights (`objects`, by file name), optimizer state and what `restore` reads; see `TrainingRun.save`.
 
     opt%06d.pt has upstream's layout: after training in half precision, two flat entries. Only rank 0 makes that.
     """
@@ -253,9 +253,9 @@ def save_checkpoint(
 
 
 def trainable(model: nn.Module, dtype: torch.dtype | None, compile: bool) -> nn.Module:
-    """The network that a loop calls: the model in mixed precision, compiled if wanted.
+    """Return the network that a loop calls: in mixed precision, compiled if wanted, and synchronising gradients.
 
-    With several processes it synchronises their gradients, on CPUs as on GPUs.
+    The latter with several processes, on CPUs as on GPUs.
     """
     network = LowPrecision(model, dtype)
     if compile:
@@ -269,7 +269,7 @@ def trainable(model: nn.Module, dtype: torch.dtype | None, compile: bool) -> nn.
 
 
 def without_sync(network: nn.Module):
-    """Context in which a distributed network keeps its gradients to itself."""
+    """Return a context in which a distributed network does not synchronise its gradients."""
     return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
 
@@ -287,17 +287,17 @@ def restore(run: TrainingRun, stepper: OptimizerStepper, schedule_sampler) -> No
 
 
 def get_blob_logdir() -> str:
-    """Where checkpoints go: the logger's directory."""
+    """Return the directory of checkpoints: the logger's."""
     return logger.get_dir()
 
 
 def find_resume_checkpoint() -> str | None:
-    """A hook for schedulers that know where to resume; None: only --resume_checkpoint says so."""
+    """Return the checkpoint to resume: a hook for schedulers. None: --resume_checkpoint decides."""
     return None
 
 
 def find_ema_checkpoint(main_checkpoint: str | None, step: int, rate: float) -> str | None:
-    """The averaged weights of a step beside its model file, or None."""
+    """Return the path of a step's averaged weights beside its model file, or None."""
     if not main_checkpoint:
         return None
     path = beside(main_checkpoint, f"ema_{rate}_{step:06d}.pt")

@@ -290,7 +290,7 @@ class TestFolders:
     def test_a_folder_to_resume(self, train, tmp_path):
         train("image_train", "first")
         printed = train("image_train", "second", resume_checkpoint=tmp_path / "first", iterations=4).stdout
-        assert "taking model000002.pt" in printed and "going on from" in printed
+        assert "taking model000002.pt" in printed and "resuming from" in printed
         assert (tmp_path / "second" / "model000004.pt").is_file()
         shutil.rmtree(tmp_path / "first")
         (tmp_path / "first").mkdir()
@@ -310,7 +310,7 @@ class TestFolders:
         start = tmp_path / "first" / "ema_0.5_000002.pt"
         printed = train("image_train", "second", resume_checkpoint=start).stdout
         assert f"warning: --resume_checkpoint {start}: an average of weights; training begins with" in printed
-        assert "model000002.pt beside it goes on at step 2" in printed
+        assert "model000002.pt beside it resumes at step 2" in printed
 
     def test_a_damaged_newest_is_passed_over(self, train, tmp_path):
         train("classifier_train", "run", save_interval=1, iterations=3)

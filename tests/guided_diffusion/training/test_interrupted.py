@@ -90,7 +90,7 @@ def test_an_interrupted_run_equals_an_undisturbed_one(train, tmp_path, script, l
     (line,) = [line for line in stopped.stdout.splitlines() if line.startswith("stopped by SIGTERM")]
     saved = Path(line.split("saved ")[1].split(";")[0])
     assert saved.is_file() and saved.parent == folder
-    assert "going on from" in train(script, "cut", launcher=launcher).stdout
+    assert "resuming from" in train(script, "cut", launcher=launcher).stdout
     assert_same_files(folder, tmp_path / "whole")
     steps = [int(float(row["step"])) for row in read_csv(folder / "progress.csv")]
     assert steps[-1] == 5 and set(steps) == set(range(6)) and len(steps) < 12, "nothing was trained anew"
@@ -250,7 +250,7 @@ def test_more_steps_of_a_falling_rate(train, tmp_path):
 @pytest.mark.slow
 def test_another_number_of_processes_with_the_same_batch(train, tmp_path):
     train("image_train", "run", ("step:3", "SIGTERM", "all"), launcher="fork2", batch_size=2)
-    assert "going on with 1 process, 2 before" in train("image_train", "run", batch_size=4).stdout
+    assert "resuming with 1 process, 2 before" in train("image_train", "run", batch_size=4).stdout
     rows = read_csv(tmp_path / "run" / "progress.csv")
     assert [float(row["samples"]) for row in rows] == [4.0 * n for n in range(1, 7)]
     assert all(np.isfinite(float(row["loss"])) for row in rows)
