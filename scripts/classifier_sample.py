@@ -3,7 +3,7 @@
     mpiexec -n 8 python scripts/classifier_sample.py --eds --classifier_scale 6.0 --use_ddim \\
         --timestep_respacing ddim25 --model_path uncond.pt --classifier_path classifier.pt --log_dir runs/eds
 
-Interrupted? The same command with the same --log_dir goes on where it stopped.
+After an interruption the same command with the same --log_dir resumes.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def main() -> None:
     guides = guide.classifier_scale > 0
 
     def model_fn(x, t, y):
-        # Without a scale the classifier has no say. A trace then watches it, but not as cond_fn: even a guidance of
-        # 0 would send DDIM through other roundings.
+        # Without a scale there is no guidance. A trace still calls the classifier, but not as cond_fn: even a guidance
+        # of 0 would change DDIM's roundings.
         if trace is not None and not guides:
             guidance(x, t, y=y)
         return model(x, t, y=y) if model_config.class_cond else model(x, t)
@@ -124,7 +124,7 @@ def main() -> None:
 
 @contextmanager
 def asking_whether_swapped() -> Iterator[None]:
-    """Add to the error about a network of another kind what is probably the matter."""
+    """Add the probable cause to the error about a network of another kind."""
     try:
         yield
     except OtherNetwork as error:
@@ -134,7 +134,7 @@ def asking_whether_swapped() -> Iterator[None]:
 
 
 def resolve(parsed: ParsedFlags, model_path: str, classifier_path: str):
-    """The configs of model, classifier and process from flags and checkpoints. InputError if they do not fit."""
+    """Return the configs of model, classifier and process from flags and checkpoints. InputError if they disagree."""
     model, diffusion = setup.model_configs(parsed, model_path, ModelConfig)
     classifier_saved = setup.checkpoint_config("classifier_path", classifier_path, CLASSIFIER)
     classifier = architecture_from(parsed, ClassifierConfig, classifier_saved, classifier_path)
@@ -147,7 +147,7 @@ def resolve(parsed: ParsedFlags, model_path: str, classifier_path: str):
 
 
 def check_guide(diffusion: DiffusionConfig, classifier_saved: dict, classifier_path: str) -> None:
-    """Warn where a classifier was trained for other noise levels than it will see."""
+    """Warn where a classifier was trained on other noise levels than it will see."""
     if classifier_saved.get("noised", True) is False:
         logger.warning(
             f"--classifier_path {classifier_path}: trained on clean images, its gradient on noisy ones means little; "
@@ -158,8 +158,8 @@ def check_guide(diffusion: DiffusionConfig, classifier_saved: dict, classifier_p
         trained_on = classifier_saved.get(name, used)
         if trained_on != used:
             logger.warning(
-                f"--{name}: the classifier was trained with {trained_on}, sampling uses {used}: it takes the noise for "
-                f"another than it is; expected a classifier trained with --{name} {used}"
+                f"--{name}: the classifier was trained with {trained_on}, sampling uses {used}: it sees noise "
+                f"levels other than it was told; expected a classifier trained with --{name} {used}"
             )
     if diffusion.rescale_timesteps and diffusion.diffusion_steps != 1000:
         logger.warning(
@@ -171,8 +171,7 @@ def check_guide(diffusion: DiffusionConfig, classifier_saved: dict, classifier_p
 def shared_classes(
     model: ModelConfig, model_path: str, classifier: ClassifierConfig, classifier_path: str
 ) -> Classes:
-    """The classes to sample by: the classifier's; those that a conditional model has seen, too. InputError where the
-    two give one number to different classes."""
+    """Return the classifier's classes, seen by a conditional model too. InputError where their classes differ."""
     classes = Classes.of_checkpoint(classifier_path, classifier.num_classes)
     if not model.class_cond:
         return classes

@@ -3,7 +3,7 @@
     mpiexec -n 8 python scripts/classifier_train.py --ect --data_dir train/ --val_data_dir val/ \\
         --image_size 256 --batch_size 32 --anneal_lr --classifier_use_fp16
 
-The same command with the same --log_dir goes on from the newest checkpoint there.
+The same command with the same --log_dir resumes from the newest checkpoint there.
 """
 
 from __future__ import annotations

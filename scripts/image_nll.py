@@ -38,8 +38,8 @@ class NllConfig:
     """Evaluation."""
 
     clip_denoised: bool = flag(True, "clamp the model's guess of x_0 to [-1, 1]")
-    num_samples: int = flag(1000, "images to evaluate, over all processes", minimum=1)
-    batch_size: int = flag(1, "images at a time in each process", minimum=1)
+    num_samples: int = flag(1000, "number of images to evaluate, over all processes", minimum=1)
+    batch_size: int = flag(1, "images per batch in each process", minimum=1)
     model_path: str = flag("", "checkpoint of the diffusion model, .pt or .safetensors, or its training's folder")
 
 
@@ -80,12 +80,12 @@ def main() -> None:
 
 
 def evaluate(model, diffusion, data: Iterator, nll: NllConfig, directory: Path) -> float:
-    """Mean bits per dimension over the images; writes the terms from rank 0."""
+    """Return the mean bits per dimension over the images; rank 0 writes the terms."""
     world_size = process_group.get_world_size()
     per_round = nll.batch_size * world_size
     sums = {name: np.zeros(diffusion.num_timesteps) for name in TERMS}
     total_bpd, rounds = 0.0, 0
-    lost = "nothing is written before all images are evaluated: the same command begins anew"
+    lost = "nothing is written before all images are evaluated: the same command starts again"
     with Progress(nll.num_samples, "images", directory=directory) as progress, terminating(lost):
         while rounds * per_round < nll.num_samples:
             images, condition = next(data)

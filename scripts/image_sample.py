@@ -3,7 +3,7 @@
     mpiexec -n 8 python scripts/image_sample.py --model_path ema_0.9999_300000.pt --num_samples 50000 \\
         --timestep_respacing 250 --log_dir runs/samples
 
-Interrupted? The same command with the same --log_dir goes on where it stopped.
+After an interruption the same command with the same --log_dir resumes.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     mpiexec -n 8 python scripts/super_res_sample.py --base_samples samples_10000x64x64x3.npz \\
         --model_path 64_256_upsampler.pt --timestep_respacing 250 --log_dir runs/upsampled
 
-Sample i is made from image i of the npz or folder (starting over when there are fewer). Interrupted? The same command
-with the same --log_dir goes on where it stopped.
+Sample i is made from image i of the npz or folder (repeating them when there are fewer). After an interruption the same
+command with the same --log_dir resumes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class BaseConfig:
         "npz with arr_0, uint8 [N, H, W, C], and arr_1, labels, with --class_cond; or a run's folder, or a folder, "
         "zip or tar of images",
     )
-    labels: str = flag("", "of a folder's images, as in training: auto (as \"\"), folder, filename or a FILE.csv")
+    labels: str = flag("", "source of a folder's labels as in training: auto (as \"\"), folder, filename or a FILE.csv")
 
 
 def main() -> None:
@@ -103,12 +103,10 @@ def main() -> None:
 
 
 class BaseImages:
-    """The low-resolution images of an npz, a run's folder, a folder or an archive.
+    """The low-resolution images of an npz, a run's folder, a folder or an archive. InputError if they do not fit.
 
-    InputError when they are not what the model needs.
-
-    Files that are called LABEL_INDEX carry the number of their class, and in a folder their order; of others labels are
-    read as in training, by `rule`, and numbered by the model's class_names.
+    Files called LABEL_INDEX carry the number of their class and, in a folder, their order. Other files' labels are read
+    as in training, by `rule`, and numbered by the model's class_names.
     """
 
     def __init__(
@@ -133,7 +131,7 @@ class BaseImages:
             self._read_npz(os.fspath(npz), name, config.class_cond)
         else:
             self._read_files(list_images(path, name), config, rule, class_names, reading)
-        if npz != Path(path):  # of an npz file that is named the run keeps the digest
+        if npz != Path(path):  # of a named npz file run.json has the digest
             self.facts = {"base_images": f"of SHA-256 {hashlib.sha256(self.images).hexdigest()[:12]}"}
         expected = height, width, channels = config.small_size, config.small_size, config.in_channels
         found = f"{self.images.dtype} {list(self.images.shape)}"
@@ -193,7 +191,7 @@ class BaseImages:
             raise InputError(f"--base_samples {path}: arr_1 has label {unknown[0]}, expected 0 to {num_classes - 1}")
 
     def condition(self, indices: range) -> dict[str, Tensor]:
-        """low_res in [-1, 1], and labels for a class-conditional model."""
+        """Return low_res in [-1, 1], and labels for a class-conditional model."""
         rows = [i % len(self.images) for i in indices]
         images = torch.from_numpy(self.images[rows]).to(process_group.dev()).float() / 127.5 - 1.0
         condition = {"low_res": images.permute(0, 3, 1, 2)}

@@ -3,8 +3,8 @@
     mpiexec -n 8 python scripts/super_res_train.py --data_dir images/ --large_size 256 --small_size 64 \\
         --learn_sigma --batch_size 8 --lr_anneal_steps 300000
 
-The low-resolution image is the large one averaged over areas. The same command with the same --log_dir goes on
-from the newest checkpoint there.
+The low-resolution image is the large one averaged over areas. The same command with the same --log_dir resumes from
+the newest checkpoint there.
 """
 
 from __future__ import annotations
