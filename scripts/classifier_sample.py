@@ -116,7 +116,7 @@ def main() -> None:
         updated=with_rule_named,
         watch=watch,
     )
-    output = plan.generate(draw, extras=trace.take if trace is not None else None)
+    output = plan.generate(draw, extras=trace.take if trace is not None else dict)
     summary = tallies.read_sum(plan.tally, output) if plan.tally is not None else None
     if summary is not None:  # over all ranks, and all commands that have worked on the run
         logger.log(summary_line(summary))

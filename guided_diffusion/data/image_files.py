@@ -12,7 +12,7 @@ import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -202,7 +202,9 @@ class _TarFiles(_Archive):
         super().__init__(place, title, (), Counter())
         self._places: dict[str, tuple[int, int]] = {}  # offset and size of each file's bytes
         self._label_file: bytes | None = None
-        self.random_access = _is_plain_tar(place)
+        self.random_access = False
+        with suppress(tarfile.TarError), tarfile.open(place, "r:"):  # not compressed
+            self.random_access = True
         with self._members() as members:
             self._choose(self._note(members), suffixes)
 
@@ -238,14 +240,6 @@ class _TarFiles(_Archive):
 
     def read_label_file(self) -> bytes | None:
         return self._label_file
-
-
-def _is_plain_tar(path: str) -> bool:
-    try:
-        tarfile.open(path, "r:").close()
-    except tarfile.TarError:
-        return False
-    return True
 
 
 def _walk(place: str, title: str, suffixes: Collection[str], skipped: Counter[str], inside: str = "") -> Iterator[str]:

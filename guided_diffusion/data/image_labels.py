@@ -54,7 +54,8 @@ class Labels:
     def names(self) -> list[str]:
         """The classes by number: sorted as upstream does, by value where a file lists numbers."""
         found = set(self.labels)
-        by_value = self.source not in _BY_NAME and all(map(_is_number, found))
+        numbers = all(label.isascii() and label.isdecimal() and len(label) < 19 for label in found)
+        by_value = numbers and self.source not in _BY_NAME
         return sorted(found, key=int) if by_value else sorted(found)
 
     def number(self, files: ImageFiles, class_names: Sequence[str] | None = None) -> list[int]:
@@ -181,7 +182,8 @@ def _choose(files: ImageFiles) -> Labels:
             )
             return Labels(names, "file name", warnings=(warning,))
         return Labels(names, "file name")
-    if folders_fit and last != folders and 2 <= len(set(last)) <= most and not _refines(last, folders):
+    refines = len(set(zip(last, folders or (), strict=False))) == len(set(last))  # each below a single first folder
+    if folders_fit and last != folders and 2 <= len(set(last)) <= most and not refines:
         raise InputError(
             f"{files.title}: folders lie in folders: the first ones give {_some(folders)}, the last {_some(last)}; "
             "--labels folder takes the first, as ImageFolder of torchvision does; else begin with a folder further in, "
@@ -197,11 +199,6 @@ def _choose(files: ImageFiles) -> Labels:
         f"{files.title}: found no classes in {counted(count, 'images')}: file names give {_some(names)}{lacking}, "
         f'{by_folder}; expected 2 to {most}. {anyway}--labels FILE.csv reads lines "file,label"'
     )
-
-
-def _refines(last: Sequence[str], first: Sequence[str]) -> bool:
-    """Return whether each last folder's name occurs below a single first folder, as with recording sessions."""
-    return len(set(zip(last, first, strict=True))) == len(set(last))
 
 
 def _is_no_class(labels: Iterable[str]) -> bool:
@@ -328,7 +325,3 @@ def _plain(path: str) -> str:
 
 def _base(name: str) -> str:
     return name.rpartition("/")[2]
-
-
-def _is_number(label: str) -> bool:
-    return label.isascii() and label.isdecimal() and len(label) < 19

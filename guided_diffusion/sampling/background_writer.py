@@ -34,4 +34,3 @@ class WriteBehind:
     def _wait(self) -> None:
         if self._writing is not None:
             self._writing.result()
-            self._writing = None

@@ -26,7 +26,9 @@ class PerSampleNoise:
 
     def __init__(self, seed: int, indices: Sequence[int], device: torch.device, ahead: bool | None = None):
         self.device = device
-        self.generators = [torch.Generator(device).manual_seed(_stream_seed(seed, i)) for i in indices]
+        # 63 bits, in which neighbouring samples are independent.
+        words = [np.random.SeedSequence((seed, i)).generate_state(1, np.uint64)[0] >> np.uint64(1) for i in indices]
+        self.generators = [torch.Generator(device).manual_seed(int(word)) for word in words]
         self._ahead = device.type == "cuda" if ahead is None else ahead
         self._drawn: dict[tuple[int, ...], Iterator[Tensor]] = {}  # by shape
 
@@ -54,11 +56,6 @@ class PerSampleNoise:
 def stream(device: torch.device) -> dict[str, str]:
     """Return the version of `PerSampleNoise`'s stream for run.json; {} on the CPU. A run never mixes two versions."""
     return {"noise_stream": "cuda 2"} if device.type == "cuda" else {}
-
-
-def _stream_seed(seed: int, index: int) -> int:
-    """Return a 63-bit seed; those of neighbouring samples are independent."""
-    return int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class LabelPlan:

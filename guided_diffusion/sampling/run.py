@@ -118,9 +118,7 @@ class SampleRun:
     watch: Watch = field(default_factory=Watch)
 
     def generate(
-        self,
-        draw: Callable[[Batch], Tensor],
-        extras: Callable[[], dict[str, np.ndarray]] | None = None,
+        self, draw: Callable[[Batch], Tensor], extras: Callable[[], dict[str, np.ndarray]] = dict
     ) -> Path:
         """Make the samples and return the path of `samples_{N}x{H}x{W}x{C}.npz`.
 
@@ -151,8 +149,12 @@ class SampleRun:
                 missing = process_group.from_rank_0(lambda: self._finish_or_miss(output))
                 if missing:
                     passes += 1
-                    self._check_patience(missing, passes)
-                    progress.update(self.num_samples - sum(map(len, missing)) - progress.n)
+                    lost = sum(map(len, missing))
+                    line = f"{self.directory}: {counted(lost, 'samples')} missing although written"
+                    if passes == _MOST_PASSES:
+                        raise InputError(f"{line}, {passes} times: do all ranks see this directory? Is the disk sound?")
+                    logger.warning(f"{line}: making them again")
+                    progress.update(self.num_samples - lost - progress.n)
         logger.log(f"samples: {output}")
         progress.finish(samples=str(output))
         return output
@@ -238,14 +240,6 @@ class SampleRun:
         except FileNotFoundError:
             return False
 
-    def _check_patience(self, missing: list[range], passes: int) -> None:
-        """Warn that samples are missing although they were written; InputError after many such passes."""
-        count = counted(sum(map(len, missing)), "samples")
-        line = f"{self.directory}: {count} missing although written"
-        if passes == _MOST_PASSES:
-            raise InputError(f"{line}, {passes} times: does every rank see this directory? Is the disk sound?")
-        logger.warning(f"{line}: making them again")
-
     def _finish_or_miss(self, output: Path) -> list[range]:
         """Return the batches that are missing; where none are, write the result."""
         while True:
@@ -278,7 +272,7 @@ class SampleRun:
             shard["arr_1"] = labels.cpu().numpy()
         if self.tally is not None:
             shard[TALLY] = np.frombuffer(json.dumps(self.tally.take()).encode(), np.uint8)
-        return shard | (extras() if extras is not None else {})
+        return shard | extras()
 
     def _assemble(self, shards: list[Shard], output: Path) -> None:
         """Write the result and its companions; every file's digest is recorded before the file appears.

@@ -70,10 +70,6 @@ class TrainingRun:
         """Whether to read the optimizer's state and the averages too; upstream does not for step 0."""
         return self.state is not None or self.number > 0
 
-    def has_done(self, steps: int | None) -> bool:
-        """Return whether an earlier call has trained this number of steps already."""
-        return self.state is not None and steps is not None and self.first_step >= steps
-
     def load_weights(self, model: nn.Module) -> None:
         """Load the weights to start from, if any, on every rank."""
         if self.model_path:

@@ -98,7 +98,8 @@ class Training:
         :param limit: the flag that sets the number of steps; steps: its value, None for no limit.
         :param saved: whether the last checkpoint bears the number that the end gives it.
         """
-        if not (saved and run.has_done(steps)):
+        done = run.state is not None and steps is not None and run.first_step >= steps
+        if not (done and saved):
             check_steps_left(run, limit, steps)
             return False
         say_complete(run, limit, steps)
