@@ -25,6 +25,7 @@ from guided_diffusion.config.create import build_classifier, build_diffusion
 from guided_diffusion.config.flags import Parser
 from guided_diffusion.data.datasets import find_images
 from guided_diffusion.data.image_labels import read_labels
+from guided_diffusion.data.order import resumable_batches
 from guided_diffusion.data.seeding import Purpose
 from guided_diffusion.distributed import process_group
 from guided_diffusion.errors import InputError, counted
@@ -32,7 +33,7 @@ from guided_diffusion.models.mixed_precision import amp_dtype
 from guided_diffusion.runs import logger
 from guided_diffusion.sampling import setup
 from guided_diffusion.training.classifier_loop import ClassifierTrainLoop
-from guided_diffusion.training.setup import Training, batches
+from guided_diffusion.training.setup import Training
 
 
 def main() -> None:
@@ -61,13 +62,13 @@ def main() -> None:
     if training.is_complete(run, "--iterations", train.iterations, purpose):
         return
     with ExitStack() as workers:
-        read = partial(batches, batch_size=train.batch_size, seed=run.seed)
-        first, val_data = run.first_step, None
-        data = workers.enter_context(read(dataset, first_step=first, workers=training.data.data_workers))
+        read = partial(resumable_batches, batch_size=train.batch_size, seed=run.seed)
+        data = workers.enter_context(read(dataset, first_step=run.first_step, workers=training.data.data_workers))
+        val_data = None
         if val_dataset is not None:
-            val_first = -(-(first - run.began) // train.eval_interval)  # validation batches used already
+            used = -(-(run.first_step - run.began) // train.eval_interval)
             purposes = {"order": Purpose.VALIDATION_ORDER, "augmentation": Purpose.VALIDATION_AUGMENTATION}
-            val_data = workers.enter_context(read(val_dataset, first_step=val_first, **purposes))
+            val_data = workers.enter_context(read(val_dataset, first_step=used, **purposes))
         loop = ClassifierTrainLoop(
             model=build_classifier(config).to(process_group.dev()),
             diffusion=build_diffusion(diffusion_config),

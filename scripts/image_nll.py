@@ -83,33 +83,31 @@ def evaluate(model, diffusion, data: Iterator, nll: NllConfig, directory: Path) 
     """Return the mean bits per dimension over the images; rank 0 writes the terms."""
     world_size = process_group.get_world_size()
     per_round = nll.batch_size * world_size
-    sums = {name: np.zeros(diffusion.num_timesteps) for name in TERMS}
-    total_bpd, rounds = 0.0, 0
+    sums, rounds = dict.fromkeys((*TERMS, "total_bpd"), 0.0), 0
     lost = "nothing is written before all images are evaluated: the same command starts again"
     with Progress(nll.num_samples, "images", directory=directory) as progress, terminating(lost):
         while rounds * per_round < nll.num_samples:
             images, condition = next(data)
             condition = {name: value.to(process_group.dev()) for name, value in condition.items()}
             terms = diffusion.calc_bpd_loop(model, images.to(process_group.dev()), nll.clip_denoised, condition)
-            means = {name: terms[name].mean(dim=0) / world_size for name in (*TERMS, "total_bpd")}
-            for mean in means.values():
+            for name in sums:
+                mean = terms[name].mean(dim=0) / world_size
                 if world_size > 1:
                     dist.all_reduce(mean)
-            for name in TERMS:
-                sums[name] += means[name].double().cpu().numpy()
-            total_bpd += means["total_bpd"].item()
+                sums[name] = sums[name] + mean.double().cpu().numpy()
             rounds += 1
+            bpd = float(sums["total_bpd"]) / rounds
             progress.update(min(per_round, nll.num_samples - progress.n))
-            logger.log(f"done {rounds * per_round} samples: bpd={total_bpd / rounds:.6g}")
+            logger.log(f"done {rounds * per_round} samples: bpd={bpd:.6g}")
     if process_group.get_rank() == 0:
-        for name, values in sums.items():
+        for name in TERMS:
             path = directory / f"{name}_terms.npz"
             with write_atomically(path) as file:
-                np.savez(file, (values / rounds).astype(np.float32))
+                np.savez(file, (sums[name] / rounds).astype(np.float32))
             logger.log(f"saved {path}")
     process_group.barrier()
     progress.finish()
-    return total_bpd / rounds
+    return bpd
 
 
 if __name__ == "__main__":

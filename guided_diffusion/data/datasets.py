@@ -258,10 +258,15 @@ def _batches_for_ever(dataset: ImageDataset, batch_size: int, shuffle: bool) -> 
         collate_fn=collate_or_error,
     )
     while True:
-        for batch in loader:
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch
+        yield from batches_of(loader)
+
+
+def batches_of(loader: DataLoader) -> Iterator[Batch]:
+    """Yield a loader's batches; raise an ``InputError`` that `collate_or_error` returns."""
+    for batch in loader:
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
 
 
 class WorkerItems(Dataset):

@@ -26,7 +26,7 @@ from guided_diffusion.config.flags import ParsedFlags
 from guided_diffusion.data.datasets import ImageDataset, find_images, fingerprint, open_dataset, warn_of_labels
 from guided_diffusion.data.image_files import ImageFiles
 from guided_diffusion.data.image_labels import Labels, read_labels, with_warnings
-from guided_diffusion.data.order import ResumableBatches
+from guided_diffusion.data.order import resumable_batches
 from guided_diffusion.distributed import process_group
 from guided_diffusion.distributed.progress import note_complete
 from guided_diffusion.errors import InputError
@@ -143,7 +143,8 @@ def train_diffusion_model(
     diffusion = build_diffusion(diffusion_config)
     settings = dataclasses.asdict(train)
     del settings["keep"], settings["init_from"]
-    with batches(dataset, train.batch_size, run.seed, run.first_step, workers=training.data.data_workers) as data:
+    workers = training.data.data_workers
+    with resumable_batches(dataset, train.batch_size, run.seed, run.first_step, workers=workers) as data:
         loop = TrainLoop(
             model=build(config, diffusion_config).to(process_group.dev()),
             diffusion=diffusion,
@@ -220,9 +221,3 @@ def _read_run_labels(files: ImageFiles, rule: str) -> Labels:
         if found.names == list(before.names):
             return with_warnings(files, found)
     return read_labels(files, rule)
-
-
-def batches(dataset: ImageDataset, batch_size: int, seed: int, first_step: int, **options: Any) -> ResumableBatches:
-    """Return this rank's batches from a step on, to be used in a with-block; options: of `ResumableBatches`."""
-    rank, world_size = process_group.get_rank(), process_group.get_world_size()
-    return ResumableBatches(dataset, batch_size, seed, first_step, rank, world_size, **options)
