@@ -8,7 +8,6 @@ After an interruption the same command with the same --log_dir resumes.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -49,7 +48,8 @@ def main() -> None:
     sampling, guide = parsed.make(SamplingConfig), parsed.make(GuidanceConfig)
     trace_path = setup.output_file("trace", guide.trace)
     with asking_whether_swapped():
-        model_config, classifier_config, diffusion_config = resolve(parsed, sampling.model_path, guide.classifier_path)
+        configs = resolve(parsed, sampling.model_path, guide.classifier_path)
+    model_config, classifier_config, diffusion_config = configs
     classes = shared_classes(model_config, sampling.model_path, classifier_config, guide.classifier_path)
     labels = setup.plan_labels(parsed.make(LabelConfig), classes)
     rule = guidance_rule(parsed, guide, diffusion_config.diffusion_steps)
@@ -96,20 +96,12 @@ def main() -> None:
             model_kwargs={"y": batch.labels},
         )
 
-    plan = SampleRun(
-        num_samples=sampling.num_samples,
-        batch_size=sampling.batch_size,
+    plan = SampleRun.from_flags(
+        with_rule_named(parsed.resolve(sampling, guide, LabelConfig, run, *configs)) | {"classes": labels.flag},
         shape=shape,
-        seed=run.seed,
         directory=directory,
-        flags=with_rule_named(parsed.resolve(SamplingConfig, GuidanceConfig, LabelConfig, RunConfig))
-        | {"classes": labels.flag}
-        | dataclasses.asdict(model_config)
-        | dataclasses.asdict(classifier_config)
-        | dataclasses.asdict(diffusion_config),
         defaults=parsed.defaults,
         labels=labels,
-        save_images=sampling.save_images,
         extras_path=trace_path,
         extras_flags=("trace", "trace_samples", "trace_maps"),
         tally=guidance.report if guides or trace is not None else None,

@@ -8,7 +8,6 @@ After an interruption the same command with the same --log_dir resumes.
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 
 from guided_diffusion.config.class_labels import Classes
@@ -51,19 +50,13 @@ def main() -> None:
             model_kwargs={"y": batch.labels} if config.class_cond else {},
         )
 
-    SampleRun(
-        num_samples=sampling.num_samples,
-        batch_size=sampling.batch_size,
+    flags = parsed.resolve(sampling, label_config, run, config, diffusion_config)
+    SampleRun.from_flags(
+        flags | ({"classes": labels.flag} if labels is not None else {}),
         shape=shape,
-        seed=run.seed,
         directory=directory,
-        flags=parsed.resolve(SamplingConfig, LabelConfig, RunConfig)
-        | ({"classes": labels.flag} if labels is not None else {})
-        | dataclasses.asdict(config)
-        | dataclasses.asdict(diffusion_config),
         defaults=parsed.defaults,
         labels=labels,
-        save_images=sampling.save_images,
         watch=Watch(timesteps_of(diffusion), sampling.nonfinite),
     ).generate(draw)
 

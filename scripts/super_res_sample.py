@@ -9,7 +9,6 @@ command with the same --log_dir resumes.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import zipfile
@@ -86,18 +85,11 @@ def main() -> None:
             model_kwargs=base.condition(batch.indices),
         )
 
-    SampleRun(
-        num_samples=sampling.num_samples,
-        batch_size=sampling.batch_size,
+    SampleRun.from_flags(
+        parsed.resolve(sampling, base_config, run, config, diffusion_config) | base.facts,
         shape=shape,
-        seed=run.seed,
         directory=directory,
-        flags=parsed.resolve(SamplingConfig, BaseConfig, RunConfig)
-        | base.facts
-        | dataclasses.asdict(config)
-        | dataclasses.asdict(diffusion_config),
         defaults=parsed.defaults,
-        save_images=sampling.save_images,
         watch=Watch(timesteps_of(diffusion), sampling.nonfinite),
     ).generate(draw)
 
@@ -133,11 +125,11 @@ class BaseImages:
             self._read_files(list_images(path, name), config, rule, class_names, reading)
         if npz != Path(path):  # of a named npz file run.json has the digest
             self.facts = {"base_images": f"of SHA-256 {hashlib.sha256(self.images).hexdigest()[:12]}"}
-        expected = height, width, channels = config.small_size, config.small_size, config.in_channels
-        found = f"{self.images.dtype} {list(self.images.shape)}"
-        well_shaped = self.images.ndim == 4 and self.images.shape[1:] == expected and len(self.images) > 0
+        side, channels = config.small_size, config.in_channels
+        well_shaped = self.images.ndim == 4 and self.images.shape[1:] == (side, side, channels) and len(self.images) > 0
         if not well_shaped or self.images.dtype != np.uint8:
-            raise InputError(f"--base_samples {path}: found {found}, expected uint8 [N, {height}, {width}, {channels}]")
+            found = f"{self.images.dtype} {list(self.images.shape)}"
+            raise InputError(f"--base_samples {path}: found {found}, expected uint8 [N, {side}, {side}, {channels}]")
         if self.labels is not None:
             self._check_labels(path, config.num_classes)
 

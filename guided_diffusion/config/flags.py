@@ -82,11 +82,11 @@ class ParsedFlags:
         """Return an instance of a config class: parsed values, else `overrides`, else defaults."""
         return from_values(config, {**overrides, **self.values})
 
-    def resolve(self, *configs: type) -> dict[str, Any]:
-        """Return all values of the config classes as one flat dict, as config.json stores it."""
+    def resolve(self, *configs: Any) -> dict[str, Any]:
+        """Return all values of config classes, or instances of them, as one flat dict, as config.json stores it."""
         merged: dict[str, Any] = {}
         for config in configs:
-            merged.update(dataclasses.asdict(self.make(config)))
+            merged |= dataclasses.asdict(self.make(config) if isinstance(config, type) else config)
         return merged
 
 

@@ -117,6 +117,12 @@ class SampleRun:
     updated: Callable[[dict[str, Any]], dict[str, Any]] = dict
     watch: Watch = field(default_factory=Watch)
 
+    @classmethod
+    def from_flags(cls, flags: dict[str, Any], **more: Any) -> SampleRun:
+        """Return the run that `flags` describe; more: the other arguments."""
+        own = {name: flags[name] for name in ("num_samples", "batch_size", "seed", "save_images")}
+        return cls(flags=flags, **own, **more)
+
     def generate(
         self, draw: Callable[[Batch], Tensor], extras: Callable[[], dict[str, np.ndarray]] = dict
     ) -> Path:

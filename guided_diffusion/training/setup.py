@@ -78,9 +78,8 @@ class Training:
         :param config: of the network; more: flags of other config classes.
         :param changeable: names of flags that may differ from before, besides CHANGEABLE.
         """
-        flags = self.parsed.resolve(DataConfig, type(self.train), DiffusionConfig, RunConfig)
-        flags |= dataclasses.asdict(config) | more
-        flags |= {"class_names": self.classes and list(self.classes.names)}
+        flags = self.parsed.resolve(DataConfig, self.train, DiffusionConfig, RunConfig, config) | more
+        flags["class_names"] = self.classes and list(self.classes.names)
         if self.classes and len(self.classes.seen) != len(self.classes.names):  # see `Classes.from_config`
             flags["seen_classes"] = list(self.classes.seen)
         processes = process_group.get_world_size()
