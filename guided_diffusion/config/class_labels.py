@@ -10,7 +10,6 @@ from typing import Any
 
 from guided_diffusion.config.configs import NUM_CLASSES
 from guided_diffusion.config.flags import ParsedFlags
-from guided_diffusion.distributed import process_group
 from guided_diffusion.errors import InputError, counted, some_of
 from guided_diffusion.io import checkpoint, checkpoint_flags
 from guided_diffusion.runs import logger
@@ -106,7 +105,7 @@ class Classes:
 
 
 def count_classes(parsed: ParsedFlags, data_dir: str, names: Sequence[str], resume: str = "") -> Classes:
-    """Return the classes of a network to be trained on a folder's images. A collective.
+    """Return the classes of a network to be trained on a folder's images, on rank 0.
 
     Their number is that of --num_classes, else of the checkpoints in the log's directory, else of the checkpoint
     to resume, else counted in the folder. Names known to the checkpoint keep their numbers; otherwise the folder's
@@ -115,10 +114,6 @@ def count_classes(parsed: ParsedFlags, data_dir: str, names: Sequence[str], resu
     :param names: of the classes in the folder. resume: path of a checkpoint to resume; "": none.
     :raises InputError: the folder has more classes than that.
     """
-    return process_group.from_rank_0(lambda: _count_classes(parsed, data_dir, names, resume))
-
-
-def _count_classes(parsed: ParsedFlags, data_dir: str, names: Sequence[str], resume: str) -> Classes:
     before, source = _classes_before(resume)
     wanted = parsed.values.get("num_classes")
     count = wanted or (before.count if before else len(names))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -107,23 +107,21 @@ def choose_files(parsed: ParsedFlags, *flags: str) -> ParsedFlags:
 
     A resumed run keeps the file that it began with. InputError for a folder without weights. A collective.
     """
-    chosen = process_group.from_rank_0(lambda: _choose_files(parsed, flags))
-    return dataclasses.replace(parsed, values=parsed.values | chosen)
 
+    def choose() -> dict[str, str]:
+        chosen = {flag: parsed.values.get(flag, "") for flag in flags}
+        for flag, path in chosen.items():
+            if os.path.isdir(path):
+                before = run_directory.read_manifest(Path(logger.get_dir())).get(flag)
+                kept = isinstance(before, str) and Path(before).parent == Path(path) and os.path.isfile(before)
+                chosen[flag] = before if kept else file_of(flag, path, best_weights)
+                if kept:
+                    logger.log(f"--{flag} {path}: {Path(before).name}, as when the run here began")
+            if flag == "model_path":
+                warn_of_start(chosen[flag])
+        return {flag: path for flag, path in chosen.items() if path}
 
-def _choose_files(parsed: ParsedFlags, flags: Sequence[str]) -> dict[str, str]:
-    chosen = {}
-    for flag in flags:
-        path = parsed.values.get(flag, "")
-        if os.path.isdir(path):
-            before = run_directory.read_manifest(Path(logger.get_dir())).get(flag)
-            kept = isinstance(before, str) and Path(before).parent == Path(path) and os.path.isfile(before)
-            chosen[flag] = before if kept else file_of(flag, path, best_weights)
-            if kept:
-                logger.log(f"--{flag} {path}: {Path(before).name}, as when the run here began")
-        if flag == "model_path":
-            warn_of_start(chosen.get(flag, path))
-    return chosen
+    return dataclasses.replace(parsed, values=parsed.values | process_group.from_rank_0(choose))
 
 
 def file_of(flag: str, folder: str, find: Callable[[str], str | None]) -> str:

@@ -20,22 +20,12 @@ from guided_diffusion.errors import InputError
 from guided_diffusion.io import checkpoint
 from guided_diffusion.io.files import beside, blobfile, decoding, exists, is_remote
 from guided_diffusion.models.compiling import TOLERANCE, TOLERANCE_AUTOCAST, CompiledForTraining
-from guided_diffusion.models.fp16 import INITIAL_LOG_LOSS_SCALE, flat_optimizer_state, unflatten_optimizer_state
+from guided_diffusion.models.fp16 import flat_optimizer_state, unflatten_optimizer_state
 from guided_diffusion.models.layers import update_ema
 from guided_diffusion.models.mixed_precision import LowPrecision, OptimizerStepper, amp_dtype
 from guided_diffusion.runs import logger
-from guided_diffusion.training.resume import TrainingRun, parse_resume_step_from_filename
+from guided_diffusion.training.resume import TrainingRun
 from guided_diffusion.training.timestep_samplers import LossAwareSampler, ScheduleSampler, UniformSampler
-
-__all__ = [
-    "INITIAL_LOG_LOSS_SCALE",
-    "TrainLoop",
-    "find_ema_checkpoint",
-    "find_resume_checkpoint",
-    "get_blob_logdir",
-    "log_loss_dict",
-    "parse_resume_step_from_filename",
-]
 
 
 class TrainLoop:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from guided_diffusion.config.class_labels import count_classes, run_classes
+from guided_diffusion.config.class_labels import Classes, count_classes, run_classes
 from guided_diffusion.config.configs import (
     ClassifierTrainConfig,
     DataConfig,
@@ -52,9 +52,10 @@ class Training:
         setup.warn_of_unused_labels(parsed, class_cond)
         self.resume, self.files = starting_point(train), find_images(self.data.data_dir)
         self.labels = _read_run_labels(self.files, self.data.labels) if class_cond else None
-        self.classes = None
-        if self.labels:
-            self.classes = count_classes(parsed, self.data.data_dir, self.labels.names, self.resume)
+        self.classes = process_group.from_rank_0(self._count_classes) if class_cond else None
+
+    def _count_classes(self) -> Classes:
+        return count_classes(self.parsed, self.data.data_dir, self.labels.names, self.resume)
 
     def open_dataset(
         self, files: ImageFiles, labels: Labels | None, image_size: int, channels: int, random_crop: bool = False
