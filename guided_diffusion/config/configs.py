@@ -135,7 +135,7 @@ class LabelConfig:
 
 @dataclass(frozen=True)
 class ReadingConfig:
-    """How image files are read."""
+    """Reading of image files."""
 
     bit_depth: int = flag(16, "bits used by the values of 16-bit files", minimum=8, maximum=16)
     exif_transpose: bool = flag(False, "rotate images by their EXIF orientation")
@@ -145,7 +145,7 @@ class ReadingConfig:
 
     @property
     def reading(self) -> Reading:
-        """How pixels become 8 bits."""
+        """Return how pixels become 8 bits."""
         return Reading(self.bit_depth, self.exif_transpose, self.alpha)
 
 

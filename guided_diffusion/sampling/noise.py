@@ -71,7 +71,7 @@ class LabelPlan:
         self.flag = classes or ("" if len(self.classes) == known.count else ",".join(map(str, self.classes)))
 
     def labels(self, indices: Sequence[int], noise: PerSampleNoise) -> Tensor:
-        """int64 [B] on the noise's device."""
+        """Return the classes, int64 [B] on the noise's device."""
         table = torch.tensor(self.classes, device=noise.device)
         # Drawn in either case, so that images with balanced and with random labels share their noise.
         position = noise.choose(len(self.classes))
