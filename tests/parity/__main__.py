@@ -42,7 +42,7 @@ HEADER = ("case", "comparisons", "worst absolute error", "worst relative error",
 INTRODUCTION = """# Parity with upstream
 
 Written by `python -m tests.parity --markdown docs/parity.md`: {comparisons:,} comparisons in {cases} cases on a CPU.
-Both implementations run in one process with the same weights, inputs, seeds and noise. The relative error is the largest
+Both implementations run in one process with the same weights, inputs, seeds and noise. Relative error is the largest
 difference divided by upstream's largest value, array by array; "bitwise" means equal values.
 
 "Upstream" is `{peer}` from the package index. Eleven of its fourteen modules are OpenAI's own files; its
