@@ -224,8 +224,8 @@ def test_old_parts_that_cannot_be_read_do_not_fail_a_finished_run(tmp_path, monk
     folder = tmp_path / "run"
     real, done = shards.assemble, []
 
-    def assemble(shards, names, path, commit):
-        real(shards, names, path, commit)
+    def assemble(finished, names, path, commit):
+        real(finished, names, path, commit)
         done.append(path)
         monkeypatch.setattr(shards, "list_names", fail)
 
