@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from guided_diffusion.errors import InputError
-from guided_diffusion.io import files
+from guided_diffusion.io import atomic
 from guided_diffusion.runs import run_directory
 from guided_diffusion.runs.run_directory import OWNER, Owner, check_held, claim, release
 from guided_diffusion.system import processes
@@ -167,7 +167,7 @@ def test_who_loses_a_directory_is_told(tmp_path, monkeypatch, event):
     time.sleep(0.2)
     assert not told
     if event == "taken over":
-        files.write_json(directory / OWNER, elsewhere())
+        atomic.write_json(directory / OWNER, elsewhere())
     elif event == "moved":
         directory.rename(tmp_path / "moved")
     else:
@@ -196,7 +196,7 @@ def test_a_file_system_without_links(tmp_path, monkeypatch):
     claim(tmp_path, pytest.fail)
     check_held(tmp_path)
     with pytest.raises(FileExistsError):
-        files.create_exclusively(tmp_path / OWNER, {})
+        atomic.create_exclusively(tmp_path / OWNER, {})
     check_held(tmp_path)
 
 

@@ -1,7 +1,7 @@
-"""The process group and upstream's names for what belongs to it; how a program ends is in `shutdown`.
+"""The process group, which works alike under torchrun, mpiexec, Slurm's srun and as a single process.
 
-Works alike under torchrun, mpiexec, Slurm's srun and as a single process; the last needs no network. Under
-srun pass ``--kill-on-bad-exit=1``, because Slurm by default lets the other tasks run on when one fails.
+A single process needs no network. Under srun pass ``--kill-on-bad-exit=1``, because Slurm by default lets the other
+tasks run on when one fails.
 """
 
 from __future__ import annotations
@@ -9,48 +9,14 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from guided_diffusion.distributed import meeting, shutdown
-from guided_diffusion.distributed.collectives import (
-    barrier,
-    broadcast_object,
-    dev,
-    from_rank_0,
-    get_rank,
-    get_world_size,
-    sync_params,
-)
+from guided_diffusion.distributed.collectives import barrier, broadcast_object, dev
 from guided_diffusion.distributed.rendezvous import TIMEOUT, open_store
-from guided_diffusion.distributed.shutdown import fail, report_failure, run_main, waited_for_rank_0
-from guided_diffusion.io import checkpoint
 from guided_diffusion.system import launch
-
-__all__ = [
-    "GPUS_PER_NODE",
-    "SETUP_RETRY_COUNT",
-    "TIMEOUT",
-    "barrier",
-    "broadcast_object",
-    "dev",
-    "fail",
-    "from_rank_0",
-    "get_rank",
-    "get_world_size",
-    "load_state_dict",
-    "report_failure",
-    "run_main",
-    "setup_dist",
-    "sync_params",
-    "waited_for_rank_0",
-]
-
-# Kept because users import them; the number of GPUs on a machine is asked of CUDA instead.
-GPUS_PER_NODE = 8
-SETUP_RETRY_COUNT = 3
 
 
 def setup_dist() -> None:
@@ -80,15 +46,6 @@ def setup_dist() -> None:
         # A name of its own, because torchrun's store keeps the keys of earlier attempts.
         name = broadcast_object(f"heartbeat/{secrets.token_hex(8)}")
         shutdown.heart.start(dist.PrefixStore(name, store.clone()), here.rank, here.world_size)
-
-
-def load_state_dict(path: str, **kwargs: Any) -> Any:
-    """What ``torch.save`` wrote to ``path``; ``kwargs`` such as ``map_location`` go to ``torch.load``.
-
-    Every rank reads for itself. This is not a collective, so calling it on one rank only is fine. See
-    ``checkpoint.read_object`` for the paths understood and the ``InputError`` raised.
-    """
-    return checkpoint.read_object(path, **kwargs)
 
 
 def _publish(store: dist.Store, here: launch.Launch, topic: str, value: str) -> list[str]:

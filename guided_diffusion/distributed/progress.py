@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from guided_diffusion.distributed.process_group import get_rank
+from guided_diffusion.distributed.collectives import get_rank
 from guided_diffusion.errors import counted
 from guided_diffusion.runs import logger, status
 

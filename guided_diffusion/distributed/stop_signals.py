@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import rendezvous
 from guided_diffusion.errors import Stopped, Terminated
 from guided_diffusion.runs import logger
 
@@ -34,7 +34,7 @@ class StopSignals:
         self._save = False
         # A group of its own: whatever the main one is made of, a few bytes on the CPU must not wait for a GPU.
         several = dist.is_initialized() and dist.get_world_size() > 1
-        self._group = dist.new_group(backend="gloo", timeout=process_group.TIMEOUT) if several else None
+        self._group = dist.new_group(backend="gloo", timeout=rendezvous.TIMEOUT) if several else None
         self._before = {}
         if threading.current_thread() is threading.main_thread():  # elsewhere Python lets nobody catch signals
             self._before = {number: signal.signal(number, self._catch) for number in _KNOWN[1:]}

@@ -21,20 +21,9 @@ from torch import Tensor, nn
 
 from guided_diffusion.errors import InputError, brief
 from guided_diffusion.io import checkpoint_flags
-from guided_diffusion.io.files import (
-    beside,
-    blobfile,
-    check_readable,
-    file_errors,
-    is_remote,
-    join,
-    open_readable,
-    parse_json,
-    read_json,
-    reason,
-    write_atomically,
-    write_json,
-)
+from guided_diffusion.io.atomic import write_atomically, write_json
+from guided_diffusion.io.reading import check_readable, open_readable, parse_json, read_json, reason
+from guided_diffusion.io.remote import beside, blobfile, file_errors, is_remote, join
 from guided_diffusion.system import launch
 
 _PATIENCE = 60.0  # seconds without an answer
@@ -60,7 +49,7 @@ class OtherNetwork(InputError):
 log = logging.getLogger(__name__)
 
 
-def read_object(path: str | os.PathLike, **kwargs: Any) -> Any:
+def load_state_dict(path: str | os.PathLike, **kwargs: Any) -> Any:
     """Whatever ``torch.save`` wrote (weights, optimizer state), or the tensors of a ``.safetensors`` file.
 
     ``path`` is local, or remote in a form that blobfile knows (gs://, az://), or http(s)://. ``kwargs`` such
@@ -92,9 +81,9 @@ def read_state_dict(path: str | os.PathLike, map_location: str | torch.device = 
     Where a training program put them under "ema", "model" or "state_dict", or wrappers put "module." before every
     name, the weights themselves are returned, with a warning that says what was done.
 
-    Raises ``InputError`` as ``read_object`` does, and when the file holds anything but named tensors.
+    Raises ``InputError`` as ``load_state_dict`` does, and when the file holds anything but named tensors.
     """
-    state, how = _unwrap(read_object(path, map_location=map_location), path)
+    state, how = _unwrap(load_state_dict(path, map_location=map_location), path)
     if how and launch.detect().rank == 0:
         log.warning("warning: %s: %s", path, how)
     for key, value in state.items():
@@ -108,8 +97,8 @@ def read_state_dict(path: str | os.PathLike, map_location: str | torch.device = 
 
 
 def read_shapes(path: str | os.PathLike) -> dict[str, torch.Size]:
-    """The names and shapes of a checkpoint's weights, without their values; InputError as ``read_object``."""
-    state, _ = _unwrap(read_object(path, map_location="meta"), path)
+    """The names and shapes of a checkpoint's weights, without their values; InputError as ``load_state_dict``."""
+    state, _ = _unwrap(load_state_dict(path, map_location="meta"), path)
     return {key: value.shape for key, value in state.items() if isinstance(value, Tensor) and not value.is_nested}
 
 

@@ -18,7 +18,8 @@ import requests
 from tqdm.auto import tqdm
 
 from guided_diffusion.errors import DamagedError, InputError, brief
-from guided_diffusion.io.files import hash_file, open_regular, read_json, write_json
+from guided_diffusion.io.atomic import write_json
+from guided_diffusion.io.reading import hash_file, open_regular, read_json
 
 ATTEMPTS = 5
 PAUSE_SECONDS = 1.0  # before the second attempt; twice as long before each further one

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from guided_diffusion.errors import InputError, first_line
-from guided_diffusion.io.files import decoding
+from guided_diffusion.io.reading import decoding
 from guided_diffusion.system import launch
 
 LIMIT_VARIABLE = "ED_DPM_MAX_PIXELS"

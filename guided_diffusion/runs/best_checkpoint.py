@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import list_names, reading
+from guided_diffusion.io.reading import list_names, reading_errors
 from guided_diffusion.runs import logger
 from guided_diffusion.runs.checkpoint_folder import CheckpointFolder
 
@@ -28,7 +28,7 @@ def best_weights(directory: str | os.PathLike) -> str | None:
     InputError where there are several under other names, or the folder cannot be read.
     """
     folder = Path(directory)
-    with reading(folder):
+    with reading_errors(folder):
         number, names = CheckpointFolder(folder).newest_whole(), list_names(folder)
     if number is None:
         others = sorted(name for name in names if name.endswith((".pt", ".safetensors")))

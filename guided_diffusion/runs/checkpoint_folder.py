@@ -19,16 +19,8 @@ from typing import Any
 
 from guided_diffusion.errors import DamagedError, InputError
 from guided_diffusion.io import checkpoint
-from guided_diffusion.io.files import (
-    hash_file,
-    list_names,
-    read_json,
-    reading,
-    reason,
-    set_aside,
-    write_atomically,
-    write_json,
-)
+from guided_diffusion.io.atomic import set_aside, write_atomically, write_json
+from guided_diffusion.io.reading import hash_file, list_names, read_json, reading_errors, reason
 from guided_diffusion.runs import logger
 from guided_diffusion.runs.run_directory import check_held
 
@@ -127,7 +119,7 @@ class CheckpointFolder:
         for name, content in objects.items():
             path = self.directory / name
             checkpoint.save(content, path)
-            with reading(path):
+            with reading_errors(path):
                 files[name] = {"size": path.stat().st_size, "sha256": hash_file(path)}
             logger.log(f"saved {path}")
         self._write_state(number, {"state": state, "files": files})
@@ -208,7 +200,7 @@ class CheckpointFolder:
         for name, expected in entry["files"].items():
             path = self.directory / name
             try:
-                with reading(path):
+                with reading_errors(path):
                     size = path.stat().st_size
                 if size != expected["size"]:
                     raise DamagedError(f"{path}: damaged (found {size} bytes, expected {expected['size']})")

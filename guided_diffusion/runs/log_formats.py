@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from guided_diffusion.errors import InputError, InputValueError
-from guided_diffusion.io.files import write_atomically
+from guided_diffusion.io.atomic import write_atomically
 from guided_diffusion.system.streams import LogFile
 
 _COLUMN = 30  # widest cell of the text table, in characters

@@ -26,17 +26,8 @@ import numpy as np
 import torch
 
 from guided_diffusion.errors import DamagedError, InputError
-from guided_diffusion.io.files import (
-    create_exclusively,
-    hash_file,
-    open_regular,
-    parse_json,
-    read_json,
-    reading,
-    remove_leftovers,
-    temporary_path,
-    write_json,
-)
+from guided_diffusion.io.atomic import create_exclusively, remove_leftovers, temporary_path, write_json
+from guided_diffusion.io.reading import hash_file, open_regular, parse_json, read_json, reading_errors
 from guided_diffusion.runs import logger
 from guided_diffusion.system import processes
 
@@ -122,7 +113,7 @@ def claim(directory: str | os.PathLike, lost: Callable[[str], None]) -> None:
             create_exclusively(directory / OWNER, asdict(owner))
             break
         except FileExistsError:
-            with reading(directory / OWNER):
+            with reading_errors(directory / OWNER):
                 _free(directory / OWNER)
     _claims[directory] = _Claim(directory, owner, lost)
     remove_leftovers(directory, owned=True)
@@ -131,7 +122,7 @@ def claim(directory: str | os.PathLike, lost: Callable[[str], None]) -> None:
 def check_held(directory: str | os.PathLike) -> None:
     """Raise InputError if this process has claimed a directory and lost it; to be called before writing results."""
     found = _claims.get(Path(directory).resolve())
-    with reading(directory):
+    with reading_errors(directory):
         if found is not None and not found.is_held():
             raise InputError(_lost_line(found.path.parent))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import read_json
+from guided_diffusion.io.reading import read_json
 
 NAME = "status.json"
 PERIOD = 5.0  # seconds between two writings of a run that goes on
