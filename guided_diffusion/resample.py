@@ -2,12 +2,6 @@
 
 from guided_diffusion.moved import forward_assignments
 from guided_diffusion.training import timestep_samplers
-from guided_diffusion.training.timestep_samplers import (  # noqa: F401
-    LossAwareSampler,
-    LossSecondMomentResampler,
-    ScheduleSampler,
-    UniformSampler,
-    create_named_schedule_sampler,
-)
+from guided_diffusion.training.timestep_samplers import *  # noqa: F403
 
 forward_assignments(__name__, timestep_samplers)

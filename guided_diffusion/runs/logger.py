@@ -21,24 +21,8 @@ from typing import Any
 import torch.distributed as dist
 
 from guided_diffusion.errors import InputError
-from guided_diffusion.runs.log_formats import (
-    CSVOutputFormat,
-    HumanOutputFormat,
-    JSONOutputFormat,
-    KVWriter,
-    SeqWriter,
-    TensorBoardOutputFormat,
-    make_output_format,
-)
+from guided_diffusion.runs.log_formats import KVWriter, SeqWriter, make_output_format
 from guided_diffusion.system import launch
-
-__all__ = [
-    "DEBUG", "INFO", "WARN", "ERROR", "DISABLED", "Logger", "KVWriter", "SeqWriter", "HumanOutputFormat",
-    "JSONOutputFormat", "CSVOutputFormat", "TensorBoardOutputFormat", "make_output_format", "configure",
-    "scoped_configure", "reset", "get_current", "logkv", "logkv_mean", "logkvs", "dumpkvs", "getkvs", "log",
-    "debug", "info", "warn", "warning", "error", "set_level", "set_comm", "get_dir", "record_tabular", "dump_tabular",
-    "profile_kv", "profile", "get_rank_without_mpi_import", "mpi_weighted_mean",
-]  # fmt: skip
 
 DEBUG = 10
 INFO = 20
