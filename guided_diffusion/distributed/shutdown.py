@@ -107,7 +107,7 @@ def waited_for_rank_0() -> bool:
     A launcher ends all ranks once one has failed. So that this one is not the first, while rank 0 still loads, it
     waits to be ended. Returns whether that was in vain; False at once where rank 0 is in no danger.
     """
-    in_danger = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ or mpi.to_sign_off_from()
+    in_danger = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ or mpi.started_here()
     if in_danger:
         time.sleep(_LEAD)
     return bool(in_danger)
@@ -180,7 +180,7 @@ def leave_hard(status: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # a closed pipe, a closed stream
             stream.flush()
-    if running := mpi.to_sign_off_from():
+    if running := mpi.started_here():
         # Unlike a bare exit this passes the status on reliably, and mpiexec does not wait for pipes that
         # other ranks' data workers still hold. What MPI itself has to say about it helps nobody.
         time.sleep(0.3)  # mpiexec drops output that it has not yet passed on

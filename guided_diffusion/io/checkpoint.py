@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Any, BinaryIO
 
 import torch
@@ -178,9 +177,11 @@ def read_weights(
 def save(obj: Any, path: str | os.PathLike) -> None:
     """Write ``obj`` to ``path`` atomically: ``torch.save``, or safetensors when the name ends in that."""
     if os.fspath(path).endswith(".safetensors"):
+        import safetensors.torch
+
         # Clones, because safetensors refuses tensors that share memory; contiguous, because it must be.
         tensors = {key: value.detach().cpu().clone().contiguous() for key, value in obj.items()}
-        data = _safetensors().save(tensors)
+        data = safetensors.torch.save(tensors)
         with write_atomically(path) as file:
             file.write(data)
     else:
@@ -269,20 +270,11 @@ def _open_remote(path: str, name: str = "") -> Iterator[BinaryIO]:
         raise InputError(f"{name or path}: cannot be fetched: {brief(error)}") from error
 
 
-def _safetensors() -> ModuleType:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise InputError("files named .safetensors need safetensors: pip install safetensors") from error
-    return safetensors.torch
-
-
 def _read_safetensors(file: BinaryIO, map_location: Any) -> dict[str, Tensor]:
-    tensors = _safetensors().load(file.read())  # in no particular order
-    return {
-        key: value if map_location is None else value.to(map_location)
-        for key, value in sorted(tensors.items())
-    }
+    import safetensors.torch
+
+    tensors = safetensors.torch.load(file.read())  # in no particular order
+    return {key: value if map_location is None else value.to(map_location) for key, value in sorted(tensors.items())}
 
 
 def _why_unreadable(error: Exception, file: BinaryIO) -> str:

@@ -6,8 +6,6 @@ import os
 import sys
 from types import ModuleType
 
-from guided_diffusion.errors import InputError
-
 
 def is_remote(path: str | os.PathLike) -> bool:
     """Return whether a path is an address such as gs://bucket/name."""
@@ -27,11 +25,9 @@ def beside(path: str | os.PathLike, name: str) -> str:
 
 
 def blobfile() -> ModuleType:
-    """Return the library for remote paths, which alone need it. ``InputError`` where it is not installed."""
-    try:
-        import blobfile
-    except ImportError as error:
-        raise InputError("remote paths need blobfile: pip install blobfile") from error
+    """Return the library for remote paths, imported only for these: that takes half a second."""
+    import blobfile
+
     return blobfile
 
 

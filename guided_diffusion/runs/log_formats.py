@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from guided_diffusion.errors import InputError, InputValueError
+from guided_diffusion.errors import InputValueError
 from guided_diffusion.io.atomic import write_atomically
 from guided_diffusion.system.streams import LogFile
 
@@ -135,11 +135,9 @@ class TensorBoardOutputFormat(_FileWriter):
     """Scalars for TensorBoard, one step a dump, beginning with 1. Values that are no numbers are left out."""
 
     def __init__(self, dir: str | os.PathLike):
-        try:
-            from tensorboard.compat.proto.event_pb2 import Event
-            from tensorboard.summary.writer.record_writer import RecordWriter
-        except ImportError as error:
-            raise InputError("the log format tensorboard needs the tensorboard package") from error
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
         self._event, self._record_writer = Event, RecordWriter
         self.dir = os.fspath(dir)
         self.step = 1
