@@ -1,5 +1,6 @@
 """Upstream's gaussian_diffusion: the code is in diffusion/gaussian.py."""
 
+from guided_diffusion.config import builders
 from guided_diffusion.diffusion import enums, gaussian, schedules
 from guided_diffusion.diffusion.enums import *  # noqa: F403
 from guided_diffusion.diffusion.gaussian import *  # noqa: F403
@@ -7,4 +8,4 @@ from guided_diffusion.diffusion.gaussian import _extract_into_tensor  # noqa: F4
 from guided_diffusion.diffusion.schedules import *  # noqa: F403
 from guided_diffusion.moved import forward_assignments
 
-forward_assignments(__name__, enums, gaussian, schedules)
+forward_assignments(__name__, builders, enums, gaussian, schedules)

@@ -107,7 +107,9 @@ class TrainLoop:
         dtype = amp_dtype(use_fp16, amp_name)
         if use_fp16:
             model.dtype = torch.float32  # autocast casts; weights and activations between blocks are float32
-        self.mp_trainer = OptimizerStepper(model, dtype, collectives.dev(), fp16_scale_growth)
+        self.mp_trainer = OptimizerStepper(
+            model, dtype, collectives.dev(), fp16_scale_growth, INITIAL_LOG_LOSS_SCALE
+        )
         self.opt = AdamW(self.mp_trainer.master_params, lr=lr, weight_decay=weight_decay)
         if self.run.loads_optimizer:
             self._load_optimizer_state()
