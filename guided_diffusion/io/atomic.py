@@ -19,12 +19,8 @@ from guided_diffusion.io.reading import exists, list_names, reason
 from guided_diffusion.io.remote import blobfile, file_errors, is_remote
 from guided_diffusion.system import processes
 
-# .NAME.<machine>-<process>-<random>.tmp; earlier versions wrote .NAME.<random>.tmp and .status.json.<process>.tmp
-_TEMPORARY = re.compile(
-    r"\.(?P<name>.+?)\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.tmp"
-    r"|\.(?P<old>(samples_|part-|model|opt|ema_|state|run|config|progress|trace|nonfinite).+)\.[0-9a-f]{8}\.tmp"
-    r"|\.status\.json\.\d+\.tmp"
-)
+# .NAME.<machine>-<process>-<random>.tmp
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
 _ABANDONED = 24 * 3600.0  # seconds without a change after which nobody can be writing a temporary file any more
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF)  # a directory, on some systems
 
@@ -123,22 +119,20 @@ def remove_leftovers(directory: Path, name: str | None = None, owned: bool = Fal
     """Remove the temporary files that killed processes left in a directory.
 
     :param name: only those of this file.
-    :param owned: nobody else has any business there but trying to own it. Otherwise a file whose writer is not a
-        process of this machine is only a left-over when it has not changed for a day.
+    :param owned: whether this process owns the directory. A file whose writer is on another machine counts as left
+        behind when it has not changed for a minute, in a directory without an owner for a day.
     """
     with suppress(OSError, InputError):  # they are a nuisance, not a fault
         for found in list_names(directory):
             match = _TEMPORARY.fullmatch(found)
-            wanted = match and name in (None, match["name"] or match["old"])
-            if wanted and _is_abandoned(directory / found, match, owned):
+            if match and name in (None, match["name"]) and _is_abandoned(directory / found, match, owned):
                 (directory / found).unlink(missing_ok=True)
 
 
 def _is_abandoned(path: Path, match: re.Match, owned: bool) -> bool:
     if match["machine"] == processes.machine_digest():
         return processes.start_time(int(match["pid"])) is None
-    patience = _ABANDONED if not owned else 60.0 if match["machine"] else 0.0
-    return time.time() - path.stat().st_mtime >= patience
+    return time.time() - path.stat().st_mtime >= (60.0 if owned else _ABANDONED)
 
 
 @contextmanager

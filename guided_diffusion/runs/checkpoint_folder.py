@@ -20,7 +20,7 @@ from typing import Any
 from guided_diffusion.errors import DamagedError, InputError
 from guided_diffusion.io import checkpoint
 from guided_diffusion.io.atomic import set_aside, write_atomically, write_json
-from guided_diffusion.io.reading import hash_file, list_names, read_json, reading_errors, reason
+from guided_diffusion.io.reading import hash_file, list_names, open_readable, read_json, reading_errors, reason
 from guided_diffusion.runs import logger
 from guided_diffusion.runs.run_directory import check_held
 
@@ -148,7 +148,9 @@ class CheckpointFolder:
             self._set_aside(number - 1)
             entry = self._read(number)
             for name in entry["files"]:
-                _link(self.directory / name, self.directory / _renumbered(name, number - 1))
+                path, copy = self.directory / name, self.directory / _renumbered(name, number - 1)
+                with open_readable(str(path), path) as old, write_atomically(copy) as new:
+                    shutil.copyfileobj(old, new)
             files = {_renumbered(name, number - 1): expected for name, expected in entry["files"].items()}
             self._write_state(number - 1, entry | {"files": files})
         for path in (self._state_path(number), self._deleted_path(number)):
@@ -219,20 +221,6 @@ def _deleting(number: int) -> Iterator[None]:
         yield
     except OSError as error:
         logger.warning(f"checkpoint {number:06d} cannot be deleted, tried again later: {error}")
-
-
-def _link(path: Path, new: Path) -> None:
-    """A second name for a file, or a copy where the file system knows no such thing."""
-    with write_atomically(new, lambda temporary: _relink(path, temporary)):
-        pass
-
-
-def _relink(path: Path, temporary: Path) -> None:
-    temporary.unlink()
-    try:
-        temporary.hardlink_to(path)
-    except OSError:
-        shutil.copyfile(path, temporary)
 
 
 def _renumbered(name: str, number: int) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from guided_diffusion.errors import InputError
+from guided_diffusion.io.atomic import temporary_path
 from guided_diffusion.io.reading import read_json
 
 NAME = "status.json"
@@ -189,7 +190,7 @@ def _now() -> str:
 
 def _replace(path: Path, fields: dict[str, Any]) -> None:
     """Write as a whole or not at all; without waiting for the disk, unlike what must not be lost."""
-    temporary = path.with_name(f".{NAME}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
         temporary.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, path)

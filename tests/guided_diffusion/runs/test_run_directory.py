@@ -65,7 +65,7 @@ def test_a_second_process_is_refused_and_a_killed_one_is_not_missed(tmp_path, ho
     assert (tmp_path / "run" / OWNER).exists()
     holder.kill()
     holder.wait()
-    (tmp_path / "run" / ".run.json.0123abcd.tmp").touch()
+    (tmp_path / "run" / f".run.json.{processes.machine_digest()}-{holder.pid}-0123abcd.tmp").touch()
     began = time.monotonic()
     claim(tmp_path / "run", pytest.fail)
     assert time.monotonic() - began < 1
@@ -100,7 +100,8 @@ def test_a_process_that_is_hidden_from_us_is_alive(tmp_path, holder, monkeypatch
 
 
 def test_other_programs_temporary_files_stay(tmp_path):
-    for name in (".report.20261128.tmp", ".cache.deadbeef.tmp", ".model000003.pt.0123abcd.tmp", ".status.json.77.tmp"):
+    ours = f".status.json.{processes.machine_digest()}-{2**22 + 1}-0123abcd.tmp"
+    for name in (".report.20261128.tmp", ".cache.deadbeef.tmp", ours):
         (tmp_path / name).touch()
     claim(tmp_path, pytest.fail)
     assert {path.name for path in tmp_path.iterdir()} == {".report.20261128.tmp", ".cache.deadbeef.tmp", OWNER}
