@@ -20,10 +20,10 @@ from guided_diffusion.system import launch
 
 
 def setup_dist() -> None:
-    """Join this process to its peers; does nothing if a process group exists already.
+    """Join the process group; does nothing if there is one already.
 
     The backend is NCCL where every rank has a GPU of its own and Gloo otherwise (no GPU, or GPUs shared by
-    several ranks, which NCCL refuses). CUDA_VISIBLE_DEVICES is left alone. RANK, WORLD_SIZE, LOCAL_RANK,
+    several ranks, which NCCL refuses). CUDA_VISIBLE_DEVICES is unchanged. RANK, WORLD_SIZE, LOCAL_RANK,
     MASTER_ADDR and MASTER_PORT are set unless the launcher did.
 
     Raises ``InputError`` if the launcher's variables are malformed or MPI cannot be used. Where ranks do not come in
@@ -41,7 +41,7 @@ def setup_dist() -> None:
     else:
         _share_cores(machines.count(machines[here.rank]))
     dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.world_size, timeout=TIMEOUT)
-    barrier()  # a rank that fails at once must not leave its peers in the middle of connecting
+    barrier()  # a rank that fails at once must not leave the others in the middle of connecting
     if shutdown.heart is not None and here.world_size > 1:
         # A name of its own, because torchrun's store keeps the keys of earlier attempts.
         name = broadcast_object(f"heartbeat/{secrets.token_hex(8)}")
@@ -49,13 +49,13 @@ def setup_dist() -> None:
 
 
 def _publish(store: dist.Store, here: launch.Launch, topic: str, value: str) -> list[str]:
-    """Tell the peers ``value`` and return theirs, by rank."""
+    """Give ``value`` to the other ranks and return the values of all, by rank."""
     store.set(f"{topic}/{here.rank}", value)
     return [store.get(f"{topic}/{rank}").decode() for rank in range(here.world_size)]
 
 
 def _gpu_identity(here: launch.Launch) -> str:
-    """A name for this rank's GPU that no other GPU has; empty without one."""
+    """Return a name for this rank's GPU that no other GPU has; empty without a GPU."""
     if not torch.cuda.is_available():
         return ""
     device = dev()
@@ -64,7 +64,7 @@ def _gpu_identity(here: launch.Launch) -> str:
 
 
 def _share_cores(local_ranks: int) -> None:
-    """Deal this machine's cores out among its ranks, unless OMP_NUM_THREADS says otherwise."""
+    """Divide this machine's cores among its ranks, unless OMP_NUM_THREADS is set."""
     if local_ranks > 1 and "OMP_NUM_THREADS" not in os.environ:
         share = max(1, (os.cpu_count() or 1) // local_ranks)
         torch.set_num_threads(min(share, torch.get_num_threads()))

@@ -1,4 +1,4 @@
-"""Writing files atomically: under a temporary name, to the disk, then renamed; what killed processes left behind."""
+"""Atomic writing: to a temporary name, to the disk, then renamed; temporary files of killed processes."""
 
 from __future__ import annotations
 
@@ -66,16 +66,16 @@ def write_atomically(path: str | os.PathLike, commit: Callable[[Path], None] | N
 
 
 def temporary_path(path: Path) -> Path:
-    """Return a new name beside a file that says who writes it, so that `remove_leftovers` knows what is left over."""
+    """Return a new temporary name beside a file, with the writing process in it for `remove_leftovers`."""
     return path.with_name(f".{path.name}.{processes.machine_digest()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 class _AlreadyThere(Exception):
-    """A file that was to be made exclusively exists."""
+    """A file that was to be made exclusively exists already."""
 
 
 def create_exclusively(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON to a file that must not exist yet, whole and durable, also among many processes.
+    """Write ``value`` as JSON, atomically, to a file that must not exist yet; one of many processes succeeds.
 
     :raises FileExistsError: it exists. :raises InputError: it cannot be written.
     """
@@ -104,7 +104,10 @@ def write_json(path: str | os.PathLike, value: Any, **options: Any) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged file so that it is neither used nor lost; return its new path. InputError if that fails."""
+    """Rename a damaged file to NAME.damaged, so that it is kept but not used; return its new path.
+
+    InputError if that fails.
+    """
     number, aside = 1, path.with_name(f"{path.name}.damaged")
     while exists(aside):
         number, aside = number + 1, path.with_name(f"{path.name}.damaged-{number + 1}")
@@ -122,7 +125,7 @@ def remove_leftovers(directory: Path, name: str | None = None, owned: bool = Fal
     :param owned: whether this process owns the directory. A file whose writer is on another machine counts as left
         behind when it has not changed for a minute, in a directory without an owner for a day.
     """
-    with suppress(OSError, InputError):  # they are a nuisance, not a fault
+    with suppress(OSError, InputError):  # not worth an error
         for found in list_names(directory):
             match = _TEMPORARY.fullmatch(found)
             if match and name in (None, match["name"]) and _is_abandoned(directory / found, match, owned):
@@ -147,7 +150,7 @@ def _upload(path: str) -> Iterator[BinaryIO]:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Make a rename durable; file systems that cannot do this are left as they are."""
+    """Make a rename durable, on file systems that can do this."""
     try:
         descriptor = os.open(directory, os.O_RDONLY)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Reading local files: only if they are regular, with errors that name them; JSON, digests."""
+"""Reading local files: regular ones only, with errors that name them; JSON, digests."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read_json(path: str | os.PathLike, expected: str = "a JSON object") -> dict[
 
 
 def parse_json(data: bytes, name: str | os.PathLike, expected: str = "a JSON object", kind: type = dict) -> Any:
-    """Return the JSON value that some bytes hold; DamagedError, naming their file, where it is not of that kind."""
+    """Return the JSON value in some bytes; DamagedError, naming their file, where it is not of that kind."""
     try:
         found = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -49,7 +49,7 @@ def parse_json(data: bytes, name: str | os.PathLike, expected: str = "a JSON obj
 def reading_errors(path: str | os.PathLike) -> Iterator[None]:
     """Turn an ``OSError`` of the block into an ``InputError`` that says ``path`` cannot be read.
 
-    "No such file" stays a ``FileNotFoundError``. What cannot be read may well be intact: it is never damage.
+    "No such file" stays a ``FileNotFoundError``. A file that cannot be read may be intact, so this is no damage.
     """
     try:
         yield
@@ -61,16 +61,16 @@ def reading_errors(path: str | os.PathLike) -> Iterator[None]:
 
 @contextmanager
 def decoding(name: object, problem: str, kind: Callable[[str], InputError] = DamagedError) -> Iterator[None]:
-    """Turn whatever the block raises into a ``kind`` that says ``name: problem: why``.
+    """Turn any exception of the block into a ``kind`` that says ``name: problem: why``.
 
-    Decoders raise nearly everything on damaged files, and zipfile hides a failing disk behind "not a zip file": what
-    the system says of a file that it cannot read stays apart, as in ``reading_errors``.
+    Decoders raise nearly everything on damaged files, and zipfile reports a failing disk as "not a zip file". Errors of
+    the system while reading become those of ``reading_errors``.
     """
     try:
         yield
     except InputError:
         raise
-    except MemoryError as error:  # that of a file which claims too much, or of this machine: no damage
+    except MemoryError as error:  # the file claims too much, or this machine has too little: no damage
         raise InputError(f"{name}: {problem}: {first_line(error)}") from error
     except Exception as error:
         cause: BaseException | None = error
@@ -84,8 +84,8 @@ def decoding(name: object, problem: str, kind: Callable[[str], InputError] = Dam
 def open_regular(path: str | os.PathLike, name: str = "") -> BinaryIO:
     """Open a local file for reading bytes, without waiting where it is a named pipe.
 
-    :param name: what an error calls it, if not by its path.
-    :raises InputError: it is anything but a regular file. ``OSError`` as ``open`` does.
+    :param name: of the file in an error, unless that is its path.
+    :raises InputError: it is not a regular file. ``OSError`` as ``open`` does.
     """
     opener = lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # noqa: E731
     try:
@@ -104,9 +104,9 @@ def open_regular(path: str | os.PathLike, name: str = "") -> BinaryIO:
 
 
 def open_readable(name: str, path: str | os.PathLike) -> BinaryIO:
-    """Open a local file as ``open_regular`` does, with an ``InputError`` for whatever keeps it from being read.
+    """Open a local file as ``open_regular`` does, with an ``InputError`` where it cannot be read.
 
-    :param name: what the line calls it, perhaps with its flag.
+    :param name: of the file in an error, perhaps with its flag.
     """
     try:
         with reading_errors(name):
@@ -116,12 +116,12 @@ def open_readable(name: str, path: str | os.PathLike) -> BinaryIO:
 
 
 def check_readable(name: str, path: str | os.PathLike) -> None:
-    """Raise the ``InputError`` that opening a local file would, now rather than later."""
+    """Raise the ``InputError`` that opening a local file would raise."""
     open_readable(name, path).close()
 
 
 def exists(path: str | os.PathLike) -> bool:
-    """Return whether there is a file or folder; InputError, rather than "no", where nobody can tell."""
+    """Return whether there is a file or folder; InputError where the system cannot tell."""
     with suppress(FileNotFoundError, NotADirectoryError), reading_errors(path):
         os.stat(path)
         return True
@@ -136,7 +136,7 @@ def list_names(directory: str | os.PathLike) -> list[str]:
 
 
 def hash_file(path: str | os.PathLike, algorithm: str = "sha256") -> str:
-    """Return a file's digest in hexadecimal; against damage and mix-ups, so MD5 is allowed everywhere.
+    """Return a file's digest in hexadecimal. It is for damage, not for security, so MD5 is allowed everywhere.
 
     :raises FileNotFoundError: there is no such file. :raises InputError: it cannot be read, or is not regular.
     """

@@ -1,4 +1,4 @@
-"""Paths that may be remote addresses such as gs://bucket/name, and the library that alone knows these."""
+"""Paths that may be remote addresses such as gs://bucket/name, and the library that opens these."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ def blobfile() -> ModuleType:
 
 
 def file_errors() -> tuple[type[Exception], ...]:
-    """Return what opening, listing and writing files raises, local or remote."""
+    """Return the exceptions that opening, listing and writing files raise, local or remote."""
     loaded = sys.modules.get("blobfile")
     return (OSError, loaded.Error) if loaded else (OSError,)

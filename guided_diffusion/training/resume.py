@@ -77,7 +77,7 @@ class TrainingRun:
     def load_weights(self, model: nn.Module) -> None:
         """Load the weights to go on from, where there are any; on every rank."""
         if self.model_path:
-            logger.log(f"going on from {self.model_path} with step {self.first_step}")
+            logger.log(f"resuming from {self.model_path} with step {self.first_step}")
             checkpoint.load_weights(model, self.model_path)
         elif self.init_from:
             init_weights(model, self.init_from, self.flags.get("class_names"))

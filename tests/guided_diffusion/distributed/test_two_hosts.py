@@ -162,7 +162,7 @@ def test_training_with_the_link_cut(hosts, jobs, run, tmp_path):
     hosts[1].set_link("up")
     say("link restored, the same commands again")
     assert ends(start(), outputs) == [0, 0]
-    assert "going on from" in outputs[0].read_text() + outputs[1].read_text()
+    assert "resuming from" in outputs[0].read_text() + outputs[1].read_text()
     assert job.result(folder) == job.result(tmp_path / "whole")
     say("finished: model, average and optimizer equal those of the undisturbed run in every byte")
 

@@ -72,7 +72,7 @@ def test_the_newest_intact_one(folder, tmp_path, warnings, damage):
     assert found.number == 10 and found.state["steps_done"] == 11
     assert torch.load(found.model, weights_only=True)["w"][0] == 10
     (warning,) = warnings
-    assert "000020." in warning and "going on from checkpoint 000010" in warning
+    assert "000020." in warning and "resuming from checkpoint 000010" in warning
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
