@@ -1,6 +1,5 @@
 """Upstream's dist_util: the code is in distributed/ and in io/checkpoint.py."""
 
-from guided_diffusion.distributed import collectives, process_group, shutdown
 from guided_diffusion.distributed.collectives import (  # noqa: F401
     GPUS_PER_NODE,
     barrier,
@@ -11,10 +10,9 @@ from guided_diffusion.distributed.collectives import (  # noqa: F401
 )
 from guided_diffusion.distributed.process_group import setup_dist  # noqa: F401
 from guided_diffusion.distributed.shutdown import run_main  # noqa: F401
-from guided_diffusion.io import checkpoint
 from guided_diffusion.io.checkpoint import load_state_dict  # noqa: F401
 from guided_diffusion.moved import forward_assignments
 
 SETUP_RETRY_COUNT = 3  # read by nothing, as in upstream
 
-forward_assignments(__name__, collectives, process_group, shutdown, checkpoint)
+forward_assignments(__name__)

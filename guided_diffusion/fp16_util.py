@@ -1,7 +1,6 @@
 """Upstream's fp16_util: the code is in models/fp16.py."""
 
-from guided_diffusion.models import fp16
 from guided_diffusion.models.fp16 import *  # noqa: F403
 from guided_diffusion.moved import forward_assignments
 
-forward_assignments(__name__, fp16)
+forward_assignments(__name__)

@@ -12,19 +12,23 @@ from collections.abc import Sequence
 from types import ModuleType
 
 
-def forward_assignments(facade: str, *owners: ModuleType) -> None:
-    """Make `facade.name = value` act where the code reads the name: in the modules of `owners` that have it.
+class Facade(ModuleType):
+    """A module of upstream's; assigning to one of its names acts in all modules that have the same object by that name.
 
     Upstream's scripts and forks set such hooks: dist_util.GPUS_PER_NODE, train_util.INITIAL_LOG_LOSS_SCALE.
     """
 
-    class Facade(ModuleType):
-        def __setattr__(self, name: str, value: object) -> None:
-            for owner in owners:
-                if hasattr(owner, name):
-                    setattr(owner, name, value)
-            super().__setattr__(name, value)
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in vars(self):
+            before, package = vars(self)[name], f"{__package__}."
+            for module in [module for key, module in sys.modules.items() if key.startswith(package)]:
+                if name in vars(module) and vars(module)[name] is before:
+                    vars(module)[name] = value
+        super().__setattr__(name, value)
 
+
+def forward_assignments(facade: str) -> None:
+    """Make a module a `Facade`."""
     sys.modules[facade].__class__ = Facade
 
 

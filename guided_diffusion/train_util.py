@@ -1,12 +1,10 @@
 """Upstream's train_util: the code is in training/diffusion_loop.py."""
 
-from guided_diffusion.models import fp16, layers
 from guided_diffusion.models.fp16 import *  # noqa: F403
 from guided_diffusion.models.layers import *  # noqa: F403
 from guided_diffusion.moved import forward_assignments
-from guided_diffusion.training import diffusion_loop, resume, timestep_samplers
 from guided_diffusion.training.diffusion_loop import *  # noqa: F403
 from guided_diffusion.training.resume import *  # noqa: F403
 from guided_diffusion.training.timestep_samplers import *  # noqa: F403
 
-forward_assignments(__name__, fp16, layers, diffusion_loop, resume, timestep_samplers)
+forward_assignments(__name__)

@@ -1,6 +1,5 @@
 """Upstream's unet: the code is in models/unet.py."""
 
-from guided_diffusion.models import attention, blocks, encoder, fp16, layers, unet
 from guided_diffusion.models.attention import *  # noqa: F403
 from guided_diffusion.models.blocks import *  # noqa: F403
 from guided_diffusion.models.fp16 import *  # noqa: F403
@@ -8,4 +7,4 @@ from guided_diffusion.models.layers import *  # noqa: F403
 from guided_diffusion.models.unet import *  # noqa: F403
 from guided_diffusion.moved import forward_assignments
 
-forward_assignments(__name__, attention, blocks, encoder, fp16, layers, unet)
+forward_assignments(__name__)

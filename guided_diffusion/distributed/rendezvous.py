@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import re
 import socket
-import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
@@ -19,7 +17,7 @@ from guided_diffusion.errors import InputError
 from guided_diffusion.system import launch
 
 TIMEOUT = timedelta(minutes=30)  # how long a rank waits for the others in any one collective
-_LOOK_UP = 5.0  # seconds that a name server has for its answer
+_LOOK_UP = 5.0  # seconds in which a name is looked up again
 
 
 def open_store(here: launch.Launch, end: Callable[[int], None]) -> dist.Store:
@@ -79,24 +77,17 @@ def _listen(address: str, port: int, world_size: int) -> dist.TCPStore:
 
 def _check_address(name: str) -> None:
     """Raise an InputError where the name of rank 0's machine has no address; connecting would retry for minutes."""
-    found: list[Any] = []
-
-    def look_up() -> None:
-        until = time.monotonic() + _LOOK_UP
-        while not found and time.monotonic() < until:
-            try:
-                found.extend(socket.getaddrinfo(name, None))
-            except OSError:
-                time.sleep(0.5)
-
-    thread = threading.Thread(target=look_up, daemon=True)  # it may wait for a name server for longer
-    thread.start()
-    thread.join(_LOOK_UP + 1)
-    if not found:
-        raise InputError(
-            f"MASTER_ADDR {name}: this name has no address here, expected that of rank 0's machine; on one machine "
-            "start torchrun with --local_addr 127.0.0.1, on several name it with --rdzv_endpoint or --master_addr"
-        )
+    until = time.monotonic() + _LOOK_UP
+    while time.monotonic() < until:
+        try:
+            socket.getaddrinfo(name, None)
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise InputError(
+        f"MASTER_ADDR {name}: this name has no address here, expected that of rank 0's machine; on one machine "
+        "start torchrun with --local_addr 127.0.0.1, on several name it with --rdzv_endpoint or --master_addr"
+    )
 
 
 def _own_address() -> str:

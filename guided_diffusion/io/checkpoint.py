@@ -74,14 +74,14 @@ def load_state_dict(path: str | os.PathLike, **kwargs: Any) -> Any:
             raise InputError(f"{path}: {_why_unreadable(error, file)}") from error
 
 
-def read_state_dict(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> dict[str, Tensor]:
+def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
     """Return the weights in a ``.pt`` or ``.safetensors`` file: names to tensors (``nn.Parameter`` values are fine).
 
     Weights under "ema", "model" or "state_dict", and names that all begin with "module.", are unwrapped with a warning.
 
     Raises ``InputError`` as ``load_state_dict`` does, and when the file holds anything but named tensors.
     """
-    state, how = _unwrap(load_state_dict(path, map_location=map_location), path)
+    state, how = _unwrap(load_state_dict(path, map_location="cpu"), path)
     if how and launch.detect().rank == 0:
         log.warning("warning: %s: %s", path, how)
     for key, value in state.items():

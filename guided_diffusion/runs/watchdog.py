@@ -41,7 +41,6 @@ class Heartbeat:
         self._end = end
         self._stopped, self._wake, self._told = threading.Event(), threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
-        self._store_may_close = False
         self._report: str | None = None  # the failure that this rank reports
         self._failure = _FINE  # the failure that some rank reported
         self._closed = False  # whether the connection to the store is
@@ -76,14 +75,9 @@ class Heartbeat:
 
     def tell(self, status: int, text: str) -> None:
         """Let the others know that this rank fails, and why; returns within two seconds."""
-        self.expect_leavers()
         if self.beating:
             self._say(status, f"{self._names[self._rank]} failed: {text}")
             time.sleep(_PERIOD)  # the store may end with this rank: let them read it
-
-    def expect_leavers(self) -> None:
-        """Take a store that closes from now on for the end of a run: this rank is about to leave, too."""
-        self._store_may_close = True
 
     def stop(self) -> None:
         """End the threads; all ranks are done."""
@@ -134,8 +128,8 @@ class Heartbeat:
                 self._silence[rank] += passed
                 if self._silence[rank] > self._patience:
                     self._give_up(f"{self._names[rank]} has not been heard of for {self._patience} s")
-            if self._closed and not (self._store_may_close or self._stopped.wait(_GRACE) or self._store_may_close):
-                # Under torchrun its agent on rank 0's machine holds the store.
+            # At the end of a run `stop` comes first. Under torchrun its agent on rank 0's machine holds the store.
+            if self._closed and not self._stopped.wait(_GRACE):
                 self._give_up("the connection to rank 0's machine is closed: it ended or crashed")
 
     def _give_up(self, line: str) -> None:
