@@ -83,21 +83,14 @@ def report_failure(error: BaseException) -> int:
         terminated = isinstance(error, Terminated)
         failure_log.keep_failure("terminated" if terminated else "interrupted", state="stopped")
         return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
-    system = isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError)
-    line = str(error) if isinstance(error, InputError) else _first_line_of(error)
-    full = None if system else _out_of_memory(error)
-    if system:
-        line = ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
-    elif full:
-        line = full
+    line = _line_for_user(error)
     details = "" if isinstance(error, InputError) else "".join(traceback.format_exception(error))
-    failure_log.keep_failure(line, details, consequence=_lost_a_rank(error))
+    failure_log.keep_failure(_first_line_of(error) if line is None else line, details, consequence=_lost_a_rank(error))
     if _is_one_of_several() and _is_reported_elsewhere(error):
         # Meanwhile the rank that reports it ends, and the launcher or the watchdog ends this one.
         time.sleep(5 if _lost_a_rank(error) and heart.beating else 1)
-    one_line = system or full or not details
-    sys.stderr.write(f"error: {line}\n" if one_line else details)  # one write: ranks do not interleave
-    return 2 if one_line else 1
+    sys.stderr.write(details if line is None else f"error: {line}\n")  # one write: ranks do not interleave
+    return 1 if line is None else 2
 
 
 def waited_for_rank_0() -> bool:
@@ -112,8 +105,12 @@ def waited_for_rank_0() -> bool:
     return bool(waits)
 
 
-def _out_of_memory(error: BaseException) -> str | None:
-    """Return the error line for a network that does not fit into memory; None for other failures."""
+def _line_for_user(error: BaseException) -> str | None:
+    """Return the line for bad input, a refusal of the system or too little memory; None for errors with a traceback."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):
+        return ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
     text = first_line(error)
     if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "DefaultCPUAllocator" not in text:
         return None

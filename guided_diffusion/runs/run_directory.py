@@ -165,20 +165,20 @@ def _free(path: Path) -> None:
 def _wait_for_silence(path: Path, signature: tuple, found: Owner | None) -> float:
     """Return for how many seconds an owner has not touched its file, at least a minute; InputError once it does."""
     clock = temporary_path(path)
-    told = False
+
+    def silence() -> float:
+        clock.touch()
+        return clock.stat().st_mtime - signature[0]
+
     try:
-        while True:
-            clock.touch()
-            silent = clock.stat().st_mtime - signature[0]
-            if silent > SILENT_SECONDS:
-                return silent
-            if not told:
-                told = True
-                who, left = found or "an unknown process", SILENT_SECONDS - silent
-                sys.stderr.write(f"{path.parent}: owned by {who}; waiting {left:.0f} s to see whether it is alive\n")
+        if (left := SILENT_SECONDS - silence()) >= 0:
+            who = found or "an unknown process"
+            sys.stderr.write(f"{path.parent}: owned by {who}; waiting {left:.0f} s to see whether it is alive\n")
+        while (silent := silence()) <= SILENT_SECONDS:
             time.sleep(1)
             if _look(path)[1] != signature:
                 raise InputError(_in_use(path, str(found or "another process")))
+        return silent
     finally:
         clock.unlink(missing_ok=True)
 

@@ -33,20 +33,8 @@ class Status:
         self._initial, self._began = done, time.monotonic()
         self._last_sign, self._last_written = self._began, -PERIOD
         self._longest = 0.0
-        self._fields = {
-            "state": RUNNING,
-            "done": done,
-            "total": total,
-            "unit": unit,
-            "rate": None,
-            "eta": None,
-            "started": _now(),
-            "updated": None,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "longest_silence": 0.0,
-            "last_error": None,
-        }
+        here = {"started": _now(), "host": socket.gethostname(), "pid": os.getpid()}
+        self._fields = {"state": RUNNING, "total": total, "unit": unit, **here}
         self.write(done=done)
 
     def alive(self, done: int) -> None:
@@ -59,7 +47,7 @@ class Status:
     def write(self, *, done: int, **fields: Any) -> None:
         """Write now, with further fields. A failure (a full disk) does not stop the run."""
         # Another process of the run may have failed meanwhile.
-        error = read_or_nothing(self._path.parent).get("last_error") if self._fields["updated"] else None
+        error = read_or_nothing(self._path.parent).get("last_error") if "updated" in self._fields else None
         self._last_written = time.monotonic()
         seconds, total = self._last_written - self._began, self._fields["total"]
         rate = (done - self._initial) / seconds if done > self._initial else None
@@ -132,7 +120,7 @@ def table(statuses: dict[Path, dict[str, Any]], root: Path, now: datetime | None
     for directory, status in statuses.items():
         age = silence(status, now)
         name = str(directory.relative_to(root)) if directory != root else directory.absolute().name
-        rows.append((name, status["state"], _done(status), _rate(status), _left(status), f"{_span(age)} ago"))
+        rows.append(_row(name, status, age))
         notes.append([])
         if is_silent(status, now):
             notes[-1].append(f"no sign of life for {_span(age)} (process {status.get('pid')} on {status.get('host')})")
@@ -160,20 +148,18 @@ def is_silent(status: dict[str, Any], now: datetime | None = None) -> bool:
     return status["state"] == RUNNING and silence(status, now) > max(SILENCE, 5 * usual)
 
 
-def _done(status: dict[str, Any]) -> str:
-    if not isinstance(status.get("done"), int):
-        return "-"
-    total = f"/{status['total']:,}" if isinstance(status.get("total"), int) else ""
-    return f"{status['done']:,}{total} {status.get('unit', '')}"
-
-
-def _rate(status: dict[str, Any]) -> str:
-    return f"{status['rate']:.3g}/s" if isinstance(status.get("rate"), (int, float)) else "-"
-
-
-def _left(status: dict[str, Any]) -> str:
-    going = status["state"] == RUNNING and isinstance(status.get("eta"), (int, float))
-    return _span(status["eta"]) if going else "-"
+def _row(name: str, status: dict[str, Any], age: float) -> tuple[str, ...]:
+    """Return a run's row of the table, with "-" for what its status does not tell."""
+    done, total, rate, eta = (status.get(key) for key in ("done", "total", "rate", "eta"))
+    of = f"/{total:,}" if isinstance(total, int) else ""
+    return (
+        name,
+        status["state"],
+        f"{done:,}{of} {status.get('unit', '')}" if isinstance(done, int) else "-",
+        f"{rate:.3g}/s" if isinstance(rate, (int, float)) else "-",
+        _span(eta) if status["state"] == RUNNING and isinstance(eta, (int, float)) else "-",
+        f"{_span(age)} ago",
+    )
 
 
 def _span(seconds: float) -> str:
