@@ -1,4 +1,4 @@
-"""Exceptions that users see, and words of error lines."""
+"""Exceptions for users, and helpers for their messages."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from guided_diffusion.system import launch
 def join(end: Callable[[int], None]) -> Any:
     """Return mpi4py's MPI module, started.
 
-    :param end: ends this process with a status, waiting for nobody; for ranks that do not come, and after an uncaught
+    :param end: ends this process with a status, without waiting; for ranks that do not come, and after an uncaught
         exception in programs that do not use ``run_main``.
     :raises InputError: mpi4py is missing or belongs to another MPI.
     """

@@ -21,7 +21,7 @@ from guided_diffusion.system import processes
 
 # .NAME.<machine>-<process>-<random>.tmp
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
-_ABANDONED = 24 * 3600.0  # seconds without a change after which nobody can be writing a temporary file any more
+_ABANDONED = 24 * 3600.0  # seconds without a change after which no process can still be writing a temporary file
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF)  # a directory, on some systems
 
 

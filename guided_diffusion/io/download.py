@@ -24,7 +24,7 @@ from guided_diffusion.io.reading import hash_file, open_regular, read_json
 ATTEMPTS = 5
 PAUSE_SECONDS = 1.0  # before the second attempt; twice as long before each further one
 TIMEOUT_SECONDS = (10.0, 60.0)  # to connect; between two pieces
-MOST_BYTES = 64 << 30  # of a file whose size nobody knows beforehand
+MOST_BYTES = 64 << 30  # of a file whose size is not known beforehand
 _PIECE = 1 << 14  # the most that a cut connection loses
 _HEADERS = {"Accept-Encoding": "identity"}  # lengths, ranges and digests are then those of the file itself
 
@@ -94,7 +94,7 @@ def fetch(
 
 @contextmanager
 def open_locked(part: Path) -> Iterator[BinaryIO]:
-    """Open ``part`` for appending with nobody else writing to it; remove it at the end if it is empty."""
+    """Open ``part`` for appending locked against other processes; remove it at the end if it is empty."""
     while True:
         with open(part, "ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -132,7 +132,7 @@ def _request(url: str, file: BinaryIO, note: Path, size: int | None, timeout: tu
     version: dict[str, str] = {}
     with suppress(FileNotFoundError, DamagedError):
         version = {name: str(value) for name, value in read_json(note).items() if value is not None}
-    if "validator" not in version:  # nobody knows what these bytes are the beginning of
+    if "validator" not in version:  # these bytes may be the beginning of another file
         file.truncate(0)
     have = _length(file)
     headers = _HEADERS | ({"Range": f"bytes={have}-", "If-Range": version["validator"]} if have else {})

@@ -145,5 +145,5 @@ def hash_file(path: str | os.PathLike, algorithm: str = "sha256") -> str:
 
 
 def reason(error: OSError) -> str:
-    """Return why an operation failed, in the system's words."""
+    """Return the system's reason why an operation failed."""
     return error.strerror or first_line(error)

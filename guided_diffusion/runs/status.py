@@ -17,8 +17,8 @@ from guided_diffusion.io.atomic import temporary_path
 from guided_diffusion.io.reading import read_json
 
 NAME = "status.json"
-PERIOD = 5.0  # seconds between two writings of a run that goes on
-SILENCE = 60.0  # seconds without a sign of life before that is worth a word
+PERIOD = 5.0  # seconds between two writings of a running run
+SILENCE = 60.0  # seconds without a sign of life before that is reported
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 
 
@@ -72,7 +72,7 @@ class Status:
 def note_failure(directory: str | os.PathLike, line: str, state: str = FAILED, consequence: bool = False) -> None:
     """Write a run's end to its status, from any of its processes.
 
-    A finished run stays finished: the failure is then that of a command that was refused.
+    A finished run keeps that state: the failure is then that of a command that was refused.
 
     :param consequence: whether it follows from another process's failure, whose line is kept.
     """

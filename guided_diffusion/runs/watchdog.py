@@ -1,4 +1,4 @@
-"""Notices that another rank failed, froze or was cut off, and ends this one. It kills no other process.
+"""A watchdog that ends this rank when another one failed, froze or was cut off. It kills no other process.
 
 Every rank writes a beat into the key-value store through which the ranks met. Rank 0 watches all beats, the others
 watch rank 0's and the failure that it or another rank reports, so the work does not grow with the square of the number
