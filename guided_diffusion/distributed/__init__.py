@@ -1,1 +1,1 @@
-"""Several processes: rendezvous, collectives, signals, shutdown, progress."""
+"""Several processes: rendezvous, collectives, signals, shutdown, watchdog, progress."""

@@ -20,9 +20,9 @@ import torch.distributed as dist
 
 from guided_diffusion.distributed import mpi
 from guided_diffusion.distributed.collectives import barrier, get_rank, get_world_size
+from guided_diffusion.distributed.watchdog import Heartbeat
 from guided_diffusion.errors import InputError, Stopped, Terminated, first_line
 from guided_diffusion.runs import failure_log, run_directory
-from guided_diffusion.runs.watchdog import Heartbeat
 from guided_diffusion.system import launch, streams
 
 _LEAD = 30.0  # the most seconds between two ranks' reading of their command lines

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from guided_diffusion.distributed.watchdog import PATIENCE_VARIABLE, Heartbeat
 from guided_diffusion.errors import InputError
-from guided_diffusion.runs.watchdog import PATIENCE_VARIABLE, Heartbeat
 from tests.support.helpers import clean_environment, descendants, kill_tree, launch_prefix, two_ranks
 
 # Rank 1 says its process id and is then dealt with; the others wait for it in a collective.
