@@ -27,7 +27,7 @@ from guided_diffusion.data.datasets import find_images
 from guided_diffusion.data.image_labels import read_labels
 from guided_diffusion.data.order import resumable_batches
 from guided_diffusion.data.seeding import Purpose
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import collectives, shutdown
 from guided_diffusion.errors import InputError, counted
 from guided_diffusion.models.mixed_precision import amp_dtype
 from guided_diffusion.runs import logger
@@ -70,7 +70,7 @@ def main() -> None:
             purposes = {"order": Purpose.VALIDATION_ORDER, "augmentation": Purpose.VALIDATION_AUGMENTATION}
             val_data = workers.enter_context(read(val_dataset, first_step=used, **purposes))
         loop = ClassifierTrainLoop(
-            model=build_classifier(config).to(process_group.dev()),
+            model=build_classifier(config).to(collectives.dev()),
             diffusion=build_diffusion(diffusion_config),
             data=data,
             val_data=val_data,
@@ -85,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    process_group.run_main(main)
+    shutdown.run_main(main)

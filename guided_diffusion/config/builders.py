@@ -82,7 +82,7 @@ def create_model(
     resblock_updown: bool = False,
     use_fp16: bool = False,
     use_new_attention_order: bool = False,
-    num_classes: int = NUM_CLASSES,
+    num_classes: int | None = None,
     in_channels: int = 3,
 ) -> UNetModel:
     """Build the diffusion network. InputError (a ValueError) naming flags that do not fit together."""
@@ -98,7 +98,7 @@ def create_classifier(
     classifier_use_scale_shift_norm: bool,
     classifier_resblock_updown: bool,
     classifier_pool: str,
-    num_classes: int = NUM_CLASSES,
+    num_classes: int | None = None,
     in_channels: int = 3,
     classifier_num_head_channels: int = 64,
     classifier_channel_mult: str = "",
@@ -111,7 +111,7 @@ def create_classifier(
         image_size=image_size,
         in_channels=in_channels,
         model_channels=classifier_width,
-        out_channels=num_classes,
+        out_channels=NUM_CLASSES if num_classes is None else num_classes,
         num_res_blocks=classifier_depth,
         attention_resolutions=_downsample_rates(
             "classifier_attention_resolutions", image_size, classifier_attention_resolutions
@@ -141,7 +141,7 @@ def sr_create_model(
     dropout,
     resblock_updown,
     use_fp16,
-    num_classes=NUM_CLASSES,
+    num_classes=None,
     in_channels=3,
     channel_mult="",
 ) -> SuperResModel:
@@ -154,6 +154,7 @@ def _unet(
 ) -> Built:
     """Build a UNet from the arguments of `create_model` or `sr_create_model`. size_flag: the flag of the image side."""
     size, channels, channel_mult = flags[size_flag], flags["in_channels"], flags["channel_mult"]
+    num_classes = NUM_CLASSES if flags["num_classes"] is None else flags["num_classes"]
     renamed = ("num_channels", "learn_sigma", "class_cond", "large_size", "small_size")
     arguments = {name: value for name, value in flags.items() if name not in renamed}
     arguments |= {
@@ -162,7 +163,7 @@ def _unet(
         "out_channels": channels * (2 if flags["learn_sigma"] else 1),
         "channel_mult": _levels(size_flag, size, "channel_mult", channel_mult, table),
         "attention_resolutions": _downsample_rates("attention_resolutions", size, flags["attention_resolutions"]),
-        "num_classes": flags["num_classes"] if flags["class_cond"] else None,
+        "num_classes": num_classes if flags["class_cond"] else None,
     }
     return _network(constructor, ("num_channels", "channel_mult", "num_heads", "num_head_channels"), **arguments)
 

@@ -78,7 +78,8 @@ def _with_diffusion(name: str, config: type, flags: str) -> Callable[..., tuple[
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter(name, kind) for name in flags.split()]
     ours = [field for field in dataclasses.fields(config) if field.name not in flags.split()]
-    parameters += [inspect.Parameter(field.name, kind, default=field.default) for field in ours]
+    defaults = {field.name: field.default for field in ours} | {"num_classes": None}  # NUM_CLASSES, read at each call
+    parameters += [inspect.Parameter(name, kind, default=default) for name, default in defaults.items()]
     signature = inspect.Signature(parameters)
 
     def build(*args, **kwargs) -> tuple[nn.Module, SpacedDiffusion]:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from guided_diffusion.data.datasets import Batch, ImageDataset, WorkerItems, batches_of, collate_or_error
 from guided_diffusion.data.seeding import Purpose, seed_sequence
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import collectives
 
 Item = tuple[int, int]  # epoch, index
 
@@ -48,8 +48,8 @@ def resumable_batches(
     :param rank, world_size: None: those of this process.
     :param workers: number of reading processes; it does not change the batches.
     """
-    rank = process_group.get_rank() if rank is None else rank
-    global_batch = batch_size * (process_group.get_world_size() if world_size is None else world_size)
+    rank = collectives.get_rank() if rank is None else rank
+    global_batch = batch_size * (collectives.get_world_size() if world_size is None else world_size)
     closing = multiprocessing.RawValue("b", 0)
     loader = DataLoader(
         _SeededItems(dataset, seed, augmentation),

@@ -23,7 +23,7 @@ from guided_diffusion.config.configs import (
     SuperResConfig,
 )
 from guided_diffusion.config.flags import ParsedFlags, architecture_from
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import collectives, process_group, shutdown
 from guided_diffusion.errors import InputError, counted
 from guided_diffusion.io import checkpoint, checkpoint_flags
 from guided_diffusion.models.inference import Frozen
@@ -48,11 +48,11 @@ def begin(run: RunConfig) -> Path:
     keep_freed_memory()
     process_group.setup_dist()
     directory = logger.make_directory(run.log_dir or None)
-    process_group.from_rank_0(lambda: run_directory.claim(directory, process_group.fail))
+    collectives.from_rank_0(lambda: run_directory.claim(directory, shutdown.fail))
     logger.configure(dir=directory)
     failure_log.keep_warnings()
     # Different ranks see different data and noise; NumPy accepts 32 bits.
-    seed = (run.seed * 10007 + process_group.get_rank()) % 2**32
+    seed = (run.seed * 10007 + collectives.get_rank()) % 2**32
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -81,8 +81,8 @@ def wants_compiling(sampling: SamplingConfig, steps: int) -> bool:
     """Return whether to compile: as --compile says, else on CUDA if each rank makes enough steps to profit."""
     if sampling.compile is not None:
         return sampling.compile
-    batches = sampling.num_samples / (sampling.batch_size * process_group.get_world_size())
-    return process_group.dev().type == "cuda" and batches * steps >= _LONG_RUN
+    batches = sampling.num_samples / (sampling.batch_size * collectives.get_world_size())
+    return collectives.dev().type == "cuda" and batches * steps >= _LONG_RUN
 
 
 def model_configs(parsed: ParsedFlags, path: str, config_class: type[Config]) -> tuple[Config, DiffusionConfig]:
@@ -99,7 +99,7 @@ def load_frozen(
     build: Callable[[], nn.Module], path: str, use_fp16: bool, run: RunConfig, compile: bool = False
 ) -> Frozen:
     """Load a network for sampling onto this rank's device; InputError for a checkpoint that does not fit."""
-    return Frozen(load_network(build, path, process_group.dev()), amp_dtype(use_fp16, run.amp_dtype), compile)
+    return Frozen(load_network(build, path, collectives.dev()), amp_dtype(use_fp16, run.amp_dtype), compile)
 
 
 def choose_files(parsed: ParsedFlags, *flags: str) -> ParsedFlags:
@@ -121,7 +121,7 @@ def choose_files(parsed: ParsedFlags, *flags: str) -> ParsedFlags:
                 warn_of_start(chosen[flag])
         return {flag: path for flag, path in chosen.items() if path}
 
-    return dataclasses.replace(parsed, values=parsed.values | process_group.from_rank_0(choose))
+    return dataclasses.replace(parsed, values=parsed.values | collectives.from_rank_0(choose))
 
 
 def file_of(flag: str, folder: str, find: Callable[[str], str | None]) -> str:
@@ -157,5 +157,5 @@ def warn_of_unused_labels(parsed: ParsedFlags, class_cond: bool) -> None:
 
 def save_config(values: dict[str, Any]) -> None:
     """Write config.json, the flags of the checkpoints to come, from rank 0."""
-    if process_group.get_rank() == 0:
+    if collectives.get_rank() == 0:
         checkpoint.write_config(logger.get_dir(), values)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from guided_diffusion.errors import DamagedError
-from guided_diffusion.io.files import read_json, write_json
+from guided_diffusion.io.atomic import write_json
+from guided_diffusion.io.reading import read_json
 from guided_diffusion.sampling.shards import Shard, read_array
 
 TALLY = "tally"  # array of a shard: JSON, as bytes

@@ -14,7 +14,7 @@ from torch.optim import AdamW
 from guided_diffusion.config.configs import ClassifierTrainConfig
 from guided_diffusion.data.seeding import Purpose
 from guided_diffusion.diffusion.nonfinite import check_loss
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import collectives
 from guided_diffusion.models.attention import fuse_attention
 from guided_diffusion.models.layers import to_fast_layout
 from guided_diffusion.models.mixed_precision import OptimizerStepper
@@ -68,11 +68,11 @@ class ClassifierTrainLoop:
         model = to_fast_layout(fuse_attention(model))  # checkpoints do not depend on it
         self.model, self.diffusion, self.config, self.loss_terms = model, diffusion, config, loss_terms
         self.data, self.val_data = data, val_data
-        self.device = process_group.dev()
+        self.device = collectives.dev()
         self.schedule_sampler = create_named_schedule_sampler(config.schedule_sampler, diffusion)
         self.run = run or TrainingRun.from_checkpoint(config.resume_checkpoint)
         self.run.load_weights(model)
-        process_group.sync_params(model.parameters())
+        collectives.sync_params(model.parameters())
         self.stepper = OptimizerStepper(model, dtype, self.device, initial_lg_loss_scale=16.0)
         self.opt = AdamW(self.stepper.master_params, lr=config.lr, weight_decay=config.weight_decay)
         if self.run.model_path:
@@ -83,7 +83,7 @@ class ClassifierTrainLoop:
     def run_loop(self) -> None:
         """Train until `iterations`, logging, validating and saving on the way."""
         config, run = self.config, self.run
-        global_batch = config.batch_size * process_group.get_world_size()
+        global_batch = config.batch_size * collectives.get_world_size()
         with run.upkeep(config.iterations) as after_step:
             for step in range(run.first_step, config.iterations):
                 logger.logkv("step", step)

@@ -11,11 +11,12 @@ from typing import Any
 from torch import nn
 
 from guided_diffusion.data.seeding import Purpose, seed_globals
-from guided_diffusion.distributed import process_group, stop_signals
+from guided_diffusion.distributed import collectives, stop_signals
 from guided_diffusion.distributed.progress import Progress
 from guided_diffusion.errors import InputError, counted
 from guided_diffusion.io import checkpoint
-from guided_diffusion.io.files import join, list_names
+from guided_diffusion.io.reading import list_names
+from guided_diffusion.io.remote import join
 from guided_diffusion.runs import logger
 from guided_diffusion.runs.checkpoint_folder import Checkpoint, CheckpointFolder
 from guided_diffusion.runs.run_directory import clashes, versions
@@ -81,7 +82,7 @@ class TrainingRun:
     def seed_step(self, step: int, purpose: Purpose = Purpose.STEP) -> None:
         """Seed the global generators for a step on this rank."""
         if self.seed is not None:
-            seed_globals(self.seed, purpose, process_group.get_rank(), step)
+            seed_globals(self.seed, purpose, collectives.get_rank(), step)
 
     @contextmanager
     def upkeep(self, last_step: int | None) -> Iterator[Callable[..., None]]:
@@ -114,17 +115,17 @@ class TrainingRun:
         :param objects: contents of its files, by name.
         :param state: JSON values that the loop needs to resume, returned as `state`.
         """
-        if process_group.get_rank() == 0 and self.folder is None:
+        if collectives.get_rank() == 0 and self.folder is None:
             for name, content in objects.items():
                 path = join(directory, name)
                 checkpoint.save(content, path)
                 logger.log(f"saved {path}")
-        elif process_group.get_rank() == 0:
+        elif collectives.get_rank() == 0:
             entry = {"steps_done": steps_done, "began": self.began, "seed": self.seed, "loop": state}
             entry |= {"flags": self.flags, "versions": versions()}
             self.folder.save(number, objects, entry)
             self.folder.prune(self.keep)
-        process_group.barrier()
+        collectives.barrier()
         return join(directory, f"model{number:06d}.pt")
 
 
@@ -159,7 +160,7 @@ def open_run(
         folder.prune(0)  # finish deletions that an interrupted call began
         return newest
 
-    found = process_group.from_rank_0(look)
+    found = collectives.from_rank_0(look)
     kept = {"seed": flags["seed"], "folder": folder, "flags": dict(flags), "keep": flags["keep"]}
     other = TrainingRun.from_checkpoint(resume_checkpoint)
     if found is None or other.number > found.number:

@@ -27,7 +27,7 @@ from guided_diffusion.data.datasets import ImageDataset, find_images, fingerprin
 from guided_diffusion.data.image_files import ImageFiles
 from guided_diffusion.data.image_labels import Labels, read_labels, with_warnings
 from guided_diffusion.data.order import resumable_batches
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import collectives
 from guided_diffusion.distributed.progress import note_complete
 from guided_diffusion.errors import InputError
 from guided_diffusion.runs import best_checkpoint, logger
@@ -52,7 +52,7 @@ class Training:
         setup.warn_of_unused_labels(parsed, class_cond)
         self.resume, self.files = starting_point(train), find_images(self.data.data_dir)
         self.labels = _read_run_labels(self.files, self.data.labels) if class_cond else None
-        self.classes = process_group.from_rank_0(self._count_classes) if class_cond else None
+        self.classes = collectives.from_rank_0(self._count_classes) if class_cond else None
 
     def _count_classes(self) -> Classes:
         return count_classes(self.parsed, self.data.data_dir, self.labels.names, self.resume)
@@ -83,12 +83,12 @@ class Training:
         flags["class_names"] = self.classes and list(self.classes.names)
         if self.classes and len(self.classes.seen) != len(self.classes.names):  # see `Classes.from_config`
             flags["seen_classes"] = list(self.classes.seen)
-        processes = process_group.get_world_size()
+        processes = collectives.get_world_size()
         flags |= {"labels": self.labels and self.labels.digest(), "images": fingerprint(dataset, self.data.data_dir)}
         flags |= {"processes": processes, "global_batch": processes * self.train.batch_size}
         init_from = self.train.init_from
         if os.path.isdir(init_from):
-            init_from = process_group.from_rank_0(lambda: setup.file_of("init_from", init_from, best_weights))
+            init_from = collectives.from_rank_0(lambda: setup.file_of("init_from", init_from, best_weights))
         defaults = self.parsed.defaults | {"labels": flags["labels"]}  # a digest; the first runs noted none
         return open_run(flags, CHANGEABLE.union(changeable), self.resume, init_from, defaults)
 
@@ -146,7 +146,7 @@ def train_diffusion_model(
     workers = training.data.data_workers
     with resumable_batches(dataset, train.batch_size, run.seed, run.first_step, workers=workers) as data:
         loop = TrainLoop(
-            model=build(config, diffusion_config).to(process_group.dev()),
+            model=build(config, diffusion_config).to(collectives.dev()),
             diffusion=diffusion,
             data=adapt(data),
             use_fp16=config.use_fp16,
@@ -168,7 +168,7 @@ def say_complete(run: TrainingRun, limit: str, steps: int) -> None:
 
 def say_what_to_use(purpose: str) -> None:
     """Log which of the run's files to use, as the last line of a training."""
-    if process_group.get_rank() == 0:
+    if collectives.get_rank() == 0:
         logger.log(f"to {purpose}: {best_weights(logger.get_dir())}")
 
 
@@ -208,7 +208,7 @@ def starting_point(train: TrainConfig | ClassifierTrainConfig) -> str:
             return ""
         return setup.file_of("resume_checkpoint", path, newest_weights)
 
-    return process_group.from_rank_0(newest)
+    return collectives.from_rank_0(newest)
 
 
 def _read_run_labels(files: ImageFiles, rule: str) -> Labels:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from guided_diffusion.io.files import hash_file
+from guided_diffusion.io.reading import hash_file
 from tests.faults.jobs import _arrays, _tensors
 from tests.faults.points import KILL, WRITE, Plan, Point
 from tests.support.helpers import (

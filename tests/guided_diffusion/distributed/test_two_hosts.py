@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from guided_diffusion.runs.watchdog import PATIENCE_VARIABLE
+from guided_diffusion.distributed.watchdog import PATIENCE_VARIABLE
 from tests.faults.jobs import SAMPLES, STEPS, Job, make_jobs
 from tests.support.helpers import TIMEOUT, clean_environment, descendants, executable, kill_tree
 
