@@ -9,16 +9,6 @@ from tests.test_cuda import pytestmark, without_tf32  # noqa: F401 - the fixture
 
 
 @pytest.mark.slow
-def test_compiled_networks_compute_the_same():
-    compiled_checks.compiled_networks_compute_the_same()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("layer", compiled_checks.LAYERS)
-def test_compiled_layers_have_the_same_gradients(layer):
-    compiled_checks.compiled_layers_have_the_same_gradients(layer)
-
-
-@pytest.mark.slow
-def test_compiled_training_has_the_same_gradients():
-    compiled_checks.compiled_training_has_the_same_gradients()
+@pytest.mark.parametrize("check", compiled_checks.CHECKS.values(), ids=compiled_checks.CHECKS)
+def test_compiled_networks_compute_what_they_did(check):
+    check()

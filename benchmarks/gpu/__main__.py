@@ -1,4 +1,4 @@
-"""Every figure of a GPU: correctness, speed beside upstream, training, whole programs; whatever fails on the way.
+"""All measurements on a GPU: correctness, speed beside upstream, training, whole programs. A failure stops nothing.
 
     python -m benchmarks.gpu --out DIR
     python -m benchmarks.gpu --out DIR --device cpu --tiny
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import signal
 import sys
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STAGES = {"probe": 1, "correctness": 3, "sampling": 6, "training": 2, "end-to-end": 3}  # shares of the time
 NEEDED = {"torch": "torch", "numpy": "numpy", "scipy": "scipy", "PIL": "pillow", "tqdm": "tqdm"}
 UPSTREAM = ROOT / ".peer" / "guided-diffusion-sdk-1.0.0"
-RESERVE = 2 * GRACE + 1.0  # seconds of a stage's share for ending it, and for the report
+RESERVE = 2 * GRACE + 1.0  # seconds of a stage's share that ending it and the report take
 
 
 def main() -> None:
@@ -40,6 +41,7 @@ def main() -> None:
     (args.out / RESULTS).unlink(missing_ok=True)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     environment["OPENAI_LOGDIR"] = str((args.out / "logs").resolve())
+    environment["ED_DPM_TEST_DEVICE"] = args.device  # of the checks
     if args.tiny:
         environment["OMP_NUM_THREADS"] = "1"  # a second thread waits more than it works
     baseline = args.baseline or UPSTREAM
@@ -71,10 +73,11 @@ def run(stage: str, limit: float, args: argparse.Namespace, environment: dict[st
     """Run one stage; one without time is cut before it starts."""
     if limit <= 0:
         return Outcome("cut", 0.0, ["no time was left for it"])
-    command = [sys.executable, "-m", "benchmarks.gpu.stage", stage, "--out", str(args.out.resolve())]
-    command += ["--device", args.device, "--limit", str(limit), *(["--tiny"] if args.tiny else [])]
-    if args.fault.partition("=")[0] == stage:
-        command += ["--fault", args.fault.partition("=")[2]]
+    context = {"stage": stage, "out": str(args.out.resolve()), "device": args.device, "tiny": args.tiny}
+    context["deadline"] = time.monotonic() + limit  # the same clock in all processes of a machine
+    command = [sys.executable, "-m", "benchmarks.gpu.stage", stage.replace("-", "_"), json.dumps(context)]
+    faulty, _, fault = args.fault.partition("=")
+    command += [fault] if faulty == stage else []
     return run_stage(command, args.out / f"{stage}.log", limit, environment, ROOT)
 
 
@@ -83,7 +86,7 @@ def parse_arguments() -> argparse.Namespace:
         "python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the results; earlier ones are replaced")
-    parser.add_argument("--minutes", type=float, default=9.0, help="all has ended by then (default 9)")
+    parser.add_argument("--minutes", type=float, default=9.0, help="everything has ended by then (default 9)")
     parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE",
                         help=f"these stages: {', '.join(STAGES)}")  # fmt: skip
     parser.add_argument("--baseline", type=Path, help="folder of upstream's guided_diffusion (default: .peer/)")

@@ -1,9 +1,9 @@
-"""A stage's own process: ``python -m benchmarks.gpu.stage NAME --out DIR ...``, started by the command."""
+"""A stage's own process, started by the command: ``python -m benchmarks.gpu.stage MODULE CONTEXT [FAULT]``."""
 
 from __future__ import annotations
 
-import argparse
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -14,29 +14,23 @@ from benchmarks.gpu.record import Context
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--device")
-    parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--limit", type=float, help="seconds")
-    parser.add_argument("--fault", default="")
-    args = parser.parse_args()
-    fail(args.fault)
-    deadline = time.monotonic() + args.limit
-    context = Context(args.name, args.out, args.device, args.tiny, deadline)
-    importlib.import_module(f"benchmarks.gpu.{args.name.replace('-', '_')}").run(context)
+    """Run a module of this package; CONTEXT are the fields of a `Context`, JSON."""
+    module, fields, *fault = sys.argv[1:]
+    if fault:
+        fail(*fault)
+    values = json.loads(fields)
+    context = Context(**values | {"out": Path(values["out"])})
+    importlib.import_module(f"benchmarks.gpu.{module}").run(context)
 
 
 def fail(fault: str) -> None:
     """For tests: "crash", or "hang" with a child that has left the process group and ignores SIGTERM."""
     if fault == "crash":
         os.abort()
-    if fault == "hang":
-        child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
-        subprocess.Popen([sys.executable, "-c", child], start_new_session=True)
-        print("hanging", flush=True)
-        time.sleep(600)
+    child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    subprocess.Popen([sys.executable, "-c", child], start_new_session=True)
+    print("hanging", flush=True)
+    time.sleep(600)
 
 
 if __name__ == "__main__":
