@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.builders import write_images
 from benchmarks.gpu import program_checks
-from tests.helpers import ROOT
+from tests.support.helpers import ROOT
 
 FOLDERS = ("guided_diffusion", "ed_dpm_patches", "evaluations", "scripts")
 
