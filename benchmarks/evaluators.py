@@ -1,7 +1,4 @@
-"""The evaluators that are compared, each to be run in a process of its own: images or features in, figures out.
-
-What comes back of each are figures, seconds on the wall and of processor time by part, and the peak memory.
-"""
+"""The evaluators that are compared, each run in a process of its own: from images or features to metrics."""
 
 from __future__ import annotations
 
@@ -9,134 +6,109 @@ import importlib.util
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-POOL, SPATIAL = 2048, 2023
+from benchmarks.fidelity import fidelity_frechet, fidelity_metrics
+from evaluations.inception import import_tensorflow, make_session
+from evaluations.metrics.frechet import frechet_figure
+from evaluations.metrics.inception_score import inception_score
+from evaluations.metrics.kernel_distance import squared_discrepancy
+from evaluations.metrics.statistics import fit_gaussian
+from evaluations.torch_inception import TorchInceptionEngine
+from evaluations.upstream_api import Evaluator
+
+OURS, TORCH, UPSTREAM, FIDELITY = "ours, TensorFlow", "ours, torch", "upstream", "torch-fidelity"
+POOL, SPATIAL = 2048, 2023  # widths of the features
+GRAPH = "classify_image_graph_def.pb"  # as upstream looks for it in the working directory
 
 
-def ours_from_images(engine: str, reference: str, samples: str, graph: str, keep: str) -> dict[str, Any]:
-    """``evaluate`` with the TensorFlow or the torch engine; the samples' and reference's activations go to ``keep``."""
-    from evaluations.evaluate import evaluate
-    from evaluations.inception import InceptionEngine
-    from evaluations.metrics.kernel_distance import squared_discrepancy
-    from evaluations.torch_inception import TorchInceptionEngine
+class Clock:
+    """Adds up the seconds of each part, on the wall and of processor time."""
 
-    network = (InceptionEngine if engine == "tensorflow" else TorchInceptionEngine)(graph)
-    clock, compute, kept = Clock(), network.compute_activations, []
+    def __init__(self) -> None:
+        self.seconds, self.cpu_seconds = Counter(), Counter()
 
-    def compute_and_keep(batches: Any) -> Any:
-        kept.append(clock("network", lambda: compute(batches)))
-        return kept[-1]
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.perf_counter(), time.process_time()
+        yield
+        self.seconds[part] += time.perf_counter() - start[0]
+        self.cpu_seconds[part] += time.process_time() - start[1]
 
-    network.compute_activations = compute_and_keep
-    metrics = clock("metrics", lambda: evaluate(reference, samples, network))
-    clock.subtract("metrics", "network")
-    result = clock.result({name: getattr(metrics, name) for name in FIGURES if name != "kid"})
-    result["figures"]["kid"] = squared_discrepancy(*(found.pool for found in kept))
-    names = [f"{kind}_{name}" for kind in ("reference", "samples") for name in ("pool", "spatial", "probabilities")]
-    arrays = [array for found in kept for array in (found.pool, found.spatial, found.probabilities)]
-    np.savez(keep, **dict(zip(names, arrays, strict=True)))
+    def result(self, figures: dict[str, Any]) -> dict[str, Any]:
+        """The metrics ("figures"), "seconds" and "cpu_seconds" by part and in all, peak memory ("peak_bytes")."""
+        spent = {name: {**seconds, "all": sum(seconds.values())} for name, seconds in vars(self).items()}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {"figures": {name: float(value) for name, value in figures.items()}, **spent, "peak_bytes": peak}
+
+
+def run_evaluator(name: str, folder: Path, upstream: Path | None = None, count: int = 0) -> dict[str, Any]:
+    """Compute all metrics with ours or upstream's `Evaluator`, which have the same methods; see `Clock.result`.
+
+    :param folder: holds the graph, and images in reference.npz and samples.npz.
+    :param upstream: upstream's evaluator.py; None: ours, whose KID is computed too.
+    :param count: made-up features in each set instead of those of images; ours also returns the processor seconds of
+        a round of FID's bootstrap ("bootstrap_round_cpu_seconds") then.
+    """
+    os.chdir(folder)
+    clock, figures, evaluator = Clock(), {}, open_evaluator(name, upstream)
+    if count:
+        reference, samples = zip(*(make_features(count, dims) for dims in (POOL, SPATIAL)), strict=True)
+    else:
+        evaluator.warmup()
+        with clock("network"):
+            reference, samples = map(evaluator.read_activations, ("reference.npz", "samples.npz"))
+        with clock("inception score"):
+            figures["inception_score"] = evaluator.compute_inception_score(samples[0])
+    for metric, *features in zip(("fid", "sfid"), reference, samples, strict=True):
+        with clock("statistics"):
+            first, second = map(evaluator.compute_statistics, features)
+        with clock(metric):
+            figures[metric] = second.frechet_distance(first)
+    with clock("precision and recall"):
+        figures["precision"], figures["recall"] = evaluator.compute_prec_recall(reference[0], samples[0])
+    result = clock.result(figures)
+    if count and upstream is None:
+        result["bootstrap_round_cpu_seconds"] = time_bootstrap_round(reference[0], samples[0])
+    elif upstream is None:
+        result["figures"]["kid"] = squared_discrepancy(reference[0], samples[0])
+    if name == TORCH and not count:
+        np.savez("activations.npz", *reference, *samples, evaluator.network.compute_probabilities(samples[0]))
     return result
 
 
-def upstream_from_images(path: str, reference: str, samples: str, graph: str, scratch: str) -> dict[str, Any]:
-    """Upstream's ``Evaluator``; it looks for the graph in its working directory."""
-    module, tf = load_upstream(path)
-    os.chdir(scratch)
-    Path("classify_image_graph_def.pb").symlink_to(Path(graph).resolve())
-    clock = Clock()
-    with tf.Session(config=tf.ConfigProto(allow_soft_placement=True)) as session:
-        evaluator = module.Evaluator(session)
-        evaluator.warmup()
-        first, second = clock("network", lambda: [evaluator.read_activations(name) for name in (reference, samples)])
+class TorchEvaluator(Evaluator):
+    """Our evaluator with the torch engine."""
 
-        def figures() -> dict[str, float]:
-            ours, theirs = evaluator.read_statistics(samples, second), evaluator.read_statistics(reference, first)
-            shares = evaluator.compute_prec_recall(first[0], second[0])
-            return {
-                "inception_score": float(evaluator.compute_inception_score(second[0])),
-                "fid": float(ours[0].frechet_distance(theirs[0])),
-                "sfid": float(ours[1].frechet_distance(theirs[1])),
-                "precision": float(shares[0]),
-                "recall": float(shares[1]),
-            }
+    def __init__(self) -> None:
+        self.network, self.batch_size = TorchInceptionEngine(GRAPH), 64
 
-        return clock.result(clock("metrics", figures))
+    def compute_activations(self, batches: Any) -> tuple[np.ndarray, np.ndarray]:
+        return self.network.compute_features(batches)
+
+    def compute_inception_score(self, activations: np.ndarray) -> float:
+        return inception_score(self.network.compute_probabilities(activations))
 
 
-def fidelity_from_features(kept: str) -> dict[str, Any]:
-    """torch-fidelity's functions on the activations that ``ours_from_images`` kept."""
-    from benchmarks.fidelity import fidelity_frechet, fidelity_metrics
-
-    with np.load(kept) as arrays:
-        pools = arrays["reference_pool"], arrays["samples_pool"]
-        spatials = arrays["reference_spatial"], arrays["samples_spatial"]
-        probabilities = arrays["samples_probabilities"]
-    clock = Clock()
-    figures = clock("metrics", lambda: {**fidelity_metrics(*pools, probabilities), "sfid": fidelity_frechet(*spatials)})
-    return clock.result(figures)
+def open_evaluator(name: str, upstream: Path | None) -> Any:
+    """The evaluator of a name, with the graph in the working directory."""
+    if name == TORCH:
+        return TorchEvaluator()
+    if upstream is None:
+        return Evaluator(make_session())
+    module, tf = load_upstream_evaluator(upstream)
+    return module.Evaluator(tf.Session(config=tf.ConfigProto(allow_soft_placement=True)))
 
 
-FIGURES = ("inception_score", "fid", "sfid", "precision", "recall", "kid")
-
-
-def ours_from_features(count: int) -> dict[str, Any]:
-    """All but the inception score from made-up features, and what a bootstrap round of FID costs."""
-    from evaluations.metrics.frechet import frechet_distance, frechet_figure
-    from evaluations.metrics.precision_recall import precision_recall
-    from evaluations.metrics.statistics import fit_gaussian
-
-    clock = Clock()
-    figures = {}
-    for name, dims in (("fid", POOL), ("sfid", SPATIAL)):
-        reference, samples = make_features(count, dims)
-        gaussians = clock("statistics", lambda pair=(reference, samples): [fit_gaussian(x) for x in pair])
-        figures[name] = clock(name, lambda pair=gaussians: frechet_distance(*pair))
-    del gaussians
-    reference, samples = make_features(count, POOL)
-    figures["precision"], figures["recall"] = clock(
-        "precision and recall", lambda: precision_recall(reference, samples)
-    )
-    result = clock.result(figures)
-    gaussian = fit_gaussian(reference)
-    figure, start = frechet_figure(samples, gaussian), time.process_time()
-    figure(np.bincount(np.random.default_rng(0).integers(count, size=count), minlength=count)[None])
-    return result | {"bootstrap_round_cpu_seconds": time.process_time() - start}
-
-
-def upstream_from_features(path: str, count: int) -> dict[str, Any]:
-    """The same by upstream's functions."""
-    module, tf = load_upstream(path)
-    clock = Clock()
-    figures = {}
-    for name, dims in (("fid", POOL), ("sfid", SPATIAL)):
-        pair = make_features(count, dims)
-        compute = module.Evaluator.compute_statistics
-        first, second = clock("statistics", lambda pair=pair, c=compute: [c(None, x) for x in pair])
-        figures[name] = float(clock(name, lambda a=first, b=second: b.frechet_distance(a)))
-    reference, samples = make_features(count, POOL)
-    with tf.Session() as session:
-        estimator = module.ManifoldEstimator(session)
-        estimator.warmup()
-
-        def precision_recall() -> Any:
-            radii = [estimator.manifold_radii(x) for x in (reference, samples)]
-            return estimator.evaluate_pr(reference, radii[0], samples, radii[1])
-
-        found = clock("precision and recall", precision_recall)
-    figures["precision"], figures["recall"] = (float(share[0]) for share in found)
-    return clock.result(figures)
-
-
-def load_upstream(path: str) -> tuple[ModuleType, ModuleType]:
+def load_upstream_evaluator(path: str | Path) -> tuple[ModuleType, ModuleType]:
     """Upstream's evaluator.py as a module, and TensorFlow."""
-    from evaluations.inception import import_tensorflow
-
     tf = import_tensorflow()
     spec = importlib.util.spec_from_file_location("upstream_evaluator", path)
     module = importlib.util.module_from_spec(spec)
@@ -144,16 +116,31 @@ def load_upstream(path: str) -> tuple[ModuleType, ModuleType]:
     return module, tf
 
 
+def run_fidelity(folder: Path) -> dict[str, Any]:
+    """Compute torch-fidelity's metrics from the activations that ours with the torch engine left in a folder."""
+    clock = Clock()
+    with np.load(folder / "activations.npz") as file:
+        reference, spatial, samples, samples_spatial, probabilities = (file[name] for name in file.files)
+    with clock("metrics"):
+        figures = fidelity_metrics(reference, samples, probabilities)
+        figures["sfid"] = fidelity_frechet(spatial, samples_spatial)
+    return clock.result(figures)
+
+
+def time_bootstrap_round(reference: np.ndarray, samples: np.ndarray) -> float:
+    """Processor seconds of FID on samples drawn anew."""
+    count = len(samples)
+    figure, start = frechet_figure(samples, fit_gaussian(reference)), time.process_time()
+    figure(np.bincount(np.random.default_rng(0).integers(count, size=count), minlength=count)[None])
+    return time.process_time() - start
+
+
 def make_features(count: int, dims: int) -> tuple[np.ndarray, np.ndarray]:
     """Reference and samples, float32 [count, dims], not negative and correlated, as after a ReLU."""
     random = np.random.default_rng(dims)
     mixing = 0.3 * random.standard_normal((dims, dims), dtype=np.float32) / np.float32(np.sqrt(dims))
-    found = []
-    for shift in (-0.1, -0.09):
-        features = random.standard_normal((count, dims), dtype=np.float32) @ mixing
-        features += np.float32(shift)
-        found.append(np.maximum(features, 0, out=features))
-    return found[0], found[1]
+    first, second = (random.standard_normal((count, dims), dtype=np.float32) @ mixing for _ in range(2))
+    return np.maximum(first - np.float32(0.1), 0), np.maximum(second - np.float32(0.09), 0)
 
 
 def make_images(seed: int, count: int, size: int) -> np.ndarray:
@@ -162,28 +149,3 @@ def make_images(seed: int, count: int, size: int) -> np.ndarray:
     coarse = random.integers(0, 256, (count, 4, 4, 3), dtype=np.int16).repeat(size // 4, 1).repeat(size // 4, 2)
     fine = random.integers(-20, 21, coarse.shape, dtype=np.int16)
     return np.clip(coarse + fine, 0, 255).astype(np.uint8)
-
-
-class Clock:
-    """Adds up the seconds of each part."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, dict[str, float]] = {"seconds": {}, "cpu_seconds": {}}
-
-    def __call__(self, name: str, work: Callable[[], Any]) -> Any:
-        start = time.perf_counter(), time.process_time()
-        found = work()
-        spent = time.perf_counter() - start[0], time.process_time() - start[1]
-        for seconds, more in zip(self._found.values(), spent, strict=True):
-            seconds[name] = seconds.get(name, 0.0) + more
-        return found
-
-    def subtract(self, name: str, inner: str) -> None:
-        """``inner`` was measured within ``name``: it is to count once."""
-        for seconds in self._found.values():
-            seconds[name] -= seconds[inner]
-
-    def result(self, figures: dict[str, float]) -> dict[str, Any]:
-        spent = {kind: {**seconds, "all": sum(seconds.values())} for kind, seconds in self._found.items()}
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return {"figures": figures, **spent, "peak_bytes": peak}

@@ -1,4 +1,4 @@
-"""The stage of all checks: networks, programs and evaluation; tests/benchmarks/test_cuda.py runs the same under pytest."""
+"""The stage of all checks: networks, programs and evaluation; tests/benchmarks/test_cuda.py runs them under pytest."""
 
 from __future__ import annotations
 
