@@ -1,121 +1,153 @@
-"""Our evaluator beside upstream's and torch-fidelity's: metrics, differences and times, as Markdown.
+"""Our metrics beside upstream's: values, differences, times and memory, as Markdown.
 
-    python -m benchmarks.run evaluation [--upstream CHECKOUT] [--inception GRAPH] [--reference A --samples B]
+    python -m benchmarks.run evaluation [--upstream CHECKOUT]
 
-The first table goes from images to metrics, all on the same images and the same graph file; torch-fidelity gets the
-activations of our torch engine. The second goes from made-up features, 10,000 against 10,000, to metrics. Each
-evaluator is a process of its own, one after the other.
-
-Upstream's evaluator is in no package: CHECKOUT (default: the environment variable GUIDED_DIFFUSION_PEER) is a
-checkout of openai/guided-diffusion. Without it, or without torch-fidelity, their columns are missing. Without GRAPH
-a small random one takes the place of Inception's.
+From made-up features, 10,000 against 10,000, to metrics; each side in a process of its own, one after the other.
+Upstream's evaluator is in no package: CHECKOUT (default: the environment variable GUIDED_DIFFUSION_PEER) is a checkout
+of openai/guided-diffusion. Without it ours is measured alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import multiprocessing
 import os
-import tempfile
-from collections.abc import Callable, Sequence
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import scipy
 
-from benchmarks import evaluators
-from benchmarks.evaluators import FIDELITY, GRAPH, OURS, TORCH, UPSTREAM, run_evaluator, run_fidelity
-from benchmarks.fidelity import FidelityUnavailable, load_fidelity
 from benchmarks.machine import cpu_name, result_path
+from evaluations import upstream_api
+from evaluations.inception import import_tensorflow
+from evaluations.metrics.frechet import frechet_figure
+from evaluations.metrics.statistics import fit_gaussian
 from guided_diffusion.io.files import write_json
 
-PAIRS = {
-    "TensorFlow - upstream": (OURS, UPSTREAM), "torch - upstream": (TORCH, UPSTREAM),
-    "torch - TensorFlow": (TORCH, OURS), "torch - torch-fidelity": (TORCH, FIDELITY),
-}  # fmt: skip
-TITLES = {
-    "inception_score": "Inception Score", "fid": "FID", "sfid": "sFID", "precision": "Precision", "recall": "Recall",
-    "kid": "KID, all images",
-}  # fmt: skip
+POOL, SPATIAL = 2048, 2023  # widths of Inception's features
+TITLES = {"fid": "FID", "sfid": "sFID", "precision": "Precision", "recall": "Recall"}
 _THREADS = (
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS",
 )  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = _parse(argv)
+    args = parse_arguments(argv)
     os.environ |= dict.fromkeys(_THREADS, str(args.threads))
-    upstream = None
+    evaluators: dict[str, Path | None] = {"ours": None}
     if args.upstream is None:
         print("No column of upstream's: neither --upstream nor GUIDED_DIFFUSION_PEER says where it is.\n")
-    elif not (upstream := Path(args.upstream, "evaluations", "evaluator.py").resolve()).is_file():
-        raise SystemExit(f"--upstream {args.upstream}: found no evaluations/evaluator.py there")
+    else:
+        evaluators["upstream"] = path = Path(args.upstream, "evaluations", "evaluator.py")
+        if not path.is_file():
+            raise SystemExit(f"--upstream {args.upstream}: found no evaluations/evaluator.py there")
     result: dict[str, Any] = {"what": "evaluation", "threads": args.threads, "cpu": cpu_name(), "load": os.getloadavg()}
     result |= {"numpy": np.__version__, "scipy": scipy.__version__, "date": str(datetime.date.today())}
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        write_inputs(args, folder)
-        found = {name: _in_process(run_evaluator, name, folder) for name in (OURS, TORCH)}
-        if upstream:
-            found[UPSTREAM] = _in_process(run_evaluator, UPSTREAM, folder, upstream)
-        version = None
-        try:
-            version = load_fidelity().version
-            found[FIDELITY] = _in_process(run_fidelity, folder)
-        except FidelityUnavailable as reason:
-            print(f"No column of torch-fidelity's: {reason}.\n")
-        result["images"] = {
-            "graph": args.inception or "random, of Inception's node names and operations", "torch_fidelity": version,
-            "images": f"{args.reference},{args.samples}" if args.reference
-            else f"{args.images} and {args.images} made-up ones of 64x64",
-            "evaluators": found,
-        }  # fmt: skip
-        caption = "Images: {images}. Graph: {graph}. Differences are relative.".format(**result["images"])
-        print(f"{caption}\n", *table(found, PAIRS), "", sep="\n", flush=True)
-
-        found = {"ours": _in_process(run_evaluator, TORCH, folder, None, args.count)}
-        if upstream:
-            found[UPSTREAM] = _in_process(run_evaluator, UPSTREAM, folder, upstream, args.count)
+    found = {}
+    for name, path in evaluators.items():
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            found[name] = process.submit(evaluate, path, args.count).result()
     result["features"] = {"count": args.count, "evaluators": found}
-    print(f"From made-up features [{args.count}, {evaluators.POOL}] and [{args.count}, {evaluators.SPATIAL}], twice each. A round of FID's "
-          f"bootstrap: {found['ours']['bootstrap_round_cpu_seconds']:.1f} s.\n")  # fmt: skip
-    print(*table(found, {"difference, ratio": ("ours", UPSTREAM)}), sep="\n")
+    print("\n".join(table(result["features"])))
     write_json(args.json or result_path(cpu_name(), "evaluation"), result)
 
 
-def write_inputs(args: argparse.Namespace, folder: Path) -> None:
-    """Put the graph and the two sets of images into a folder."""
-    if args.inception:
-        (folder / GRAPH).symlink_to(Path(args.inception).resolve())
-    else:
-        from benchmarks.frozen_graphs import write_inception_like_graph
-
-        # Upstream's inception score is nan where a probability underflows.
-        _in_process(write_inception_like_graph, folder / GRAPH, 0, 1)
-    for seed, name in enumerate(("reference", "samples")):
-        if given := getattr(args, name):
-            (folder / f"{name}.npz").symlink_to(Path(given).resolve())
-        else:
-            np.savez(folder / f"{name}.npz", evaluators.make_images(seed, args.images, 64))
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.run evaluation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    checkout = os.environ.get("GUIDED_DIFFUSION_PEER")
+    parser.add_argument("--upstream", metavar="CHECKOUT", default=checkout, help="checkout of openai/guided-diffusion")
+    parser.add_argument("--count", type=int, default=10_000, help="features in each set (default 10000)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each evaluator (default 1)")
+    parser.add_argument("--json", metavar="FILE", help="default: in benchmarks/results")
+    return parser.parse_args(argv)
 
 
-def table(found: dict[str, Any], pairs: dict[str, tuple[str, str]]) -> list[str]:
-    """A Markdown table of metrics, processor seconds by part and memory.
+def evaluate(path: Path | None, count: int) -> dict[str, Any]:
+    """Compute all metrics but the inception score with upstream's evaluator.py, or with ours under the same names.
 
-    It has a column for each evaluator, and one for each pair of which both are there: the relative difference of the
-    metrics, and how many times as much the second took.
+    :return: the metrics ("figures"), "seconds" and "cpu_seconds" by part and in all, the peak memory ("peak_bytes");
+        of ours also the processor seconds of a round of FID's bootstrap ("bootstrap_round_cpu_seconds").
     """
-    pairs = {title: pair for title, pair in pairs.items() if set(pair) <= set(found)}
-    rows = [["", *found, *pairs]]
+    module, session = upstream_api, None
+    if path:
+        module, tf = load_upstream_evaluator(path)
+        session = tf.Session()
+    clock, figures = Clock(), {}
+    for name, dims in (("fid", POOL), ("sfid", SPATIAL)):
+        features = make_features(count, dims)
+        with clock("statistics"):
+            reference, samples = (module.Evaluator.compute_statistics(None, x) for x in features)
+        with clock(name):
+            figures[name] = samples.frechet_distance(reference)
+    del features, reference, samples
+    reference, samples = make_features(count, POOL)
+    estimator = module.ManifoldEstimator(session)
+    estimator.warmup()
+    with clock("precision and recall"):
+        evaluator = SimpleNamespace(manifold_estimator=estimator)
+        figures["precision"], figures["recall"] = module.Evaluator.compute_prec_recall(evaluator, reference, samples)
+    spent = {name: {**seconds, "all": sum(seconds.values())} for name, seconds in vars(clock).items()}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result = {"figures": {name: float(value) for name, value in figures.items()}, **spent, "peak_bytes": peak}
+    if path is None:
+        figure, start = frechet_figure(samples, fit_gaussian(reference)), time.process_time()
+        figure(np.bincount(np.random.default_rng(0).integers(count, size=count), minlength=count)[None])
+        result["bootstrap_round_cpu_seconds"] = time.process_time() - start
+    return result
 
-    def add(title: str, values: list[float | None], form: str, compare: Callable[[float, float], str]) -> None:
-        by_name = dict(zip(found, values, strict=True))
-        both = [(by_name[one], by_name[other]) for one, other in pairs.values()]
-        row = ["" if value is None else format(value, form) for value in values]
-        rows.append([title, *row, *("" if None in pair else compare(*pair) for pair in both)])
+
+class Clock:
+    """Adds up the seconds of each part, on the wall and of processor time."""
+
+    def __init__(self) -> None:
+        self.seconds, self.cpu_seconds = Counter(), Counter()
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.perf_counter(), time.process_time()
+        yield
+        self.seconds[part] += time.perf_counter() - start[0]
+        self.cpu_seconds[part] += time.process_time() - start[1]
+
+
+def load_upstream_evaluator(path: str | Path) -> tuple[ModuleType, ModuleType]:
+    """Upstream's evaluator.py as a module, and TensorFlow."""
+    tf = import_tensorflow()
+    spec = importlib.util.spec_from_file_location("upstream_evaluator", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module, tf
+
+
+def make_features(count: int, dims: int) -> tuple[np.ndarray, np.ndarray]:
+    """Reference and samples, float32 [count, dims], not negative and correlated, as after a ReLU."""
+    random = np.random.default_rng(dims)
+    mixing = 0.3 * random.standard_normal((dims, dims), dtype=np.float32) / np.float32(np.sqrt(dims))
+    first, second = (random.standard_normal((count, dims), dtype=np.float32) @ mixing for _ in range(2))
+    return np.maximum(first - np.float32(0.1), 0), np.maximum(second - np.float32(0.09), 0)
+
+
+def table(compared: dict[str, Any]) -> list[str]:
+    """Metrics and their relative difference; seconds by part, memory, and how many times as much upstream takes."""
+    count, found = compared["count"], compared["evaluators"]
+    results, ours = list(found.values()), found["ours"]
+    rows = [["", *found, *(["difference, ratio"] if len(found) == 2 else [])]]
+
+    def add(title: str, values: list[float], form: str, compare: Callable[[float, float], str]) -> None:
+        both = [compare(*values)] if len(values) == 2 else []
+        rows.append([title, *(format(value, form) for value in values), *both])
 
     def difference(one: float, other: float) -> str:
         return f"{abs(one - other) / max(abs(other), 1e-12):.1e}"
@@ -123,39 +155,15 @@ def table(found: dict[str, Any], pairs: dict[str, tuple[str, str]]) -> list[str]
     def ratio(one: float, other: float) -> str:
         return f"{other / max(one, 1e-12):.1f}"
 
-    results = list(found.values())
-    for key, title in TITLES.items():
-        if any(key in result["figures"] for result in results):
-            add(title, [result["figures"].get(key) for result in results], ".7g", difference)
-    for part in dict.fromkeys(part for result in results for part in result["cpu_seconds"]):
-        add(f"processor seconds, {part}", [result["cpu_seconds"].get(part) for result in results], ".1f", ratio)
+    for key in ours["figures"]:
+        add(TITLES[key], [result["figures"][key] for result in results], ".7g", difference)
+    for part in ours["cpu_seconds"]:
+        add(f"processor seconds, {part}", [result["cpu_seconds"][part] for result in results], ".1f", ratio)
     add("peak memory, GB", [result["peak_bytes"] / 1e9 for result in results], ".2f", ratio)
     head, *rest = (f"| {' | '.join(row)} |" for row in rows)
-    return [head, f"|{'---|' * len(rows[0])}", *rest]
-
-
-def _in_process(work: Callable[..., Any], *args: Any) -> Any:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(work, *args).result()
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="benchmarks.run evaluation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    checkout = os.environ.get("GUIDED_DIFFUSION_PEER")
-    parser.add_argument("--upstream", metavar="CHECKOUT", default=checkout, help="checkout of openai/guided-diffusion")
-    parser.add_argument("--inception", metavar="GRAPH", help="classify_image_graph_def.pb")
-    parser.add_argument("--reference", help="npz file of images; default: made-up ones")
-    parser.add_argument("--samples", help="npz file of images, with --reference")
-    parser.add_argument("--images", type=int, default=3000, help="how many made-up ones in each set")
-    parser.add_argument("--count", type=int, default=10_000, help="features in each set of the second table")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each evaluator")
-    parser.add_argument("--json", metavar="FILE", help="default: in benchmarks/results")
-    args = parser.parse_args(argv)
-    if bool(args.reference) != bool(args.samples):
-        parser.error("--reference and --samples go together")
-    return args
+    caption = f"From made-up features [{count}, {POOL}] and [{count}, {SPATIAL}], twice each. "
+    caption += f"A round of FID's bootstrap: {ours['bootstrap_round_cpu_seconds']:.1f} s."
+    return [caption, "", head, f"|{'---|' * len(rows[0])}", *rest]
 
 
 if __name__ == "__main__":

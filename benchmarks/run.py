@@ -33,7 +33,7 @@ from benchmarks.builders import SETTINGS
 from benchmarks.implementations import Implementation, Parts
 from benchmarks.machine import cpu_name, result_path
 from benchmarks.measure import ceilings, compare, count_flops, relative_difference, seconds
-from benchmarks.upstream import load_peer
+from benchmarks.upstream import load_upstream
 from guided_diffusion.io.files import write_json
 from guided_diffusion.system.malloc import keep_freed_memory
 
@@ -54,7 +54,7 @@ def main() -> None:
     report = {"what": args.what, "half": args.half, "compile": args.compile, **machine(device)}
     print(" | ".join(HEADER), file=sys.stderr)
     top = ceilings(device, torch.float16 if args.half else torch.float32)
-    report |= {"ceilings_gflops": top, "peer": load_peer().source, "rows": []}
+    report |= {"ceilings_gflops": top, "peer": load_upstream().source, "rows": []}
     for config in args.config:
         with ExitStack() as stack:
             ours, upstream = (stack.enter_context(implementation(args, config, name)) for name in (OURS, UPSTREAM))
@@ -101,7 +101,8 @@ def build(args: argparse.Namespace, config: str, name: str) -> None:
         keep_freed_memory()  # as our programs do; upstream's leave the C library as it is
     if args.threads:
         torch.set_num_threads(args.threads)
-    built = Implementation(SETTINGS[config], device, args.half, load_peer() if name == UPSTREAM else None, args.compile)
+    upstream = load_upstream() if name == UPSTREAM else None
+    built = Implementation(SETTINGS[config], device, args.half, upstream, args.compile)
     _parts[name] = getattr(built, args.what)()
 
 

@@ -28,7 +28,7 @@ UPSTREAM = """
 import sys, warnings
 warnings.simplefilter("ignore")
 import numpy as np
-from benchmarks.evaluators import load_upstream_evaluator
+from benchmarks.evaluation import load_upstream_evaluator
 module, tf = load_upstream_evaluator(sys.argv[1])
 x, y = np.random.RandomState(0).randn(2, 50, 4).astype(np.float32)
 found = {}

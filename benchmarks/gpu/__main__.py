@@ -76,8 +76,6 @@ def run(stage: str, limit: float, args: argparse.Namespace, environment: dict[st
     context = {"stage": stage, "out": str(args.out.resolve()), "device": args.device, "tiny": args.tiny}
     context["deadline"] = time.monotonic() + limit  # the same clock in all processes of a machine
     command = [sys.executable, "-m", "benchmarks.gpu.stage", stage.replace("-", "_"), json.dumps(context)]
-    faulty, _, fault = args.fault.partition("=")
-    command += [fault] if faulty == stage else []
     return run_stage(command, args.out / f"{stage}.log", limit, environment, ROOT)
 
 
@@ -92,7 +90,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--baseline", type=Path, help="folder of upstream's guided_diffusion (default: .peer/)")
     parser.add_argument("--device", default="cuda", help="cuda (default), cuda:N or cpu")
     parser.add_argument("--tiny", action="store_true", help="smallest sizes: shows that every stage works")
-    parser.add_argument("--fault", default="", help=argparse.SUPPRESS)  # for tests: STAGE=hang, STAGE=crash
     return parser.parse_args()
 
 

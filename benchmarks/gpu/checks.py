@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import ed_dpm_patches as patches
 from benchmarks.builders import Config, build_network, build_upstream_network, randomize
-from benchmarks.upstream import load_peer
+from benchmarks.upstream import load_upstream
 from ed_dpm_patches import ClassifierGuidance, ConstantRule, EntropyRule
 from ed_dpm_patches.trace import Trace
 from guided_diffusion.config.configs import ClassifierConfig, ModelConfig
@@ -280,7 +280,7 @@ def networks_are_upstreams(name: str, half: bool) -> None:
     """In half precision upstream casts weights and ours is autocast: each rounds in its own places."""
     config = UPSTREAMS[name]
     ours = build(config, seed=3)
-    theirs = build_upstream_network(config, load_peer(), ours.state_dict(), half).eval()
+    theirs = build_upstream_network(config, load_upstream(), ours.state_dict(), half).eval()
     labels = {"y": Y} if name == "UNetModel" else {}
     found = evaluate(Frozen(ours.to(DEVICE), torch.float16 if half else None), X, T, **labels)
     expected = evaluate(theirs.to(DEVICE), X, T, **labels)

@@ -17,7 +17,7 @@ from benchmarks.builders import SETTINGS, SMALLEST, Setting
 from benchmarks.gpu.record import Context, read_rows
 from benchmarks.implementations import Implementation, Parts
 from benchmarks.measure import compare, count_flops, relative_difference, seconds
-from benchmarks.upstream import PeerUnavailable, load_peer
+from benchmarks.upstream import UpstreamUnavailable, load_upstream
 from guided_diffusion.models import compiling
 from guided_diffusion.models.attention import AttentionBlock
 from guided_diffusion.models.blocks import ResBlock
@@ -51,8 +51,8 @@ def run(context: Context) -> None:
 def find_upstream() -> SimpleNamespace | None:
     """Upstream's modules; None where there are none, which the command has said already."""
     try:
-        return load_peer()
-    except PeerUnavailable:
+        return load_upstream()
+    except UpstreamUnavailable:
         return None
 
 

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.gpu import checks, compiled_checks, evaluation_checks, program_checks
 from benchmarks.gpu.checks import DEVICE
-from benchmarks.upstream import require_peer
+from benchmarks.upstream import require_upstream
 from tests.support.helpers import read_csv
 
 pytestmark = [
@@ -39,7 +39,7 @@ def test_the_device_computes_what_the_cpu_does(check):
 
 @pytest.mark.parametrize("check", checks.UPSTREAM_CHECKS.values(), ids=checks.UPSTREAM_CHECKS)
 def test_networks_are_upstreams(check):
-    require_peer()
+    require_upstream()
     check()
 
 

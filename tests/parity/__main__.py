@@ -12,7 +12,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-from benchmarks.upstream import PeerUnavailable, load_peer
+from benchmarks.upstream import UpstreamUnavailable, load_upstream
 from tests.parity import (
     cases_api,
     cases_data,
@@ -58,8 +58,8 @@ def main() -> int:
     arguments = parse_arguments()
     warnings.simplefilter("ignore")
     try:
-        peer = load_peer()
-    except PeerUnavailable as reason:
+        peer = load_upstream()
+    except UpstreamUnavailable as reason:
         print(f"peer unavailable: {reason}", file=sys.stderr)
         return 2
     rows: list[tuple[str, ...]] = []

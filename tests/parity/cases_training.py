@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.upstream import load_peer
+from benchmarks.upstream import load_upstream
 from guided_diffusion import resample, train_util, unet
 from tests.parity import cases_diffusion
 from tests.parity.cases_models import TRAINED, twins
@@ -161,7 +161,7 @@ LOOPS = {
 
 @lru_cache(maxsize=1)  # the two cases of one setting come one after the other
 def trained(name: str) -> tuple[dict, dict]:
-    peer = load_peer()
+    peer = load_upstream()
     with tempfile.TemporaryDirectory() as ours, tempfile.TemporaryDirectory() as theirs:
         return train(Ours, peer, ours, **LOOPS[name]), train(peer, peer, theirs, **LOOPS[name])
 

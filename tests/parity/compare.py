@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.upstream import require_peer
+from benchmarks.upstream import require_upstream
 
 Triple = tuple[str, Any, Any]
 FLOAT32 = 1e-5
@@ -98,7 +98,7 @@ def one_thread():
 
 def check(case: Case) -> None:
     """Run one case under pytest."""
-    outcome = run(case, require_peer())
+    outcome = run(case, require_upstream())
     lines = [f"{c.label}: {c.note or f'relative error {c.relative:.3g}'}" for c in outcome.failures[:10]]
     assert not lines, f"{len(outcome.failures)} of {len(outcome.comparisons)} differ\n" + "\n".join(lines)
 

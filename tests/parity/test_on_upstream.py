@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.upstream import require_peer
+from benchmarks.upstream import require_upstream
 from ed_dpm_patches import ClassifierGuidance, ConstantRule, EntropyRule
 from guided_diffusion import script_util, unet
 from tests.parity import cases_diffusion
@@ -33,7 +33,7 @@ CLASSES = 5
 @pytest.fixture(scope="module")
 def peer():
     with one_thread():
-        yield require_peer()
+        yield require_upstream()
 
 
 @pytest.mark.parametrize("kind", TINY_FLAGS)
