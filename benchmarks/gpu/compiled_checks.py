@@ -16,22 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.builders import randomize
-from benchmarks.gpu.checks import (
-    DEVICE,
-    FLOAT32,
-    NOISE,
-    SCALE,
-    TOLERANCE,
-    T,
-    X,
-    Y,
-    error,
-    evaluate,
-    frozen,
-    make_classifier,
-    make_unet,
-    sample,
-)
+from benchmarks.gpu import checks
+from benchmarks.gpu.checks import DEVICE, FLOAT32, NOISE, TOLERANCE, T, X, Y, error, evaluate, sample
 from benchmarks.gpu.record import Context, run_all
 from guided_diffusion.models.attention import AttentionBlock, AttentionPool2d
 from guided_diffusion.models.blocks import ResBlock
@@ -53,8 +39,8 @@ def compiled_networks_compute_the_same() -> None:
     All but the first calls replay CUDA graphs, whose outputs lie in the same memory every time.
     """
     inputs = [(X, T), (-2 * X, T.flip(0)), (NOISE, T), (X, T)]
-    model, classifier = frozen(make_unet), frozen(make_classifier, torch.float16)
-    compiled = frozen(make_unet, None, True), frozen(make_classifier, torch.float16, True)
+    model, classifier = checks.frozen(checks.make_unet), checks.frozen(checks.make_classifier, torch.float16)
+    compiled = checks.frozen(checks.make_unet, None, True), checks.frozen(checks.make_classifier, torch.float16, True)
     with logged():
         with torch.no_grad():
             outputs = [compiled[0](x.to(DEVICE), t.to(DEVICE), y=Y.to(DEVICE)) for x, t in inputs]
@@ -97,7 +83,7 @@ LAYERS = {
 def compiled_layers_have_the_same_gradients(layer: str) -> None:
     """In float16, as guidance uses them."""
     torch.manual_seed(2)
-    network = randomize(LayerNetwork(LAYERS[layer]()), SCALE).to(DEVICE)
+    network = randomize(LayerNetwork(LAYERS[layer]()), checks.SCALE).to(DEVICE)
     compiled, plain = (Frozen(copy.deepcopy(network), torch.float16, compile) for compile in (True, False))
     with logged():
         for x, t in ((X, T), (NOISE, T.flip(0)), (-X, T)):
@@ -107,7 +93,7 @@ def compiled_layers_have_the_same_gradients(layer: str) -> None:
 
 
 def compiled_training_has_the_same_gradients() -> None:
-    network = make_classifier().to(DEVICE).train()
+    network = checks.make_classifier().to(DEVICE).train()
     compiled = CompiledForTraining(network, "Classifier", TOLERANCE_AUTOCAST)
     with logged():
         for x, t in ((X, T), (NOISE, T.flip(0))):

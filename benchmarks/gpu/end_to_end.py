@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,13 +52,16 @@ def run(context: Context) -> None:
 def measure(context: Context, name: str, program: str, flags: Flags, images: int) -> None:
     """Run one program: wall time, images/s with and without its start, peak memory, the share of time busy."""
     begin = time.perf_counter()
-    with Busy(on=context.device.startswith("cuda")) as busy:
+    with watch_gpu(context.device.startswith("cuda")) as seen:
         finish(start(program, flags, context.device))
     seconds = time.perf_counter() - begin
     row = {"wall_s": seconds, "images": images, "images_per_s_with_start": images / seconds}
     if isinstance(flags, dict):
         row |= status(Path(flags["log_dir"]))
-    context.add(name, **row, **busy.summary())
+    if seen:
+        busy, memory = zip(*seen, strict=True)
+        row |= {"gpu_busy": sum(busy) / len(busy) / 100, "gpu_gib": max(memory) / 1024}
+    context.add(name, **row)
 
 
 def status(folder: Path) -> dict[str, Any]:
@@ -67,37 +72,23 @@ def status(folder: Path) -> dict[str, Any]:
     return row | {f"{key}_gb": summary[key] / 1e9 for key in ("peak_memory", "peak_cuda_memory") if key in summary}
 
 
-class Busy:
-    """Looks at the GPU once a second, in a thread; a context manager."""
+@contextmanager
+def watch_gpu(on: bool) -> Iterator[list[tuple[float, float]]]:
+    """Look at the GPU every `PERIOD` seconds in a thread: percent of the time busy, and MiB of memory in use."""
+    command = ["nvidia-smi", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits"]
+    seen: list[tuple[float, float]] = []
+    end = threading.Event()
 
-    def __init__(self, on: bool):
-        self.busy: list[float] = []
-        self.memory: list[float] = []
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self._on = on and shutil.which("nvidia-smi") is not None
-
-    def __enter__(self) -> Busy:
-        if self._on:
-            self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-
-    def _look(self) -> None:
-        command = ["nvidia-smi", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits"]
-        while not self._end.wait(PERIOD):
+    def look() -> None:
+        while not end.wait(PERIOD):
             found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-            try:
+            with suppress(IndexError, ValueError):
                 busy, memory = map(float, found.stdout.splitlines()[0].split(","))
-            except (IndexError, ValueError):
-                continue
-            self.busy.append(busy)
-            self.memory.append(memory)
+                seen.append((busy, memory))
 
-    def summary(self) -> dict[str, float]:
-        """Mean share of time that the GPU was busy, and the most memory in use, GiB; empty without a GPU."""
-        if not self.busy:
-            return {}
-        return {"gpu_busy": sum(self.busy) / len(self.busy) / 100, "gpu_gib": max(self.memory) / 1024}
+    if on and shutil.which("nvidia-smi"):
+        threading.Thread(target=look, daemon=True).start()
+    try:
+        yield seen
+    finally:
+        end.set()
