@@ -19,7 +19,7 @@ from guided_diffusion.config.create import build_classifier, build_model, build_
 from guided_diffusion.io import checkpoint
 
 Config = ModelConfig | SuperResConfig | ClassifierConfig
-DIFFUSION = DiffusionConfig(learn_sigma=True)
+DIFFUSION = DiffusionConfig(learn_sigma=True)  # of the diffusion models: they predict the variance too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +85,11 @@ def randomize(network: nn.Module, scale: float = 0.02) -> nn.Module:
     return network
 
 
-def build_network(config: Config) -> nn.Module:
-    """The freshly initialised network of a config; diffusion models predict the variance too."""
+def build_network(config: Config, diffusion: DiffusionConfig = DIFFUSION) -> nn.Module:
+    """The freshly initialised network of a config."""
     if isinstance(config, ClassifierConfig):
         return build_classifier(config)
-    return (build_model if isinstance(config, ModelConfig) else build_super_res_model)(config, DIFFUSION)
+    return (build_model if isinstance(config, ModelConfig) else build_super_res_model)(config, diffusion)
 
 
 def build_upstream_network(config: Config, upstream: SimpleNamespace, weights: dict, half: bool) -> nn.Module:
@@ -105,10 +105,10 @@ def build_upstream_network(config: Config, upstream: SimpleNamespace, weights: d
     return network
 
 
-def write_network(folder: Path, config: Config, **notes: Any) -> Path:
-    """Write folder/model.pt with random weights, and config.json (with `notes`) beside it."""
-    checkpoint.save(randomize(build_network(config)).state_dict(), folder / "model.pt")
-    checkpoint.write_config(folder, dataclasses.asdict(config) | dataclasses.asdict(DIFFUSION) | notes)
+def write_network(folder: Path, config: Config, diffusion: DiffusionConfig = DIFFUSION, **notes: Any) -> Path:
+    """Write folder/model.pt with random weights, and config.json (with `notes`) beside it; return the former."""
+    checkpoint.save(randomize(build_network(config, diffusion)).state_dict(), folder / "model.pt")
+    checkpoint.write_config(folder, dataclasses.asdict(config) | dataclasses.asdict(diffusion) | notes)
     return folder / "model.pt"
 
 
