@@ -1,4 +1,4 @@
-"""How many product files a datum passes: `python -m tests.ways` prints the table.
+"""How many product files a datum passes through; `python -m tests.ways` prints the table.
 
 A guided step of classifier_sample and a training step of classifier_train, with the smallest networks: every file of
 the product whose functions are called between the second and the third step.

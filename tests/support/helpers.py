@@ -1,4 +1,4 @@
-"""What the tests of the programs share: running them, tiny folders of images, tiny checkpoints."""
+"""Shared by the tests of the programs: running them, tiny folders of images, tiny checkpoints."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def clean_environment(**extra: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Run:
-    """What a program left: exit statuses (one for each process we started), and its output."""
+    """The exit statuses of a program (one for each process that was started), and its output."""
 
     statuses: list[int | None]  # None: did not end in time and was killed
     stdout: str
@@ -140,7 +140,7 @@ class Runner:
 
 
 def free_port() -> int:
-    """A port to listen on a little later: below those that the system gives to others by itself meanwhile."""
+    """A free port, below those that the system assigns by itself."""
     while True:
         port = random.SystemRandom().randrange(10000, 32768)
         with socket.socket() as probe, contextlib.suppress(OSError):
