@@ -18,10 +18,11 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gpu import report
 from benchmarks.gpu.record import RESULTS, append
-from benchmarks.gpu.stage_runner import GRACE, Outcome, adopt_orphans, run_stage
+from benchmarks.gpu.stage_runner import GRACE, adopt_orphans, run_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = {"probe": 1, "correctness": 3, "sampling": 6, "training": 2, "end-to-end": 3}  # shares of the time
@@ -49,30 +50,28 @@ def main() -> None:
         environment["GUIDED_DIFFUSION_PEER"] = str(baseline.resolve())
     else:
         environment["GUIDED_DIFFUSION_PEER"] = os.devnull
-        message = f"missing: upstream ({baseline}): ours is measured alone; give --baseline DIR"
+        message = f"missing: upstream (found none in {baseline}): ours is measured alone; give --baseline DIR"
         print(message, flush=True)
         append(args.out, {"stage": "plan", "what": "upstream", "error": message})
     adopt_orphans()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by an exception: the stage is ended on the way out
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # raises, so that the stage is ended on the way out
 
     end = start + 60 * args.minutes
     for i, stage in enumerate(args.only):
         ahead = sum(STAGES[name] for name in args.only[i:])
         limit = (end - time.monotonic()) * STAGES[stage] / ahead - RESERVE
         print(f"{stage}: at most {max(limit, 0):.0f} s", flush=True)
-        outcome = run(stage, limit, args, environment)
-        row = {"stage": stage, "what": "stage", "status": outcome.status, "seconds": round(outcome.seconds, 1)}
-        append(args.out, row if outcome.status == "ok" else row | {"log": outcome.tail})
+        append(args.out, {"stage": stage, "what": "stage", **run(stage, limit, args, environment)})
         report.write(args.out)
     lines, fine = report.write(args.out)
     print("\n".join(lines))
     sys.exit(0 if fine else 1)
 
 
-def run(stage: str, limit: float, args: argparse.Namespace, environment: dict[str, str]) -> Outcome:
-    """Run one stage; one without time is cut before it starts."""
+def run(stage: str, limit: float, args: argparse.Namespace, environment: dict[str, str]) -> dict[str, Any]:
+    """Run one stage, see `run_stage`; one without time is cut before it starts."""
     if limit <= 0:
-        return Outcome("cut", 0.0, ["no time was left for it"])
+        return {"status": "cut", "seconds": 0.0, "log": ["no time was left for it"]}
     context = {"stage": stage, "out": str(args.out.resolve()), "device": args.device, "tiny": args.tiny}
     context["deadline"] = time.monotonic() + limit  # the same clock in all processes of a machine
     command = [sys.executable, "-m", "benchmarks.gpu.stage", stage.replace("-", "_"), json.dumps(context)]

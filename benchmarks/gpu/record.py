@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -89,8 +90,6 @@ def read_rows(out: Path) -> list[dict[str, Any]]:
     """All complete rows; a last one that was cut off in the middle is left out."""
     rows = []
     for line in (out / RESULTS).read_text().splitlines() if (out / RESULTS).exists() else ():
-        try:
+        with suppress(ValueError):
             rows.append(json.loads(line))
-        except ValueError:
-            continue
     return rows

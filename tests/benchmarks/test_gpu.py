@@ -109,7 +109,7 @@ def test_a_stage_that_hangs_or_crashes_is_killed_with_its_children(tmp_path, sta
     command = [sys.executable, "-c", program, str(tmp_path), stage]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     assert not left_alive(tmp_path), "processes are left running"
-    assert f"status='{status}'" in found.stdout and said in found.stdout, found.stdout + found.stderr
+    assert f"'status': '{status}'" in found.stdout and said in found.stdout, found.stdout + found.stderr
 
 
 @pytest.mark.slow
