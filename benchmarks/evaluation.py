@@ -17,7 +17,7 @@ import os
 import resource
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,27 +143,22 @@ def table(compared: dict[str, Any]) -> list[str]:
     """Metrics and their relative difference; seconds by part, memory, and how many times as much upstream takes."""
     count, found = compared["count"], compared["evaluators"]
     results, ours = list(found.values()), found["ours"]
-    rows = [["", *found, *(["difference, ratio"] if len(found) == 2 else [])]]
-
-    def add(title: str, values: list[float], form: str, compare: Callable[[float, float], str]) -> None:
-        both = [compare(*values)] if len(values) == 2 else []
-        rows.append([title, *(format(value, form) for value in values), *both])
-
-    def difference(one: float, other: float) -> str:
-        return f"{abs(one - other) / max(abs(other), 1e-12):.1e}"
-
-    def ratio(one: float, other: float) -> str:
-        return f"{other / max(one, 1e-12):.1f}"
-
-    for key in ours["figures"]:
-        add(TITLES[key], [result["figures"][key] for result in results], ".7g", difference)
+    rows = [(TITLES[key], ".7g", [result["figures"][key] for result in results]) for key in ours["figures"]]
     for part in ours["cpu_seconds"]:
-        add(f"processor seconds, {part}", [result["cpu_seconds"][part] for result in results], ".1f", ratio)
-    add("peak memory, GB", [result["peak_bytes"] / 1e9 for result in results], ".2f", ratio)
-    head, *rest = (f"| {' | '.join(row)} |" for row in rows)
+        rows.append((f"processor seconds, {part}", ".1f", [result["cpu_seconds"][part] for result in results]))
+    rows.append(("peak memory, GB", ".2f", [result["peak_bytes"] / 1e9 for result in results]))
+    cells = [["", *found, *(["difference, ratio"] if len(found) == 2 else [])]]
+    for title, form, (one, *others) in rows:
+        is_metric = title in TITLES.values()
+        compared = [
+            f"{abs(one - other) / max(abs(other), 1e-12):.1e}" if is_metric else f"{other / max(one, 1e-12):.1f}"
+            for other in others
+        ]
+        cells.append([title, *(format(value, form) for value in (one, *others)), *compared])
+    head, *rest = (f"| {' | '.join(row)} |" for row in cells)
     caption = f"From made-up features [{count}, {POOL}] and [{count}, {SPATIAL}], twice each. "
     caption += f"A round of FID's bootstrap: {ours['bootstrap_round_cpu_seconds']:.1f} s."
-    return [caption, "", head, f"|{'---|' * len(rows[0])}", *rest]
+    return [caption, "", head, f"|{'---|' * len(cells[0])}", *rest]
 
 
 if __name__ == "__main__":
