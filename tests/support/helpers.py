@@ -97,7 +97,7 @@ class ForkServer:
     def close(self) -> None:
         self._process.stdin.close()
         self._process.stdout.close()
-        self._process.wait(timeout=10)
+        self._process.wait(timeout=60)  # a busy machine takes its time
 
 
 class Runner:
