@@ -32,7 +32,7 @@ from evaluations import upstream_api
 from evaluations.inception import import_tensorflow
 from evaluations.metrics.frechet import frechet_figure
 from evaluations.metrics.statistics import fit_gaussian
-from guided_diffusion.io.files import write_json
+from guided_diffusion.io.atomic import write_json
 
 POOL, SPATIAL = 2048, 2023  # widths of Inception's features
 TITLES = {"fid": "FID", "sfid": "sFID", "precision": "Precision", "recall": "Recall"}

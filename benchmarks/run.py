@@ -34,7 +34,7 @@ from benchmarks.implementations import Implementation, Parts
 from benchmarks.machine import cpu_name, result_path
 from benchmarks.measure import ceilings, compare, count_flops, relative_difference, seconds
 from benchmarks.upstream import load_upstream
-from guided_diffusion.io.files import write_json
+from guided_diffusion.io.atomic import write_json
 from guided_diffusion.system.malloc import keep_freed_memory
 
 HEADER = ("config", "part", "ours ms", "upstream ms", "ratio", "10-90 %", "GFLOP", "of ceiling", "difference")
