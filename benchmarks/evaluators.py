@@ -22,9 +22,9 @@ POOL, SPATIAL = 2048, 2023
 def ours_from_images(engine: str, reference: str, samples: str, graph: str, keep: str) -> dict[str, Any]:
     """``evaluate`` with the TensorFlow or the torch engine; the samples' and reference's activations go to ``keep``."""
     from evaluations.evaluate import evaluate
-    from evaluations.inception import InceptionEngine
+    from evaluations.features.inception_tensorflow import InceptionEngine
+    from evaluations.features.inception_torch import TorchInceptionEngine
     from evaluations.metrics.kernel_distance import squared_discrepancy
-    from evaluations.torch_inception import TorchInceptionEngine
 
     network = (InceptionEngine if engine == "tensorflow" else TorchInceptionEngine)(graph)
     clock, compute, kept = Clock(), network.compute_activations, []
@@ -135,7 +135,7 @@ def upstream_from_features(path: str, count: int) -> dict[str, Any]:
 
 def load_upstream(path: str) -> tuple[ModuleType, ModuleType]:
     """Upstream's evaluator.py as a module, and TensorFlow."""
-    from evaluations.inception import import_tensorflow
+    from evaluations.features.inception_tensorflow import import_tensorflow
 
     tf = import_tensorflow()
     spec = importlib.util.spec_from_file_location("upstream_evaluator", path)

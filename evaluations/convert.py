@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
 from evaluations.image_sets import GREY, labels_to_write
-from evaluations.metrics import npz
+from evaluations.reference import open_images, read_labels
 from guided_diffusion.config.configs import ReadingConfig
 from guided_diffusion.config.flags import Parser
 from guided_diffusion.data.image_files import EXPECTED, ImageFiles, list_images
@@ -69,8 +69,8 @@ def npz_to_folder(source: Path, folder: Path, grid: int = 64, overwrite: bool = 
     picture = folder.with_name(f"{folder.name}.png")
     if grid:
         _check_free(picture, overwrite)
-    with npz.open_images(source) as reader:
-        labels = npz.read_labels(source, reader.shape[0])
+    with open_images(source) as reader:
+        labels = read_labels(source, reader.shape[0])
         if labels is not None and labels.min() < 0:
             raise InputError(f"{source}: found the label {labels.min()} in arr_1, expected 0 or more")
         digits = len(str(reader.shape[0] - 1))

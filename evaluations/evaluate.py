@@ -10,8 +10,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from evaluations.activations import ActivationCache, see
-from evaluations.checks import warn_of_sets
-from evaluations.engine import FeatureEngine
+from evaluations.features.base import FeatureEngine
 from evaluations.image_choice import choose_images
 from evaluations.image_sets import RESIZE_RULE, ImageSet, open_image_set
 from evaluations.judged import Judged, Statistics, fit_statistics, usable_statistics
@@ -19,6 +18,7 @@ from evaluations.metrics.metric import Metric, Sets
 from evaluations.metrics.precision_recall import NEIGHBOURS
 from evaluations.metrics.registry import METRICS, choose_metrics
 from evaluations.per_class import by_class, check_classes
+from evaluations.sanity_checks import warn_of_sets
 from evaluations.summary import Metrics
 from evaluations.uncertainty import intervals, paired_tests
 from guided_diffusion.errors import InputError, counted

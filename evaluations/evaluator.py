@@ -17,18 +17,18 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from evaluations.engine import FeatureEngine
 from evaluations.evaluate import LEAST, Metrics, check_numbers, evaluate
-from evaluations.image_sets import ImageSet, open_image_set, split_paths
-from evaluations.inception import (
+from evaluations.features.base import FeatureEngine
+from evaluations.features.inception_tensorflow import (
     INCEPTION_V3_PATH,
     INCEPTION_V3_URL,
     InceptionEngine,
     import_tensorflow,
 )
+from evaluations.image_sets import ImageSet, open_image_set, split_paths
 from evaluations.kept_results import check_writable, write_or_keep
 from evaluations.metrics.registry import METRICS, choose_metrics
-from evaluations.ranks import Dealer
+from evaluations.parallel import Dealer
 from evaluations.summary import format_markdown, format_metrics, write_metrics
 from evaluations.upstream_api import (
     Evaluator,
@@ -222,8 +222,8 @@ def _weights_of(features: str) -> str:
 def create_engine(args: argparse.Namespace) -> FeatureEngine:
     """The feature network that the flags ask for; ``InputError`` if it cannot be had."""
     if args.features is not None:
-        from evaluations.classifier_features import ClassifierEngine  # torch only where it is used
-        from evaluations.function_features import FunctionEngine, names_function
+        from evaluations.features.classifier import ClassifierEngine  # torch only where it is used
+        from evaluations.features.function import FunctionEngine, names_function
 
         if args.engine != "auto":
             raise InputError(f"--engine {args.engine}: found --features, expected the Inception graph")
@@ -231,7 +231,7 @@ def create_engine(args: argparse.Namespace) -> FeatureEngine:
         return kind(_weights_of(args.features), batch_size=args.batch_size)
     if args.engine == "tensorflow" or (args.engine == "auto" and _has_tensorflow()):
         return InceptionEngine(args.inception, batch_size=args.batch_size)
-    from evaluations.torch_inception import TorchInceptionEngine
+    from evaluations.features.inception_torch import TorchInceptionEngine
 
     return TorchInceptionEngine(args.inception, batch_size=args.batch_size)
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from evaluations.metrics import npz
-from evaluations.metrics.npz import list_arrays, open_images, read_settings, read_stored_statistics
+from evaluations import reference
 from evaluations.metrics.statistics import Gaussian
+from evaluations.reference import open_images, read_settings, read_stored_statistics
 from guided_diffusion.data.datasets import center_crop_arr
 from guided_diffusion.data.image_files import EXPECTED, ImageFiles, is_image_archive, list_images
 from guided_diffusion.data.image_labels import Labels, read_labels, read_sample_labels
@@ -27,6 +27,7 @@ from guided_diffusion.errors import InputError
 from guided_diffusion.io import files
 from guided_diffusion.io.files import decoding, hash_file, open_readable
 from guided_diffusion.io.images import NO_IMAGE, Reading, open_image, read_image
+from guided_diffusion.io.npz import list_arrays
 from guided_diffusion.sampling.result_folders import FOR_WEIGHTS, WEIGHTS, find_npz
 
 GREY = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N")  # PIL's modes
@@ -174,7 +175,7 @@ class _NpzPart:
             self.stored, self.shape = None, (self.shape[0], resize, resize, self.shape[3])
 
     def labels(self, class_names: Sequence[str] | None = None) -> np.ndarray | None:
-        return npz.read_labels(self.path, self.shape[0]) if self.shape[0] else None
+        return reference.read_labels(self.path, self.shape[0]) if self.shape[0] else None
 
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:
         if self.shape[0]:

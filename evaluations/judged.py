@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluations.activations import Seen
-from evaluations.engine import FeatureEngine
+from evaluations.features.base import FeatureEngine
 from evaluations.image_sets import ImageSet
 from evaluations.metrics.statistics import Gaussian, fit_gaussian
 from guided_diffusion.errors import InputError

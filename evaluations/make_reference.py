@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluations.engine import FeatureEngine
 from evaluations.evaluator import add_network_flags, create_engine, reading_of
+from evaluations.features.base import FeatureEngine
 from evaluations.image_sets import RESIZE_RULE, labels_to_write
 from evaluations.kept_results import check_writable, write_or_keep
 from evaluations.metrics.statistics import fit_gaussian

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from evaluations.activations import Seen
-from evaluations.engine import Activations
+from evaluations.features.base import Activations
 from evaluations.judged import Judged
 from evaluations.metrics.metric import Metric, Sets
 from evaluations.metrics.precision_recall import NEIGHBOURS

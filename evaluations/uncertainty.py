@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evaluations.engine import Activations
+from evaluations.features.base import Activations
 from evaluations.judged import Judged
 from evaluations.metrics.metric import Metric, Score, Sets
-from evaluations.metrics.resampling import Figure, bootstrap_intervals, mean_figure, paired_differences
+from evaluations.metrics.significance import Figure, bootstrap_intervals, mean_figure, paired_differences
 
 Scores = dict[str, Score]  # by metric
 

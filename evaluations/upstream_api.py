@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from evaluations.inception import InceptionEngine
+from evaluations.features.inception_tensorflow import InceptionEngine
 from evaluations.metrics import precision_recall
 from evaluations.metrics.frechet import frechet_distance
 from evaluations.metrics.inception_score import SPLIT_SIZE, inception_score
-from evaluations.metrics.npz import open_npz_array, read_stored_statistics
 from evaluations.metrics.statistics import Gaussian, fit_gaussian
+from evaluations.reference import read_stored_statistics
+from guided_diffusion.io.npz import open_npz_array
 
 __all__ = ["Evaluator", "FIDStatistics", "InvalidFIDException", "ManifoldEstimator", "open_npz_array"]
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parent))
 from test_evaluations_recipes import make_images  # noqa: E402
 
-from evaluations.classifier_features import ClassifierEngine, match_channels  # noqa: E402
+from evaluations.features.classifier import ClassifierEngine, match_channels  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 from guided_diffusion.io.checkpoint import save, write_config  # noqa: E402
 from guided_diffusion.nn import timestep_embedding  # noqa: E402

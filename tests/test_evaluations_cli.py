@@ -18,7 +18,7 @@ from test_evaluations_classifier import write_classifier  # noqa: E402
 from test_evaluations_recipes import make_images  # noqa: E402
 
 from evaluations import evaluator  # noqa: E402
-from evaluations.classifier_features import ClassifierEngine  # noqa: E402
+from evaluations.features.classifier import ClassifierEngine  # noqa: E402
 from evaluations.metrics.frechet import frechet_distance  # noqa: E402
 from evaluations.metrics.statistics import fit_gaussian  # noqa: E402
 from guided_diffusion.errors import InputError, Terminated  # noqa: E402

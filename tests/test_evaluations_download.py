@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from evaluations import inception
+from evaluations.features import inception_tensorflow as inception
 from guided_diffusion.errors import InputError
 from guided_diffusion.io import download
 

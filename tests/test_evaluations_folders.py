@@ -17,7 +17,7 @@ from test_evaluations_classifier import write_classifier  # noqa: E402
 from test_evaluations_inputs import REFERENCE, SAMPLES, _png, _Stored  # noqa: E402
 
 from evaluations import evaluator, make_reference  # noqa: E402
-from evaluations.classifier_features import ClassifierEngine  # noqa: E402
+from evaluations.features.classifier import ClassifierEngine  # noqa: E402
 from evaluations.image_choice import choose_images  # noqa: E402
 from evaluations.image_sets import open_image_set, split_paths  # noqa: E402
 from evaluations.metrics.frechet import frechet_distance  # noqa: E402

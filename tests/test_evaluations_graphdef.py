@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 tf = pytest.importorskip("tensorflow.compat.v1")
 sys.path.insert(0, str(Path(__file__).parent))
 from benchmarks.frozen_graphs import FrozenGraph, write_inception_like_graph  # noqa: E402
-from evaluations import graphdef  # noqa: E402
-from evaluations.graphdef import read_graph  # noqa: E402
-from evaluations.torch_fold import fold_batch_norms  # noqa: E402
-from evaluations.torch_graph import TorchGraph  # noqa: E402
+from evaluations.features import graphdef  # noqa: E402
+from evaluations.features.graphdef import read_graph  # noqa: E402
+from evaluations.features.inception_torch import fold_batch_norms  # noqa: E402
+from evaluations.features.tf_graph import TorchGraph  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 
 

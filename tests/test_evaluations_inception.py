@@ -14,7 +14,8 @@ from scipy.special import softmax
 sys.path.insert(0, str(Path(__file__).parent))
 from test_evaluations_recipes import make_images, write_frozen_graph  # noqa: E402
 
-from evaluations import evaluator, inception  # noqa: E402
+from evaluations import evaluator  # noqa: E402
+from evaluations.features import inception_tensorflow as inception  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 
 tf = pytest.importorskip("tensorflow.compat.v1")

@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_evaluations_classifier import write_classifier  # noqa: E402
 from test_evaluations_recipes import make_images  # noqa: E402
 
-from evaluations import activations, checks, evaluator  # noqa: E402
-from evaluations.classifier_features import ClassifierEngine  # noqa: E402
+from evaluations import activations, evaluator, sanity_checks  # noqa: E402
+from evaluations.features.classifier import ClassifierEngine  # noqa: E402
 from evaluations.image_sets import open_image_set, split_paths  # noqa: E402
-from evaluations.metrics import npz  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
+from guided_diffusion.io import npz  # noqa: E402
 
 REFERENCE, SAMPLES = make_images(0, 24, 16), make_images(1, 20, 16)
 FIVE = ("inception_score", "fid", "sfid", "precision", "recall")
@@ -203,7 +203,7 @@ class _Stored:
 
 
 def evaluator_activations(*arrays):
-    from evaluations.engine import Activations
+    from evaluations.features.base import Activations
 
     return Activations(*arrays)
 
@@ -251,7 +251,7 @@ def test_the_balance_of_labels_is_a_chi_squared_test(counts, known):
     table = np.array([counts] if known is None else [counts, known])
     table = table[:, : labels.max() + 1] if known is None else table[:, table.any(axis=0)]
     test = stats.chisquare(table[0]) if known is None else stats.chi2_contingency(table)
-    assert bool(checks.warn_of_labels("s.npz", labels, reference)) == (table.shape[1] > 1 and test.pvalue < 1e-3)
+    assert bool(sanity_checks.warn_of_labels("s.npz", labels, reference)) == (table.shape[1] > 1 and test.pvalue < 1e-3)
 
 
 def test_a_warning_of_images_of_another_shape(place, engine):

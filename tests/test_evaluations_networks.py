@@ -17,8 +17,8 @@ from test_evaluations_classifier import CONFIG, write_classifier  # noqa: E402
 from test_evaluations_recipes import make_images  # noqa: E402
 
 from evaluations import evaluator  # noqa: E402
-from evaluations.classifier_features import ClassifierEngine  # noqa: E402
-from evaluations.function_features import FunctionEngine, names_function  # noqa: E402
+from evaluations.features.classifier import ClassifierEngine  # noqa: E402
+from evaluations.features.function import FunctionEngine, names_function  # noqa: E402
 from evaluations.metrics.frechet import frechet_distance  # noqa: E402
 from evaluations.metrics.inception_score import inception_score  # noqa: E402
 from evaluations.metrics.statistics import fit_gaussian  # noqa: E402

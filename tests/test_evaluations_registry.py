@@ -19,10 +19,10 @@ from test_evaluations_classifier import write_classifier  # noqa: E402
 from test_evaluations_recipes import make_images  # noqa: E402
 
 from evaluations import convert, evaluator, image_sets, make_reference  # noqa: E402
-from evaluations.classifier_features import ClassifierEngine  # noqa: E402
+from evaluations.features.classifier import ClassifierEngine  # noqa: E402
 from evaluations.metrics.metric import Metric, Score, Sets  # noqa: E402
 from evaluations.metrics.registry import METRICS  # noqa: E402
-from evaluations.metrics.resampling import mean_figure  # noqa: E402
+from evaluations.metrics.significance import mean_figure  # noqa: E402
 from experiments.figures import runs_table, sampler_curves  # noqa: E402
 from experiments.report import write_report  # noqa: E402
 from guided_diffusion.config import flags

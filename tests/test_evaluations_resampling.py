@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from evaluations.metrics import kernel_distance as kernels
-from evaluations.metrics import recall_of_parts
+from evaluations.metrics import precision_recall as recall_of_parts
 from evaluations.metrics.density_coverage import density_coverage
 from evaluations.metrics.frechet import frechet_distance, frechet_figure
 from evaluations.metrics.kernel_distance import (
@@ -17,9 +17,8 @@ from evaluations.metrics.kernel_distance import (
     kernel_interval,
     squared_discrepancy,
 )
-from evaluations.metrics.precision_recall import precision_recall
-from evaluations.metrics.recall_of_parts import recall_figure
-from evaluations.metrics.resampling import (
+from evaluations.metrics.precision_recall import precision_recall, recall_figure
+from evaluations.metrics.significance import (
     bootstrap_intervals,
     mean_figure,
     paired_differences,

@@ -14,11 +14,11 @@ import torch
 pytest.importorskip("tensorflow")
 sys.path.insert(0, str(Path(__file__).parent))
 from benchmarks.frozen_graphs import FrozenGraph, write_inception_like_graph  # noqa: E402
-from evaluations import torch_graph  # noqa: E402
-from evaluations.graphdef import Node, read_graph  # noqa: E402
-from evaluations.torch_fold import fold_batch_norms  # noqa: E402
-from evaluations.torch_graph import TorchGraph  # noqa: E402
-from evaluations.torch_ops import OPS  # noqa: E402
+from evaluations.features import tf_graph  # noqa: E402
+from evaluations.features.graphdef import Node, read_graph  # noqa: E402
+from evaluations.features.inception_torch import fold_batch_norms  # noqa: E402
+from evaluations.features.tf_graph import TorchGraph  # noqa: E402
+from evaluations.features.tf_ops import OPS  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 
 FLOAT = {"T": np.float32}
@@ -207,7 +207,7 @@ def test_results_are_freed(monkeypatch):
         results.append(weakref.ref(result))
         return result
 
-    monkeypatch.setitem(torch_graph.OPS, "Relu", relu)
+    monkeypatch.setitem(tf_graph.OPS, "Relu", relu)
     nodes = {"x": Node("x", "Placeholder", (), {})}
     nodes |= {f"n{i}": Node(f"n{i}", "Relu", (f"n{i - 1}" if i else "x", "^n2")[: 1 + (i == 9)], {}) for i in range(10)}
     (last,) = TorchGraph(nodes, ["n9"], ["x"]).run({"x": torch.tensor([-1.0, 2.0])})

@@ -16,8 +16,8 @@ from test_evaluations_recipes import make_images, write_frozen_graph  # noqa: E4
 
 from benchmarks.frozen_graphs import FrozenGraph, write_inception_like_graph  # noqa: E402
 from evaluations import evaluator  # noqa: E402
-from evaluations.inception import InceptionEngine, import_tensorflow  # noqa: E402
-from evaluations.torch_inception import TorchInceptionEngine  # noqa: E402
+from evaluations.features.inception_tensorflow import InceptionEngine, import_tensorflow  # noqa: E402
+from evaluations.features.inception_torch import TorchInceptionEngine  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 
 PROGRAM = Path(__file__).resolve().parents[1] / "evaluations" / "evaluator.py"

@@ -11,10 +11,10 @@ import torch
 
 from benchmarks.gpu import made
 from benchmarks.gpu.checks import CPU, DEVICE, error
-from evaluations.classifier_features import ClassifierEngine
-from evaluations.graphdef import Node
-from evaluations.torch_fold import fold_batch_norms
-from evaluations.torch_graph import TorchGraph
+from evaluations.features.classifier import ClassifierEngine
+from evaluations.features.graphdef import Node
+from evaluations.features.inception_torch import fold_batch_norms
+from evaluations.features.tf_graph import TorchGraph
 
 POOLS = ("attention", "spatial_v2")
 PREPARATIONS: tuple[Callable, ...] = (dict, fold_batch_norms)

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import linalg
 
 from evaluations.metrics.metric import Metric, Sets
-from evaluations.metrics.resampling import Figure, row_by_row, split_intervals
+from evaluations.metrics.significance import Figure, row_by_row, split_intervals
 from evaluations.metrics.statistics import Gaussian
 from guided_diffusion.errors import InputError
 

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import rel_entr
 
 from evaluations.metrics.metric import Metric, Sets
-from evaluations.metrics.resampling import Figure, row_by_row, rows_of
+from evaluations.metrics.significance import Figure, row_by_row, rows_of
 
 SPLIT_SIZE = 5000
 

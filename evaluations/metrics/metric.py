@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from evaluations.metrics.resampling import Figure
+from evaluations.metrics.significance import Figure
 
 if TYPE_CHECKING:
-    from evaluations.engine import Activations, FeatureEngine
+    from evaluations.features.base import Activations, FeatureEngine
     from evaluations.judged import Judged
 
 Found = TypeVar("Found")

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from scipy.cluster.vq import ClusterError, kmeans2
 
-from evaluations.classifier_features import ClassifierEngine
+from evaluations.features.classifier import ClassifierEngine
 from guided_diffusion.distributed import process_group
 from guided_diffusion.errors import InputError
 from guided_diffusion.io.files import write_atomically

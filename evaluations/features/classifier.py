@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evaluations.engine import Activations, Spread, run_batches
+from evaluations.features.base import Activations, Spread, run_batches
 from guided_diffusion.config.configs import ClassifierConfig
 from guided_diffusion.config.create import build_classifier
 from guided_diffusion.config.flags import Given, architecture_from

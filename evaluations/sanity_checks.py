@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import chdtrc
 
-from evaluations.engine import FeatureEngine
+from evaluations.features.base import FeatureEngine
 from evaluations.judged import Judged
 
 FEW = 10_000

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluations.graphdef import Node
-from evaluations.torch_ops import HOST_INPUTS, OPS, lay_out_filter
+from evaluations.features.graphdef import Node
+from evaluations.features.tf_ops import HOST_INPUTS, OPS, lay_out_filter
 from guided_diffusion.errors import InputError, first_line
 
 

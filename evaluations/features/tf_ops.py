@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evaluations.graphdef import Node
+from evaluations.features.graphdef import Node
 
 MAX_SIDE, MAX_WINDOW = 4096, 256  # pixels; a damaged file must not ask for terabytes
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from evaluations.engine import RunBatch
+from evaluations.features.base import RunBatch
 
 # The others wait while rank 0 computes its metrics, however long that takes.
 _PATIENCE = timedelta(days=30)

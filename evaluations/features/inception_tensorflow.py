@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluations.engine import Activations, RowStack, Spread, run_batches
-from evaluations.graphdef import Node, read_bytes, read_graph
+from evaluations.features.base import Activations, RowStack, Spread, run_batches
+from evaluations.features.graphdef import Node, read_bytes, read_graph
 from guided_diffusion.errors import InputError
 from guided_diffusion.io.files import decoding, is_remote, open_regular, reading
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluations.engine import Activations, Spread, run_batches
+from evaluations.features.base import Activations, Spread, run_batches
 from guided_diffusion.errors import InputError, first_line
 
 _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
