@@ -22,11 +22,11 @@ POOL, SPATIAL = 2048, 2023
 def ours_from_images(engine: str, reference: str, samples: str, graph: str, keep: str) -> dict[str, Any]:
     """``evaluate`` with the TensorFlow or the torch engine; the samples' and reference's activations go to ``keep``."""
     from evaluations.evaluate import evaluate
-    from evaluations.features.inception_tensorflow import InceptionEngine
-    from evaluations.features.inception_torch import TorchInceptionEngine
+    from evaluations.features.inception_tensorflow import InceptionExtractor
+    from evaluations.features.inception_torch import TorchInceptionExtractor
     from evaluations.metrics.kernel_distance import squared_discrepancy
 
-    network = (InceptionEngine if engine == "tensorflow" else TorchInceptionEngine)(graph)
+    network = (InceptionExtractor if engine == "tensorflow" else TorchInceptionExtractor)(graph)
     clock, compute, kept = Clock(), network.compute_activations, []
 
     def compute_and_keep(batches: Any) -> Any:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parent))
 from test_evaluations_recipes import make_images  # noqa: E402
 
-from evaluations.features.classifier import ClassifierEngine, match_channels  # noqa: E402
+from evaluations.features.classifier import ClassifierExtractor, match_channels  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 from guided_diffusion.io.checkpoint import save, write_config  # noqa: E402
 from guided_diffusion.nn import timestep_embedding  # noqa: E402
@@ -52,7 +52,7 @@ def write_classifier(directory: Path, **changes) -> Path:
 
 @pytest.mark.parametrize("pool", ["adaptive", "attention", "spatial", "spatial_v2"])
 def test_features_are_those_of_the_definition(tmp_path, pool):
-    engine = ClassifierEngine(write_classifier(tmp_path, classifier_pool=pool))
+    engine = ClassifierExtractor(write_classifier(tmp_path, classifier_pool=pool))
     images = make_images(0, 5, 16)
     found = engine.compute_activations([images])
     assert {array.dtype for array in vars(found).values()} == {np.dtype(np.float32)}
@@ -80,7 +80,7 @@ def test_features_are_those_of_the_definition(tmp_path, pool):
 
 @pytest.mark.parametrize("pool", ["attention", "spatial_v2"])
 def test_batch_size_changes_nothing(tmp_path, pool):
-    engine = ClassifierEngine(write_classifier(tmp_path, classifier_pool=pool))
+    engine = ClassifierExtractor(write_classifier(tmp_path, classifier_pool=pool))
     images = make_images(1, 7, 16)
     whole = engine.compute_activations([images])
     for size in (1, 3):
@@ -93,15 +93,15 @@ def test_half_precision_training_is_judged_in_full_precision(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     images = [make_images(2, 3, 16)]
-    full = ClassifierEngine(write_classifier(tmp_path / "a")).compute_activations(images)
-    half = ClassifierEngine(write_classifier(tmp_path / "b", classifier_use_fp16=True)).compute_activations(
+    full = ClassifierExtractor(write_classifier(tmp_path / "a")).compute_activations(images)
+    half = ClassifierExtractor(write_classifier(tmp_path / "b", classifier_use_fp16=True)).compute_activations(
         images
     )
     np.testing.assert_array_equal(full.pool, half.pool)
 
 
 def test_channels(tmp_path):
-    engine = ClassifierEngine(write_classifier(tmp_path, in_channels=1, num_classes=3))
+    engine = ClassifierExtractor(write_classifier(tmp_path, in_channels=1, num_classes=3))
     grey = make_images(3, 4, 16)[..., :1]
     one = engine.compute_activations([grey])
     same = engine.compute_activations([grey.repeat(3, axis=-1)])
@@ -113,7 +113,7 @@ def test_channels(tmp_path):
 
 
 def test_image_size(tmp_path):
-    engine = ClassifierEngine(write_classifier(tmp_path))
+    engine = ClassifierExtractor(write_classifier(tmp_path))
     engine.check("a.npz", (4, 16, 16, 3))
     with pytest.raises(InputError, match="a.npz: found images of 16x24 pixels, expected 16x16"):
         engine.check("a.npz", (4, 16, 24, 3))
@@ -122,13 +122,13 @@ def test_image_size(tmp_path):
 def test_noised_classifier_is_pointed_out(tmp_path, caplog):
     path = write_classifier(tmp_path)
     write_config(tmp_path, {**CONFIG, "noised": True})
-    ClassifierEngine(path)
+    ClassifierExtractor(path)
     assert "trained on noised images" in caplog.text
 
 
 def _fails(path, match):
     with pytest.raises(InputError, match=match) as caught:
-        ClassifierEngine(path)
+        ClassifierExtractor(path)
     assert "\n" not in str(caught.value)
 
 

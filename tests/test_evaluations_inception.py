@@ -15,7 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_evaluations_recipes import make_images, write_frozen_graph  # noqa: E402
 
 from evaluations import evaluator  # noqa: E402
-from evaluations.features import inception_tensorflow as inception  # noqa: E402
+from evaluations.features.base import Activations  # noqa: E402
+from evaluations.features.inception import INCEPTION_V3_PATH  # noqa: E402
+from evaluations.features.inception_tensorflow import InceptionExtractor  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 
 tf = pytest.importorskip("tensorflow.compat.v1")
@@ -32,7 +34,7 @@ def graph_path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(graph_path):
-    return inception.InceptionEngine(graph_path)
+    return InceptionExtractor(graph_path)
 
 
 def _batches(images, size):
@@ -84,14 +86,14 @@ def test_grey_images_are_repeated(engine):
 def test_file_that_is_no_inception_graph(tmp_path, content):
     (tmp_path / "g.pb").write_bytes(content)
     with pytest.raises(InputError, match=r"g\.pb: not the frozen Inception graph") as caught:
-        inception.InceptionEngine(tmp_path / "g.pb")
+        InceptionExtractor(tmp_path / "g.pb")
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="found a folder, expected a regular file"):
-        inception.InceptionEngine(tmp_path)
+        InceptionExtractor(tmp_path)
 
 
 def test_upstreams_evaluator_class(tmp_path, monkeypatch, graph_path):
-    (tmp_path / inception.INCEPTION_V3_PATH).symlink_to(graph_path)
+    (tmp_path / INCEPTION_V3_PATH).symlink_to(graph_path)
     monkeypatch.chdir(tmp_path)
     np.savez("a.npz", make_images(*STORED["samples"]))
     with tf.Session(graph=tf.Graph()) as session:
@@ -152,7 +154,7 @@ class _FewDimensions:
     def compute_activations(self, batches):
         images = np.concatenate(list(batches)).astype(np.float32)
         means = images.mean(axis=(1, 2))
-        return inception.Activations(means, means[:, :2], np.full((len(images), 2), 0.5, np.float32))
+        return Activations(means, means[:, :2], np.full((len(images), 2), 0.5, np.float32))
 
 
 def test_stored_statistics_replace_computed_ones(tmp_path):

@@ -21,7 +21,7 @@ from test_evaluations_classifier import write_classifier  # noqa: E402
 from test_evaluations_recipes import make_images  # noqa: E402
 
 from evaluations import activations, evaluator, sanity_checks  # noqa: E402
-from evaluations.features.classifier import ClassifierEngine  # noqa: E402
+from evaluations.features.classifier import ClassifierExtractor  # noqa: E402
 from evaluations.image_sets import open_image_set, split_paths  # noqa: E402
 from guided_diffusion.errors import InputError  # noqa: E402
 from guided_diffusion.io import npz  # noqa: E402
@@ -65,7 +65,7 @@ def _write_tar(path: Path, images: np.ndarray) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
-    return ClassifierEngine(write_classifier(tmp_path_factory.mktemp("network")))
+    return ClassifierExtractor(write_classifier(tmp_path_factory.mktemp("network")))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from test_evaluations_classifier import write_classifier  # noqa: E402
 from test_evaluations_recipes import make_images  # noqa: E402
 
 from evaluations import convert, evaluator, image_sets, make_reference  # noqa: E402
-from evaluations.features.classifier import ClassifierEngine  # noqa: E402
+from evaluations.features.classifier import ClassifierExtractor  # noqa: E402
 from evaluations.metrics.metric import Metric, Score, Sets  # noqa: E402
 from evaluations.metrics.registry import METRICS  # noqa: E402
 from evaluations.metrics.significance import mean_figure  # noqa: E402
@@ -33,7 +33,7 @@ from tests.fabricated_results import BOOK, put_run  # noqa: E402
 BRIGHT = Metric(
     "bright",
     "Brightness",
-    lambda sets: Score.mean(sets.samples.seen.activations.pool[:, 0]),
+    lambda sets: Score.mean(sets.samples.features.pool[:, 0]),
     figure=lambda sets, activations: mean_figure(activations.pool[:, 0]),
 )
 
@@ -121,9 +121,9 @@ def test_a_folder_is_walked_once_and_a_header_opened_once_before_the_network_run
 
     counted(image_sets, "list_images"), counted(image_sets, "open_image"), counted(image_sets, "read_image")
     counted(os, "scandir")
-    compute = ClassifierEngine.compute_activations
+    compute = ClassifierExtractor.compute_activations
     monkeypatch.setattr(
-        ClassifierEngine, "compute_activations", lambda *args: before.append(dict(calls)) or compute(*args)
+        ClassifierExtractor, "compute_activations", lambda *args: before.append(dict(calls)) or compute(*args)
     )
     monkeypatch.setattr(sys, "argv", ["evaluator.py", "ref.npz", "folder", "--features", "run/model000010.pt"])
     evaluator.main()

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.gpu import made
 from benchmarks.gpu.checks import CPU, DEVICE, error
-from evaluations.features.classifier import ClassifierEngine
+from evaluations.features.classifier import ClassifierExtractor
 from evaluations.features.graphdef import Node
 from evaluations.features.inception_torch import fold_batch_norms
 from evaluations.features.tf_graph import TorchGraph
@@ -27,7 +27,7 @@ def random_images(seed: int, count: int, side: int) -> np.ndarray:
 
 def classifier_features_are_the_cpus(folder: Path, pool: str) -> None:
     config = dataclasses.replace(made.SMALLEST.classifier, classifier_pool=pool)
-    engine = ClassifierEngine(made.write_network(folder, config, noised=False))
+    engine = ClassifierExtractor(made.write_network(folder, config, noised=False))
     torch.backends.cudnn.allow_tf32 = True  # the engine does without by itself
     images = random_images(0, 5, 8)
     try:

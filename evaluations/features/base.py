@@ -1,4 +1,4 @@
-"""What a feature network hands to the metrics, whichever network it is."""
+"""Interface between feature extractors and metrics, whichever network extracts the features."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Spread = Callable[[RunBatch, Iterable[np.ndarray]], Iterator[tuple[np.ndarray, .
 
 @dataclass(frozen=True)
 class Activations:
-    """Of N images in file order, float32: ``pool`` [N, D], ``spatial`` [N, S], ``probabilities`` [N, K].
+    """Activations of N images in file order, float32: ``pool`` [N, D], ``spatial`` [N, S], ``probabilities`` [N, K].
 
     S or K is 0 where a network has no such output.
     """
@@ -25,15 +25,16 @@ class Activations:
     probabilities: np.ndarray
 
 
-class FeatureEngine(Protocol):
-    """A feature network.
+class FeatureExtractor(Protocol):
+    """A network that gives features.
 
-    ``name`` says which one in results. ``batch_size`` is how many images it is handed at once.
+    ``name`` identifies it in results. ``batch_size`` is how many images it is handed at once.
     ``uses_stored_statistics`` tells whether mu and sigma in a reference file were made by this network.
-    An engine whose weights are a file has its path as ``weights_path``; without it nothing is cached. What else
-    decides about its outputs (an architecture) are the JSON values ``config``. One that says in ``resize`` how images
-    come to the network's size has that in its results. ``pool_dims`` is the width of its pooled features, where that
-    is known before it runs; ``class_names`` are the names of its classes, in order.
+
+    Optional attributes: ``weights_path``, the file of its weights, without which nothing is cached; ``config``, JSON
+    values of whatever else decides about its outputs (an architecture); ``resize``, how images are brought to the
+    network's size, for the results; ``pool_dims``, the width of its pooled features where that is known before it
+    runs; ``class_names``, the names of its classes in order.
     """
 
     name: str
@@ -41,61 +42,58 @@ class FeatureEngine(Protocol):
     uses_stored_statistics: bool
 
     def check(self, path: str, shape: tuple[int, ...]) -> None:
-        """Raise ``InputError`` naming ``path`` if images of ``shape`` [N, H, W, C] cannot be judged."""
+        """Raise ``InputError`` naming ``path`` if images of ``shape`` [N, H, W, C] cannot be evaluated."""
 
     def compute_activations(self, batches: Iterable[np.ndarray]) -> Activations:
         """Run the network on batches of images [B, H, W, C], values 0..255."""
 
 
-class BatchEngine(FeatureEngine, Protocol):
-    """One that several processes can share: it works batch by batch.
+class BatchExtractor:
+    """A ``FeatureExtractor`` that several processes can share, as it works batch by batch.
 
-    ``spread`` is how batches get through ``run_batch``: the built-in ``map``, or ``ranks.Dealer.spread``.
+    ``spread`` applies ``run_batch`` to batches: the built-in ``map``, or ``parallel.BatchScatter.spread``.
     """
 
-    spread: Spread
+    spread: Spread = staticmethod(map)
+
+    def __init__(self, batch_size: int):
+        self.batch_size = batch_size
+
+    def check(self, path: str, shape: tuple[int, ...]) -> None:
+        """Accept images of any size, grey or RGB."""
 
     def run_batch(self, images_BHWC: np.ndarray) -> tuple[np.ndarray, ...]:
-        """What the network makes of one batch: float32 arrays [B, ...]."""
+        """Return what the network makes of one batch: float32 arrays [B, ...]."""
+        raise NotImplementedError
 
 
-def run_batches(engine: BatchEngine, batches: Iterable[np.ndarray], description: str) -> tuple[np.ndarray, ...]:
-    """The rows of ``engine.run_batch`` of all batches, in order, with a progress bar.
+def run_batches(
+    extractor: BatchExtractor, batches: Iterable[np.ndarray], description: str
+) -> tuple[np.ndarray, ...]:
+    """Return the rows of ``extractor.run_batch`` of all batches, in order, with a progress bar.
 
     Raises ``ValueError`` if there is no batch.
     """
-    expected = len(batches) * engine.batch_size if isinstance(batches, Sized) else 0
-    stacks: list[RowStack] = []
-    for outputs in engine.spread(engine.run_batch, tqdm(batches, desc=description, unit="batch")):
-        stacks = stacks or [RowStack(expected) for _ in outputs]
-        for stack, rows in zip(stacks, outputs, strict=True):
-            stack.append(rows)
-    if not stacks:
+    expected = len(batches) * extractor.batch_size if isinstance(batches, Sized) else 0
+    found = stack_rows(extractor.spread(extractor.run_batch, tqdm(batches, desc=description, unit="batch")), expected)
+    if not found:
         raise ValueError("expected batches of images, found none")
-    return tuple(stack.rows() for stack in stacks)
+    return found
 
 
-class RowStack:
-    """Arrays [B, ...] on top of each other, without the second copy that ``np.concatenate`` needs at its end.
+def stack_rows(batches: Iterable[tuple[np.ndarray, ...]], expected: int) -> tuple[np.ndarray, ...]:
+    """Concatenate the i-th arrays [B, ...] of all batches, without the second copy that ``np.concatenate`` needs.
 
-    ``expected`` rows are allocated at once, which costs nothing until they are written; beyond them it doubles.
+    ``expected`` rows are allocated at once, which costs nothing until they are written; beyond them the room doubles.
     """
-
-    def __init__(self, expected: int):
-        self._expected, self._count = expected, 0
-        self._array: np.ndarray | None = None
-
-    def append(self, rows: np.ndarray) -> None:
-        end = self._count + len(rows)
-        if self._array is None:
-            self._array = np.empty((max(self._expected, end), *rows.shape[1:]), rows.dtype)
-        elif end > len(self._array):
-            larger = np.empty((max(2 * len(self._array), end), *rows.shape[1:]), rows.dtype)
-            larger[: self._count] = self.rows()
-            self._array = larger
-        self._array[self._count : end] = rows
-        self._count = end
-
-    def rows(self) -> np.ndarray:
-        """All rows so far, [N, ...]."""
-        return self._array[: self._count]
+    stacks: list[np.ndarray] = []
+    count = 0
+    for batch in batches:
+        end = count + len(batch[0])
+        stacks = stacks or [np.empty((max(expected, end), *rows.shape[1:]), rows.dtype) for rows in batch]
+        for stack, rows in zip(stacks, batch, strict=True):
+            if end > len(stack):
+                stack.resize((max(2 * len(stack), end), *stack.shape[1:]), refcheck=False)
+            stack[count:end] = rows
+        count = end
+    return tuple(stack[:count] for stack in stacks)

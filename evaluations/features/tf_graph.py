@@ -19,7 +19,7 @@ from guided_diffusion.errors import InputError, first_line
 
 @dataclass(frozen=True)
 class _Step:
-    """One operation: what it reads (a name, or a shape or axis as a value) and which results nobody reads later."""
+    """One operation: what it reads (a name, or a shape or axis as a value) and which results have no later reader."""
 
     node: Node
     arguments: tuple[Any, ...]
@@ -54,9 +54,9 @@ class TorchGraph:
 
     @torch.inference_mode()
     def run(self, feeds: Mapping[str, Tensor]) -> list[Tensor]:
-        """The fetches, in their order and in TensorFlow's layout (images [B, H, W, C]), on the device.
+        """Return the fetches, in their order and in TensorFlow's layout (images [B, H, W, C]), on the device.
 
-        Results are freed as soon as nobody needs them. Raises ``InputError`` naming the node that failed.
+        Results are freed after their last use. Raises ``InputError`` naming the node that failed.
         """
         values = dict(self._constants)
         values |= {self._target(name): value for name, value in feeds.items()}
@@ -78,7 +78,7 @@ class TorchGraph:
         return InputError(f"{self.source}: {reason}")
 
     def _target(self, name: str) -> str:
-        """The node of a tensor name. None of our operations has a second output."""
+        """Return the name of a tensor's node; none of these operations has a second output."""
         node, _, output = name.partition(":")
         if output not in ("", "0"):
             raise self._error(f"found {name}, expected operations of one output")
@@ -87,11 +87,11 @@ class TorchGraph:
         return node
 
     def _inputs(self, node: Node) -> list[str]:
-        """Names of the nodes whose results ``node`` reads."""
+        """Return the names of the nodes whose results ``node`` reads."""
         return [self._target(name) for name in node.inputs if not name.startswith("^")]
 
     def _order(self, fed: set[str]) -> list[Node]:
-        """The nodes that the fetches need, each after those that it needs."""
+        """Return the nodes that the fetches need, each after those that it needs."""
         needs: dict[str, list[str]] = {}
         waiting = list(self._fetches)
         while waiting:
@@ -122,7 +122,7 @@ class TorchGraph:
         return steps
 
     def _read_now(self, node: Node, arguments: list[Any]) -> None:
-        """Replace the name of a shape or an axis by its value: it is not to travel to the device and back."""
+        """Replace the name of a shape or an axis by its value, so that it need not be copied from the device."""
         position = HOST_INPUTS[node.op]
         if len(arguments) < 2:
             raise self._error(f"node {node.name} ({node.op}): found {len(arguments)} inputs, expected more")
@@ -140,4 +140,4 @@ class TorchGraph:
 
 def _copy_constant(array: np.ndarray, device: torch.device | str) -> Tensor:
     constant = torch.tensor(array).to(device)
-    return lay_out_filter(constant) if constant.ndim == 4 else constant  # what else has four dimensions?
+    return lay_out_filter(constant) if constant.ndim == 4 else constant

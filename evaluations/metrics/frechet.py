@@ -157,7 +157,7 @@ def _interval(kind: str, sets: Sets, rounds: int, seed: int) -> tuple[float, flo
     """By random halves; None where the distance is that of stored statistics, not of these images."""
     if sets.samples.images.stored:
         return None
-    figure = _figure(kind, sets, sets.samples.seen.activations)
+    figure = _figure(kind, sets, sets.samples.features)
     return split_intervals({kind: figure}, sets.samples.images.count, rounds, seed)[kind]
 
 

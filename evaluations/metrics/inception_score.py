@@ -38,7 +38,7 @@ def inception_score(probabilities_NK: np.ndarray, split_size: int = SPLIT_SIZE) 
 
 
 def _compute(sets: Sets) -> float | None:
-    probabilities = sets.samples.seen.activations.probabilities
+    probabilities = sets.samples.features.probabilities
     return inception_score(probabilities) if probabilities.shape[1] else None
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from evaluations.metrics.significance import Figure
 
 if TYPE_CHECKING:
-    from evaluations.features.base import Activations, FeatureEngine
-    from evaluations.judged import Judged
+    from evaluations.activations import FeatureSet
+    from evaluations.features.base import Activations, FeatureExtractor
 
 Found = TypeVar("Found")
 
@@ -24,9 +24,9 @@ Found = TypeVar("Found")
 class Sets:
     """The reference and the samples, the network that made their features, and the flags that metrics have."""
 
-    reference: Judged
-    samples: Judged
-    engine: FeatureEngine
+    reference: FeatureSet
+    samples: FeatureSet
+    extractor: FeatureExtractor
     exact_upstream: bool = False
     kid_subset_size: int | None = None
     seed: int = 0
@@ -35,8 +35,8 @@ class Sets:
     @property
     def pools(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Pooled features [N, D] of reference and samples; None where the reference is statistics alone."""
-        sides = self.reference.seen, self.samples.seen
-        return None if sides[0] is None else tuple(seen.activations.pool for seen in sides)
+        sides = self.reference.features, self.samples.features
+        return None if sides[0] is None else tuple(features.pool for features in sides)
 
     def once(self, function: Callable[[Sets], Found]) -> Found:
         """Return ``function(self)``, computed at the first call only, for metrics that share a computation."""
