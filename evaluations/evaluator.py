@@ -22,10 +22,9 @@ from evaluations.features.base import FeatureExtractor
 from evaluations.features.inception import INCEPTION_V3_PATH, INCEPTION_V3_URL
 from evaluations.features.inception_tensorflow import InceptionExtractor, import_tensorflow
 from evaluations.image_sets import ImageSet, open_image_set, split_paths
-from evaluations.kept_results import check_writable, write_or_keep
 from evaluations.metrics.registry import METRICS, choose_metrics
 from evaluations.parallel import BatchScatter
-from evaluations.summary import format_markdown, format_metrics, write_metrics
+from evaluations.summary import check_writable, format_markdown, format_metrics, write_metrics, write_or_keep
 from evaluations.upstream_api import (
     Evaluator,
     FIDStatistics,

@@ -24,8 +24,8 @@ import numpy as np
 from evaluations.evaluator import add_network_flags, create_extractor, reading_of
 from evaluations.features.base import FeatureExtractor
 from evaluations.image_sets import RESIZE_RULE, labels_to_write, read_files
-from evaluations.kept_results import check_writable, write_or_keep
 from evaluations.metrics.statistics import fit_gaussian
+from evaluations.summary import check_writable, write_or_keep
 from guided_diffusion.config.configs import ReadingConfig
 from guided_diffusion.config.flags import Parser
 from guided_diffusion.data.datasets import find_images

@@ -12,6 +12,7 @@ from evaluations.features.inception_tensorflow import InceptionExtractor
 from evaluations.metrics import precision_recall
 from evaluations.metrics.frechet import frechet_distance
 from evaluations.metrics.inception_score import SPLIT_SIZE, inception_score
+from evaluations.metrics.manifolds import distance_blocks
 from evaluations.metrics.statistics import Gaussian, fit_gaussian
 from evaluations.reference import read_stored_statistics
 from guided_diffusion.io.npz import open_npz_array
@@ -93,19 +94,16 @@ class ManifoldEstimator:
         realism = np.full(count, -np.inf, dtype=np.float32)
         nearest = np.zeros(count, dtype=np.int32)
         closest = np.full(count, np.inf, dtype=np.float32)
-        for begin in range(0, count, self.row_batch_size):
-            rows = slice(begin, begin + self.row_batch_size)
-            for start in range(0, len(features), self.col_batch_size):
-                columns = slice(start, start + self.col_batch_size)
-                distances = precision_recall.squared_distances(eval_features[rows], features[columns])
-                for k in range(radii.shape[1]):
-                    inside[rows, k] |= (distances <= radii[None, columns, k]).any(axis=1)
-                ratios = radii[columns, 0] / (distances + np.float32(self.eps))
-                realism[rows] = np.maximum(realism[rows], ratios.max(axis=1))
-                smallest = distances.min(axis=1)
-                closer = smallest < closest[rows]
-                nearest[rows] = np.where(closer, distances.argmin(axis=1) + start, nearest[rows])
-                closest[rows] = np.minimum(closest[rows], smallest)
+        blocks = distance_blocks(eval_features, features, self.row_batch_size, self.col_batch_size)
+        for rows, columns, distances in blocks:
+            for k in range(radii.shape[1]):
+                inside[rows, k] |= (distances <= radii[None, columns, k]).any(axis=1)
+            ratios = radii[columns, 0] / (distances + np.float32(self.eps))
+            realism[rows] = np.maximum(realism[rows], ratios.max(axis=1))
+            smallest = distances.min(axis=1)
+            closer = smallest < closest[rows]
+            nearest[rows] = np.where(closer, distances.argmin(axis=1) + columns.start, nearest[rows])
+            closest[rows] = np.minimum(closest[rows], smallest)
         return {
             "fraction": float(inside.mean()),
             "batch_predictions": inside.astype(np.int32),

@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from evaluations.metrics import half_precision
 from evaluations.metrics.exact_neighbours import inside_each_other
 from evaluations.metrics.manifolds import (
     BLOCK,
+    UPSTREAM_BLOCK,
     Distances,
     check_features,
     covered,
-    keep_nearest,
+    distance_blocks,
+    find_nearest,
     manifold_radii,
     squared_distances,
+    upstream_distances,
 )
 from evaluations.metrics.metric import Metric, Score, Sets
 from evaluations.metrics.significance import Figure, mean_figure
@@ -38,7 +40,7 @@ def precision_recall(
     block: int = BLOCK,
     distances: Distances | None = None,
 ) -> tuple[float, float]:
-    """Precision (share of samples in the reference manifold) and recall (the reverse), both in 0..1.
+    """Return precision (share of samples in the reference manifold) and recall (the reverse), both in 0..1.
 
     Raises ``ValueError`` if either set has not more than ``neighbours`` features, the widths differ, or a
     feature is not finite.
@@ -54,10 +56,9 @@ def inside_manifolds(
     block: int = BLOCK,
     distances: Distances | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which samples lie in the reference manifold, bool [M], and which reference images in the samples', bool [N].
+    """Return which samples lie in the reference manifold, bool [M], and which references in the samples', bool [N].
 
-    Their means are precision and recall; raises as ``precision_recall`` does. With ``distances`` those decide, in
-    place of float64's.
+    Their means are precision and recall; raises as ``precision_recall`` does. ``distances`` replaces those of float64.
     """
     for features_ND in (reference_ND, samples_MD):
         check_features(features_ND)
@@ -75,15 +76,18 @@ def inside_manifolds(
 def recall_figure(
     reference_MD: np.ndarray, features_ND: np.ndarray, neighbours: int = 3, block: int = BLOCK
 ) -> Callable[[np.ndarray], np.ndarray] | None:
-    """The share of reference images that lie in the manifold of those features that count.
+    """Return recall as a function of which features count, for the price of little more than one recall.
 
-    Returned is a function of counts 0 or 1, int [R, N], to float64 [R]: recall as ``precision_recall`` defines it.
-    At least ``neighbours`` + 1 must count. Distances are computed once; kept are each feature's nearest others, and
-    the pairs with a reference image that can matter. None where these are too many to keep, as of many equal features.
+    It takes counts 0 or 1, int [R, N], to float64 [R], as ``precision_recall`` defines recall. At least
+    ``neighbours`` + 1 must count. Distances are computed once; kept are each feature's nearest others, and the pairs
+    with a reference image that can matter. None where these are too many to keep, as with many equal features.
     """
     for array in (reference_MD, features_ND):
         check_features(array)
-    nearest, indices = _nearest_of_all(features_ND, min(_KEPT, len(features_ND)), block)
+    measure = lambda rows, columns: squared_distances(features_ND[rows], features_ND[columns])  # noqa: E731
+    nearest, indices = find_nearest(measure, len(features_ND), min(_KEPT, len(features_ND)), block, block)
+    order = np.argsort(nearest, axis=1, kind="stable")
+    nearest, indices = (np.take_along_axis(array, order, axis=1) for array in (nearest, indices))
     pairs = _pairs_within(reference_MD, features_ND, nearest[:, -1], block)
     if pairs is None:
         return None
@@ -108,37 +112,17 @@ def recall_figure(
     return figure
 
 
-def _nearest_of_all(features_ND: np.ndarray, kept: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Squared distances of each feature to its ``kept`` nearest, itself included, ascending, and which they are."""
-    count = len(features_ND)
-    nearest = np.full((count, kept), np.inf, dtype=np.float32)
-    indices = np.zeros((count, kept), dtype=np.int64)
-    for begin in range(0, count, block):
-        rows = slice(begin, min(begin + block, count))
-        for start in range(begin, count, block):
-            columns = slice(start, min(start + block, count))
-            found = squared_distances(features_ND[rows], features_ND[columns])
-            keep_nearest(nearest[rows], indices[rows], found, start)
-            if start > begin:
-                keep_nearest(nearest[columns], indices[columns], np.ascontiguousarray(found.T), begin)
-    order = np.argsort(nearest, axis=1, kind="stable")
-    return np.take_along_axis(nearest, order, axis=1), np.take_along_axis(indices, order, axis=1)
-
-
 def _pairs_within(
     reference_MD: np.ndarray, features_ND: np.ndarray, reach_N: np.ndarray, block: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Indices of reference images and features at most ``reach_N`` apart, and their squared distances."""
+    """Return indices of reference images and features at most ``reach_N`` apart, and their squared distances."""
     found, total = [], 0
-    for begin in range(0, len(reference_MD), block):
-        for start in range(0, len(features_ND), block):
-            columns = slice(start, start + block)
-            distances = squared_distances(reference_MD[begin : begin + block], features_ND[columns])
-            i, j = np.nonzero(distances <= reach_N[columns])
-            total += len(i)
-            if total > _MOST:
-                return None
-            found.append((i + begin, j + start, distances[i, j]))
+    for rows, columns, distances in distance_blocks(reference_MD, features_ND, block, block):
+        i, j = np.nonzero(distances <= reach_N[columns])
+        total += len(i)
+        if total > _MOST:
+            return None
+        found.append((i + rows.start, j + columns.start, distances[i, j]))
     i, j, distances = (np.concatenate(part) for part in zip(*found, strict=True))
     return i, j, distances
 
@@ -148,7 +132,7 @@ def _inside(sets: Sets) -> tuple[np.ndarray, np.ndarray] | None:
         return None
     if not sets.exact_upstream:
         return inside_manifolds(*sets.pools)
-    return inside_manifolds(*sets.pools, block=half_precision.BLOCK, distances=half_precision.upstream_distances)
+    return inside_manifolds(*sets.pools, block=UPSTREAM_BLOCK, distances=upstream_distances)
 
 
 def _precision(sets: Sets) -> Score | None:

@@ -241,5 +241,6 @@ def test_a_reference_made_for_a_judge_is_pointed_out_without_it(place, monkeypat
         monkeypatch.setattr(sys, "argv", ["evaluator.py", "judged.npz", "s.npz", *flags])
         with caplog.at_level("INFO"):
             evaluator.main()
-        told = [line for line in caplog.messages if "was made with --features runs/judge, here Inception is used" in line]
+        line = "was made with --features runs/judge, here Inception is used"
+        told = [message for message in caplog.messages if line in message]
         assert len(told) == wanted

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from evaluations import convert, evaluator, make_reference
-from evaluations.kept_results import write_or_keep
+from evaluations.summary import write_or_keep
 from guided_diffusion.errors import InputError
 from tests.support.evaluations import SAMPLES, StoredFeatures, write_classifier, write_folder
 
