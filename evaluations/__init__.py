@@ -9,5 +9,4 @@ OldNames({
     "evaluations.inception": "evaluations.features.inception_tensorflow",
     "evaluations.torch_inception": "evaluations.features.inception_torch",
     "evaluations.metrics.npz": "evaluations.reference",
-    "evaluations.metrics.resampling": "evaluations.metrics.significance",
 }).install()  # fmt: skip

@@ -15,7 +15,7 @@ from evaluations.image_sets import RESIZE_RULE, ImageSet, open_image_set
 from evaluations.metrics.metric import Metric, Score, Sets
 from evaluations.metrics.precision_recall import NEIGHBOURS
 from evaluations.metrics.registry import METRICS, choose_metrics
-from evaluations.metrics.significance import Figure, bootstrap_intervals, mean_figure, paired_differences
+from evaluations.metrics.significance import bootstrap_interval, mean_figure, paired_difference
 from evaluations.per_class import by_class, check_classes
 from evaluations.sanity_checks import warn_of_sets
 from evaluations.summary import Metrics
@@ -148,21 +148,19 @@ def _intervals(
     """Return 95 % intervals by metric: by its own method if it has one, else by the bootstrap."""
     log.info("resampling %d times for intervals", rounds)
     found: dict[str, tuple[float, float] | None] = {}
-    resampled: dict[int, dict[str, Figure]] = {}  # by number of images
     for metric in metrics:
-        score = scores[metric.name]
+        score, figure, count = scores[metric.name], None, sets.samples.images.count
         if score.value is None:
             continue
         if metric.interval:
             found[metric.name] = metric.interval(sets, rounds, sets.seed)
         elif score.per_image is not None:
-            figures = resampled.setdefault(len(score.per_image), {})
-            figures[metric.name] = mean_figure(score.per_image)
-        elif metric.figure and (figure := metric.figure(sets, sets.samples.features)):
-            resampled.setdefault(sets.samples.images.count, {})[metric.name] = figure
-    for count, figures in resampled.items():
-        found |= bootstrap_intervals(figures, count, rounds, sets.seed)
-    return {metric.name: found[metric.name] for metric in metrics if found.get(metric.name)}
+            figure, count = mean_figure(score.per_image), len(score.per_image)
+        elif metric.figure:
+            figure = metric.figure(sets, sets.samples.features)
+        if figure:
+            found[metric.name] = bootstrap_interval(figure, count, rounds, sets.seed)
+    return {name: interval for name, interval in found.items() if interval}
 
 
 def _paired_tests(
@@ -174,12 +172,11 @@ def _paired_tests(
     stacked = Activations(
         *(np.concatenate([getattr(one, name) for one in both]) for name in ("pool", "spatial", "probabilities"))
     )
-    figures = {
-        metric.name: figure
+    return {
+        metric.name: paired_difference(figure, sets.samples.images.count, rounds, sets.seed)
         for metric in metrics
         if metric.figure and scores[metric.name].value is not None and (figure := metric.figure(sets, stacked))
     }
-    return paired_differences(figures, sets.samples.images.count, rounds, sets.seed)
 
 
 def _open_sets(sets: list[ImageSet], extractor: FeatureExtractor, num_samples: int | None, seed: int) -> list[ImageSet]:

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import linalg
 
 from evaluations.metrics.metric import Metric, Sets
-from evaluations.metrics.significance import Figure, row_by_row, split_intervals
+from evaluations.metrics.significance import Figure, row_by_row, split_interval
 from evaluations.metrics.statistics import Gaussian
 from guided_diffusion.errors import InputError
 
@@ -158,7 +158,7 @@ def _interval(kind: str, sets: Sets, rounds: int, seed: int) -> tuple[float, flo
     if sets.samples.images.stored:
         return None
     figure = _figure(kind, sets, sets.samples.features)
-    return split_intervals({kind: figure}, sets.samples.images.count, rounds, seed)[kind]
+    return split_interval(figure, sets.samples.images.count, rounds, seed)
 
 
 FID, SFID = (

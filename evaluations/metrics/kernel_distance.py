@@ -124,7 +124,7 @@ def _across(features_ND: np.ndarray, reference_MD: np.ndarray) -> np.ndarray:
 
 
 def _unbiased_mean(counts_RN: np.ndarray, features_ND: np.ndarray) -> np.ndarray:
-    """Return the mean kernel of all pairs of different draws, float64 [R]; an image drawn twice makes a pair with its copy."""
+    """Return the mean kernel of all pairs of different draws, float64 [R]; an image drawn twice pairs with its copy."""
     found = np.zeros(len(counts_RN))
     for rows in _blocks(features_ND):
         for columns in _blocks(features_ND):
