@@ -1,4 +1,4 @@
-"""From images and a feature extractor to metrics of samples against a reference, perhaps with a paired set."""
+"""Metrics of samples against a reference, from images and a feature extractor, perhaps with a paired set."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from evaluations.metrics.statistics import Gaussian
 from evaluations.reference import open_images, read_settings, read_stored_statistics
 from guided_diffusion.data.datasets import center_crop_arr
 from guided_diffusion.data.image_files import EXPECTED, ImageFiles, is_image_archive, list_images
-from guided_diffusion.data.image_labels import Labels, read_labels, read_sample_labels
+from guided_diffusion.data.image_labels import read_labels, read_sample_labels
 from guided_diffusion.data.image_oddities import Oddities
 from guided_diffusion.errors import InputError
 from guided_diffusion.io import files
@@ -193,21 +193,6 @@ def split_paths(text: str) -> list[str]:
         return [text]
     named = [part for part in text.split(",") if part] or [text]
     return [path for part in named for path in (_matches(part) or [part])]
-
-
-def labels_to_write(files: ImageFiles, rule: str) -> Labels | None:
-    """Return labels as training reads them, and log them; None, with a warning, where auto finds none."""
-    try:
-        found = read_labels(files, rule)
-    except InputError as error:
-        if rule != "auto":
-            raise
-        log.warning("warning: no labels are written: %s", error)
-        return None
-    log.info("%s: %s", files.place, found.describe())
-    for line in found.warnings:
-        log.warning("warning: %s", line)
-    return found
 
 
 def _matches(part: str) -> list[str]:

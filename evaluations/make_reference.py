@@ -2,8 +2,8 @@
 
     python evaluations/make_reference.py FOLDER OUT.npz --image_size 256 [--num_images 10000]
 
-The statistics are those of all images; the images kept for precision and recall are ``--num_images`` of them,
-drawn with ``--seed``. The file holds what the published ones hold: ``arr_0`` images, ``arr_1`` labels, ``mu``,
+The statistics are those of all images; ``--num_images`` of them, drawn with ``--seed``, are kept for precision and
+recall. The file holds the arrays of the published ones: ``arr_0`` images, ``arr_1`` labels, ``mu``,
 ``sigma``, ``mu_s``, ``sigma_s``; and ``settings``, a JSON text. With ``--features`` there are no statistics,
 which would be taken for Inception's.
 """
@@ -23,8 +23,9 @@ import numpy as np
 
 from evaluations.evaluator import add_network_flags, create_extractor, reading_of
 from evaluations.features.base import FeatureExtractor
-from evaluations.image_sets import RESIZE_RULE, labels_to_write, read_files
+from evaluations.image_sets import RESIZE_RULE, read_files
 from evaluations.metrics.statistics import fit_gaussian
+from evaluations.reference import labels_to_write
 from evaluations.summary import check_writable, write_or_keep
 from guided_diffusion.config.configs import ReadingConfig
 from guided_diffusion.config.flags import Parser

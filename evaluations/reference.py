@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,13 +12,17 @@ from typing import Any
 import numpy as np
 
 from evaluations.metrics.statistics import Gaussian
-from guided_diffusion.errors import InputValueError
+from guided_diffusion.data import image_labels
+from guided_diffusion.data.image_files import ImageFiles
+from guided_diffusion.errors import InputError, InputValueError
 from guided_diffusion.io.npz import ArrayReader, list_arrays, open_npz_array, read_array
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
 def open_images(path: str | os.PathLike) -> Iterator[ArrayReader]:
-    """The images ``arr_0`` of a samples or reference file: uint8 [N, H, W, C], C 1 or 3, values 0..255.
+    """Open the images ``arr_0`` of a samples or reference file: uint8 [N, H, W, C], C 1 or 3, values 0..255.
 
     Raises ``InputValueError`` as ``open_npz_array`` does and for any other shape or dtype.
     """
@@ -32,7 +37,7 @@ def open_images(path: str | os.PathLike) -> Iterator[ArrayReader]:
 
 
 def read_labels(path: str | os.PathLike, count: int) -> np.ndarray | None:
-    """Class labels ``arr_1`` of ``count`` images, int64 [N], or None where the file has none.
+    """Return class labels ``arr_1`` of ``count`` images, int64 [N], or None where the file has none.
 
     Raises ``InputValueError`` if they are not ``count`` integers.
     """
@@ -44,6 +49,21 @@ def read_labels(path: str | os.PathLike, count: int) -> np.ndarray | None:
             f"{path}: expected {count} integer labels in arr_1, found {labels.dtype} {list(labels.shape)}"
         )
     return labels.astype(np.int64)
+
+
+def labels_to_write(files: ImageFiles, rule: str) -> image_labels.Labels | None:
+    """Return labels as training reads them, and log them; None, with a warning, where auto finds none."""
+    try:
+        found = image_labels.read_labels(files, rule)
+    except InputError as error:
+        if rule != "auto":
+            raise
+        log.warning("warning: no labels are written: %s", error)
+        return None
+    log.info("%s: %s", files.place, found.describe())
+    for line in found.warnings:
+        log.warning("warning: %s", line)
+    return found
 
 
 def read_stored_statistics(path: str | os.PathLike) -> tuple[Gaussian, Gaussian | None] | None:
@@ -74,7 +94,7 @@ def _read_gaussian(path: str | os.PathLike, present: list[str], suffix: str) -> 
 def read_settings(path: str | os.PathLike) -> dict[str, Any]:
     """Return what ``make_reference`` noted in a file's ``settings``, a JSON text; empty where there is no such text."""
     if "settings" in list_arrays(path):
-        with suppress(ValueError, RecursionError):  # somebody else's, of whatever kind
+        with suppress(ValueError, RecursionError):  # other programs may store anything there
             text = read_array(path, "settings")
             found = json.loads(str(text)) if text.shape == () and text.dtype.kind == "U" else None
             return found if isinstance(found, dict) else {}

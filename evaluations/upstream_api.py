@@ -21,7 +21,7 @@ __all__ = ["Evaluator", "FIDStatistics", "InvalidFIDException", "ManifoldEstimat
 
 
 class InvalidFIDException(ValueError):
-    """Statistics between which there is no Fréchet distance."""
+    """Raised for statistics without a Fréchet distance."""
 
 
 class FIDStatistics:
@@ -32,10 +32,10 @@ class FIDStatistics:
         self.sigma = sigma
 
     def frechet_distance(self, other: FIDStatistics, eps: float = 1e-6) -> float:
-        """See ``evaluations.metrics.frechet``.
+        """Return the distance of ``evaluations.metrics.frechet``.
 
-        ``eps`` is accepted and has no use: upstream adds it to covariances whose matrix root fails, and here
-        none is taken. Raises ``InvalidFIDException`` (a ``ValueError``) for unfit statistics.
+        ``eps`` is accepted and unused: upstream adds it to covariances whose matrix root fails, and here no such
+        root is taken. Raises ``InvalidFIDException`` (a ``ValueError``) for unfit statistics.
         """
         try:
             return frechet_distance(Gaussian(self.mu, self.sigma), Gaussian(other.mu, other.sigma))
@@ -44,7 +44,7 @@ class FIDStatistics:
 
 
 class ManifoldEstimator:
-    """Manifolds as unions of balls; ``evaluations.metrics.precision_recall`` with upstream's interface.
+    """Manifolds as unions of balls: ``evaluations.metrics.precision_recall`` with upstream's interface.
 
     ``session`` is accepted and not used: distances are NumPy's, in float64, where upstream's are half
     precision whenever that does not overflow. ``row_batch_size`` and ``col_batch_size`` bound the memory and

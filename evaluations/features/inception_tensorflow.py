@@ -31,7 +31,7 @@ from guided_diffusion.io.files import decoding
 
 @cache
 def import_tensorflow() -> ModuleType:
-    """``tensorflow.compat.v1`` with its start-up messages turned off; ``InputError`` if not installed."""
+    """Return ``tensorflow.compat.v1`` with its start-up messages turned off; ``InputError`` if not installed."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
@@ -65,7 +65,7 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def make_session(graph: Any = None) -> Any:
-    """A TensorFlow 1 session on a graph of its own that takes GPU memory only as needed."""
+    """Return a TensorFlow 1 session on a graph of its own that takes GPU memory only as needed."""
     tf = import_tensorflow()
     config = tf.ConfigProto(allow_soft_placement=True)  # the graph holds operations that only a CPU has
     config.gpu_options.allow_growth = True

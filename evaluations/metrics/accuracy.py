@@ -1,4 +1,4 @@
-"""How often a feature network that is a classifier agrees with labels: of the samples, and of the reference."""
+"""Accuracy of a classifier as the feature extractor, on the labels of the samples and of the reference."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ POOR = 0.8  # accuracy on the reference below which there is a warning
 def known_labels(found: Any, extractor: Any) -> tuple[np.ndarray | None, list[str]]:
     """Return a set's labels [N] as classes of the network, and warnings; None where set or network have no labels.
 
-    Labels are numbers of the network's classes. Where both sides know the classes by name, the names decide. Labels
-    that are none of its classes, as of samples guided by a classifier of others, cost the accuracy and get a warning.
+    Labels are numbers of the network's classes. Where both set and network name the classes, the names decide. Labels
+    outside its classes, as of samples guided by another classifier, give a warning in place of the accuracy.
     """
     classes = found.features.probabilities.shape[1] if found.features else 0
     labels = found.labels
@@ -37,12 +37,12 @@ def known_labels(found: Any, extractor: Any) -> tuple[np.ndarray | None, list[st
 
 
 def _names(value: object) -> list[str] | None:
-    """Class names out of a JSON file, None where they are none."""
+    """Return class names from a JSON file, None where they are not names."""
     return value if isinstance(value, list) and all(isinstance(name, str) for name in value) else None
 
 
 def _compute(sets: Sets) -> Score:
-    """The share of samples whose most probable class is their label; that of the reference beside it."""
+    """Return the share of samples whose most probable class is their label, and that of the reference with it."""
     (own, warnings), (labels, more) = (known_labels(one, sets.extractor) for one in (sets.reference, sets.samples))
     warnings += more
     adds: dict[str, Any] = {}

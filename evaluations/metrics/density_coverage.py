@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from evaluations.metrics.manifolds import BLOCK, distance_blocks, manifold_radii
@@ -33,15 +35,11 @@ def _per_image(sets: Sets) -> tuple[np.ndarray, np.ndarray] | None:
     return None if sets.pools is None else density_coverage(*sets.pools)
 
 
-def _density(sets: Sets) -> Score | None:
+def _mean(place: int, sets: Sets) -> Score | None:
+    """Return density (place 0) or coverage (1)."""
     found = sets.once(_per_image)
-    return found and Score.mean(found[0])
+    return found and Score.mean(found[place])
 
 
-def _coverage(sets: Sets) -> Score | None:
-    found = sets.once(_per_image)
-    return found and Score.mean(found[1])
-
-
-DENSITY = Metric("density", "Density", _density, "density", extra=True, least_reference=NEIGHBOURS + 1)
-COVERAGE = Metric("coverage", "Coverage", _coverage, "coverage", extra=True, least_reference=NEIGHBOURS + 1)
+DENSITY = Metric("density", "Density", partial(_mean, 0), "density", extra=True, least_reference=NEIGHBOURS + 1)
+COVERAGE = Metric("coverage", "Coverage", partial(_mean, 1), "coverage", extra=True, least_reference=NEIGHBOURS + 1)

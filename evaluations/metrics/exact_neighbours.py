@@ -21,8 +21,7 @@ _PAIRS = 512  # pairs settled at once
 
 @dataclass(frozen=True)
 class _Single:
-    """Features [N, D], and squared norms [N]: in float32 after a shift to a common ``centre`` [D], and in float64
-    as they are."""
+    """Features [N, D] and squared norms [N]: float32 after a shift to a common ``centre`` [D], float64 unshifted."""
 
     features: np.ndarray
     centre: np.ndarray

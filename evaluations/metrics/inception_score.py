@@ -14,7 +14,7 @@ SPLIT_SIZE = 5000
 
 
 def inception_score(probabilities_NK: np.ndarray, split_size: int = SPLIT_SIZE) -> float:
-    """Mean over splits of exp(mean_n KL(p_n || mean of the split)); between 1 and K.
+    """Return the mean over splits of exp(mean_n KL(p_n || mean of the split)); between 1 and K.
 
     ``probabilities_NK`` are rows that sum to one, taken in file order in splits of ``split_size`` (the last
     one may be shorter and counts as much as the others). Computed in float64.

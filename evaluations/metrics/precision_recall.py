@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -135,14 +136,10 @@ def _inside(sets: Sets) -> tuple[np.ndarray, np.ndarray] | None:
     return inside_manifolds(*sets.pools, block=UPSTREAM_BLOCK, distances=upstream_distances)
 
 
-def _precision(sets: Sets) -> Score | None:
+def _share(place: int, sets: Sets) -> Score | None:
+    """Return the share inside of the samples (place 0) or of the reference (1)."""
     inside = sets.once(_inside)
-    return inside and Score.mean(inside[0])
-
-
-def _recall(sets: Sets) -> Score | None:
-    inside = sets.once(_inside)
-    return inside and Score.mean(inside[1])
+    return inside and Score.mean(inside[place])
 
 
 def _precision_figure(sets: Sets, activations: Any) -> Figure:
@@ -159,6 +156,6 @@ def _recall_figure(sets: Sets, activations: Any) -> Figure | None:
 
 
 PRECISION = Metric(
-    "precision", "Precision", _precision, "precision", upstream=True, per_class=True, figure=_precision_figure
+    "precision", "Precision", partial(_share, 0), "precision", upstream=True, per_class=True, figure=_precision_figure
 )
-RECALL = Metric("recall", "Recall", _recall, "recall", upstream=True, per_class=True, figure=_recall_figure)
+RECALL = Metric("recall", "Recall", partial(_share, 1), "recall", upstream=True, per_class=True, figure=_recall_figure)

@@ -26,8 +26,8 @@ _DEFLATE_RATIO = 1100  # no deflated stream grows by more than 1032
 class ArrayReader:
     """Rows of one array in file order. ``shape`` and ``dtype`` are known before any data is read.
 
-    ``file`` is positioned at the array's data. C-ordered arrays are streamed from it, in other words nothing but a
-    batch is held in memory. Fortran-ordered ones, whose rows are not contiguous in the file, are loaded whole.
+    ``file`` is positioned at the array's data. C-ordered arrays are streamed from it: nothing but a batch is
+    held in memory. Fortran-ordered ones, whose rows are not contiguous in the file, are loaded whole.
     """
 
     def __init__(self, label: str, file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype, fortran_order: bool):
