@@ -8,5 +8,6 @@ OldNames({
     "evaluations.function_features": "evaluations.features.function",
     "evaluations.inception": "evaluations.features.inception_tensorflow",
     "evaluations.torch_inception": "evaluations.features.inception_torch",
+    "evaluations.metrics.resampling": "evaluations.metrics.significance",
     "evaluations.metrics.npz": "evaluations.reference",
 }).install()  # fmt: skip
