@@ -16,7 +16,7 @@ from evaluations.features.base import Activations, FeatureExtractor
 from evaluations.image_sets import ImageSet
 from evaluations.metrics.statistics import Gaussian, fit_gaussian
 from guided_diffusion.errors import DamagedError, InputError, InputValueError
-from guided_diffusion.io.files import remove_leftovers, write_atomically
+from guided_diffusion.io.atomic import remove_leftovers, write_atomically
 from guided_diffusion.io.npz import read_array
 
 Statistics = tuple[Gaussian, Gaussian | None]  # of pooled and spatial features, the latter None where there are none

@@ -20,8 +20,8 @@ from evaluations.per_class import by_class, check_classes
 from evaluations.sanity_checks import warn_of_sets
 from evaluations.summary import Metrics
 from guided_diffusion.errors import InputError, counted
-from guided_diffusion.io.files import hash_file
 from guided_diffusion.io.images import Reading
+from guided_diffusion.io.reading import hash_file
 
 __all__ = ["Metrics", "evaluate"]
 

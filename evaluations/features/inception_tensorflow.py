@@ -26,7 +26,7 @@ from evaluations.features.inception import (
     describe_resize,
 )
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import decoding
+from guided_diffusion.io.reading import decoding
 
 
 @cache
