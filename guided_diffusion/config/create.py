@@ -81,12 +81,15 @@ def _with_diffusion(name: str, config: type, flags: str) -> Callable[..., tuple[
     defaults = {field.name: field.default for field in ours} | {"num_classes": None}  # NUM_CLASSES, read at each call
     parameters += [inspect.Parameter(name, kind, default=default) for name, default in defaults.items()]
     signature = inspect.Signature(parameters)
+    own = inspect.signature(globals()[name]).parameters
 
     def build(*args, **kwargs) -> tuple[nn.Module, SpacedDiffusion]:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         create = globals()[name]  # read at each call: users assign to script_util.create_model
-        names = bound.arguments.keys() & inspect.signature(create).parameters
+        takes = inspect.signature(create).parameters
+        takes = own if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()) else takes
+        names = bound.arguments.keys() & takes
         diffusion = from_values(DiffusionConfig, bound.arguments)
         return create(**{flag: bound.arguments[flag] for flag in names}), build_diffusion(diffusion)
 
