@@ -26,7 +26,7 @@ from tests.support.helpers import ROOT
 def peer():
     """The genuine upstream, where it can be had."""
     parity = pytest.importorskip("benchmarks.upstream", reason="benchmarks.upstream is not importable")
-    return parity.require_peer()
+    return parity.require_upstream()
 
 
 def noise(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
