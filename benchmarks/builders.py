@@ -94,11 +94,14 @@ def build_network(config: Config, diffusion: DiffusionConfig = DIFFUSION) -> nn.
 
 def build_upstream_network(config: Config, upstream: SimpleNamespace, weights: dict, half: bool) -> nn.Module:
     """Upstream's network of a config with the weights of ours, in upstream's half precision if `half`."""
-    flag = "classifier_use_fp16" if isinstance(config, ClassifierConfig) else "use_fp16"
     # The constructors have the same arguments; upstream's functions around them know fewer sizes.
     classes = {name: getattr(upstream.unet, name) for name in ("UNetModel", "EncoderUNetModel")}
+    options = dataclasses.asdict(config)
     with mock.patch.multiple(builders, **classes):
-        network = build_network(dataclasses.replace(config, **{flag: half}))
+        if isinstance(config, ClassifierConfig):
+            network = builders.create_classifier(**options | {"classifier_use_fp16": half})
+        else:
+            network = builders.create_model(**options | {"use_fp16": half, "learn_sigma": DIFFUSION.learn_sigma})
     network.load_state_dict(weights)
     if half:
         network.convert_to_fp16()
