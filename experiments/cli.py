@@ -35,7 +35,7 @@ from experiments.plan import check_files, plan, without_missing
 from experiments.published import PUBLISHED
 from experiments.report import write_report
 from experiments.runner import Runner
-from experiments.smoke import SAMPLES, rehearsal
+from experiments.smoke import SAMPLES, smoke
 from experiments.spec import RECIPES, ROOT, Row, short
 from experiments.spec_files import load
 from experiments.steps import claim, read_purpose
@@ -154,7 +154,7 @@ def _commands(args: argparse.Namespace) -> tuple[Commands, list[Row]]:
     book = load(args.recipes)
     rows = list({row.name: row for name in args.names for row in book.rows(name)}.values())
     if args.rehearse:
-        book = rehearsal(book)
+        book = smoke(book)
     small = book.writes_data
     by_hand = [file.name for file in PUBLISHED.values() if file.url is None]
     options = Options(
@@ -195,7 +195,7 @@ def _run(args: argparse.Namespace) -> None:
         made = runner.run(steps, at_once)
         print(f"{counted(len(steps), 'steps')}: {made} run, {len(steps) - made} were done", flush=True)
     finally:  # what there is, whatever failed
-        print("\n".join(f"report: {path}" for path in write_report(book, ROOT / out, args.rehearse)))
+        print("\n".join(f"report: {path}" for path in write_report(book, ROOT / out)))
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -206,8 +206,8 @@ def _report(args: argparse.Namespace) -> None:
         raise InputError(f"{args.out / 'book.json'}: found no recipes and rehearsal, expected what `ed-dpm run` writes")
     book = load(ROOT / found["recipes"])
     if found["rehearsal"]:
-        book = rehearsal(book)
-    print_result(map(str, write_report(book, args.out.absolute(), found["rehearsal"])))
+        book = smoke(book)
+    print_result(map(str, write_report(book, args.out.absolute())))
 
 
 def _rerun(args: argparse.Namespace) -> None:

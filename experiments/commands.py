@@ -1,13 +1,15 @@
-"""From a recipe to what is typed: the commands that train, sample and evaluate, and the disk they need."""
+"""The steps of recipes: the commands that download, train, sample and evaluate, their files, and the disk they need."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from experiments.published import INCEPTION, PUBLISHED
-from experiments.spec import HELDOUT, REAL, ROOT, Book, Derivation, Flags, Network, Row, Run
+from experiments.spec import HELDOUT, PARTS, REAL, ROOT, Book, Derivation, Flags, Network, Row, Run
+from experiments.steps import Step
 from guided_diffusion.errors import InputError
 
 _BYTES = 4  # a parameter, float32
@@ -22,7 +24,7 @@ class Options:
     :param models: folder of published files; images: folder with the folders train and val.
     :param given: published files that are elsewhere, by name.
     :param num_samples, seeds: instead of the recipes'. batch_size: images a process samples at once.
-    :param trace: leave a trace beside the samples of every guided run; bootstrap: rounds behind 95 % intervals.
+    :param trace: write a trace beside the samples of every guided run; bootstrap: rounds behind 95 % intervals.
     """
 
     out: Path = Path("runs/paper")
@@ -39,7 +41,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Commands:
-    """The commands of one book, as lists of arguments, and the files they leave."""
+    """The steps of one book, and the files they write."""
 
     book: Book
     options: Options
@@ -80,7 +82,7 @@ class Commands:
         return self.options.num_samples or run.num_samples
 
     def checkpoint(self, network: Network) -> Path:
-        """Where a network's weights are: a published file, one of the repository, or what `train` leaves."""
+        """Where a network's weights are: a published file, one of the repository, or what `train` writes."""
         if network.derived:
             return self.out / "networks" / network.checkpoint / f"{network.checkpoint}.pt"
         if network.training is None:
@@ -92,9 +94,20 @@ class Commands:
             name = f"model{flags['iterations'] - 1:06d}.pt"
         return self.out / "networks" / network.checkpoint / name
 
-    def train(self, network: Network) -> list[str]:
-        """Training of a network with a [training] table. InputError if its batch cannot be shared out."""
-        training = network.training
+    def download(self, name: str) -> Step:
+        """Fetch a published file."""
+        models = self.options.models
+        command = ("python", "-m", "experiments", "download", name, "--out", str(models))
+        return Step(f"download-{name}", command, (), (models / name,))
+
+    def write_data(self) -> Step:
+        """Run the program that writes the data."""
+        parts = tuple(self.data / f"{part}.npz" for part in PARTS)
+        return Step("data", ("python", *self.book.data.split(), str(self.data)), (), parts)
+
+    def train(self, network: Network) -> Step:
+        """Train a network with a [training] table. InputError if its batch cannot be shared out."""
+        training, output = network.training, self.checkpoint(network)
         share, left_over = divmod(training.batch_size, self.options.processes)
         if left_over or not share:
             raise InputError(
@@ -104,66 +117,72 @@ class Commands:
         images = {"data_dir": str(self.images(training.part))}
         if training.script == "classifier_train" and training.part == "train":
             images["val_data_dir"] = str(self.images("val"))
-        log_dir = {"log_dir": str(self.checkpoint(network).parent)}
-        return self._launch(training.script, images | {"batch_size": share} | network.flags | training.flags | log_dir)
+        flags = images | {"batch_size": share} | network.flags | training.flags | {"log_dir": str(output.parent)}
+        # Images in folders have no hash; the npz file of written data stands for the folder beside it.
+        inputs = (self.data / f"{training.part}.npz",) if self.book.writes_data else ()
+        command = self._launch(training.script, flags)
+        return Step(f"train-{network.checkpoint}", command, inputs, (output,), precious=True)
 
-    def derive(self, network: Network) -> list[str]:
-        """Making a network with a [derived] table of another one."""
-        return self._derive(network.derived, self.checkpoint(network))
+    def derive(self, network: Network) -> Step:
+        """Make a network with a [derived] table of another one."""
+        return self._derive(f"derive-{network.name}", network.derived, self.checkpoint(network))
 
-    def derive_part(self, part: str) -> list[str]:
-        """Making a further part of the data: its npz file and the folder of its images beside that."""
-        return self._derive(self.book.parts[part], self.data / f"{part}.npz")
+    def derive_part(self, part: str) -> Step:
+        """Make a further part of the data: its npz file and the folder of its images beside that."""
+        return self._derive(f"part-{part}", self.book.parts[part], self.data / f"{part}.npz")
 
-    def _derive(self, derived: Derivation, new: Path) -> list[str]:
-        files = self.checkpoint(self.book.networks[derived.network]), self.data / f"{derived.part}.npz", new
-        return ["python", *derived.program.split(), *map(str, files)]
+    def _derive(self, name: str, derived: Derivation, new: Path) -> Step:
+        inputs = self.checkpoint(self.book.networks[derived.network]), self.data / f"{derived.part}.npz"
+        return Step(name, ("python", *derived.program.split(), *map(str, (*inputs, new))), inputs, (new,))
 
-    def sample(self, run: Run, seed: int) -> list[str]:
-        """classifier_sample, or image_sample for a run without a classifier."""
-        flags = {"model_path": str(self.checkpoint(self.book.networks[run.model]))}
-        if run.classifier:
-            flags["classifier_path"] = str(self.checkpoint(self.book.networks[run.classifier]))
+    def sample(self, run: Run, seed: int) -> Step:
+        """Run classifier_sample, or image_sample for a run without a classifier."""
+        networks = [self.checkpoint(network) for network in self.book.run_networks(run)]
+        flags = dict(zip(("model_path", "classifier_path"), map(str, networks), strict=False))
         flags |= self.book.network_flags(run) | run.flags | {"num_samples": self.count(run)}
         if self.options.batch_size:
             flags["batch_size"] = self.options.batch_size
         if seed:
             flags["seed"] = seed
-        flags["log_dir"] = str(self.samples(run, seed).parent)
+        outputs = [self.samples(run, seed)]
+        flags["log_dir"] = str(outputs[0].parent)
         if run.classifier and self.options.trace:
-            flags["trace"] = str(self.trace(run, seed))
-        return self._launch("classifier_sample" if run.classifier else "image_sample", flags)
+            outputs.append(self.trace(run, seed))
+            flags["trace"] = str(outputs[1])
+        command = self._launch("classifier_sample" if run.classifier else "image_sample", flags)
+        name = f"sample-{run.name}-seed{seed}-{self.count(run)}"
+        return Step(name, command, tuple(networks), tuple(outputs), precious=True)
 
     def samples(self, run: Run, seed: int) -> Path:
-        """The file that sampling leaves."""
+        """The file that sampling writes."""
         height, width, channels = self.book.image_shape(run)
         return self._folder(run, seed) / f"samples_{self.count(run)}x{height}x{width}x{channels}.npz"
 
     def trace(self, run: Run, seed: int) -> Path:
-        """The trace that a guided run leaves where one is wanted."""
+        """The trace that a guided run writes where one is wanted."""
         return self._folder(run, seed) / "trace.npz"
 
     def _folder(self, run: Run, seed: int) -> Path:
         return self.out / "samples" / f"{run.name}-seed{seed}"
 
     def metrics(self, run: Run, seed: int) -> Path:
-        """The file that evaluating a run leaves."""
+        """The file that evaluating a run writes."""
         return self.out / "metrics" / f"{run.name}-seed{seed}-{self.count(run)}.json"
 
-    def evaluate(self, run: Run, seed: int) -> list[str]:
-        """The evaluator on a run's samples. One process."""
+    def evaluate(self, run: Run, seed: int) -> Step:
+        """Run the evaluator on a run's samples, in one process."""
         return self._evaluate(run.reference, self.samples(run, seed), self.metrics(run, seed))
 
     def batch_metrics(self, row: Row) -> Path:
-        """The file that evaluating a published batch leaves."""
+        """The file that evaluating a published batch writes."""
         return self.out / "metrics" / f"batch-{Path(row.batch).stem}.json"
 
     def batch_reference(self, row: Row) -> str:
         """What a published batch is compared with."""
         return self.book.runs[row.run].reference if row.run else row.reference
 
-    def evaluate_batch(self, row: Row) -> list[str]:
-        """The evaluator on the samples that somebody else publishes for this row."""
+    def evaluate_batch(self, row: Row) -> Step:
+        """Run the evaluator on the samples that somebody else publishes for this row."""
         return self._evaluate(self.batch_reference(row), self.batch(row), self.batch_metrics(row))
 
     def judge(self) -> Path:
@@ -172,18 +191,19 @@ class Commands:
             return self.checkpoint(self.book.networks[self.book.features])
         return self.published(INCEPTION)
 
-    def _launch(self, script: str, flags: Flags) -> list[str]:
+    def _launch(self, script: str, flags: Flags) -> tuple[str, ...]:
         several = ["mpiexec", "-n", str(self.options.processes)] if self.options.processes > 1 else []
-        command = [*several, "python", f"scripts/{script}.py"]
-        return command + [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+        words = (part for name, value in flags.items() for part in (f"--{name}", str(value)))
+        return (*several, "python", f"scripts/{script}.py", *words)
 
-    def _evaluate(self, reference: str, samples: Path, metrics: Path) -> list[str]:
-        judge = "--features" if self.book.features else "--inception"
-        command = ["python", "evaluations/evaluator.py", self.reference(reference), samples]
-        cache = self.out / "cache"  # of the reference's activations, which every run is compared with
-        command += [judge, self.judge(), "--cache", cache, "--json", metrics]
+    def _evaluate(self, reference: str, samples: Path, metrics: Path) -> Step:
+        inputs = self.reference(reference), samples, self.judge()
+        command = ["python", "evaluations/evaluator.py", *inputs[:2]]
+        command += ["--features" if self.book.features else "--inception", inputs[2]]
+        # The cache is of the reference's activations, which every run is compared with.
+        command += ["--cache", self.out / "cache", "--json", metrics]
         command += ["--bootstrap", self.options.bootstrap] * bool(self.options.bootstrap)
-        return [str(part) for part in command]
+        return Step(f"evaluate-{metrics.stem}", tuple(map(str, command)), inputs, (metrics,))
 
 
 def checkpoint_bytes(network: Network) -> tuple[int, bool]:
@@ -195,7 +215,7 @@ def checkpoint_bytes(network: Network) -> tuple[int, bool]:
 
 
 def training_bytes(network: Network) -> int:
-    """What training leaves: at every save the weights and AdamW's two moments."""
+    """What training writes: at every save the weights and AdamW's two moments."""
     flags = network.training.flags
     saves = -(-(flags.get("iterations") or flags["lr_anneal_steps"]) // flags.get("save_interval", _SAVE_INTERVAL))
     return 3 * _BYTES * network.parameters * saves
@@ -207,7 +227,7 @@ def sample_bytes(commands: Commands, run: Run) -> int:
     return commands.count(run) * height * width * channels * len(commands.seeds)
 
 
-def shell(command: list[str], width: int = 112) -> str:
+def shell(command: Sequence[str], width: int = 112) -> str:
     """A command as text to paste, wrapped so that a flag and its value stay together."""
     pieces: list[str] = []
     for part in command:

@@ -42,12 +42,12 @@ def outcomes(book: Book, results: Results, table: Table) -> list[Outcome]:
 
 
 def _outcome(book: Book, results: Results, row: Row) -> Outcome:
-    batch = results.batches.get(row.batch) if row.batch else None
+    batch = results.batches.get(row.batch)
     if not row.sweep:
-        return Outcome(row, book.runs[row.run] if row.run else None, results.runs.get(row.run or ""), batch)
+        return Outcome(row, book.runs.get(row.run), results.runs.get(row.run), batch)
     tried = _comparable(results, row.sweep)
     if not tried:
-        return Outcome(row, book.runs[row.run or row.sweep[0]], None, batch, f"best of {len(row.sweep)}")
+        return Outcome(row, book.runs[row.sweep[0]], None, batch, f"best of {len(row.sweep)}")
     best = min(tried, key=lambda result: result.mean("fid"))
     varied = _varied(book, row.sweep)
     label = ", ".join(f"{_LABELS.get(flag, flag)} = {_value(book, best.run, flag)}" for flag in varied)

@@ -1,7 +1,7 @@
 """Reading a folder of recipes. `recipes/README.md` has the format.
 
     book = load()                                  # the paper's; load(Path("experiments/digits/recipes")): the digits'
-    row = book.row("table1/cadm-g-ect-eds-ddpm250")
+    (row,) = book.rows("table1/cadm-g-ect-eds-ddpm250")
     book.runs[row.run].flags
 """
 
@@ -15,16 +15,17 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from experiments import spec as books
 from experiments.published import PUBLISHED
 from experiments.spec import (
+    HELDOUT,
     IMAGENET,
     PARTS,
+    REAL,
     RECIPES,
+    REPORTED,
     ROOT,
     Book,
     Derivation,
-    Figures,
     Network,
     Row,
     Run,
@@ -75,8 +76,8 @@ def load(directory: Path = RECIPES) -> Book:
     networks = {name: _network(path, directory, paths, data_parts) for name, path in paths.items()}
     _check_networks(networks, parts, directory)
 
-    references = PUBLISHED if data == IMAGENET else (books.HELDOUT,)
-    batches = PUBLISHED if data == IMAGENET else (books.REAL,)
+    references = PUBLISHED if data == IMAGENET else (HELDOUT,)
+    batches = PUBLISHED if data == IMAGENET else (REAL,)
     runs: dict[str, Run] = {}
     sweeps: dict[str, tuple[str, ...]] = {}
     for path in _files(folders, "runs"):
@@ -110,11 +111,12 @@ def _replaced(run: Run, replace: dict[str, Any]) -> Run:
     return dataclasses.replace(run, flags=flags)
 
 
-def _figures(row: Entry, key: str) -> Figures:
+def _reported(row: Entry, key: str) -> dict[str, float]:
+    """What a paper or release prints of a row."""
     entry = row.inner(key, {})
-    figures = Figures(**{f.name: entry.take(f.name, float, None) for f in dataclasses.fields(Figures)})
+    values = {name: entry.take(name, float) for name in REPORTED if name in entry.values}
     entry.finish()
-    return figures
+    return values
 
 
 def _network(path: Path, directory: Path, networks: Collection[str], parts: Collection[str]) -> Network:
@@ -238,8 +240,8 @@ def _table(
         row = Row(
             name=f"{path.stem}/{key}",
             method=inner.take("method", str),
-            paper=_figures(inner, "paper"),
-            release=_figures(inner, "release"),
+            paper=_reported(inner, "paper"),
+            release=_reported(inner, "release"),
             run=inner.choice("run", runs, None),
             batch=inner.choice("batch", batches, None),
             reference=inner.choice("reference", references, None),

@@ -1,0 +1,81 @@
+"""Reports as plain structure, and the templates that make Markdown and self-contained HTML pages of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+
+class Column(NamedTuple):
+    """A table's column. kind: "text", "prose" (wrapped), "number" (aligned right) or "code" (hashes)."""
+
+    title: str
+    kind: str = "text"
+
+
+class Line(NamedTuple):
+    """One line of a table, from the second column on.
+
+    :param emphasis: "strong", "weak" or ""; marked: indices of cells that need attention.
+    """
+
+    cells: Sequence[str]
+    emphasis: str = ""
+    marked: Sequence[int] = ()
+
+
+class Section(NamedTuple):
+    """A heading, text, a table, and sentences on it.
+
+    :param groups: the lines that share a first cell, under that cell.
+    """
+
+    title: str
+    columns: Sequence[Column]
+    groups: Sequence[tuple[str, Sequence[Line]]]
+    text: Sequence[str] = ()
+    findings: Sequence[str] = ()
+
+
+def markdown_table(section: Section) -> str:
+    """A section's table in Markdown, aligned for reading raw."""
+    table = [[column.title for column in section.columns]]
+    for name, lines in section.groups:
+        table += [["" if index else name, *line.cells] for index, line in enumerate(lines)]
+    table = [[cell.replace("|", "\\|") for cell in line] for line in table]
+    widths = [max(3, *map(len, cells)) for cells in zip(*table, strict=True)]
+    right = [column.kind == "number" for column in section.columns]
+    table.insert(1, ["-" * (width - r) + ":" * r for width, r in zip(widths, right, strict=True)])
+    lines = []
+    for line in table:
+        cells = (cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right, strict=True))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+_ENVIRONMENT = Environment(
+    loader=PackageLoader("experiments"), autoescape=select_autoescape(["html.jinja"]), trim_blocks=True,
+    lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined,
+)  # fmt: skip
+_ENVIRONMENT.filters |= {
+    "base64": lambda path: b64encode(path.read_bytes()).decode(), "markdown_table": markdown_table,
+}  # fmt: skip
+
+
+def render(template: str, **values: Any) -> str:
+    """A document from a template of templates/. jinja2.UndefinedError for a value that is missing."""
+    return _ENVIRONMENT.get_template(f"{template}.jinja").render(values)
+
+
+def csv_text(columns: Sequence[str], records: Iterable[dict[str, Any]]) -> str:
+    """Text of a CSV file; what a record lacks or has as None is an empty field."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
