@@ -6,9 +6,12 @@ import csv
 import io
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from guided_diffusion.io.files import write_atomically
 
 
 class Column(NamedTuple):
@@ -70,6 +73,12 @@ _ENVIRONMENT.filters |= {
 def render(template: str, **values: Any) -> str:
     """A document from a template of templates/. jinja2.UndefinedError for a value that is missing."""
     return _ENVIRONMENT.get_template(f"{template}.jinja").render(values)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a document, all of it or nothing; what UTF-8 cannot hold becomes an escape."""
+    with write_atomically(path) as file:
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def csv_text(columns: Sequence[str], records: Iterable[dict[str, Any]]) -> str:

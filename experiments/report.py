@@ -14,12 +14,11 @@ from typing import Any
 from ed_dpm_patches.config import rule_flags
 from evaluations.metrics.registry import METRICS
 from experiments.comparison import Outcome, findings, guidance_name, outcomes
-from experiments.documents import Column, Line, Section, csv_text, render
+from experiments.documents import Column, Line, Section, csv_text, render, write_text
 from experiments.results import ROLES, Results, RunResult, digits, read_results
 from experiments.smoke import MARK, WARNING
 from experiments.spec import REPORTED, Book, Run, Table
 from guided_diffusion.errors import some_of
-from guided_diffusion.io.files import write_atomically
 
 TABLE_COLUMNS = (
     "table", "row", "method", "metric", "paper", "release", "ours", "half_range", "difference", "n", "asked", "seeds",
@@ -43,8 +42,7 @@ def write_report(book: Book, out: Path) -> list[Path]:
         "runs.csv": runs_csv(book, results),
     }
     for name, text in texts.items():
-        with write_atomically(out / name) as file:
-            file.write(text.encode(errors="backslashreplace"))
+        write_text(out / name, text)
     return [out / name for name in texts]
 
 
