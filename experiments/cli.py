@@ -52,14 +52,21 @@ PROGRAMS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """Of commands whose mistakes are one line and status 2."""
+    """A parser whose errors are one line and status 2."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (--help explains)")
 
 
+def add_jobs(parser: argparse.ArgumentParser, told: str, default: int | None = None) -> None:
+    """Add --jobs, under its former name too, and the former --samplers."""
+    parser.add_argument("--jobs", type=count, default=default, metavar="K", help=told)
+    parser.add_argument("--at_once", type=count, dest="jobs", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    parser.add_argument("--sampler_processes", "--samplers", action=NoLongerActs, help=argparse.SUPPRESS)
+
+
 class NoLongerActs(argparse.Action):
-    """Of a flag that earlier versions had: accepted with its value, and said to do nothing."""
+    """A flag of earlier versions: accepted with its value, with a warning that it does nothing."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         print(f"warning: {self.option_strings[0]} no longer acts: every run is a process of its own", file=sys.stderr)
@@ -95,8 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(act=_show)
     command = commands.add_parser("run", parents=[recipes, rehearse], help="download, train, sample, evaluate, report")
     _add_making_options(command)
-    command.add_argument("--at_once", type=count, metavar="K", help="steps at a time (1; --rehearse: one a core)")
-    command.add_argument("--samplers", action=NoLongerActs, help=argparse.SUPPRESS)
+    add_jobs(command, "steps at a time (1; --smoke: one a core)")
     command.add_argument("--skip_missing", action="store_true", help="leave out rows whose files you must bring")
     command.set_defaults(act=_run)
     command = commands.add_parser("report", help="tables of what has been run: Markdown, HTML, CSV")
@@ -187,12 +193,12 @@ def _run(args: argparse.Namespace) -> None:
     steps = plan(commands, rows)
     claim(ROOT / out / "book.json", {"recipes": str(short(args.recipes)), "rehearsal": args.rehearse})
     small = book.writes_data
-    at_once = args.at_once or (max(1, (os.cpu_count() or 1) // commands.options.processes) if small else 1)
+    jobs = args.jobs or (max(1, (os.cpu_count() or 1) // commands.options.processes) if small else 1)
     runner = Runner(out, {"OMP_NUM_THREADS": "1"} if small else {})
     print(f"{counted(len(rows), 'rows')}, {counted(len(steps), 'steps')}; logs: {runner.logs}", flush=True)
     print(f"disk in all: {disk(commands, rows)}; free: {shutil.disk_usage(runner.logs.parent).free / 1e9:,.0f} GB")
     try:
-        made = runner.run(steps, at_once)
+        made = runner.run(steps, jobs)
         print(f"{counted(len(steps), 'steps')}: {made} run, {len(steps) - made} were done", flush=True)
     finally:  # what there is, whatever failed
         print("\n".join(f"report: {path}" for path in write_report(book, ROOT / out)))

@@ -173,6 +173,11 @@ class Commands:
         """Run the evaluator on a run's samples, in one process."""
         return self._evaluate(run.reference, self.samples(run, seed), self.metrics(run, seed))
 
+    def compare(self, run: Run, base: Run, seed: int) -> Step:
+        """Run the evaluator's paired test of a run's samples against another run's: the same noise and classes."""
+        metrics = self.out / "paired" / f"{run.name}-against-{base.name}-seed{seed}-{self.count(run)}.json"
+        return self._evaluate(run.reference, self.samples(run, seed), metrics, paired=self.samples(base, seed))
+
     def batch_metrics(self, row: Row) -> Path:
         """The file that evaluating a published batch writes."""
         return self.out / "metrics" / f"batch-{Path(row.batch).stem}.json"
@@ -196,14 +201,19 @@ class Commands:
         words = (part for name, value in flags.items() for part in (f"--{name}", str(value)))
         return (*several, "python", f"scripts/{script}.py", *words)
 
-    def _evaluate(self, reference: str, samples: Path, metrics: Path) -> Step:
+    def _evaluate(self, reference: str, samples: Path, metrics: Path, paired: Path | None = None) -> Step:
         inputs = self.reference(reference), samples, self.judge()
         command = ["python", "evaluations/evaluator.py", *inputs[:2]]
         command += ["--features" if self.book.features else "--inception", inputs[2]]
         # The cache is of the reference's activations, which every run is compared with.
         command += ["--cache", self.out / "cache", "--json", metrics]
-        command += ["--bootstrap", self.options.bootstrap] * bool(self.options.bootstrap)
-        return Step(f"evaluate-{metrics.stem}", tuple(map(str, command)), inputs, (metrics,))
+        if paired:
+            inputs = (*inputs, paired)
+            command += ["--paired", paired]
+        elif self.options.bootstrap:
+            command += ["--bootstrap", self.options.bootstrap]
+        name = f"{'paired' if paired else 'evaluate'}-{metrics.stem}"
+        return Step(name, tuple(map(str, command)), inputs, (metrics,))
 
 
 def checkpoint_bytes(network: Network) -> tuple[int, bool]:

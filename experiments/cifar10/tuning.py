@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from experiments.commands import Commands
 from experiments.comparison import outcomes
 from experiments.figures.inputs import Labelled, read_trace
 from experiments.results import Results
-from experiments.spec import ROOT, Book, Figures, Row, Run, Table
+from experiments.spec import ROOT, Book, Row, Run, Table
 
 MATCHED = "matched"
 # EDS against a constant scale of the same time-averaged guidance norm: name, sweep of each.
@@ -41,9 +41,8 @@ class Choice:
 def refine(book: Book, tuning: Results) -> Book:
     """The book with two more values for every sweep that is done, a factor of sqrt(2) either side of its best."""
 
-    def refined(sweep: tuple[str, ...], best: Run, flag: str) -> list[Run]:
-        around = (best.flags[flag] / math.sqrt(2), best.flags[flag] * math.sqrt(2))
-        return [book.runs[name] for name in sweep] + [with_value(best, flag, value) for value in around]
+    def refined(runs: list[Run], best: Run, flag: str) -> list[Run]:
+        return [*runs, *(with_value(best, flag, best.flags[flag] * factor) for factor in (0.5**0.5, 2**0.5))]
 
     return _with_sweeps(book, tuning, refined)
 
@@ -51,8 +50,8 @@ def refine(book: Book, tuning: Results) -> Book:
 def move(book: Book, tuning: Results) -> Book:
     """The book with every sweep that is done and has its best at an edge moved by one value, a factor of two."""
 
-    def moved(sweep: tuple[str, ...], best: Run, flag: str) -> list[Run]:
-        runs = sorted((book.runs[name] for name in sweep), key=lambda run: run.flags[flag])
+    def moved(runs: list[Run], best: Run, flag: str) -> list[Run]:
+        runs = sorted(runs, key=lambda run: run.flags[flag])
         if best == runs[-1]:
             return [*runs[1:], with_value(best, flag, best.flags[flag] * 2)]
         if best == runs[0]:
@@ -62,50 +61,53 @@ def move(book: Book, tuning: Results) -> Book:
     return _with_sweeps(book, tuning, moved)
 
 
-def _with_sweeps(book: Book, tuning: Results, change: Callable[[tuple[str, ...], Run, str], list[Run]]) -> Book:
-    """The book with the sweeps that are done replaced: change(sweep, its best run by FID, its flag) -> runs."""
-    runs, tables = dict(book.runs), {}
-    for table in book.tables.values():
-        rows = []
-        for row in table.rows:
-            if row.sweep and all(name in tuning.runs for name in row.sweep):
-                best = book.runs[min(row.sweep, key=lambda name: tuning.runs[name].mean("fid"))]
-                flag = swept_flag([book.runs[name] for name in row.sweep])
-                changed = {run.name: run for run in change(row.sweep, best, flag)}
-                runs |= changed
-                row = replace(row, sweep=tuple(changed))
-            rows.append(row)
-        tables[table.name] = replace(table, rows=tuple(rows))
-    return replace(book, runs=runs, tables=tables)
+def _with_sweeps(book: Book, tuning: Results, change: Callable[[list[Run], Run, str], list[Run]]) -> Book:
+    """The book with the sweeps that are done replaced: change(runs, the best by FID, the flag that varies) -> runs."""
+    added = dict(book.runs)
+
+    def changed(row: Row) -> Row:
+        if not _is_tuned(row, tuning):
+            return row
+        runs = [book.runs[name] for name in row.sweep]
+        (flag,) = (name for name in runs[0].flags if len({run.flags[name] for run in runs}) > 1)
+        best = min(runs, key=lambda run: tuning.runs[run.name].mean("fid"))
+        own = {run.name: run for run in change(runs, best, flag)}
+        added.update(own)
+        return replace(row, sweep=tuple(own))
+
+    return replace(_with_rows(book, changed), runs=added)
 
 
-def swept_flag(runs: Sequence[Run]) -> str:
-    """The one flag in which the runs of a sweep differ."""
-    (flag,) = (name for name in runs[0].flags if len({run.flags[name] for run in runs}) > 1)
-    return flag
+def _with_rows(book: Book, change: Callable[[Row], Row]) -> Book:
+    tables = {name: replace(table, rows=tuple(map(change, table.rows))) for name, table in book.tables.items()}
+    return replace(book, tables=tables)
+
+
+def _is_tuned(row: Row, tuning: Results) -> bool:
+    return bool(row.sweep) and all(name in tuning.runs for name in row.sweep)
 
 
 def with_value(run: Run, flag: str, value: float) -> Run:
-    """Of the same sweep, with another value of its flag."""
+    """A run of the same sweep, with another value of its flag, in three digits."""
     value, old = float(f"{value:.3g}"), run.flags[flag]
     return replace(run, name=f"{run.name.removesuffix(f'-{old:g}')}-{value:g}", flags=run.flags | {flag: value})
 
 
 def choose(book: Book, tuning: Results) -> Choice:
     """Each sweep's best run by FID takes its row."""
-    tables, edges = {}, {}
-    for table in book.tables.values():
-        rows = []
-        for outcome in outcomes(book, tuning, table):
-            row = outcome.row
-            if row.sweep and all(name in tuning.runs for name in row.sweep):
-                value = outcome.choice.partition(": ")[2]
-                row = replace(row, run=outcome.run.name, sweep=(), method=f"{row.method}, {value}")
-                if outcome.edge:
-                    edges[row.name] = f"{table.name}, {row.method}: at the edge of the values tried."
-            rows.append(row)
-        tables[table.name] = replace(table, rows=tuple(rows))
-    return Choice(replace(book, tables=tables), edges)
+    found = {o.row.name: o for table in book.tables.values() for o in outcomes(book, tuning, table)}
+    edges = {}
+
+    def chosen(row: Row) -> Row:
+        if not _is_tuned(row, tuning):
+            return row
+        outcome = found[row.name]
+        method = f"{row.method}, {outcome.choice.partition(': ')[2]}"
+        if outcome.edge:
+            edges[row.name] = f"{row.name.partition('/')[0]}, {method}: at the edge of the values tried."
+        return replace(row, run=outcome.run.name, sweep=(), method=method)
+
+    return Choice(_with_rows(book, chosen), edges)
 
 
 @dataclass(frozen=True)
@@ -138,9 +140,8 @@ def with_wider_scales(book: Book) -> Book:
         if scales := _scales(book, sweep):
             largest = runs[max(scales, key=scales.get)]
             for factor in WIDER:
-                gamma = largest.flags["classifier_scale"] * factor
-                flags = largest.flags | {"classifier_scale": gamma}
-                runs[f"{sweep}-{gamma:g}"] = replace(largest, name=f"{sweep}-{gamma:g}", flags=flags)
+                run = with_value(largest, "classifier_scale", largest.flags["classifier_scale"] * factor)
+                runs[run.name] = run
     return replace(book, runs=runs)
 
 
@@ -151,41 +152,34 @@ def matches(choice: Choice, commands: Commands, tuning: Results) -> Iterator[Mat
     """
     for pair, (entropy, constant) in PAIRS.items():
         guided, scales = _scales(commands.book, entropy), _scales(commands.book, constant)
-        rows = (row for table in choice.book.tables.values() for row in table.rows)
-        chosen = next((row.run for row in rows if row.run in guided), None)
+        chosen = next((row.run for row in choice.book.rows("all") if row.run in guided), None)
         norms = {run: _tuning_norm(commands, run) for run in scales if run in tuning.runs}
         if chosen and norms:
             yield Match(pair, chosen, _tuning_norm(commands, chosen), norms, scales)
 
 
-def with_matched_rows(choice: Choice, commands: Commands, tuning: Results) -> Choice:
+def with_matched_rows(choice: Choice, found: Iterable[Match]) -> Choice:
     """The book with a table of EDS against constant scales of the same guidance norm, as far as tuning is done."""
     book, runs, rows, edges = choice.book, dict(choice.book.runs), [], dict(choice.edges)
-    for match in matches(choice, commands, tuning):
-        norms, scale = match.norms, match.scale
-        gammas = [match.scales[run] for run in norms]
-        if scale is None:
+    for match in found:
+        if match.scale is None:
+            norms, gammas = match.norms.values(), [match.scales[run] for run in match.norms]
             edges[f"{MATCHED}/{match.pair}"] = (
                 f"{MATCHED}, {match.pair}: EDS has the guidance norm {match.target:.2f}, constant scales of "
-                f"{min(gammas):g} to {max(gammas):g} have {min(norms.values()):.2f} to {max(norms.values()):.2f}: "
-                "none has the same."
+                f"{min(gammas):g} to {max(gammas):g} have {min(norms):.2f} to {max(norms):.2f}: none has the same."
             )
             continue
-        scale = float(f"{scale:.3g}")
-        run = book.runs[next(iter(norms))]
-        run = replace(run, name=f"{PAIRS[match.pair][1]}-{scale:g}", flags=run.flags | {"classifier_scale": scale})
-        runs[run.name] = run
-        gamma = book.runs[match.entropy].flags["classifier_scale"]
-        for key, text, made_by in (
-            ("constant", f"constant, gamma = {scale:g}", run.name),
-            ("entropy", f"EDS, gamma = {gamma:g}", match.entropy),
-        ):
-            rows.append(Row(f"{MATCHED}/{match.pair}-{key}", f"{match.pair}: {text}", Figures(), Figures(), made_by))
-    if not rows:
-        return replace(choice, edges=edges)
-    title = "Is EDS more than a larger scale? The same time-averaged guidance norm, UADM, DDIM"
-    table = Table(MATCHED, title, tuple(rows))
-    return Choice(replace(book, runs=runs, tables=book.tables | {MATCHED: table}), edges)
+        entropy, constant = book.runs[match.entropy], book.runs[next(iter(match.norms))]
+        constant = with_value(constant, "classifier_scale", match.scale)
+        runs[constant.name] = constant
+        for key, title, run in (("constant", "constant", constant), ("entropy", "EDS", entropy)):
+            method = f"{match.pair}: {title}, gamma = {run.flags['classifier_scale']:g}"
+            rows.append(Row(f"{MATCHED}/{match.pair}-{key}", method, run=run.name))
+    tables = dict(book.tables)
+    if rows:
+        title = "Is EDS more than a larger scale? The same time-averaged guidance norm, UADM, DDIM"
+        tables[MATCHED] = Table(MATCHED, title, tuple(rows))
+    return Choice(replace(book, runs=runs, tables=tables), edges)
 
 
 def matched_scale(norms: Mapping[float, float], target: float) -> float | None:
