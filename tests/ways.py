@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from benchmarks.gpu import made, program_checks
-from tests.helpers import ROOT
+from tests.support.helpers import ROOT
 
 FOLDERS = ("guided_diffusion", "ed_dpm_patches", "evaluations", "scripts")
 
