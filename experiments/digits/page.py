@@ -56,12 +56,14 @@ class Page:
         """The whole page, with the figures that `_draw` has made."""
         columns = (Column("method"), Column("scale"), *(Column(TITLES[m].column, "number") for m in METRICS))
         groups = [(outcome.row.method, self._lines(outcome)) for outcome in self.rows.values()]
+        rows = list(self.rows.values())
         return render(
-            "digits.html", seeds=self.commands.seeds, n=self.pool[0].n, sampler=self.book.runs[self.pool[0].run].sampler,
-            model=self.book.networks["uncond"].checkpoint, verdict=self.verdict(), traced_scale=TRACED_SCALE,
-            rows=self.rows, over=self.over, vanished=self.vanished, eds_factor=self.eds_factor, norm=VANISHED_NORM,
-            entropy=CERTAIN_ENTROPY, shown=[paths[metric] for metric in METRICS], columns=columns, groups=groups, compare=self.compare, said=_said,
-            findings=list(findings(self.book, self.results, list(self.rows.values()))), paths=paths, commands=commands,
+            "digits.html", seeds=self.commands.seeds, n=self.pool[0].n, norm=VANISHED_NORM, entropy=CERTAIN_ENTROPY,
+            sampler=self.book.runs[self.pool[0].run].sampler, model=self.book.networks["uncond"].checkpoint,
+            verdict=self.verdict(), traced_scale=TRACED_SCALE, rows=self.rows, over=self.over, vanished=self.vanished,
+            eds_factor=self.eds_factor, shown=[paths[metric] for metric in METRICS], columns=columns, groups=groups,
+            compare=self.compare, said=_said, findings=list(findings(self.book, self.results, rows)), paths=paths,
+            commands=commands,
         )  # fmt: skip
 
     def verdict(self) -> str:

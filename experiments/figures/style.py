@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -104,20 +104,21 @@ def sampling_axis(axes: Axes, t_S: np.ndarray) -> None:
     axes.set_xlabel("t  (noise \N{RIGHTWARDS ARROW} image)")
 
 
-def log_axis(axes: Axes) -> None:
-    """Make y logarithmic: powers of ten at the ticks, and 2 and 5 times these where there would be few of them."""
+def log_axis(axes: Axes, name: Literal["x", "y"] = "y") -> None:
+    """Make an axis logarithmic: powers of ten at the ticks, and 2 and 5 times these where there would be few."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    if not np.isfinite(axes.dataLim.intervaly).all():  # such as the scale of a run without guidance
+    axis = axes.yaxis if name == "y" else axes.xaxis
+    if not np.isfinite(axes.dataLim.get_points()[:, name == "y"]).all():  # such as the scale of a run without guidance
         axes.text(0.5, 0.5, "nothing above 0", ha="center", va="center", transform=axes.transAxes)
-        axes.set_yticks([])
+        axis.set_ticks([])
         return
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set(**{f"{name}scale": "log"})
+    low, high = axis.get_view_interval()
+    axis.set_minor_formatter(NullFormatter())
     if high / low < 100:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
 
 
 def picture(x_CHW: np.ndarray) -> np.ndarray:
