@@ -11,16 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from evaluations.metrics.registry import METRICS
 from experiments.figures import style
 from experiments.smoke import MARK
 from guided_diffusion.errors import InputError
 from guided_diffusion.io.files import decoding, open_regular
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _COLUMNS = ("run", "seed", "n", "classifier", "guidance", "classifier_scale", "guidance_factor", "rehearsal")
 # The words before a setting's value in a legend, for settings whose values do not speak for themselves.
@@ -86,11 +82,9 @@ def _table(text: str) -> Path:
 def read_rows(args: argparse.Namespace) -> list[Row]:
     """The lines of the runs that the options choose.
 
-    InputError for what is no runs.csv, misses a column, or would be replaced by the figure's data.
+    InputError for what is no runs.csv or misses a column.
     """
     path, expected = args.table, "expected the runs.csv of `ed-dpm report`"
-    if style.beside(args.out).resolve() == path.resolve():
-        raise InputError(f"--out: found {args.out}, whose data would replace {path}; expected another name")
     with decoding(path, expected), open_regular(path) as file:
         reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline=""), restval="")
         rows = list(reader)
@@ -138,8 +132,8 @@ def number(row: Row, name: str, path: Path) -> float:
     return value
 
 
-def draw_curves(args: argparse.Namespace, rows: Sequence[Row], curves: Curves, log_y: bool, best: bool) -> list[Path]:
-    """Write a figure with a panel for each that the curves name, and its points; returns their paths.
+def draw_curves(args: argparse.Namespace, rows: Sequence[Row], curves: Curves, log_y: bool, best: bool) -> list[dict]:
+    """Write a figure with a panel for each that the curves name, and return its points, a row each.
 
     :param rows: the lines that the curves are from. log_y: where no mean is 0 or less; best: mark every curve's best.
     """
@@ -162,7 +156,10 @@ def draw_curves(args: argparse.Namespace, rows: Sequence[Row], curves: Curves, l
                 axes.plot(*top, "o", markersize=11, markerfacecolor="none", color=look["color"], zorder=4)
             axes.set(title=curve.panel, xlabel=curve.x_label)
         for panel, axes in all_axes.items():
-            _scale_x(axes, [point.value for curve, points in curves.items() if curve.panel == panel for point in points])
+            values = [point.value for curve, points in curves.items() if curve.panel == panel for point in points]
+            if min(values) > 0 and max(values) / min(values) >= _LOG_RATIO:
+                style.log_axis(axes, "x")
+            axes.margins(x=0.1, y=0.1)
         first = all_axes[panels[0]]
         if log_y and min(point.mean for points in curves.values() for point in points) > 0:
             style.log_axis(first)
@@ -172,15 +169,13 @@ def draw_curves(args: argparse.Namespace, rows: Sequence[Row], curves: Curves, l
         figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=1 if width < 5 else 2)
         if any(row["rehearsal"] not in ("", "False") for row in rows):
             figure.suptitle(MARK, fontsize=14, fontweight="bold", color="#c2410c")
-    data = style.beside(args.out)
-    style.write_csv(data, [
+    return [
         dict(curve.settings) | {
             curve.varied: point.value, "run": point.run, "seeds": len(point.scores), args.metric: point.mean,
             "half_range": point.half_range,
         } | ({"best": point is tops[curve]} if best else {})
         for curve, points in curves.items() for point in points
-    ])  # fmt: skip
-    return [args.out, data]
+    ]  # fmt: skip
 
 
 def _best(points: Sequence[Point], metric: str) -> Point:
@@ -194,9 +189,3 @@ def _label(curve: Curve, curves: Curves) -> str:
     settings = [(name, value) for name, value in curve.settings[1:] if value]
     told = [_WORDS.get(name, "") + value for name, value in settings if len({rival[name] for rival in rivals}) > 1]
     return ", ".join([curve.name, *told])
-
-
-def _scale_x(axes: Axes, values: Sequence[float]) -> None:
-    if min(values) > 0 and max(values) / min(values) >= _LOG_RATIO:
-        style.log_axis(axes, "x")
-    axes.margins(x=0.1, y=0.1)

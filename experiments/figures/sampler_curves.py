@@ -21,8 +21,8 @@ _SETTINGS = (
 )  # fmt: skip
 
 
-def draw(args: argparse.Namespace) -> list[Path]:
-    """Write the figure and its points; returns their paths."""
+def draw(args: argparse.Namespace) -> list[dict]:
+    """Write the figure and return its points, a row each."""
     rows = read_rows(args)
     curves = collect(rows, args.table, args.metric, _place)
     if not curves:

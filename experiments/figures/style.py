@@ -5,8 +5,6 @@ matplotlib is imported when a figure is drawn, so that the other commands of `ed
 
 from __future__ import annotations
 
-import csv
-import io
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from experiments.documents import csv_text, write_text
 from guided_diffusion.errors import InputError
 from guided_diffusion.io.files import write_atomically
 
@@ -67,29 +66,14 @@ def new_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_RC, "backend": "agg"}):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.05)
-    write(path, buffer.getvalue())
-
-
-def beside(path: Path, suffix: str = "") -> Path:
-    """The CSV file of a figure: a.png has its data in a.csv, or a-SUFFIX.csv where there are two kinds of it."""
-    return path.with_name(f"{path.stem}-{suffix}.csv" if suffix else f"{path.stem}.csv")
+        with write_atomically(path) as file:
+            figure.savefig(file, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.05)
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Rows with the same keys under a line of their names; None is an empty field, a float has 7 digits."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: _field(value) for key, value in row.items()} for row in rows)
-    write(path, text.getvalue().encode(errors="backslashreplace"))
-
-
-def write(path: Path, data: bytes) -> None:
-    """All of it or nothing. InputError when it cannot be written there."""
-    with write_atomically(path) as file:
-        file.write(data)
+    """Write rows with the same keys under a line of their names; None is an empty field, a float has 7 digits."""
+    fields = ({key: _field(value) for key, value in row.items()} for row in rows)
+    write_text(path, csv_text(list(rows[0]), fields))
 
 
 def _field(value: Any) -> Any:

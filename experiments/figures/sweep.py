@@ -20,8 +20,8 @@ __all__ = ["add_arguments", "draw"]
 _SETTINGS = ("classifier", "model", "sampler", "n", "classifier_scale", "guidance_until", "guidance_norm")
 
 
-def draw(args: argparse.Namespace) -> list[Path]:
-    """Write the figure and its points; returns their paths."""
+def draw(args: argparse.Namespace) -> list[dict]:
+    """Write the figure and return its points, a row each."""
     rows = read_rows(args)
     curves = collect([row for row in rows if row["guidance"]], args.table, args.metric, _place)
     if not curves:
