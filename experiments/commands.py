@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from experiments.published import INCEPTION, PUBLISHED
-from experiments.spec import HELDOUT, PARTS, REAL, ROOT, Book, Derivation, Flags, Network, Row, Run
+from experiments.spec import HELDOUT, PARTS, REAL, ROOT, Spec, Derivation, Flags, Network, Row, Run
 from experiments.steps import Step
 from guided_diffusion.errors import InputError
 
@@ -41,9 +41,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Commands:
-    """The steps of one book, and the files they write."""
+    """The steps of one spec, and the files they write."""
 
-    book: Book
+    spec: Spec
     options: Options
 
     @property
@@ -52,7 +52,7 @@ class Commands:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        return self.options.seeds or self.book.seeds
+        return self.options.seeds or self.spec.seeds
 
     @property
     def data(self) -> Path:
@@ -61,7 +61,7 @@ class Commands:
 
     def images(self, part: str) -> Path:
         """Folder of training images; `part` is train or val."""
-        if self.book.writes_data:
+        if self.spec.writes_data:
             return self.data / {"val": "evaluator"}.get(part, part)
         return self.options.images / part
 
@@ -71,11 +71,11 @@ class Commands:
 
     def reference(self, name: str) -> Path:
         """The evaluator's reference batch."""
-        return self.data / HELDOUT if self.book.writes_data else self.published(name)
+        return self.data / HELDOUT if self.spec.writes_data else self.published(name)
 
     def batch(self, row: Row) -> Path:
         """The samples that somebody else publishes for a row; written data has real images in their place."""
-        return self.data / REAL if self.book.writes_data else self.published(row.batch)
+        return self.data / REAL if self.spec.writes_data else self.published(row.batch)
 
     def count(self, run: Run) -> int:
         """Number of samples of a run."""
@@ -103,7 +103,7 @@ class Commands:
     def write_data(self) -> Step:
         """Run the program that writes the data."""
         parts = tuple(self.data / f"{part}.npz" for part in PARTS)
-        return Step("data", ("python", *self.book.data.split(), str(self.data)), (), parts)
+        return Step("data", ("python", *self.spec.data.split(), str(self.data)), (), parts)
 
     def train(self, network: Network) -> Step:
         """Train a network with a [training] table. InputError if its batch cannot be shared out."""
@@ -119,7 +119,7 @@ class Commands:
             images["val_data_dir"] = str(self.images("val"))
         flags = images | {"batch_size": share} | network.flags | training.flags | {"log_dir": str(output.parent)}
         # Images in folders have no hash; the npz file of written data stands for the folder beside it.
-        inputs = (self.data / f"{training.part}.npz",) if self.book.writes_data else ()
+        inputs = (self.data / f"{training.part}.npz",) if self.spec.writes_data else ()
         command = self._launch(training.script, flags)
         return Step(f"train-{network.checkpoint}", command, inputs, (output,), precious=True)
 
@@ -129,17 +129,17 @@ class Commands:
 
     def derive_part(self, part: str) -> Step:
         """Make a further part of the data: its npz file and the folder of its images beside that."""
-        return self._derive(f"part-{part}", self.book.parts[part], self.data / f"{part}.npz")
+        return self._derive(f"part-{part}", self.spec.parts[part], self.data / f"{part}.npz")
 
     def _derive(self, name: str, derived: Derivation, new: Path) -> Step:
-        inputs = self.checkpoint(self.book.networks[derived.network]), self.data / f"{derived.part}.npz"
+        inputs = self.checkpoint(self.spec.networks[derived.network]), self.data / f"{derived.part}.npz"
         return Step(name, ("python", *derived.program.split(), *map(str, (*inputs, new))), inputs, (new,))
 
     def sample(self, run: Run, seed: int) -> Step:
         """Run classifier_sample, or image_sample for a run without a classifier."""
-        networks = [self.checkpoint(network) for network in self.book.run_networks(run)]
+        networks = [self.checkpoint(network) for network in self.spec.run_networks(run)]
         flags = dict(zip(("model_path", "classifier_path"), map(str, networks), strict=False))
-        flags |= self.book.network_flags(run) | run.flags | {"num_samples": self.count(run)}
+        flags |= self.spec.network_flags(run) | run.flags | {"num_samples": self.count(run)}
         if self.options.batch_size:
             flags["batch_size"] = self.options.batch_size
         if seed:
@@ -155,7 +155,7 @@ class Commands:
 
     def samples(self, run: Run, seed: int) -> Path:
         """The file that sampling writes."""
-        height, width, channels = self.book.image_shape(run)
+        height, width, channels = self.spec.image_shape(run)
         return self._folder(run, seed) / f"samples_{self.count(run)}x{height}x{width}x{channels}.npz"
 
     def trace(self, run: Run, seed: int) -> Path:
@@ -184,16 +184,16 @@ class Commands:
 
     def batch_reference(self, row: Row) -> str:
         """What a published batch is compared with."""
-        return self.book.runs[row.run].reference if row.run else row.reference
+        return self.spec.runs[row.run].reference if row.run else row.reference
 
     def evaluate_batch(self, row: Row) -> Step:
         """Run the evaluator on the samples that somebody else publishes for this row."""
         return self._evaluate(self.batch_reference(row), self.batch(row), self.batch_metrics(row))
 
-    def judge(self) -> Path:
-        """The network that judges samples: a classifier's checkpoint, or Inception's file."""
-        if self.book.features:
-            return self.checkpoint(self.book.networks[self.book.features])
+    def features(self) -> Path:
+        """The feature extractor: a classifier's checkpoint, or Inception's file."""
+        if self.spec.features:
+            return self.checkpoint(self.spec.networks[self.spec.features])
         return self.published(INCEPTION)
 
     def _launch(self, script: str, flags: Flags) -> tuple[str, ...]:
@@ -202,9 +202,9 @@ class Commands:
         return (*several, "python", f"scripts/{script}.py", *words)
 
     def _evaluate(self, reference: str, samples: Path, metrics: Path, paired: Path | None = None) -> Step:
-        inputs = self.reference(reference), samples, self.judge()
+        inputs = self.reference(reference), samples, self.features()
         command = ["python", "evaluations/evaluator.py", *inputs[:2]]
-        command += ["--features" if self.book.features else "--inception", inputs[2]]
+        command += ["--features" if self.spec.features else "--inception", inputs[2]]
         # The cache is of the reference's activations, which every run is compared with.
         command += ["--cache", self.out / "cache", "--json", metrics]
         if paired:
@@ -233,7 +233,7 @@ def training_bytes(network: Network) -> int:
 
 def sample_bytes(commands: Commands, run: Run) -> int:
     """Size of a run's samples. While the finished batches become one file both exist, twice this in all."""
-    height, width, channels = commands.book.image_shape(run)
+    height, width, channels = commands.spec.image_shape(run)
     return commands.count(run) * height * width * channels * len(commands.seeds)
 
 

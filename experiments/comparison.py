@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from experiments.results import Results, RunResult
-from experiments.spec import Book, Row, Run, Table
+from experiments.spec import Spec, Row, Run, Table
 from experiments.toml_entry import FlagValue
 from experiments.verdict import compare
 
@@ -37,22 +37,22 @@ def guidance_name(run: Run) -> str:
     return "entropy" if run.flags.get("eds") else str(run.flags.get("guidance", "constant"))
 
 
-def outcomes(book: Book, results: Results, table: Table) -> list[Outcome]:
+def outcomes(spec: Spec, results: Results, table: Table) -> list[Outcome]:
     """The rows of a table, in order."""
-    return [_outcome(book, results, row) for row in table.rows]
+    return [_outcome(spec, results, row) for row in table.rows]
 
 
-def _outcome(book: Book, results: Results, row: Row) -> Outcome:
+def _outcome(spec: Spec, results: Results, row: Row) -> Outcome:
     batch = results.batches.get(row.batch)
     if not row.sweep:
-        return Outcome(row, book.runs.get(row.run), results.runs.get(row.run), batch)
+        return Outcome(row, spec.runs.get(row.run), results.runs.get(row.run), batch)
     # Of the largest number of samples: FID falls with that number, whatever the samples.
     found = [results.runs[name] for name in row.sweep if name in results.runs]
     tried = [result for result in found if result.n == max(other.n for other in found)]
     if not tried:
-        return Outcome(row, book.runs[row.sweep[0]], None, batch, f"best of {len(row.sweep)}")
+        return Outcome(row, spec.runs[row.sweep[0]], None, batch, f"best of {len(row.sweep)}")
     best = min(tried, key=lambda result: result.mean("fid"))
-    flags = {name: book.runs[name].flags for name in row.sweep}
+    flags = {name: spec.runs[name].flags for name in row.sweep}
     varied = [flag for flag in flags[best.run] if len({own.get(flag) for own in flags.values()}) > 1]
     label = ", ".join(f"{_LABELS.get(flag, flag)} = {_value(flags[best.run][flag])}" for flag in varied)
     count = f"{len(tried)}" if len(tried) == len(row.sweep) else f"{len(tried)} of the {len(row.sweep)} asked for"
@@ -63,14 +63,14 @@ def _outcome(book: Book, results: Results, row: Row) -> Outcome:
         for flag, own in values.items()
     )  # fmt: skip
     edge = f"its best, {label}, is at the edge of the values tried" if at_edge else ""
-    return Outcome(row, book.runs[best.run], best, batch, f"best of {count}: {label or best.run}", edge)
+    return Outcome(row, spec.runs[best.run], best, batch, f"best of {count}: {label or best.run}", edge)
 
 
 def _value(value: FlagValue) -> str:
     return f"{value:g}" if type(value) is float else str(value)
 
 
-def findings(book: Book, results: Results, rows: list[Outcome]) -> Iterator[str]:
+def findings(spec: Spec, results: Results, rows: list[Outcome]) -> Iterator[str]:
     """Sentences below a table that compares sweeps: edges, and each rule against the constant one."""
     for outcome in rows:
         if outcome.edge:
@@ -105,7 +105,7 @@ def _against_constant(results: Results, rows: list[Outcome]) -> Iterator[str]:
         yield (
             "Noise is one standard deviation of the difference of two means over seeds, from the seeds' relative "
             "spread pooled over all runs of this table; up to two of them count as the same. That the best of "
-            "several values was chosen by the same figures is not part of it."
+            "several values was chosen by the same values is not part of it."
         )
 
 

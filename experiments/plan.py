@@ -1,4 +1,4 @@
-"""The steps that rows of a book need, in an order in which they can be run."""
+"""The steps that rows of a spec need, in an order in which they can be run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from guided_diffusion.errors import InputError
 def plan(commands: Commands, rows: Sequence[Row]) -> list[Step]:
     """Everything that rows need; what several of them share comes once."""
     steps = preparation(commands, rows)
-    for run in (commands.book.runs[name] for name in dict.fromkeys(name for row in rows for name in row.run_names)):
+    for run in (commands.spec.runs[name] for name in dict.fromkeys(name for row in rows for name in row.run_names)):
         for seed in commands.seeds:
             steps += [commands.sample(run, seed), commands.evaluate(run, seed)]
     batches = {row.batch: row for row in rows if row.batch}
@@ -24,13 +24,13 @@ def plan(commands: Commands, rows: Sequence[Row]) -> list[Step]:
 
 def preparation(commands: Commands, rows: Sequence[Row]) -> list[Step]:
     """What rows need before the first sample: published files, written data, networks."""
-    book, networks = commands.book, needed_networks(commands, rows)
+    spec, networks = commands.spec, needed_networks(commands, rows)
     files = [name for name in needed_files(commands, rows) if name not in commands.options.given]
-    steps = [*map(commands.download, files), *([commands.write_data()] if book.writes_data else [])]
+    steps = [*map(commands.download, files), *([commands.write_data()] if spec.writes_data else [])]
     steps += [commands.train(network) for network in networks if network.training]
     steps += [commands.derive(network) for network in networks if network.derived]
     parts = {network.training.part: None for network in networks if network.training}
-    steps += [commands.derive_part(part) for part in parts if part in book.parts]
+    steps += [commands.derive_part(part) for part in parts if part in spec.parts]
     # Each after those that make its files, however long the chain; the order is the one above where that is free.
     makers = {output: step for step in steps for output in step.outputs}
     needs = {step: [makers[file] for file in step.inputs if file in makers] for step in steps}
@@ -39,27 +39,27 @@ def preparation(commands: Commands, rows: Sequence[Row]) -> list[Step]:
 
 def needed_networks(commands: Commands, rows: Sequence[Row]) -> list[Network]:
     """The networks that rows need, those that sample first, then those that others are made of."""
-    book = commands.book
-    names = [book.features] if book.features and any(row.run_names or row.batch for row in rows) else []
-    for run in (book.runs[name] for row in rows for name in row.run_names):
-        names = [network.name for network in book.run_networks(run)] + names
+    spec = commands.spec
+    names = [spec.features] if spec.features and any(row.run_names or row.batch for row in rows) else []
+    for run in (spec.runs[name] for row in rows for name in row.run_names):
+        names = [network.name for network in spec.run_networks(run)] + names
     names = list(dict.fromkeys(names))
     for name in names:  # grows by what is needed in turn
-        network = book.networks[name]
-        part = book.parts.get(network.training.part) if network.training else None
+        network = spec.networks[name]
+        part = spec.parts.get(network.training.part) if network.training else None
         names += [origin.network for origin in (network.derived, part) if origin and origin.network not in names]
-    return [book.networks[name] for name in names]
+    return [spec.networks[name] for name in names]
 
 
 def needed_files(commands: Commands, rows: Sequence[Row]) -> list[str]:
     """Names of the published files that rows need."""
-    book = commands.book
+    spec = commands.spec
     names = [network.checkpoint for network in needed_networks(commands, rows) if not network.is_made]
-    if not book.writes_data:
-        names += [book.runs[name].reference for row in rows for name in row.run_names]
+    if not spec.writes_data:
+        names += [spec.runs[name].reference for row in rows for name in row.run_names]
         for row in rows:
             names += [row.batch, commands.batch_reference(row)] if row.batch else []
-        names += [INCEPTION] if not book.features and any(row.run_names or row.batch for row in rows) else []
+        names += [INCEPTION] if not spec.features and any(row.run_names or row.batch for row in rows) else []
     return [name for name in dict.fromkeys(names) if name in PUBLISHED]
 
 
@@ -76,7 +76,7 @@ def check_files(commands: Commands, rows: Sequence[Row]) -> None:
                 f"{len(needing)} of {len(rows)} rows need it: --skip_missing leaves them out"
             )
     for network in needed_networks(commands, rows):
-        if network.training and not commands.book.writes_data:
+        if network.training and not commands.spec.writes_data:
             for part in (network.training.part, "val"):
                 if not (ROOT / commands.images(part)).is_dir():
                     raise InputError(

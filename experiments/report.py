@@ -17,7 +17,7 @@ from experiments.comparison import Outcome, findings, guidance_name, outcomes
 from experiments.documents import Column, Line, Section, csv_text, render, write_text
 from experiments.results import ROLES, Results, RunResult, digits, read_results
 from experiments.smoke import MARK, WARNING
-from experiments.spec import REPORTED, Book, Run, Table
+from experiments.spec import REPORTED, Spec, Run, Table
 from guided_diffusion.errors import some_of
 
 TABLE_COLUMNS = (
@@ -31,35 +31,35 @@ _ORIGIN = (
 _HASH_DIGITS = 12
 
 
-def write_report(book: Book, out: Path) -> list[Path]:
+def write_report(spec: Spec, out: Path) -> list[Path]:
     """Write the four files into `out` and return their paths. InputError, naming the file, for a damaged result."""
-    results = read_results(book, out)
-    document = build(book, results)
+    results = read_results(spec, out)
+    document = build(spec, results)
     texts = {
         "report.md": render("report.md", **document),
         "report.html": render("page.html", **document),
-        "report.csv": tables_csv(book, results),
-        "runs.csv": runs_csv(book, results),
+        "report.csv": tables_csv(spec, results),
+        "runs.csv": runs_csv(spec, results),
     }
     for name, text in texts.items():
         write_text(out / name, text)
     return [out / name for name in texts]
 
 
-def build(book: Book, results: Results) -> dict[str, Any]:
+def build(spec: Spec, results: Results) -> dict[str, Any]:
     """The report as its templates take it: title, warning, text, sections."""
     papers = "Difference: ours less the paper's. Release: the authors' README, where it prints something else. "
     text = [
-        f"{len(results.runs)} of {len(book.runs)} runs have results. Ours: mean over the seeds, ± half the difference "
-        f"between the largest and the smallest. {papers * any(row.paper for row in book.rows('all'))}FID falls as the "
+        f"{len(results.runs)} of {len(spec.runs)} runs have results. Ours: mean over the seeds, ± half the difference "
+        f"between the largest and the smallest. {papers * any(row.paper for row in spec.rows('all'))}FID falls as the "
         "number of samples grows: where there are fewer than the recipe asks for, the line is marked FEWER, and its "
         "difference is not one of quality."
     ]
     if engines := dict.fromkeys(e.engine for result in results.all() for e in result.evaluations):
-        text.append(f"Judged by: {', '.join(engines)}.")
-    sections = [_section(book, results, table) for table in book.tables.values()]
+        text.append(f"Evaluated with: {', '.join(engines)}.")
+    sections = [_section(spec, results, table) for table in spec.tables.values()]
     return {
-        "title": book.title, "warning": WARNING if book.smoke else "", "text": [*text, *_left_out(results)],
+        "title": spec.title, "warning": WARNING if spec.smoke else "", "text": [*text, *_left_out(results)],
         "sections": [*sections, *_provenance(results)],
     }  # fmt: skip
 
@@ -75,24 +75,24 @@ def _left_out(results: Results) -> Iterator[str]:
             )
 
 
-def _section(book: Book, results: Results, table: Table) -> Section:
-    rows = outcomes(book, results, table)
+def _section(spec: Spec, results: Results, table: Table) -> Section:
+    rows = outcomes(spec, results, table)
     shown = [result for outcome in rows for result in (outcome.result, outcome.batch) if result]
     metrics = [m for m in results.metrics() if METRICS[m].upstream or any(result.values(m) for result in shown)]
-    groups = [(outcome.row.method, list(_lines(book, outcome, metrics))) for outcome in rows]
-    columns = (Column("method"), Column("figures"), *(Column(METRICS[m].column, "number") for m in metrics), *_ORIGIN)
-    return Section(table.title, columns, groups, [table.note] * bool(table.note), list(findings(book, results, rows)))
+    groups = [(outcome.row.method, list(_lines(spec, outcome, metrics))) for outcome in rows]
+    columns = (Column("method"), Column("values"), *(Column(METRICS[m].column, "number") for m in metrics), *_ORIGIN)
+    return Section(table.title, columns, groups, [table.note] * bool(table.note), list(findings(spec, results, rows)))
 
 
-def _sources(book: Book, outcome: Outcome) -> Iterator[tuple[str, Run | None, RunResult | None]]:
+def _sources(spec: Spec, outcome: Outcome) -> Iterator[tuple[str, Run | None, RunResult | None]]:
     """The results that a row can have, by name: those of our run, and those of samples that others publish."""
     if outcome.run:
         yield "ours", outcome.run, outcome.result
     if outcome.row.batch:
-        yield book.batch_title, None, outcome.batch
+        yield spec.batch_title, None, outcome.batch
 
 
-def _lines(book: Book, outcome: Outcome, metrics: list[str]) -> Iterator[Line]:
+def _lines(spec: Spec, outcome: Outcome, metrics: list[str]) -> Iterator[Line]:
     """A row's values: paper, release, ours, difference, published samples, their difference."""
     row = outcome.row
     quoted = "" if outcome.run or row.batch else " (quoted)"
@@ -100,27 +100,27 @@ def _lines(book: Book, outcome: Outcome, metrics: list[str]) -> Iterator[Line]:
     for name, values in (("paper", row.paper), ("release", row.release)):
         if values:  # papers give two digits of everything
             yield Line((name + quoted, *(f"{values[m]:.2f}" if m in values else "" for m in metrics), *blank), "weak")
-    for name, run, result in _sources(book, outcome):
+    for name, run, result in _sources(spec, outcome):
         name += f" ({outcome.choice})" if outcome.choice and run else ""
         if result is None:
             yield Line((f"{name}: not run", *("" for _ in metrics), *blank), "weak")
             continue
-        origin, marked = _origin(book, result)
+        origin, marked = _origin(spec, result)
         cells = (name, *(measured(result, m) for m in metrics), *origin)
         yield Line(cells, "strong", [1 + len(metrics) + place for place in marked])
         if row.paper:
             yield Line(("difference", *(_difference(outcome, result, m) for m in metrics), *blank))
 
 
-def _origin(book: Book, result: RunResult) -> tuple[tuple[str, ...], list[int]]:
+def _origin(spec: Spec, result: RunResult) -> tuple[tuple[str, ...], list[int]]:
     """Cells below `_ORIGIN`, and the places of those to mark."""
     samples, seeds, marked = f"{result.n:,}", ", ".join(map(str, result.seeds)), []
-    if run := book.runs.get(result.run):
+    if run := spec.runs.get(result.run):
         if result.n < run.num_samples:
             samples = f"FEWER: {result.n:,} of {run.num_samples:,}"
             marked.append(0)
-        if len(result.seeds) < len(book.seeds):
-            seeds = f"{seeds} (FEWER: {len(result.seeds)} of {len(book.seeds)})"
+        if len(result.seeds) < len(spec.seeds):
+            seeds = f"{seeds} (FEWER: {len(result.seeds)} of {len(spec.seeds)})"
             marked.append(1)
     roles = ("model", "classifier")
     hashes = [", ".join(file.sha256[:_HASH_DIGITS] for file in result.files(role)) for role in roles]
@@ -156,20 +156,20 @@ def _difference(outcome: Outcome, result: RunResult, metric: str) -> str:
     return "" if value is None else f"{value:+z.{digits(metric, result.mean(metric))}f}"
 
 
-def tables_csv(book: Book, results: Results) -> str:
+def tables_csv(spec: Spec, results: Results) -> str:
     """A line for every value of every row."""
-    return csv_text(TABLE_COLUMNS, _table_records(book, results))
+    return csv_text(TABLE_COLUMNS, _table_records(spec, results))
 
 
-def _table_records(book: Book, results: Results) -> Iterator[dict]:
+def _table_records(spec: Spec, results: Results) -> Iterator[dict]:
     """A record for every value of every row; published samples are records of their own."""
-    for outcome in (outcome for table in book.tables.values() for outcome in outcomes(book, results, table)):
+    for outcome in (outcome for table in spec.tables.values() for outcome in outcomes(spec, results, table)):
         row = outcome.row
-        for name, run, result in list(_sources(book, outcome)) or [("ours", None, None)]:
+        for name, run, result in list(_sources(spec, outcome)) or [("ours", None, None)]:
             common = {
                 "table": row.name.partition("/")[0], "row": row.name, "asked": run and run.num_samples,
                 "method": row.method if name == "ours" else f"{row.method} ({name})",
-                "run": run.name if run and not row.sweep else None, "rehearsal": MARK * book.smoke,
+                "run": run.name if run and not row.sweep else None, "rehearsal": MARK * spec.smoke,
             }  # fmt: skip
             if result:
                 common |= {f"{role}_sha256": " ".join(f.sha256 for f in result.files(role)) for role in ROLES} | {
@@ -185,19 +185,19 @@ def _table_records(book: Book, results: Results) -> Iterator[dict]:
                     yield common | values
 
 
-def runs_csv(book: Book, results: Results) -> str:
+def runs_csv(spec: Spec, results: Results) -> str:
     """A line for every run and seed."""
     columns = (
         "run", "seed", "n", "asked", "model", "classifier", "guidance", "classifier_scale", "guidance_factor",
         "guidance_until", "guidance_norm", "sampler", *results.metrics(), "images_per_second", "commit",
         *(f"{role}_sha256" for role in ROLES), "samples", "rehearsal",
     )  # fmt: skip
-    return csv_text(columns, _run_records(book, results))
+    return csv_text(columns, _run_records(spec, results))
 
 
-def _run_records(book: Book, results: Results) -> Iterator[dict]:
+def _run_records(spec: Spec, results: Results) -> Iterator[dict]:
     for name, result in results.runs.items():
-        run = book.runs[name]
+        run = spec.runs[name]
         rule = guidance_name(run)
         for e in result.evaluations:
             hashes = {f"{role}_sha256": file.sha256 for role, file in e.files.items()}
@@ -205,5 +205,5 @@ def _run_records(book: Book, results: Results) -> Iterator[dict]:
                 "run": name, "seed": e.seed, "n": result.n, "asked": run.num_samples, "model": run.model,
                 "classifier": run.classifier, "guidance": rule, "sampler": run.sampler,
                 "images_per_second": e.images_per_second, "commit": e.commit, "samples": e.samples,
-                "rehearsal": MARK * book.smoke,
+                "rehearsal": MARK * spec.smoke,
             }  # fmt: skip

@@ -20,7 +20,7 @@ from guided_diffusion.errors import InputError
 from guided_diffusion.io.files import read_json
 
 REPORT = Path("results/cifar10/reduced")
-RECIPES = ROOT / "experiments" / "cifar10" / "recipes"  # a folder of the report's name has its book
+RECIPES = ROOT / "experiments" / "cifar10" / "recipes"  # a folder of the report's name has its spec
 FILE = "model.safetensors"
 DERIVED = "derived.json"  # in its place: {"network": of these weights, "temperature": what its logits are divided by}
 

@@ -1,6 +1,6 @@
 """Results of finished steps: the evaluator's values of every run, and the files that they were made from.
 
-    results = read_results(book, Path("runs/paper"))
+    results = read_results(spec, Path("runs/paper"))
     results.runs["cadm-g-ddim25"].mean("fid")
 
 Nothing has to be there: a run without metrics is missing from the results, a value without its step's record has
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluations.metrics.registry import METRICS, in_tables
-from experiments.spec import Book, short
+from experiments.spec import Spec, short
 from guided_diffusion.errors import InputError
 from guided_diffusion.io.files import read_json
 
@@ -149,8 +149,8 @@ def digits(metric: str, value: float) -> int:
     return 2 if metric == "inception_score" else 3
 
 
-def read_results(book: Book, out: Path, seeds: Collection[int] | None = None) -> Results:
-    """Read the results in `out` for the runs and batches of a book.
+def read_results(spec: Spec, out: Path, seeds: Collection[int] | None = None) -> Results:
+    """Read the results in `out` for the runs and batches of a spec.
 
     :param seeds: of the samples that count; None: all.
     InputError, naming the file, for a damaged one.
@@ -158,14 +158,14 @@ def read_results(book: Book, out: Path, seeds: Collection[int] | None = None) ->
     found: dict[str, dict[int, dict[int, Path]]] = {}
     for path in sorted((out / "metrics").glob("*.json")):
         match = _RUN_NAME.fullmatch(path.stem)
-        if match and match["run"] in book.runs and (seeds is None or int(match["seed"]) in seeds):
+        if match and match["run"] in spec.runs and (seeds is None or int(match["seed"]) in seeds):
             found.setdefault(match["run"], {}).setdefault(int(match["n"]), {})[int(match["seed"])] = path
     runs, batches = {}, {}
-    for name in (name for name in book.runs if name in found):
+    for name in (name for name in spec.runs if name in found):
         n, paths = max(found[name].items())
         evaluations = [_evaluation(path, out, seed, n)[0] for seed, path in sorted(paths.items())]
         runs[name] = RunResult(name, n, tuple(evaluations))
-    for batch in {row.batch: None for row in book.rows("all") if row.batch}:
+    for batch in {row.batch: None for row in spec.rows("all") if row.batch}:
         path = out / "metrics" / f"batch-{Path(batch).stem}.json"
         if path.exists():
             evaluation, n = _evaluation(path, out)

@@ -1,4 +1,4 @@
-"""Running steps: in order of what they need, a few at a time, going on with the others where one fails."""
+"""Running steps: in order of what they need, a few at a time, and the others where one fails."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Runner:
         self._processes: set[subprocess.Popen] = set()
         self._stopping, self._lock = False, threading.Lock()
 
-    def run(self, steps: Sequence[Step], at_once: int = 1) -> int:
-        """Run what is not done, `at_once` steps at a time; returns how many steps that were.
+    def run(self, steps: Sequence[Step], jobs: int = 1) -> int:
+        """Run what is not done, `jobs` steps at a time; returns how many steps that were.
 
         InputError at the end when steps failed: the others have been run, but for those that need them. InputError at
         once where a step needs mpiexec and there is none.
@@ -59,12 +59,12 @@ class Runner:
         failures: dict[str, str] = {}
         unmade: set[Path] = set()
         count = 0
-        self._stopping, self._showing = False, self._show and at_once == 1
-        with ThreadPoolExecutor(at_once) as pool, self._ending_children():
+        self._stopping, self._showing = False, self._show and jobs == 1
+        with ThreadPoolExecutor(jobs) as pool, self._ending_children():
             while waiting or running:
                 busy = {output for step in (*waiting, *running.values()) for output in step.outputs}
                 for step in [step for step in waiting if not busy & set(step.inputs)]:
-                    if len(running) == at_once:
+                    if len(running) == jobs:
                         break
                     waiting.remove(step)
                     if unmade & set(step.inputs):
@@ -87,7 +87,7 @@ class Runner:
         return count
 
     def line(self, command: Sequence[str]) -> str:
-        """A command as one would type it in the repository's root."""
+        """A command as typed in the repository's root."""
         return shell([*(f"{name}={value}" for name, value in self._added.items()), *command])
 
     def _report(self, failures: dict[str, str]) -> NoReturn:
@@ -95,10 +95,10 @@ class Runner:
             self._print(f"failed: {name}: {reason}")
         first = next(iter(failures.values()))
         more = f" (and {len(failures) - 1} more steps, see above)" if len(failures) > 1 else ""
-        raise InputError(f"{first}{more}; the same command goes on with what is missing")
+        raise InputError(f"{first}{more}; the same command runs what is missing")
 
     def _one(self, step: Step, depends_on_made: bool) -> bool:
-        """Run a step unless it is done; whether it was run."""
+        """Run a step unless it is done; return whether it was run."""
         with self._lock:
             self._number += 1
             label = f"[{self._number:3d}/{self._total}] {step.name}"
@@ -115,7 +115,7 @@ class Runner:
         return True
 
     def _call(self, step: Step) -> None:
-        """Run the command with its output in the log. InputError with the log's end where it fails."""
+        """Run the command with its output in the log. InputError with the end of the log where it fails."""
         self.logs.mkdir(parents=True, exist_ok=True)
         log = self.logs / f"{step.name}.log"
         with log.open("wb", buffering=0) as file:
@@ -140,7 +140,7 @@ class Runner:
 
     @contextmanager
     def _ending_children(self) -> Iterator[None]:
-        """Whatever ends the loop, be it SIGTERM, also ends the commands that are running."""
+        """End the commands that are running when the loop ends, be it by SIGTERM."""
 
         def stop(*_: object) -> NoReturn:
             raise KeyboardInterrupt

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from experiments.spec import DIGITS, HELDOUT, Book, Flags, Network, Training
+from experiments.spec import DIGITS, HELDOUT, Spec, Flags, Network, Training
 
 MARK = "SMOKE RUN"
 WARNING = (
@@ -32,23 +32,23 @@ _FEATURES = Network(
 )
 
 
-def smoke(book: Book) -> Book:
+def smoke(spec: Spec) -> Spec:
     """The same tables, marked, with stand-ins for networks and data."""
-    guiding = {run.classifier for run in book.runs.values()}
+    guiding = {run.classifier for run in spec.runs.values()}
     networks = {
         name: _small_classifier(network) if name in guiding else _small_model(network)
-        for name, network in book.networks.items()
+        for name, network in spec.networks.items()
     }
     tables = {
         name: replace(table, title=f"{MARK}: {table.title}", note=f"{WARNING} {table.note}".strip())
-        for name, table in book.tables.items()
+        for name, table in spec.tables.items()
     }
     runs = {
         name: replace(run, reference=HELDOUT, flags=_fewer_steps(run.flags) | _BFLOAT16)
-        for name, run in book.runs.items()
+        for name, run in spec.runs.items()
     }
     return replace(
-        book, title=f"{MARK}: {book.title}", data=DIGITS, networks=networks | {_FEATURES.name: _FEATURES},
+        spec, title=f"{MARK}: {spec.title}", data=DIGITS, networks=networks | {_FEATURES.name: _FEATURES},
         features=_FEATURES.name, runs=runs, tables=tables, smoke=True,
     )  # fmt: skip
 

@@ -16,14 +16,14 @@ RECIPES = Path(__file__).resolve().with_name("recipes")
 ROOT = RECIPES.parents[1]  # of the repository
 IMAGENET = "imagenet"
 DIGITS = "experiments/digits/data.py"
-# What a program that writes data leaves: folders of images and, of the same names, npz files with labels.
+# A program that writes data writes folders of images and, of the same names, npz files with labels.
 PARTS = ("train", "evaluator", "heldout")
 REPORTED = ("fid", "sfid", "inception_score", "precision", "recall")  # the metrics that papers print
-HELDOUT, REAL = "heldout.npz", "train.npz"  # what samples are compared with; real images judged as samples are
+HELDOUT, REAL = "heldout.npz", "train.npz"  # what samples are compared with; real images evaluated as samples are
 
 
 def short(path: Path) -> Path:
-    """As one would type it in the repository's root, where the commands run: relative inside it, else absolute."""
+    """A path as typed in the repository's root, where the commands run: relative inside it, else absolute."""
     path = path.absolute()
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
@@ -47,7 +47,7 @@ class Derivation:
     """How a program makes a network of another one, or a further part of the data with the help of one.
 
     :param program: of the repository, with flags; checkpoint, npz file and new file are its further arguments.
-    :param network: key of `Book.networks`; part: of the written data, whose npz file it reads.
+    :param network: key of `Spec.networks`; part: of the written data, whose npz file it reads.
     """
 
     program: str
@@ -81,7 +81,7 @@ class Network:
 class Run:
     """One set of samples.
 
-    :param model, classifier: keys of `Book.networks`; no classifier means unguided sampling.
+    :param model, classifier: keys of `Spec.networks`; no classifier means unguided sampling.
     :param reference: the evaluator's reference batch.
     :param flags: of the sampling script, on top of those of the networks.
     """
@@ -99,7 +99,7 @@ class Run:
 
     @property
     def sampler(self) -> str:
-        """Such as "DDPM 250" or "UniPC 10"."""
+        """Its name and number of steps, such as "DDPM 250" or "UniPC 10"."""
         steps = str(self.flags["timestep_respacing"]).removeprefix("ddim")
         name = self.flags.get("sampler") or ("ddim" if self.flags.get("use_ddim") else "ddpm")
         return f"{SAMPLERS[name].title if name in SAMPLERS else name} {steps}"
@@ -143,13 +143,13 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Book:
+class Spec:
     """All experiments of a folder.
 
     :param data: where training images and references come from: "imagenet", files that the user has and
         published ones; else the program of the repository, with its flags, that writes `PARTS` into the folder
         that follows them.
-    :param features: name of the network that judges samples; None: Inception.
+    :param features: name of the network that extracts features of samples; None: Inception.
     :param seeds: a run is sampled once with each.
     :param parts: further parts of written data, by name, made when networks are there.
     :param smoke: the networks are small stand-ins, and so the results mean nothing.

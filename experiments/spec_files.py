@@ -1,8 +1,8 @@
 """Reading a folder of recipes. `recipes/README.md` has the format.
 
-    book = load()                                  # the paper's; load(Path("experiments/digits/recipes")): the digits'
-    (row,) = book.rows("table1/cadm-g-ect-eds-ddpm250")
-    book.runs[row.run].flags
+    spec = load()                                  # the paper's; load(Path("experiments/digits/recipes")): the digits'
+    (row,) = spec.rows("table1/cadm-g-ect-eds-ddpm250")
+    spec.runs[row.run].flags
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from experiments.spec import (
     RECIPES,
     REPORTED,
     ROOT,
-    Book,
+    Spec,
     Derivation,
     Network,
     Row,
@@ -46,7 +46,7 @@ _PLAIN = re.compile(r"\w[\w.+-]{0,99}", re.ASCII)  # a name that leads nowhere e
 _NEEDED = {"classifier_train": ("iterations",), "image_train": ("lr_anneal_steps", "ema_rate")}
 
 
-def load(directory: Path = RECIPES) -> Book:
+def load(directory: Path = RECIPES) -> Spec:
     """All recipes below a directory. InputError, one line with file and key, for anything wrong in them."""
     if "book.toml" not in list_names(directory):
         raise InputError(f"{directory}: no book.toml in it, expected a folder of recipes")
@@ -90,7 +90,7 @@ def load(directory: Path = RECIPES) -> Book:
             sweeps[path.stem] = tuple(run.name for run in made)
     tables = [_table(path, runs, sweeps, batches, references) for path in _files(folders, "tables")]
     tables.sort(key=lambda table: table.name.startswith("supplement"))
-    return Book(title, data, networks, runs, {table.name: table for table in tables}, tuple(seeds), features, parts)
+    return Spec(title, data, networks, runs, {table.name: table for table in tables}, tuple(seeds), features, parts)
 
 
 def _files(folders: list[Path], kind: str) -> list[Path]:

@@ -36,7 +36,7 @@ from experiments.plan import plan, preparation
 from experiments.report import runs_csv
 from experiments.results import Results, read_results
 from experiments.runner import Runner
-from experiments.spec import ROOT, Book, Row, short
+from experiments.spec import ROOT, Spec, Row, short
 from experiments.spec_files import load
 from experiments.steps import Step, claim
 from guided_diffusion.distributed import process_group
@@ -47,7 +47,7 @@ RESULTS = ROOT / "results" / "cifar10"
 TUNING_SEEDS = (101,)
 MOST_MOVES = 3  # of a method's values, while its best is the first or last
 BOOTSTRAP = 200  # rounds behind the 95 % intervals of what is reported
-# The short ones first: each leaves a report.
+# The short ones first: each writes a report.
 TABLES = (
     "rules", "table2", "table3", "classifiers", "sharpness", "eta", "subclasses", "table2-ddpm", "table3-ddpm",
     "logits",
@@ -71,7 +71,7 @@ PROTOCOLS = {
 
 
 def main() -> None:
-    """Do what is not done yet. InputError for a bad option or a step that failed."""
+    """Run what is not done yet. InputError for a bad option or a step that failed."""
     parser = Parser(
         prog="python -m experiments.cifar10", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--tables", nargs="+", type=_tables, default=[[name] for name in TABLES], metavar="TABLE",
                         help=f"of {', '.join(TABLES)} (all), one after the other, TABLE+TABLE at once")  # fmt: skip
     parser.add_argument("--recipes", type=Path, metavar="DIR",
-                        help="another book, for a trial (experiments/cifar10/recipes/...)")  # fmt: skip
+                        help="another spec, for a trial (experiments/cifar10/recipes/...)")  # fmt: skip
     add_jobs(parser, "steps at a time (1)", default=1)
     parser.add_argument("--dry_run", action="store_true", help="show the networks' and the tuning's commands, run none")
     args = parser.parse_args()
@@ -95,7 +95,7 @@ def main() -> None:
         PROTOCOLS[args.protocol].tuning_share,
         args.jobs,
     )
-    groups = [[name for name in group if name in ablation.book.tables] for group in args.tables]
+    groups = [[name for name in group if name in ablation.spec.tables] for group in args.tables]
     names = [name for group in groups for name in group]
     if args.dry_run:
         ablation.show(names)
@@ -116,43 +116,43 @@ def _tables(text: str) -> list[str]:
 
 
 class Ablation:
-    """A book, the folder of its runs, the folder of its report.
+    """A spec, the folder of its runs, the folder of its report.
 
     :param tuning_share: a tuning run has so many times fewer samples than one that is reported.
     :param jobs: steps at a time.
     """
 
-    def __init__(self, book: Book, out: Path, results: Path, tuning_share: int, jobs: int = 1):
+    def __init__(self, spec: Spec, out: Path, results: Path, tuning_share: int, jobs: int = 1):
         self.out, self.results, self.tuning_share, self.jobs = out, results, tuning_share, jobs
-        known = [name for name in TABLES if name in book.tables]
-        book = replace(book, tables={name: book.tables[name] for name in dict.fromkeys([*known, *book.tables])})
-        self.book = with_wider_scales(book)
+        known = [name for name in TABLES if name in spec.tables]
+        spec = replace(spec, tables={name: spec.tables[name] for name in dict.fromkeys([*known, *spec.tables])})
+        self.spec = with_wider_scales(spec)
         self.runner = Runner(out, {"OMP_NUM_THREADS": "1"})
 
     def show(self, names: Sequence[str]) -> None:
         """Print every step that is not done, but for the rows, which tuning decides."""
-        for step in plan(self._tuning(self.book), _rows(self.book, names)):
+        for step in plan(self._tuning(self.spec), _rows(self.spec, names)):
             if not self.runner.records.is_done(step):
                 print(f"{step.name}\n{self.runner.line(step.command)}")
 
     def make_networks(self, names: Sequence[str]) -> None:
         """Train and derive all that the tables need."""
-        self._run("networks", preparation(self._tuning(self.book), _rows(self.book, names)))
+        self._run("networks", preparation(self._tuning(self.spec), _rows(self.spec, names)))
 
     def finish(self, names: Sequence[str]) -> None:
         """Tune, sample and test all rows of some tables, and write the report of all that there is."""
         title = ", ".join(names)
-        tuning = self._tune(f"{title}: tuning", self._tuning(self.book), names)
+        tuning = self._tune(f"{title}: tuning", self._tuning(self.spec), names)
         for _ in range(MOST_MOVES):
-            moved = move(self.book, tuning)
-            if moved.tables == self.book.tables:
+            moved = move(self.spec, tuning)
+            if moved.tables == self.spec.tables:
                 break
-            self.book = moved
+            self.spec = moved
             tuning = self._tune(f"{title}: tuning beyond the edge", self._tuning(moved), names)
-        tuned = self._tuning(refine(self.book, tuning))
+        tuned = self._tuning(refine(self.spec, tuning))
         tuning = self._tune(f"{title}: tuning around the best", tuned, names)
         while True:  # Larger constant scales, one after the other, until the norm of EDS's guidance is among theirs.
-            choice = choose(refine(self.book, tuning), tuning)
+            choice = choose(refine(self.spec, tuning), tuning)
             found = list(matches(choice, tuned, tuning))
             wider = [Row(match.next_run, match.next_run, run=match.next_run) for match in found if match.next_run]
             if not wider:
@@ -160,29 +160,29 @@ class Ablation:
             self._run(f"{MATCHED}: larger constant scales", plan(tuned, wider))
             tuning = self._read(tuned)
         choice = with_matched_rows(choice, found)
-        commands = Commands(choice.book, Options(out=self.out, processes=1, trace=True, bootstrap=BOOTSTRAP))
-        tables = [choice.book.tables[key] for key in (*names, MATCHED) if key in choice.book.tables]
+        commands = Commands(choice.spec, Options(out=self.out, processes=1, trace=True, bootstrap=BOOTSTRAP))
+        tables = [choice.spec.tables[key] for key in (*names, MATCHED) if key in choice.spec.tables]
         rows = [row for table in tables for row in table.rows]
         try:
             self._run(f"{title}: rows", plan(commands, rows) + paired_tests.steps(commands, tables))
         finally:  # report what there is, whatever failed
             self._report(choice, tuned, tuning, commands)
 
-    def _tuning(self, book: Book) -> Commands:
-        """The steps of a book's runs with fewer samples, at the tuning seed."""
+    def _tuning(self, spec: Spec) -> Commands:
+        """The steps of a spec's runs with fewer samples, at the tuning seed."""
         runs = {
             name: replace(run, flags=run.flags | {"num_samples": run.num_samples // self.tuning_share})
-            for name, run in book.runs.items()
+            for name, run in spec.runs.items()
         }
         options = Options(out=self.out, processes=1, seeds=TUNING_SEEDS, trace=True)
-        return Commands(replace(book, runs=runs, seeds=TUNING_SEEDS), options)
+        return Commands(replace(spec, runs=runs, seeds=TUNING_SEEDS), options)
 
     def _tune(self, title: str, tuned: Commands, names: Sequence[str]) -> Results:
-        self._run(title, plan(tuned, [row for row in _rows(tuned.book, names) if row.sweep]))
+        self._run(title, plan(tuned, [row for row in _rows(tuned.spec, names) if row.sweep]))
         return self._read(tuned)
 
     def _read(self, commands: Commands) -> Results:
-        return read_results(commands.book, ROOT / self.out, commands.seeds)
+        return read_results(commands.spec, ROOT / self.out, commands.seeds)
 
     def _run(self, title: str, steps: list[Step]) -> None:
         print(f"{title}: {len(steps)} steps; logs: {self.runner.logs}", flush=True)
@@ -192,8 +192,8 @@ class Ablation:
         results, folder = self._read(commands), ROOT / self.out / "figures"
         folder.mkdir(parents=True, exist_ok=True)
         # A curve has one point a scale; the capped rule is another curve that a CSV of runs does not tell apart.
-        shown = {name: run for name, run in tuning.runs.items() if "eds_cap" not in tuned.book.runs[name].flags}
-        write_text(folder / "tuning-runs.csv", runs_csv(tuned.book, replace(tuning, runs=shown)))
+        shown = {name: run for name, run in tuning.runs.items() if "eds_cap" not in tuned.spec.runs[name].flags}
+        write_text(folder / "tuning-runs.csv", runs_csv(tuned.spec, replace(tuning, runs=shown)))
         for name, words in figure_words(choice, results, commands, folder).items():
             try:
                 figures.draw(words, folder / name)
@@ -203,8 +203,8 @@ class Ablation:
             print(f"report: {path}")
 
 
-def _rows(book: Book, names: Sequence[str]) -> list[Row]:
-    return [row for name in names for row in book.tables[name].rows]
+def _rows(spec: Spec, names: Sequence[str]) -> list[Row]:
+    return [row for name in names for row in spec.tables[name].rows]
 
 
 if __name__ == "__main__":

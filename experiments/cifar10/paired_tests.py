@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from experiments.commands import Commands
 from experiments.comparison import guidance_name
-from experiments.spec import ROOT, Book, Row, Table
+from experiments.spec import ROOT, Spec, Row, Table
 from experiments.steps import Step
 from guided_diffusion.io.files import read_json
 
@@ -31,14 +31,14 @@ class Difference:
     p: float
 
 
-def comparisons(book: Book, table: Table) -> Iterator[Comparison]:
+def comparisons(spec: Spec, table: Table) -> Iterator[Comparison]:
     """Each guided row against the table's first constant one, and against the constant one of the same networks.
 
     EDS also against the timestep-aware rule of the same networks: is it more than growth towards t = 0?
     """
-    guided = [row for row in table.rows if row.run and book.runs[row.run].classifier]
-    rules = {row.name: guidance_name(book.runs[row.run]) for row in guided}
-    networks = {row.name: book.run_networks(book.runs[row.run]) for row in guided}
+    guided = [row for row in table.rows if row.run and spec.runs[row.run].classifier]
+    rules = {row.name: guidance_name(spec.runs[row.run]) for row in guided}
+    networks = {row.name: spec.run_networks(spec.runs[row.run]) for row in guided}
     for row in guided:
         alike = [other for other in guided if networks[other.name] == networks[row.name]]
         wanted = [("constant", guided), ("constant", alike)] + [("timestep", alike)] * (rules[row.name] == "entropy")
@@ -50,7 +50,7 @@ def comparisons(book: Book, table: Table) -> Iterator[Comparison]:
 
 def steps(commands: Commands, tables: Sequence[Table]) -> list[Step]:
     """The evaluator's paired tests of all rows of some tables, each once."""
-    found = (c for table in tables for c in comparisons(commands.book, table))
+    found = (c for table in tables for c in comparisons(commands.spec, table))
     return list({step.name: step for comparison in found for step in _tests(commands, comparison)}.values())
 
 
@@ -67,5 +67,5 @@ def differences(commands: Commands, comparison: Comparison) -> list[Difference]:
 
 
 def _tests(commands: Commands, comparison: Comparison) -> list[Step]:
-    run, base = (commands.book.runs[row.run] for row in (comparison.row, comparison.base))
+    run, base = (commands.spec.runs[row.run] for row in (comparison.row, comparison.base))
     return [commands.compare(run, base, seed) for seed in commands.seeds]

@@ -19,7 +19,7 @@ from experiments.figures.inputs import Labelled, read_trace
 from experiments.report import build, runs_csv, tables_csv
 from experiments.results import Results
 from experiments.runner import Runner
-from experiments.spec import ROOT, Book
+from experiments.spec import ROOT, Spec
 from guided_diffusion.io.files import read_json
 
 CONCLUSION = "conclusion.md"
@@ -38,20 +38,20 @@ def write_results(
 ) -> list[Path]:
     """Write README.md, raw CSV files and figures of what there is; nothing before a first row has results.
 
-    :param tuned: of the book with its sweeps, to which the `tuning` results belong.
-    :param results: of the reporting seeds; commands: of `choice.book` with those seeds.
+    :param tuned: of the spec with its sweeps, to which the `tuning` results belong.
+    :param results: of the reporting seeds; commands: of `choice.spec` with those seeds.
     """
     if not results.runs:
         return []
-    book = choice.book
+    spec = choice.spec
     found = list(_findings(choice, commands))
-    diagnosis = list(_diagnosis(commands, dict(_traced(book, results, commands))))
+    diagnosis = list(_diagnosis(commands, dict(_traced(spec, results, commands))))
     intervals, norms = list(_interval_records(results, commands)), list(_norm_records(tuned, tuning))
     run_commands = [*_command_records(results, commands, runner.line), *_command_records(tuning, tuned, runner.line)]
     texts = {
-        "report.csv": tables_csv(book, results),
-        "runs.csv": runs_csv(book, results),
-        "tuning.csv": runs_csv(tuned.book, tuning),
+        "report.csv": tables_csv(spec, results),
+        "runs.csv": runs_csv(spec, results),
+        "tuning.csv": runs_csv(tuned.spec, tuning),
         "norms.csv": csv_text(NORM_COLUMNS, norms),
         "paired.csv": csv_text(PAIRED_COLUMNS, _paired_records(found)),
         "diagnosis.csv": csv_text(DIAGNOSIS_COLUMNS, diagnosis),
@@ -59,15 +59,15 @@ def write_results(
         "commands.csv": csv_text(COMMAND_COLUMNS, run_commands),
         CONCLUSION: conclusion_text(found, diagnosis),
     }
-    document = build(book, results)
+    document = build(spec, results)
     # Tables share rows, so that one or two of them say nothing.
-    done = [t.title for t in book.tables.values() if all(set(row.run_names) & set(results.runs) for row in t.rows)]
-    missing = [name for name, table in book.tables.items() if table.title not in done]
+    done = [t.title for t in spec.tables.values() if all(set(row.run_names) & set(results.runs) for row in t.rows)]
+    missing = [name for name, table in spec.tables.items() if table.title not in done]
     # The pooled noise of the general report is not what the protocol counts; its findings would be a second opinion.
     sections = {section.title: section._replace(findings=()) for section in document["sections"]}
     optional = [
         _paired_section(found), _interval_section(intervals), _matched_section(choice, commands),
-        _norm_section(tuned.book, norms), _diagnosis_section(diagnosis),
+        _norm_section(tuned.spec, norms), _diagnosis_section(diagnosis),
     ]  # fmt: skip
     document["sections"] = [
         *(sections[title] for title in sections if title in done), *(section for section in optional if section.groups),
@@ -97,10 +97,10 @@ def write_index(folder: Path) -> Path:
 
 def figure_words(choice: Choice, results: Results, commands: Commands, folder: Path) -> dict[str, list[str]]:
     """By file name, the arguments of `ed-dpm figure` for what there is; the folder has tuning-runs.csv."""
-    rows = {row.name: row.run for row in choice.book.rows("all")}
+    rows = {row.name: row.run for row in choice.spec.rows("all")}
 
     def labelled(path: Callable[..., Path], runs: dict[str, str]) -> list[str]:
-        return [f"{label}={ROOT / path(choice.book.runs[run], commands.seeds[0])}" for label, run in runs.items()]
+        return [f"{label}={ROOT / path(choice.spec.runs[run], commands.seeds[0])}" for label, run in runs.items()]
 
     found = {"tuning.png": ["sweep", str(folder / "tuning-runs.csv"), "--runs", "uncond-plain-*"]}
     pair = {"constant": rows.get("rules/constant"), "EDS": rows.get("rules/entropy")}
@@ -108,15 +108,15 @@ def figure_words(choice: Choice, results: Results, commands: Commands, folder: P
         found["vanishing.png"] = ["vanishing", *labelled(commands.trace, pair)]
         found["gradient-maps.png"] = ["gradient-maps", *labelled(commands.trace, pair)]
         found["compare.png"] = ["compare", *labelled(commands.samples, pair)]
-    traced = dict(_traced(choice.book, results, commands))
+    traced = dict(_traced(choice.spec, results, commands))
     if len(traced) > 1:
         found["classifiers.png"] = ["vanishing", *labelled(commands.trace, traced)]
     return found
 
 
 def _findings(choice: Choice, commands: Commands) -> Iterator[Finding]:
-    for table in choice.book.tables.values():
-        for comparison in comparisons(choice.book, table):
+    for table in choice.spec.tables.values():
+        for comparison in comparisons(choice.spec, table):
             if found := differences(commands, comparison):
                 yield judge(choice, comparison, found)
 
@@ -161,7 +161,7 @@ def _interval_records(results: Results, commands: Commands) -> Iterator[dict]:
     """By run, seed and metric, what the evaluator found by resampling the samples."""
     for name, result in results.runs.items():
         for seed in result.seeds:
-            content = read_json(ROOT / commands.metrics(commands.book.runs[name], seed))
+            content = read_json(ROOT / commands.metrics(commands.spec.runs[name], seed))
             for metric, (low, high) in (content.get("intervals") or {}).items():
                 yield {"run": name, "seed": seed, "metric": metric, "value": content[metric], "low": low, "high": high}
 
@@ -179,8 +179,8 @@ def _interval_section(records: list[dict]) -> Section:
 def _matched_section(choice: Choice, commands: Commands) -> Section:
     """Whether the norms of the matched rows came out alike."""
     groups = []
-    for row in choice.book.tables[MATCHED].rows if MATCHED in choice.book.tables else ():
-        paths = [ROOT / commands.trace(choice.book.runs[row.run], seed) for seed in commands.seeds]
+    for row in choice.spec.tables[MATCHED].rows if MATCHED in choice.spec.tables else ():
+        paths = [ROOT / commands.trace(choice.spec.runs[row.run], seed) for seed in commands.seeds]
         norms = [f"{guidance_norm(path):.4f}" for path in paths if path.is_file()]
         groups.append((row.method, [Line([", ".join(norms) or "not run"])]))
     columns = (Column("row"), Column("guidance norm, by seed"))
@@ -190,16 +190,16 @@ def _matched_section(choice: Choice, commands: Commands) -> Section:
 def _norm_records(tuned: Commands, results: Results) -> Iterator[dict]:
     """Of every tuning run: FID, |scale * gradient| and that over eps, means over steps and samples."""
     for name, result in results.runs.items():
-        path = ROOT / tuned.trace(tuned.book.runs[name], tuned.seeds[0])
+        path = ROOT / tuned.trace(tuned.spec.runs[name], tuned.seeds[0])
         if path.is_file():
             relative = read_trace(Labelled(name, path)).series["relative_guidance"].mean()
             yield {"run": name, "fid": result.mean("fid"), "norm": guidance_norm(path), "relative": float(relative)}
 
 
-def _norm_section(book: Book, records: list[dict]) -> Section:
+def _norm_section(spec: Spec, records: list[dict]) -> Section:
     """How far a larger scale brings a larger guidance, for the table of the rules."""
     groups = []
-    for row in (row for name in ("rules", "logits") if name in book.tables for row in book.tables[name].rows):
+    for row in (row for name in ("rules", "logits") if name in spec.tables for row in spec.tables[name].rows):
         own = [record for record in records if record["run"] in row.sweep]
         lines = [Line((record["run"], *(f"{record[name]:.4g}" for name in NORM_COLUMNS[1:]))) for record in own]
         groups += [(row.method, lines)] if own else []
@@ -211,10 +211,10 @@ def _norm_section(book: Book, records: list[dict]) -> Section:
     return Section("Does a larger scale guide more?", columns, groups, [text])
 
 
-def _traced(book: Book, results: Results, commands: Commands) -> Iterator[tuple[str, str]]:
+def _traced(spec: Spec, results: Results, commands: Commands) -> Iterator[tuple[str, str]]:
     """By classifier, the run with its best constant scale for UADM and DDIM, where there is a trace of it."""
     seen = set()
-    for run in (book.runs[row.run] for row in book.rows("all") if row.run in results.runs):
+    for run in (spec.runs[row.run] for row in spec.rows("all") if row.run in results.runs):
         wanted = guidance_name(run) == "constant" and run.model == "uncond" and run.flags.get("use_ddim")
         if wanted and run.classifier not in seen and (ROOT / commands.trace(run, commands.seeds[0])).is_file():
             seen.add(run.classifier)
@@ -225,7 +225,7 @@ def _diagnosis(commands: Commands, traced: dict[str, str]) -> Iterator[dict]:
     """Medians over the samples of the first reporting seed, step by step; of the entropy the mean."""
     seed = commands.seeds[0]
     for classifier, run in traced.items():
-        trace = read_trace(Labelled(classifier, ROOT / commands.trace(commands.book.runs[run], seed)))
+        trace = read_trace(Labelled(classifier, ROOT / commands.trace(commands.spec.runs[run], seed)))
         for step, t in enumerate(trace.t):
             values = {name: np.median(trace.series[name][:, step]) for name in _MEASURES}
             values["entropy_ratio"] = np.mean(trace.series["entropy_ratio"][:, step])
@@ -246,7 +246,7 @@ def _diagnosis_section(records: list[dict]) -> Section:
 
 
 def _command_records(results: Results, commands: Commands, line: Callable[[Sequence[str]], str]) -> Iterator[dict]:
-    for run in (commands.book.runs[name] for name in results.runs):
+    for run in (commands.spec.runs[name] for name in results.runs):
         for seed in commands.seeds:
             for name, step in (("sample", commands.sample(run, seed)), ("evaluate", commands.evaluate(run, seed))):
                 text = line(step.command).replace(" \\\n    ", " ")

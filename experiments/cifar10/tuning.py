@@ -14,7 +14,7 @@ from experiments.commands import Commands
 from experiments.comparison import outcomes
 from experiments.figures.inputs import Labelled, read_trace
 from experiments.results import Results
-from experiments.spec import ROOT, Book, Row, Run, Table
+from experiments.spec import ROOT, Spec, Row, Run, Table
 
 MATCHED = "matched"
 # EDS against a constant scale of the same time-averaged guidance norm: name, sweep of each.
@@ -30,25 +30,25 @@ WIDER = (2, 4, 8)  # times the largest constant scale tried: these only show whe
 class Choice:
     """What tuning decided.
 
-    :param book: with rows of one run each, where tuning is done; the others are as they were.
+    :param spec: with rows of one run each, where tuning is done; the others are as they were.
     :param edges: by name of a row, a sentence on why it does not count or is not there.
     """
 
-    book: Book
+    spec: Spec
     edges: dict[str, str]
 
 
-def refine(book: Book, tuning: Results) -> Book:
-    """The book with two more values for every sweep that is done, a factor of sqrt(2) either side of its best."""
+def refine(spec: Spec, tuning: Results) -> Spec:
+    """The spec with two more values for every sweep that is done, a factor of sqrt(2) either side of its best."""
 
     def refined(runs: list[Run], best: Run, flag: str) -> list[Run]:
         return [*runs, *(with_value(best, flag, best.flags[flag] * factor) for factor in (0.5**0.5, 2**0.5))]
 
-    return _with_sweeps(book, tuning, refined)
+    return _with_sweeps(spec, tuning, refined)
 
 
-def move(book: Book, tuning: Results) -> Book:
-    """The book with every sweep that is done and has its best at an edge moved by one value, a factor of two."""
+def move(spec: Spec, tuning: Results) -> Spec:
+    """The spec with every sweep that is done and has its best at an edge moved by one value, a factor of two."""
 
     def moved(runs: list[Run], best: Run, flag: str) -> list[Run]:
         runs = sorted(runs, key=lambda run: run.flags[flag])
@@ -58,29 +58,29 @@ def move(book: Book, tuning: Results) -> Book:
             return [with_value(best, flag, best.flags[flag] / 2), *runs[:-1]]
         return runs
 
-    return _with_sweeps(book, tuning, moved)
+    return _with_sweeps(spec, tuning, moved)
 
 
-def _with_sweeps(book: Book, tuning: Results, change: Callable[[list[Run], Run, str], list[Run]]) -> Book:
-    """The book with the sweeps that are done replaced: change(runs, the best by FID, the flag that varies) -> runs."""
-    added = dict(book.runs)
+def _with_sweeps(spec: Spec, tuning: Results, change: Callable[[list[Run], Run, str], list[Run]]) -> Spec:
+    """The spec with the sweeps that are done replaced: change(runs, the best by FID, the flag that varies) -> runs."""
+    added = dict(spec.runs)
 
     def changed(row: Row) -> Row:
         if not _is_tuned(row, tuning):
             return row
-        runs = [book.runs[name] for name in row.sweep]
+        runs = [spec.runs[name] for name in row.sweep]
         (flag,) = (name for name in runs[0].flags if len({run.flags[name] for run in runs}) > 1)
         best = min(runs, key=lambda run: tuning.runs[run.name].mean("fid"))
         own = {run.name: run for run in change(runs, best, flag)}
         added.update(own)
         return replace(row, sweep=tuple(own))
 
-    return replace(_with_rows(book, changed), runs=added)
+    return replace(_with_rows(spec, changed), runs=added)
 
 
-def _with_rows(book: Book, change: Callable[[Row], Row]) -> Book:
-    tables = {name: replace(table, rows=tuple(map(change, table.rows))) for name, table in book.tables.items()}
-    return replace(book, tables=tables)
+def _with_rows(spec: Spec, change: Callable[[Row], Row]) -> Spec:
+    tables = {name: replace(table, rows=tuple(map(change, table.rows))) for name, table in spec.tables.items()}
+    return replace(spec, tables=tables)
 
 
 def _is_tuned(row: Row, tuning: Results) -> bool:
@@ -93,9 +93,9 @@ def with_value(run: Run, flag: str, value: float) -> Run:
     return replace(run, name=f"{run.name.removesuffix(f'-{old:g}')}-{value:g}", flags=run.flags | {flag: value})
 
 
-def choose(book: Book, tuning: Results) -> Choice:
+def choose(spec: Spec, tuning: Results) -> Choice:
     """Each sweep's best run by FID takes its row."""
-    found = {o.row.name: o for table in book.tables.values() for o in outcomes(book, tuning, table)}
+    found = {o.row.name: o for table in spec.tables.values() for o in outcomes(spec, tuning, table)}
     edges = {}
 
     def chosen(row: Row) -> Row:
@@ -107,7 +107,7 @@ def choose(book: Book, tuning: Results) -> Choice:
             edges[row.name] = f"{row.name.partition('/')[0]}, {method}: at the edge of the values tried."
         return replace(row, run=outcome.run.name, sweep=(), method=method)
 
-    return Choice(_with_rows(book, chosen), edges)
+    return Choice(_with_rows(spec, chosen), edges)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Match:
     entropy: str
     target: float
     norms: dict[str, float]
-    scales: dict[str, float]  # of every constant run of the book, made or not
+    scales: dict[str, float]  # of every constant run of the spec, made or not
 
     @property
     def scale(self) -> float | None:
@@ -133,16 +133,16 @@ class Match:
         return min((run for run in self.scales if self.scales[run] > largest), key=self.scales.get, default=None)
 
 
-def with_wider_scales(book: Book) -> Book:
-    """The book with larger constant scales, in no row and so never chosen, for ``Match.next_run``."""
-    runs = dict(book.runs)
+def with_wider_scales(spec: Spec) -> Spec:
+    """The spec with larger constant scales, in no row and so never chosen, for ``Match.next_run``."""
+    runs = dict(spec.runs)
     for _, sweep in PAIRS.values():
-        if scales := _scales(book, sweep):
+        if scales := _scales(spec, sweep):
             largest = runs[max(scales, key=scales.get)]
             for factor in WIDER:
                 run = with_value(largest, "classifier_scale", largest.flags["classifier_scale"] * factor)
                 runs[run.name] = run
-    return replace(book, runs=runs)
+    return replace(spec, runs=runs)
 
 
 def matches(choice: Choice, commands: Commands, tuning: Results) -> Iterator[Match]:
@@ -151,16 +151,16 @@ def matches(choice: Choice, commands: Commands, tuning: Results) -> Iterator[Mat
     :param commands: of the tuning runs, whose traces are read.
     """
     for pair, (entropy, constant) in PAIRS.items():
-        guided, scales = _scales(commands.book, entropy), _scales(commands.book, constant)
-        chosen = next((row.run for row in choice.book.rows("all") if row.run in guided), None)
+        guided, scales = _scales(commands.spec, entropy), _scales(commands.spec, constant)
+        chosen = next((row.run for row in choice.spec.rows("all") if row.run in guided), None)
         norms = {run: _tuning_norm(commands, run) for run in scales if run in tuning.runs}
         if chosen and norms:
             yield Match(pair, chosen, _tuning_norm(commands, chosen), norms, scales)
 
 
 def with_matched_rows(choice: Choice, found: Iterable[Match]) -> Choice:
-    """The book with a table of EDS against constant scales of the same guidance norm, as far as tuning is done."""
-    book, runs, rows, edges = choice.book, dict(choice.book.runs), [], dict(choice.edges)
+    """The spec with a table of EDS against constant scales of the same guidance norm, as far as tuning is done."""
+    spec, runs, rows, edges = choice.spec, dict(choice.spec.runs), [], dict(choice.edges)
     for match in found:
         if match.scale is None:
             norms, gammas = match.norms.values(), [match.scales[run] for run in match.norms]
@@ -169,17 +169,17 @@ def with_matched_rows(choice: Choice, found: Iterable[Match]) -> Choice:
                 f"{min(gammas):g} to {max(gammas):g} have {min(norms):.2f} to {max(norms):.2f}: none has the same."
             )
             continue
-        entropy, constant = book.runs[match.entropy], book.runs[next(iter(match.norms))]
+        entropy, constant = spec.runs[match.entropy], spec.runs[next(iter(match.norms))]
         constant = with_value(constant, "classifier_scale", match.scale)
         runs[constant.name] = constant
         for key, title, run in (("constant", "constant", constant), ("entropy", "EDS", entropy)):
             method = f"{match.pair}: {title}, gamma = {run.flags['classifier_scale']:g}"
             rows.append(Row(f"{MATCHED}/{match.pair}-{key}", method, run=run.name))
-    tables = dict(book.tables)
+    tables = dict(spec.tables)
     if rows:
         title = "Is EDS more than a larger scale? The same time-averaged guidance norm, UADM, DDIM"
         tables[MATCHED] = Table(MATCHED, title, tuple(rows))
-    return Choice(replace(book, runs=runs, tables=tables), edges)
+    return Choice(replace(spec, runs=runs, tables=tables), edges)
 
 
 def matched_scale(norms: Mapping[float, float], target: float) -> float | None:
@@ -202,10 +202,10 @@ def guidance_norm(trace: Path) -> float:
 
 
 def _tuning_norm(commands: Commands, run: str) -> float:
-    return guidance_norm(ROOT / commands.trace(commands.book.runs[run], commands.seeds[0]))
+    return guidance_norm(ROOT / commands.trace(commands.spec.runs[run], commands.seeds[0]))
 
 
-def _scales(book: Book, sweep: str) -> dict[str, float]:
-    """Gamma of every run of a sweep; that of another sampler, whose name goes on, is another sweep."""
-    names = (run for run in book.runs if re.fullmatch(rf"{re.escape(sweep)}-[\d.e+-]+", run))
-    return {run: book.runs[run].flags["classifier_scale"] for run in names}
+def _scales(spec: Spec, sweep: str) -> dict[str, float]:
+    """Gamma of every run of a sweep; that of another sampler, whose name is longer, is another sweep."""
+    names = (run for run in spec.runs if re.fullmatch(rf"{re.escape(sweep)}-[\d.e+-]+", run))
+    return {run: spec.runs[run].flags["classifier_scale"] for run in names}

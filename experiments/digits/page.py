@@ -33,22 +33,22 @@ _VERDICTS = {
 class Page:
     """The results of the demo's table.
 
-    :param commands: of the book that has been run, with traces.
+    :param commands: of the spec that has been run, with traces.
     """
 
     def __init__(self, commands: Commands):
         self.commands, self.out = commands, ROOT / commands.out
-        self.book = commands.book
-        table = self.book.tables[TABLE]
-        self.results = read_results(self.book, self.out, commands.seeds)
-        found = outcomes(self.book, self.results, table)
+        self.spec = commands.spec
+        table = self.spec.tables[TABLE]
+        self.results = read_results(self.spec, self.out, commands.seeds)
+        found = outcomes(self.spec, self.results, table)
         self.rows = {outcome.row.name.removeprefix(f"{TABLE}/"): outcome for outcome in found}
         self.pool = [self.results.runs[name] for row in table.rows for name in row.run_names]
         self.traces = {key: self._trace(key) for key, outcome in self.rows.items() if outcome.row.sweep}
 
     def write(self, lines: list[str]) -> str:
         """Write report.html and its figures; returns the summary as a plain text table. `lines`: the commands."""
-        write_text(self.out / "runs.csv", runs_csv(self.book, self.results))
+        write_text(self.out / "runs.csv", runs_csv(self.spec, self.results))
         write_text(self.out / "report.html", self.html(self._draw(), "\n".join(lines)))
         return self.summary()
 
@@ -59,10 +59,10 @@ class Page:
         rows = list(self.rows.values())
         return render(
             "digits.html", seeds=self.commands.seeds, n=self.pool[0].n, norm=VANISHED_NORM, entropy=CERTAIN_ENTROPY,
-            sampler=self.book.runs[self.pool[0].run].sampler, model=self.book.networks["uncond"].checkpoint,
+            sampler=self.spec.runs[self.pool[0].run].sampler, model=self.spec.networks["uncond"].checkpoint,
             verdict=self.verdict(), traced_scale=TRACED_SCALE, rows=self.rows, over=self.over, vanished=self.vanished,
             eds_factor=self.eds_factor, shown=[paths[metric] for metric in METRICS], columns=columns, groups=groups,
-            compare=self.compare, said=_said, findings=list(findings(self.book, self.results, rows)), paths=paths,
+            compare=self.compare, said=_said, findings=list(findings(self.spec, self.results, rows)), paths=paths,
             commands=commands,
         )  # fmt: skip
 
@@ -106,7 +106,7 @@ class Page:
 
     def _trace(self, key: str) -> Trace:
         """The runs of all seeds at the traced scale."""
-        (run,) = (self.book.runs[name] for name in self.rows[key].row.sweep if name.endswith(f"-{TRACED_SCALE:g}"))
+        (run,) = (self.spec.runs[name] for name in self.rows[key].row.sweep if name.endswith(f"-{TRACED_SCALE:g}"))
         paths = [ROOT / self.commands.trace(run, seed) for seed in self.commands.seeds]
         traces = [read_trace(Labelled(self.rows[key].row.method, path)) for path in paths]
         series = {name: np.concatenate([trace.series[name] for trace in traces]) for name in traces[0].series}
@@ -120,7 +120,7 @@ class Page:
             drawn[metric] = ["sweep", self.out / "runs.csv", "--metric", metric]
         seed, real, samples = self.commands.seeds[0], self.out / "real-digits.npz", []
         for run in self.pool:
-            path = ROOT / self.commands.samples(self.book.runs[run.run], seed)
+            path = ROOT / self.commands.samples(self.spec.runs[run.run], seed)
             samples.append(f"{run.run.removeprefix(f'{TABLE}-')}={path}")
         _write_in_turn(ROOT / self.commands.data / "train.npz", real)
         shown = ",".join(map(str, range(20)))
@@ -134,7 +134,7 @@ class Page:
         """A line for each scale of a row, that of the best one bold."""
         lines = []
         for run in [self.results.runs[name] for name in outcome.row.run_names] or [outcome.batch]:
-            scale = f"{self.book.runs[run.run].flags['classifier_scale']:g}" if outcome.row.sweep else ""
+            scale = f"{self.spec.runs[run.run].flags['classifier_scale']:g}" if outcome.row.sweep else ""
             best = outcome.row.sweep and run is outcome.result
             lines.append(Line((scale, *(measured(run, m) for m in METRICS)), "strong" if best else ""))
         return lines
