@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ed-dpm {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     recipes = argparse.ArgumentParser(add_help=False)
-    recipes.add_argument("--recipes", type=Path, default=RECIPES, metavar="DIR", help="an experiment spec (the paper's)")
+    recipes.add_argument("--recipes", type=Path, default=RECIPES, metavar="DIR", help="of a spec (the paper's)")
     smoke_run = argparse.ArgumentParser(add_help=False)
     smoke_run.add_argument("--smoke", action="store_true", help="tiny stand-ins on embedded digits, in minutes")
     smoke_run.add_argument("--rehearse", action="store_true", dest="smoke", help=argparse.SUPPRESS)

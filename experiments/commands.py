@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from experiments.published import INCEPTION, PUBLISHED
-from experiments.spec import HELDOUT, PARTS, REAL, ROOT, Spec, Derivation, Flags, Network, Row, Run
+from experiments.spec import HELDOUT, PARTS, REAL, ROOT, Derivation, Flags, Network, Row, Run, Spec
 from experiments.steps import Step
 from guided_diffusion.errors import InputError
 

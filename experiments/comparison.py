@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from experiments.results import Results, RunResult
-from experiments.spec import Spec, Row, Run, Table
+from experiments.spec import Row, Run, Spec, Table
 from experiments.toml_entry import FlagValue
 from experiments.verdict import compare
 

@@ -9,7 +9,7 @@ from evaluations.metrics.registry import in_tables
 from experiments.commands import Commands, checkpoint_bytes, sample_bytes, shell, training_bytes
 from experiments.documents import render
 from experiments.published import PUBLISHED
-from experiments.spec import Spec, Network, Row, Run
+from experiments.spec import Network, Row, Run, Spec
 
 
 def listing(spec: Spec) -> Iterator[str]:

@@ -108,7 +108,7 @@ def read_lock(lock: Path) -> dict[str, Recorded]:
     return seen
 
 
-def _record(lock: Path, name: str, new: Seen) -> None:
+def _record(lock: Path, name: str, new: Recorded) -> None:
     """Add an entry; processes that download other files into the folder may do the same just now."""
     try:
         with open_locked(lock.with_name(f"{lock.name}.part")):

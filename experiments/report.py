@@ -17,7 +17,7 @@ from experiments.comparison import Outcome, findings, guidance_name, outcomes
 from experiments.documents import Column, Line, Section, csv_text, render, write_text
 from experiments.results import ROLES, Results, RunResult, digits, read_results
 from experiments.smoke import MARK, WARNING
-from experiments.spec import REPORTED, Spec, Run, Table
+from experiments.spec import REPORTED, Run, Spec, Table
 from guided_diffusion.errors import some_of
 
 TABLE_COLUMNS = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from experiments.spec import DIGITS, HELDOUT, Spec, Flags, Network, Training
+from experiments.spec import DIGITS, HELDOUT, Flags, Network, Spec, Training
 
 MARK = "SMOKE RUN"
 WARNING = (

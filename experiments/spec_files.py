@@ -24,11 +24,11 @@ from experiments.spec import (
     RECIPES,
     REPORTED,
     ROOT,
-    Spec,
     Derivation,
     Network,
     Row,
     Run,
+    Spec,
     Table,
     Training,
 )

@@ -99,7 +99,7 @@ class Records:
         return complete and changed is None
 
     def start(self, step: Step) -> bool:
-        """Record that a step begins, so that it is not continued with other files; return whether it had begun before."""
+        """Record that a step begins, so that no other files continue it; return whether it had begun before."""
         begun = self._started(step).exists()
         write_json(self._started(step), {"work": step.work, "inputs": self._all(step.inputs)})
         return begun

@@ -36,7 +36,7 @@ from experiments.plan import plan, preparation
 from experiments.report import runs_csv
 from experiments.results import Results, read_results
 from experiments.runner import Runner
-from experiments.spec import ROOT, Spec, Row, short
+from experiments.spec import ROOT, Row, Spec, short
 from experiments.spec_files import load
 from experiments.steps import Step, claim
 from guided_diffusion.distributed import process_group

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from experiments.commands import Commands
 from experiments.comparison import guidance_name
-from experiments.spec import ROOT, Spec, Row, Table
+from experiments.spec import ROOT, Row, Spec, Table
 from experiments.steps import Step
 from guided_diffusion.io.files import read_json
 

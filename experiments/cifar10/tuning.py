@@ -14,7 +14,7 @@ from experiments.commands import Commands
 from experiments.comparison import outcomes
 from experiments.figures.inputs import Labelled, read_trace
 from experiments.results import Results
-from experiments.spec import ROOT, Spec, Row, Run, Table
+from experiments.spec import ROOT, Row, Run, Spec, Table
 
 MATCHED = "matched"
 # EDS against a constant scale of the same time-averaged guidance norm: name, sweep of each.

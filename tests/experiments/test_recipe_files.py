@@ -74,7 +74,7 @@ def derive(book: Path, name: str, origin: str) -> None:
 def test_real_images_of_written_data_can_be_judged_and_nothing_else(book):
     with (book / "tables" / "rules.toml").open("a") as file:
         file.write('[[rows]]\nkey = "real"\nmethod = "real"\nbatch = "train.npz"\nreference = "heldout.npz"\n')
-    assert load(book).row("rules/real").batch == "train.npz"
+    assert load(book).rows("rules/real")[0].batch == "train.npz"
     change(book, "tables/rules.toml", '"train.npz"', '"admnet_imagenet64.npz"')
     refused(book, "rules.toml: rows[4].batch: found 'admnet_imagenet64.npz', expected one of train.npz")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from experiments.spec import REPORTED, Book, Network, Row, Run, Table
+from experiments.spec import REPORTED, Network, Row, Run, Spec, Table
 
 MODEL_SHA, CLASSIFIER_SHA, REFERENCE_SHA, JUDGE_SHA = "a1" * 32, "b2" * 32, "c3" * 32, "d4" * 32
 COMMIT = "0123456789ab-dirty"
@@ -29,13 +29,14 @@ RUNS = {
     )
 }
 NONE = {}
+PAPER = dict(zip(REPORTED, (20.0, 7.0, 84.5, 0.71, 0.5), strict=True))
 TABLES = (
     Table(
         "main",
         "The main table",
         (
             Row("main/cited", "Cited | elsewhere", {"fid": 36.51}, NONE),
-            Row("main/plain", "Plain", dict(zip(REPORTED, (20.0, 7.0, 84.5, 0.71, 0.5), strict=True)), {"fid": 20.1}, "plain", "pub.npz"),
+            Row("main/plain", "Plain", PAPER, {"fid": 20.1}, "plain", "pub.npz"),
             Row("main/unguided", "Unguided", {"fid": 11.0}, NONE, "unguided"),
             Row("main/others", "Others", {"fid": 6.0}, NONE, None, "others.npz", "ref.npz"),
         ),
@@ -57,7 +58,7 @@ NETWORKS = {
     "classifier": Network("classifier", "classifier.pt", 1, {"image_size": 256}),
     "ect": Network("ect", "ect.pt", 1, {"image_size": 256}),
 }
-BOOK = Book("A paper", "imagenet", NETWORKS, RUNS, {table.name: table for table in TABLES}, (0, 1))
+BOOK = Spec("A paper", "imagenet", NETWORKS, RUNS, {table.name: table for table in TABLES}, (0, 1))
 
 
 def write_json(path: Path, content) -> None:
