@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from experiments import downloads, rerun
-from experiments.commands import Commands, Options
+from experiments.commands import Commands
 from experiments.describe import details, disk, listing
 from experiments.figures import cli as figures
 from experiments.plan import check_files, plan, without_missing
@@ -140,7 +140,7 @@ def _add_making_options(parser: argparse.ArgumentParser) -> None:
     add("--classifier_path", type=Path, metavar="FILE", help="the authors' ECT classifier, which has no address")
     add("--num_samples", type=count, metavar="N", help="a run, in place of the recipe's; the report marks it")
     add("--batch_size", type=count, metavar="N", help="images a process samples at a time (the script's default)")
-    add("--seeds", type=_seeds, metavar="0,1", help="sample every run once with each (the recipes')")
+    add("--seeds", type=_seeds, default=(), metavar="0,1", help="sample every run once with each (the recipes')")
     add("--trace", action="store_true", help="write a trace beside the samples of guided runs, for figures")
 
 
@@ -164,18 +164,18 @@ def _commands(args: argparse.Namespace) -> tuple[Commands, list[Row]]:
         spec = smoke(spec)
     small = spec.writes_data
     by_hand = [file.name for file in PUBLISHED.values() if file.url is None]
-    options = Options(
+    return Commands(
+        spec,
         out=short(args.out or Path("runs/smoke" if args.smoke else "runs/paper")),
-        processes=args.nproc or (1 if small else Options.processes),
+        processes=args.nproc or (1 if small else Commands.processes),
         models=short(args.models),
-        images=short(args.data_dir),
+        data_dir=short(args.data_dir),
         given=dict.fromkeys(by_hand, args.classifier_path.absolute()) if args.classifier_path else {},
         num_samples=args.num_samples or (SAMPLES if args.smoke else None),
         seeds=args.seeds,
         batch_size=args.batch_size,
         trace=args.trace,
-    )
-    return Commands(spec, options), rows
+    ), rows
 
 
 def _show(args: argparse.Namespace) -> None:
@@ -194,7 +194,7 @@ def _run(args: argparse.Namespace) -> None:
     steps = plan(commands, rows)
     claim(ROOT / out / "book.json", {"recipes": str(short(args.recipes)), "rehearsal": args.smoke})
     small = spec.writes_data
-    jobs = args.jobs or (max(1, (os.cpu_count() or 1) // commands.options.processes) if small else 1)
+    jobs = args.jobs or (max(1, (os.cpu_count() or 1) // commands.processes) if small else 1)
     runner = Runner(out, {"OMP_NUM_THREADS": "1"} if small else {})
     print(f"{counted(len(rows), 'rows')}, {counted(len(steps), 'steps')}; logs: {runner.logs}", flush=True)
     print(f"disk in all: {disk(commands, rows)}; free: {shutil.disk_usage(runner.logs.parent).free / 1e9:,.0f} GB")

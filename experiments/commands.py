@@ -17,42 +17,30 @@ _SAVE_INTERVAL = 10_000  # the default of classifier_train
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the user decides; everything else is in the recipes.
+class Commands:
+    """The steps of a spec, and the files they write, by what the user decides.
 
     :param out: folder for all that is made; processes: of training and sampling.
-    :param models: folder of published files; images: folder with the folders train and val.
+    :param models: folder of published files; data_dir: folder with the folders train and val.
     :param given: published files that are elsewhere, by name.
     :param num_samples, seeds: instead of the recipes'. batch_size: images a process samples at once.
     :param trace: write a trace beside the samples of every guided run; bootstrap: rounds behind 95 % intervals.
     """
 
+    spec: Spec
     out: Path = Path("runs/paper")
     processes: int = 8
     models: Path = Path("models")
-    images: Path = Path("imagenet")
+    data_dir: Path = Path("imagenet")
     given: dict[str, Path] = field(default_factory=dict)
     num_samples: int | None = None
-    seeds: tuple[int, ...] | None = None
+    seeds: tuple[int, ...] = ()
     batch_size: int | None = None
     trace: bool = False
     bootstrap: int = 0
 
-
-@dataclass(frozen=True)
-class Commands:
-    """The steps of one spec, and the files they write."""
-
-    spec: Spec
-    options: Options
-
-    @property
-    def out(self) -> Path:
-        return self.options.out
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        return self.options.seeds or self.spec.seeds
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seeds", self.seeds or self.spec.seeds)
 
     @property
     def data(self) -> Path:
@@ -63,11 +51,11 @@ class Commands:
         """Folder of training images; `part` is train or val."""
         if self.spec.writes_data:
             return self.data / {"val": "evaluator"}.get(part, part)
-        return self.options.images / part
+        return self.data_dir / part
 
     def published(self, name: str) -> Path:
-        """Where a published file is expected."""
-        return self.options.given.get(name, self.options.models / name)
+        """The expected path of a published file."""
+        return self.given.get(name, self.models / name)
 
     def reference(self, name: str) -> Path:
         """The evaluator's reference batch."""
@@ -79,10 +67,10 @@ class Commands:
 
     def count(self, run: Run) -> int:
         """Number of samples of a run."""
-        return self.options.num_samples or run.num_samples
+        return self.num_samples or run.num_samples
 
     def checkpoint(self, network: Network) -> Path:
-        """Where a network's weights are: a published file, one of the repository, or what `train` writes."""
+        """The path of a network's weights: a published file, one of the repository, or what `train` writes."""
         if network.derived:
             return self.out / "networks" / network.checkpoint / f"{network.checkpoint}.pt"
         if network.training is None:
@@ -96,7 +84,7 @@ class Commands:
 
     def download(self, name: str) -> Step:
         """Fetch a published file."""
-        models = self.options.models
+        models = self.models
         command = ("python", "-m", "experiments", "download", name, "--out", str(models))
         return Step(f"download-{name}", command, (), (models / name,))
 
@@ -108,10 +96,10 @@ class Commands:
     def train(self, network: Network) -> Step:
         """Train a network with a [training] table. InputError if its batch cannot be shared out."""
         training, output = network.training, self.checkpoint(network)
-        share, left_over = divmod(training.batch_size, self.options.processes)
+        share, left_over = divmod(training.batch_size, self.processes)
         if left_over or not share:
             raise InputError(
-                f"--nproc: found {self.options.processes}, expected a divisor of {training.batch_size}, "
+                f"--nproc: found {self.processes}, expected a divisor of {training.batch_size}, "
                 f"the batch of {network.checkpoint}"
             )
         images = {"data_dir": str(self.images(training.part))}
@@ -140,14 +128,14 @@ class Commands:
         networks = [self.checkpoint(network) for network in self.spec.run_networks(run)]
         flags = dict(zip(("model_path", "classifier_path"), map(str, networks), strict=False))
         flags |= self.spec.network_flags(run) | run.flags | {"num_samples": self.count(run)}
-        if self.options.batch_size:
-            flags["batch_size"] = self.options.batch_size
+        if self.batch_size:
+            flags["batch_size"] = self.batch_size
         if seed:
             flags["seed"] = seed
         outputs = [self.samples(run, seed)]
         flags["log_dir"] = str(outputs[0].parent)
-        if run.classifier and self.options.trace:
-            outputs.append(self.trace(run, seed))
+        if run.classifier and self.trace:
+            outputs.append(self.trace_file(run, seed))
             flags["trace"] = str(outputs[1])
         command = self._launch("classifier_sample" if run.classifier else "image_sample", flags)
         name = f"sample-{run.name}-seed{seed}-{self.count(run)}"
@@ -158,7 +146,7 @@ class Commands:
         height, width, channels = self.spec.image_shape(run)
         return self._folder(run, seed) / f"samples_{self.count(run)}x{height}x{width}x{channels}.npz"
 
-    def trace(self, run: Run, seed: int) -> Path:
+    def trace_file(self, run: Run, seed: int) -> Path:
         """The trace that a guided run writes where one is wanted."""
         return self._folder(run, seed) / "trace.npz"
 
@@ -178,17 +166,14 @@ class Commands:
         metrics = self.out / "paired" / f"{run.name}-against-{base.name}-seed{seed}-{self.count(run)}.json"
         return self._evaluate(run.reference, self.samples(run, seed), metrics, paired=self.samples(base, seed))
 
-    def batch_metrics(self, row: Row) -> Path:
-        """The file that evaluating a published batch writes."""
-        return self.out / "metrics" / f"batch-{Path(row.batch).stem}.json"
-
     def batch_reference(self, row: Row) -> str:
-        """What a published batch is compared with."""
+        """The reference that a published batch is compared with."""
         return self.spec.runs[row.run].reference if row.run else row.reference
 
     def evaluate_batch(self, row: Row) -> Step:
         """Run the evaluator on the samples that somebody else publishes for this row."""
-        return self._evaluate(self.batch_reference(row), self.batch(row), self.batch_metrics(row))
+        metrics = self.out / "metrics" / f"batch-{Path(row.batch).stem}.json"
+        return self._evaluate(self.batch_reference(row), self.batch(row), metrics)
 
     def features(self) -> Path:
         """The feature extractor: a classifier's checkpoint, or Inception's file."""
@@ -197,7 +182,7 @@ class Commands:
         return self.published(INCEPTION)
 
     def _launch(self, script: str, flags: Flags) -> tuple[str, ...]:
-        several = ["mpiexec", "-n", str(self.options.processes)] if self.options.processes > 1 else []
+        several = ["mpiexec", "-n", str(self.processes)] if self.processes > 1 else []
         words = (part for name, value in flags.items() for part in (f"--{name}", str(value)))
         return (*several, "python", f"scripts/{script}.py", *words)
 
@@ -210,8 +195,8 @@ class Commands:
         if paired:
             inputs = (*inputs, paired)
             command += ["--paired", paired]
-        elif self.options.bootstrap:
-            command += ["--bootstrap", self.options.bootstrap]
+        elif self.bootstrap:
+            command += ["--bootstrap", self.bootstrap]
         name = f"{'paired' if paired else 'evaluate'}-{metrics.stem}"
         return Step(name, tuple(map(str, command)), inputs, (metrics,))
 
@@ -225,7 +210,7 @@ def checkpoint_bytes(network: Network) -> tuple[int, bool]:
 
 
 def training_bytes(network: Network) -> int:
-    """What training writes: at every save the weights and AdamW's two moments."""
+    """Bytes that training writes: at every save the weights and AdamW's two moments."""
     flags = network.training.flags
     saves = -(-(flags.get("iterations") or flags["lr_anneal_steps"]) // flags.get("save_interval", _SAVE_INTERVAL))
     return 3 * _BYTES * network.parameters * saves

@@ -15,7 +15,7 @@ _LABELS = {"guidance_factor": "C", "classifier_scale": "gamma", "guidance_until"
 
 @dataclass(frozen=True)
 class Outcome:
-    """A row and what became of it.
+    """A row and its results.
 
     :param run: what makes the row, of a sweep the best run; None where nothing is to run.
     :param result: of the run; batch: of the published samples. None where there is none.

@@ -55,7 +55,7 @@ def _file_line(commands: Commands, name: str, network: Network | None = None) ->
         size = f"{count:,} bytes" if known else f"about {_bytes(count)}"
     parts = [name, size]
     if file := PUBLISHED.get(name):
-        where = f"given as {commands.options.given[name]}" if name in commands.options.given else file.url
+        where = f"given as {commands.given[name]}" if name in commands.given else file.url
         parts += [where or file.instruction, f"sha256 {file.sha256}" if file.sha256 else ""]
     return "  " + "  ".join(part for part in parts if part)
 

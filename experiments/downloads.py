@@ -27,7 +27,7 @@ LOCK_NAME = "downloads.lock.json"
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a file was when it was first downloaded: size in bytes, sha256 in hexadecimal."""
+    """The lock file's entry of a file, from its first download: size in bytes, sha256 in hexadecimal."""
 
     url: str
     size: int
@@ -36,7 +36,7 @@ class Recorded:
 
 def listing() -> Iterator[str]:
     """One line a published file: name, size where known, address or what to do instead."""
-    rows = [(f.name, f"{f.size:,}" if f.size else "-", f.url or _by_hand(f)) for f in PUBLISHED.values()]
+    rows = [(f.name, f"{f.size:,}" if f.size else "-", f.url or f.instruction) for f in PUBLISHED.values()]
     name_width, size_width = (max(len(row[column]) for row in rows) for column in (0, 1))
     for name, size, source in rows:
         yield f"{name:{name_width}}  {size:>{size_width}}  {source}"
@@ -53,17 +53,13 @@ def chosen(words: Sequence[str]) -> list[PublishedFile]:
     if "all" in words:
         for file in PUBLISHED.values():
             if file.url is None:
-                print(f"skipped: {file.name}: {_by_hand(file)}", file=sys.stderr)
+                print(f"skipped: {file.name}: {file.instruction}", file=sys.stderr)
         return [file for file in PUBLISHED.values() if file.url]
     files = [published(word) for word in dict.fromkeys(words)]
     for file in files:
         if file.url is None:
-            raise InputError(f"{file.name}: {_by_hand(file)}")
+            raise InputError(f"{file.name}: {file.instruction}")
     return files
-
-
-def _by_hand(file: PublishedFile) -> str:
-    return f"{file.instruction}, then give its path as --classifier_path"
 
 
 def download(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from graphlib import TopologicalSorter
 
 from experiments.commands import Commands
 from experiments.published import INCEPTION, PUBLISHED
 from experiments.spec import ROOT, Network, Row
-from experiments.steps import Step
+from experiments.steps import Step, in_order
 from guided_diffusion.errors import InputError
 
 
@@ -23,18 +22,15 @@ def plan(commands: Commands, rows: Sequence[Row]) -> list[Step]:
 
 
 def preparation(commands: Commands, rows: Sequence[Row]) -> list[Step]:
-    """What rows need before the first sample: published files, written data, networks."""
+    """Steps that rows need before the first sample: published files, written data, networks."""
     spec, networks = commands.spec, needed_networks(commands, rows)
-    files = [name for name in needed_files(commands, rows) if name not in commands.options.given]
+    files = [name for name in needed_files(commands, rows) if name not in commands.given]
     steps = [*map(commands.download, files), *([commands.write_data()] if spec.writes_data else [])]
     steps += [commands.train(network) for network in networks if network.training]
     steps += [commands.derive(network) for network in networks if network.derived]
     parts = {network.training.part: None for network in networks if network.training}
     steps += [commands.derive_part(part) for part in parts if part in spec.parts]
-    # Each after those that make its files, however long the chain; the order is the one above where that is free.
-    makers = {output: step for step in steps for output in step.outputs}
-    needs = {step: [makers[file] for file in step.inputs if file in makers] for step in steps}
-    return list(TopologicalSorter(needs).static_order())
+    return list(in_order(steps).static_order())  # the order is the one above where that is free
 
 
 def needed_networks(commands: Commands, rows: Sequence[Row]) -> list[Network]:
@@ -67,12 +63,12 @@ def check_files(commands: Commands, rows: Sequence[Row]) -> None:
     """InputError, before any work, where rows need files that only the user can bring."""
     for name in needed_files(commands, rows):
         path = ROOT / commands.published(name)
-        if name in commands.options.given and not path.is_file():
+        if name in commands.given and not path.is_file():
             raise InputError(f"{path}: no such file, expected {name}")
         if PUBLISHED[name].url is None and not path.is_file():
             needing = sorted({row.name for row in rows if name in needed_files(commands, [row])})
             raise InputError(
-                f"{name}: {PUBLISHED[name].instruction}, then give its path as --classifier_path; "
+                f"{name}: {PUBLISHED[name].instruction}; "
                 f"{len(needing)} of {len(rows)} rows need it: --skip_missing leaves them out"
             )
     for network in needed_networks(commands, rows):
@@ -80,7 +76,7 @@ def check_files(commands: Commands, rows: Sequence[Row]) -> None:
             for part in (network.training.part, "val"):
                 if not (ROOT / commands.images(part)).is_dir():
                     raise InputError(
-                        f"--data_dir {commands.options.images}: no folder {part} in it, expected the images that "
+                        f"--data_dir {commands.data_dir}: no folder {part} in it, expected the images that "
                         f"{network.checkpoint} is trained with; --skip_missing leaves its rows out"
                     )
 

@@ -58,7 +58,7 @@ PUBLISHED = {
 } | {
     ECT_256: PublishedFile(
         ECT_256, None, "no direct address: fetch it by hand from the folder that the authors' README links to "
-        "(https://github.com/ZGCTroy/ED-DPM, Download pre-trained models)",
+        "(https://github.com/ZGCTroy/ED-DPM, Download pre-trained models), then give its path as --classifier_path",
     )
 }  # fmt: skip
 

@@ -43,29 +43,6 @@ class HashedFile:
 
 
 @dataclass(frozen=True)
-class StepRecord:
-    """The record of a finished step.
-
-    :param seconds: wall time, None for a step that was interrupted; inputs: path to sha256.
-    """
-
-    command: list[str]
-    commit: str | None
-    seconds: float | None
-    inputs: dict[str, str]
-
-    def input(self, path: str) -> HashedFile | None:
-        """The input of that path, or the only one of that file name."""
-        matches = [path] if path in self.inputs else [p for p in self.inputs if Path(p).name == Path(path).name]
-        return HashedFile(matches[0], self.inputs[matches[0]]) if len(matches) == 1 else None
-
-    def flag(self, name: str) -> HashedFile | None:
-        """The input that a flag of the command names."""
-        values = dict(zip(self.command, self.command[1:], strict=False))
-        return self.input(values[f"--{name}"]) if f"--{name}" in values else None
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """One evaluated set of samples.
 
@@ -174,26 +151,26 @@ def read_results(spec: Spec, out: Path, seeds: Collection[int] | None = None) ->
 
 
 def _evaluation(path: Path, out: Path, seed: int | None = None, n: int | None = None) -> tuple[Evaluation, int]:
-    """What the evaluator and the steps' records say of samples, and how many samples there are; n: as expected."""
+    """Read the evaluator's file and the steps' records; returns also the number of samples. n: as expected."""
     values, metrics = _read_metrics(path)
     if n not in (None, metrics["n_samples"]):
         raise InputError(f"{path}: n_samples: found {metrics['n_samples']}, expected {n} as in the file's name")
     sample, evaluate = (read_record(out / "steps" / f"{step}-{path.stem}.json") for step in ("sample", "evaluate"))
     files: dict[str, HashedFile | None] = {}
     if sample:
-        files = {role: sample.flag(f"{role}_path") for role in ("model", "classifier")}
+        files = {role: _flag(sample, f"{role}_path") for role in ("model", "classifier")}
     if evaluate:
-        files["reference"] = evaluate.input(metrics["reference"])
-        files["judge"] = evaluate.flag("features") or evaluate.flag("inception")
+        files["reference"] = _input(evaluate, metrics["reference"])
+        files["judge"] = _flag(evaluate, "features") or _flag(evaluate, "inception")
     evaluation = Evaluation(
         seed=seed,
         values=values,
         engine=metrics["engine"],
         samples=str(short(Path(metrics["samples"]))),
         # The samples' commit is what made the result; the evaluator's stands in where that is unknown.
-        commit=next((step.commit for step in (sample, evaluate) if step and step.commit), None),
+        commit=next((step["commit"] for step in (sample, evaluate) if step and step["commit"]), None),
         files={role: file for role, file in files.items() if file},
-        images_per_second=n / sample.seconds if n and sample and sample.seconds else None,
+        images_per_second=n / sample["seconds"] if n and sample and sample["seconds"] else None,
     )
     return evaluation, metrics["n_samples"]
 
@@ -213,7 +190,7 @@ def _read_metrics(path: Path) -> tuple[dict[str, float], dict[str, Any]]:
     return values, content
 
 
-def read_record(path: Path) -> StepRecord | None:
+def read_record(path: Path) -> dict[str, Any] | None:
     """The record of a step; None if it was not finished. InputError for a damaged file."""
     if not path.exists():
         return None
@@ -222,7 +199,21 @@ def read_record(path: Path) -> StepRecord | None:
     for file, digest in content["inputs"].items():
         if type(digest) is not str:
             raise InputError(f"{path}: inputs: {file}: found {digest!r}, expected a sha256")
-    return StepRecord(**{key: content[key] for key in _RECORD_KEYS} | {"command": list(map(str, content["command"]))})
+    return content
+
+
+def _input(record: dict[str, Any], path: str) -> HashedFile | None:
+    """The input of that path, or the only one of that file name."""
+    inputs = record["inputs"]
+    matches = [path] if path in inputs else [name for name in inputs if Path(name).name == Path(path).name]
+    return HashedFile(matches[0], inputs[matches[0]]) if len(matches) == 1 else None
+
+
+def _flag(record: dict[str, Any], name: str) -> HashedFile | None:
+    """The input that a flag of the command names."""
+    words = list(map(str, record["command"]))
+    value = dict(zip(words, words[1:], strict=False)).get(f"--{name}")
+    return value and _input(record, value)
 
 
 def _check_kinds(path: Path, content: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]) -> None:

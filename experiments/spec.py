@@ -30,7 +30,7 @@ def short(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Training:
-    """How to train a network that nobody publishes.
+    """The training of a network that nobody publishes.
 
     :param batch_size: images a step over all processes together; flags: of the script.
     :param script: classifier_train or image_train; part: the folder of the data that it learns from.
@@ -44,7 +44,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Derivation:
-    """How a program makes a network of another one, or a further part of the data with the help of one.
+    """A program that makes a network of another one, or a further part of the data with the help of one.
 
     :param program: of the repository, with flags; checkpoint, npz file and new file are its further arguments.
     :param network: key of `Spec.networks`; part: of the written data, whose npz file it reads.
@@ -73,7 +73,7 @@ class Network:
 
     @property
     def is_made(self) -> bool:
-        """Whether we make it ourselves."""
+        """True for a network that is trained or derived here."""
         return bool(self.training or self.derived)
 
 
@@ -99,7 +99,7 @@ class Run:
 
     @property
     def sampler(self) -> str:
-        """Its name and number of steps, such as "DDPM 250" or "UniPC 10"."""
+        """The sampler's name and number of steps, such as "DDPM 250" or "UniPC 10"."""
         steps = str(self.flags["timestep_respacing"]).removeprefix("ddim")
         name = self.flags.get("sampler") or ("ddim" if self.flags.get("use_ddim") else "ddpm")
         return f"{SAMPLERS[name].title if name in SAMPLERS else name} {steps}"
@@ -167,12 +167,12 @@ class Spec:
 
     @property
     def writes_data(self) -> bool:
-        """Whether a program writes the data on the spot."""
+        """True where a program writes the data."""
         return self.data != IMAGENET
 
     @property
     def batch_title(self) -> str:
-        """What is evaluated besides our own samples; in written data real images are in their place."""
+        """The name of what is evaluated besides our own samples; in written data that is real images."""
         return "real images" if self.writes_data else "published samples"
 
     def rows(self, name: str) -> tuple[Row, ...]:

@@ -1,4 +1,4 @@
-"""Reading a folder of recipes. `recipes/README.md` has the format.
+"""Reader of a folder of recipes. `recipes/README.md` has the format.
 
     spec = load()                                  # the paper's; load(Path("experiments/digits/recipes")): the digits'
     (row,) = spec.rows("table1/cadm-g-ect-eds-ddpm250")
@@ -112,7 +112,7 @@ def _replaced(run: Run, replace: dict[str, Any]) -> Run:
 
 
 def _reported(row: Entry, key: str) -> dict[str, float]:
-    """What a paper or release prints of a row."""
+    """The values that a paper or release prints for a row."""
     entry = row.inner(key, {})
     values = {name: entry.take(name, float) for name in REPORTED if name in entry.values}
     entry.finish()
@@ -155,7 +155,7 @@ def _network(path: Path, directory: Path, networks: Collection[str], parts: Coll
 
 
 def _inside(path: Path, directory: Path) -> str:
-    """Where a path leads; nowhere, "", if that is out of the repository and of the folder of the recipes."""
+    """The real path of a path; "" if that is out of the repository and of the folder of the recipes."""
     real = os.path.realpath(path)
     return real if any(Path(real).is_relative_to(os.path.realpath(root)) for root in (ROOT, directory)) else ""
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,12 @@ def _work(command: Sequence[str]) -> list[str]:
         if flag in words:
             del words[words.index(flag) : words.index(flag) + 2]
     return words
+
+
+def in_order(steps: Sequence[Step]) -> TopologicalSorter[Step]:
+    """Steps, each after those that make its inputs."""
+    makers = {output: step for step in steps for output in step.outputs}
+    return TopologicalSorter({step: [makers[file] for file in step.inputs if file in makers] for step in steps})
 
 
 class Records:
@@ -214,7 +221,7 @@ def claim(path: Path, purpose: dict[str, Any]) -> None:
 
 
 def read_purpose(path: Path) -> dict[str, Any] | None:
-    """What `claim` recorded, with recipes of the repository where they are now; None without a record."""
+    """Read the record of `claim`, with recipes of the repository where they are now; None without a record."""
     found = _read(path)
     if found and isinstance(recipes := found.get("recipes"), str):
         for old, new in MOVED.items():

@@ -29,7 +29,7 @@ from experiments.cifar10.tuning import (
     with_wider_scales,
 )
 from experiments.cli import Parser, add_jobs
-from experiments.commands import Commands, Options
+from experiments.commands import Commands
 from experiments.documents import write_text
 from experiments.figures import cli as figures
 from experiments.plan import plan, preparation
@@ -160,7 +160,7 @@ class Ablation:
             self._run(f"{MATCHED}: larger constant scales", plan(tuned, wider))
             tuning = self._read(tuned)
         choice = with_matched_rows(choice, found)
-        commands = Commands(choice.spec, Options(out=self.out, processes=1, trace=True, bootstrap=BOOTSTRAP))
+        commands = Commands(choice.spec, out=self.out, processes=1, trace=True, bootstrap=BOOTSTRAP)
         tables = [choice.spec.tables[key] for key in (*names, MATCHED) if key in choice.spec.tables]
         rows = [row for table in tables for row in table.rows]
         try:
@@ -174,8 +174,7 @@ class Ablation:
             name: replace(run, flags=run.flags | {"num_samples": run.num_samples // self.tuning_share})
             for name, run in spec.runs.items()
         }
-        options = Options(out=self.out, processes=1, seeds=TUNING_SEEDS, trace=True)
-        return Commands(replace(spec, runs=runs, seeds=TUNING_SEEDS), options)
+        return Commands(replace(spec, runs=runs, seeds=TUNING_SEEDS), out=self.out, processes=1, trace=True)
 
     def _tune(self, title: str, tuned: Commands, names: Sequence[str]) -> Results:
         self._run(title, plan(tuned, [row for row in _rows(tuned.spec, names) if row.sweep]))

@@ -1,4 +1,4 @@
-"""What the paired differences say: the protocol's questions answered in at most ten sentences."""
+"""Conclusions from the paired differences: the protocol's questions answered in at most ten sentences."""
 
 from __future__ import annotations
 

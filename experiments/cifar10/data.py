@@ -38,7 +38,7 @@ SPLIT_SEED = 0
 
 
 def zips_folder(given: Path | None = None) -> Path:
-    """Where the archives are. InputError, saying where else they may be, if they are not there."""
+    """The folder with the archives. InputError, saying where else they may be, if they are not there."""
     folder = given or Path(os.environ.get(VARIABLE) or ROOT.parent / "shared" / "data")
     for name in sorted(set(FILES.values())):
         if not (folder / name).is_file():

@@ -96,7 +96,7 @@ def write_index(folder: Path) -> Path:
 
 
 def figure_words(choice: Choice, results: Results, commands: Commands, folder: Path) -> dict[str, list[str]]:
-    """By file name, the arguments of `ed-dpm figure` for what there is; the folder has tuning-runs.csv."""
+    """The arguments of `ed-dpm figure` by file name, for what there is; the folder has tuning-runs.csv."""
     rows = {row.name: row.run for row in choice.spec.rows("all")}
 
     def labelled(path: Callable[..., Path], runs: dict[str, str]) -> list[str]:
@@ -105,12 +105,12 @@ def figure_words(choice: Choice, results: Results, commands: Commands, folder: P
     found = {"tuning.png": ["sweep", str(folder / "tuning-runs.csv"), "--runs", "uncond-plain-*"]}
     pair = {"constant": rows.get("rules/constant"), "EDS": rows.get("rules/entropy")}
     if all(name in results.runs for name in pair.values()):
-        found["vanishing.png"] = ["vanishing", *labelled(commands.trace, pair)]
-        found["gradient-maps.png"] = ["gradient-maps", *labelled(commands.trace, pair)]
+        found["vanishing.png"] = ["vanishing", *labelled(commands.trace_file, pair)]
+        found["gradient-maps.png"] = ["gradient-maps", *labelled(commands.trace_file, pair)]
         found["compare.png"] = ["compare", *labelled(commands.samples, pair)]
     traced = dict(_traced(choice.spec, results, commands))
     if len(traced) > 1:
-        found["classifiers.png"] = ["vanishing", *labelled(commands.trace, traced)]
+        found["classifiers.png"] = ["vanishing", *labelled(commands.trace_file, traced)]
     return found
 
 
@@ -158,7 +158,7 @@ def _paired_records(findings: list[Finding]) -> Iterator[dict]:
 
 
 def _interval_records(results: Results, commands: Commands) -> Iterator[dict]:
-    """By run, seed and metric, what the evaluator found by resampling the samples."""
+    """The evaluator's intervals, by run, seed and metric."""
     for name, result in results.runs.items():
         for seed in result.seeds:
             content = read_json(ROOT / commands.metrics(commands.spec.runs[name], seed))
@@ -177,10 +177,10 @@ def _interval_section(records: list[dict]) -> Section:
 
 
 def _matched_section(choice: Choice, commands: Commands) -> Section:
-    """Whether the norms of the matched rows came out alike."""
+    """The norms of the matched rows, which should be alike."""
     groups = []
     for row in choice.spec.tables[MATCHED].rows if MATCHED in choice.spec.tables else ():
-        paths = [ROOT / commands.trace(choice.spec.runs[row.run], seed) for seed in commands.seeds]
+        paths = [ROOT / commands.trace_file(choice.spec.runs[row.run], seed) for seed in commands.seeds]
         norms = [f"{guidance_norm(path):.4f}" for path in paths if path.is_file()]
         groups.append((row.method, [Line([", ".join(norms) or "not run"])]))
     columns = (Column("row"), Column("guidance norm, by seed"))
@@ -188,16 +188,16 @@ def _matched_section(choice: Choice, commands: Commands) -> Section:
 
 
 def _norm_records(tuned: Commands, results: Results) -> Iterator[dict]:
-    """Of every tuning run: FID, |scale * gradient| and that over eps, means over steps and samples."""
+    """Records of the tuning runs: FID, |scale * gradient| and that over eps, means over steps and samples."""
     for name, result in results.runs.items():
-        path = ROOT / tuned.trace(tuned.spec.runs[name], tuned.seeds[0])
+        path = ROOT / tuned.trace_file(tuned.spec.runs[name], tuned.seeds[0])
         if path.is_file():
             relative = read_trace(Labelled(name, path)).series["relative_guidance"].mean()
             yield {"run": name, "fid": result.mean("fid"), "norm": guidance_norm(path), "relative": float(relative)}
 
 
 def _norm_section(spec: Spec, records: list[dict]) -> Section:
-    """How far a larger scale brings a larger guidance, for the table of the rules."""
+    """The guidance norm over the scale, for the table of the rules."""
     groups = []
     for row in (row for name in ("rules", "logits") if name in spec.tables for row in spec.tables[name].rows):
         own = [record for record in records if record["run"] in row.sweep]
@@ -212,11 +212,11 @@ def _norm_section(spec: Spec, records: list[dict]) -> Section:
 
 
 def _traced(spec: Spec, results: Results, commands: Commands) -> Iterator[tuple[str, str]]:
-    """By classifier, the run with its best constant scale for UADM and DDIM, where there is a trace of it."""
+    """Pairs of a classifier and its run with the best constant scale for UADM and DDIM, where there is a trace."""
     seen = set()
     for run in (spec.runs[row.run] for row in spec.rows("all") if row.run in results.runs):
         wanted = guidance_name(run) == "constant" and run.model == "uncond" and run.flags.get("use_ddim")
-        if wanted and run.classifier not in seen and (ROOT / commands.trace(run, commands.seeds[0])).is_file():
+        if wanted and run.classifier not in seen and (ROOT / commands.trace_file(run, commands.seeds[0])).is_file():
             seen.add(run.classifier)
             yield run.classifier, run.name
 
@@ -225,7 +225,7 @@ def _diagnosis(commands: Commands, traced: dict[str, str]) -> Iterator[dict]:
     """Medians over the samples of the first reporting seed, step by step; of the entropy the mean."""
     seed = commands.seeds[0]
     for classifier, run in traced.items():
-        trace = read_trace(Labelled(classifier, ROOT / commands.trace(commands.spec.runs[run], seed)))
+        trace = read_trace(Labelled(classifier, ROOT / commands.trace_file(commands.spec.runs[run], seed)))
         for step, t in enumerate(trace.t):
             values = {name: np.median(trace.series[name][:, step]) for name in _MEASURES}
             values["entropy_ratio"] = np.mean(trace.series["entropy_ratio"][:, step])

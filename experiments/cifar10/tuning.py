@@ -1,4 +1,4 @@
-"""From tuning to reporting: every sweep becomes the one run that was best at the tuning seed."""
+"""The step from tuning to reporting: every sweep becomes the one run that was best at the tuning seed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WIDER = (2, 4, 8)  # times the largest constant scale tried: these only show whe
 
 @dataclass(frozen=True)
 class Choice:
-    """What tuning decided.
+    """The decisions of tuning.
 
     :param spec: with rows of one run each, where tuning is done; the others are as they were.
     :param edges: by name of a row, a sentence on why it does not count or is not there.
@@ -112,7 +112,7 @@ def choose(spec: Spec, tuning: Results) -> Choice:
 
 @dataclass(frozen=True)
 class Match:
-    """What is known of a pair of ``PAIRS``: the tuned run of EDS, its norm, and the norms of constant runs."""
+    """A pair of ``PAIRS``: the tuned run of EDS, its norm, and the norms of constant runs."""
 
     pair: str
     entropy: str
@@ -202,7 +202,7 @@ def guidance_norm(trace: Path) -> float:
 
 
 def _tuning_norm(commands: Commands, run: str) -> float:
-    return guidance_norm(ROOT / commands.trace(commands.spec.runs[run], commands.seeds[0]))
+    return guidance_norm(ROOT / commands.trace_file(commands.spec.runs[run], commands.seeds[0]))
 
 
 def _scales(spec: Spec, sweep: str) -> dict[str, float]:

@@ -67,7 +67,7 @@ class Page:
         )  # fmt: skip
 
     def verdict(self) -> str:
-        """EDS at its best against the constant scale at its best, whatever the classifier."""
+        """The comparison of EDS at its best with the constant scale at its best, whatever the classifier."""
         eds, constant = (
             min((self.rows[f"{name}-{rule}"] for name in ("plain", "ect")), key=lambda row: row.result.mean("fid"))
             for rule in ("eds", "constant")
@@ -77,7 +77,7 @@ class Page:
         return f"{_VERDICTS[found.verdict]} in Fréchet distance in this run: {values}; {found}."
 
     def compare(self, a: Outcome, b: Outcome, metric: str = "fid") -> Difference:
-        """A row against another, with the noise of all runs."""
+        """Compare two rows, with the noise of all runs."""
         return compare(a.result, b.result, self.pool, metric)
 
     def summary(self) -> str:
@@ -95,19 +95,19 @@ class Page:
         return trace.series[name][:, (trace.t >= period[0]) & (trace.t < period[1])]
 
     def vanished(self, key: str, period: tuple[int, int] = (0, 1000)) -> np.ndarray:
-        """Whether the gradient has vanished while the classifier is certain: bool [samples, steps]."""
+        """Mark where the gradient has vanished while the classifier is certain: bool [samples, steps]."""
         certain = self.over(key, "entropy_ratio", period) < CERTAIN_ENTROPY
         return (self.over(key, "grad_norm", period) < VANISHED_NORM) & certain
 
     def eds_factor(self, classifier: str, period: tuple[int, int]) -> float:
-        """By how much EDS changes the median relative guidance in a period."""
+        """The ratio of EDS's median relative guidance to that of the constant scale, in a period."""
         eds, constant = (self.over(f"{classifier}-{rule}", "relative_guidance", period) for rule in ("eds", "constant"))
         return np.median(eds) / np.median(constant)
 
     def _trace(self, key: str) -> Trace:
         """The runs of all seeds at the traced scale."""
         (run,) = (self.spec.runs[name] for name in self.rows[key].row.sweep if name.endswith(f"-{TRACED_SCALE:g}"))
-        paths = [ROOT / self.commands.trace(run, seed) for seed in self.commands.seeds]
+        paths = [ROOT / self.commands.trace_file(run, seed) for seed in self.commands.seeds]
         traces = [read_trace(Labelled(self.rows[key].row.method, path)) for path in paths]
         series = {name: np.concatenate([trace.series[name] for trace in traces]) for name in traces[0].series}
         return Trace(traces[0].label, paths[0], traces[0].t, series, None)

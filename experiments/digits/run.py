@@ -14,7 +14,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.commands import Commands, Options
+from experiments.commands import Commands
 from experiments.digits.page import TABLE, TRACED_SCALE, Page
 from experiments.plan import plan, preparation
 from experiments.runner import Runner
@@ -59,10 +59,10 @@ def main() -> None:
     # training two steps at a time are faster than one of two processes, most of whose time would be their start.
     started, runner = time.perf_counter(), Runner(out, {"OMP_NUM_THREADS": "1"}, show=False)
     print(f"logs: {runner.logs}", flush=True)
-    commands = Commands(spec, Options(out=out, processes=1))
-    first = preparation(Commands(spec, Options(out=out, processes=2)), rows)
+    commands = Commands(spec, out=out, processes=1)
+    first = preparation(Commands(spec, out=out, processes=2), rows)
     made = {step.name for step in first}
-    traced = Commands(spec, replace(commands.options, trace=True))  # slower, so only what the page looks at
+    traced = replace(commands, trace=True)  # slower, so only what the page looks at
     traced = {step.name: step for step in plan(traced, rows) if f"-{TRACED_SCALE:g}-" in step.name}
     then = [traced.get(step.name, step) for step in plan(commands, rows) if step.name not in made]
     runner.run(first)

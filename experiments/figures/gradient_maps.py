@@ -66,7 +66,7 @@ def draw(args: argparse.Namespace) -> list[dict]:
 
 
 def sizes(label: str, sample: int, maps: Maps, magnify: float) -> list[dict]:
-    """A row a map: sample, trace, class, t, rms and largest |g|, and the share of values that are clipped."""
+    """Rows of a sample, one a map: sample, trace, class, t, rms and largest |g|, the share of clipped values."""
     g_kCHW = maps.guidance[sample].astype(np.float64)
     return [
         {

@@ -1,4 +1,4 @@
-"""How all figures look and are saved: PNG at 200 dpi with the data as CSV beside it, legible in grey.
+"""The look of all figures, and how they are saved: PNG at 200 dpi with the data as CSV beside it, legible in grey.
 
 matplotlib is imported when a figure is drawn, so that the other commands of `ed-dpm` do without it.
 """

@@ -71,7 +71,7 @@ def draw(args: argparse.Namespace) -> list[dict]:
 
 
 def summarize(trace: Trace) -> list[dict[str, Any]]:
-    """A row a step: trace, t, mean entropy_ratio, then median and quartiles (_low, _high) of the others."""
+    """Rows of a trace, one a step: t, mean entropy_ratio, median and quartiles (_low, _high) of the others."""
     columns: dict[str, Any] = {"entropy_ratio": trace.series["entropy_ratio"].mean(axis=0)}
     for name in ("grad_norm", "relative_guidance", "scale"):
         low, middle, high = np.quantile(trace.series[name], (0.25, 0.5, 0.75), axis=0)

@@ -1,4 +1,4 @@
-"""Where the gradient vanishes (Fig. 3): a histogram over samples, under three definitions of the point.
+"""Vanishing points of the gradient (Fig. 3): a histogram over samples, under three definitions of the point.
 
 The paper's "the gradient norm is smaller than 0.15" is also met near t = T, where the classifier knows nothing
 yet, and by a gradient that comes back. So beside it: from when on the norm stays below, and from when on it does

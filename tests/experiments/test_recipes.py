@@ -16,7 +16,7 @@ import torch
 
 from evaluations.evaluator import _create_parser
 from experiments import cli as reproduce
-from experiments.commands import Commands, Options, shell
+from experiments.commands import Commands, shell
 from experiments.published import PUBLISHED, published
 from experiments.spec import REPORTED
 from experiments.spec_files import load
@@ -34,7 +34,7 @@ NETWORKS = sorted(BOOK.networks.values(), key=lambda network: network.name)
 
 
 def commands(processes: int) -> Commands:
-    return Commands(BOOK, Options(out=Path("out"), processes=processes))
+    return Commands(BOOK, out=Path("out"), processes=processes)
 
 
 def reproduce_command(*words: str) -> subprocess.CompletedProcess:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from experiments import cli
-from experiments.commands import Commands, Options
+from experiments.commands import Commands
 from experiments.plan import check_files, plan, without_missing
 from experiments.published import INCEPTION, PUBLISHED
 from experiments.smoke import smoke
@@ -34,7 +34,7 @@ def ed_dpm(*words: str | Path) -> subprocess.CompletedProcess:
 
 
 def test_a_row_takes_its_files_then_samples_then_an_evaluation():
-    commands = Commands(BOOK, Options(out=Path("out")))
+    commands = Commands(BOOK, out=Path("out"))
     steps = plan(commands, [BOOK.rows("table2/uadm-g-eds-ddim25")[0]])
     assert [step.name for step in steps] == [
         "download-256x256_diffusion_uncond.pt",
@@ -52,7 +52,7 @@ def test_a_row_takes_its_files_then_samples_then_an_evaluation():
 @pytest.mark.parametrize("small", [False, True])
 def test_every_step_finds_its_inputs_made_before(small):
     book = smoke(BOOK) if small else BOOK
-    commands = Commands(book, Options(given={ECT_256: Path("/there/ect.pt")}, processes=1))
+    commands = Commands(book, given={ECT_256: Path("/there/ect.pt")}, processes=1)
     made = {Path("/there/ect.pt")}
     steps = plan(commands, book.rows("all"))
     for step in steps:
@@ -66,7 +66,7 @@ def test_every_step_finds_its_inputs_made_before(small):
 
 
 def test_a_size_without_a_published_ect_classifier_trains_one():
-    commands = Commands(BOOK, Options(processes=8))
+    commands = Commands(BOOK, processes=8)
     steps = {s.name: s for s in plan(commands, [BOOK.rows("supplement-table1-64/cadm-g-ect-eds-ddpm250")[0]])}
     train = steps["train-64x64_classifier+0.2ECT"]
     assert train.precious and train.processes == 8
@@ -75,8 +75,10 @@ def test_a_size_without_a_published_ect_classifier_trains_one():
 
 def test_options_reach_the_commands(tmp_path):
     given = tmp_path / "ect.pt"
-    options = Options(given={ECT_256: given}, num_samples=100, seeds=(0, 5), batch_size=7, trace=True)
-    steps = plan(Commands(BOOK, options), [BOOK.rows("table2/uadm-g-ect-ddim25")[0]])
+    commands = Commands(
+        BOOK, given={ECT_256: given}, num_samples=100, seeds=(0, 5), batch_size=7, trace=True
+    )  # fmt: skip
+    steps = plan(commands, [BOOK.rows("table2/uadm-g-ect-ddim25")[0]])
     samples = [step for step in steps if step.name.startswith("sample-")]
     assert [step.name for step in samples] == [f"sample-uadm-g-ect-ddim25-seed{seed}-100" for seed in (0, 5)]
     words = " ".join(samples[1].command)
@@ -89,7 +91,7 @@ def test_options_reach_the_commands(tmp_path):
 
 def test_the_smoke_run_keeps_the_flags():
     """The same script with the same flags; only widths, sizes and the kind of half precision are others."""
-    real, small = (Commands(book, Options(processes=1)) for book in (BOOK, smoke(BOOK)))
+    real, small = (Commands(book, processes=1) for book in (BOOK, smoke(BOOK)))
     for run in BOOK.runs.values():
         flags = [flags_of(c.sample(c.spec.runs[run.name], 0).command) for c in (real, small)]
         added = {"in_channels", "num_classes", "amp_dtype", "classifier_width", "classifier_num_head_channels"}
@@ -102,6 +104,14 @@ def test_the_smoke_run_keeps_the_flags():
 def flags_of(command: tuple[str, ...]) -> dict[str, str]:
     words = command[command.index("python") + 2 :]
     return {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
+
+
+def test_former_names_of_flags(capsys):
+    parse = cli._parser().parse_args
+    assert parse(["run", "all", "--rehearse", "--at_once", "3"]) == parse(["run", "all", "--smoke", "--jobs", "3"])
+    assert capsys.readouterr().err == ""
+    parse(["run", "all", "--samplers", "2"])
+    assert capsys.readouterr().err == "warning: --samplers no longer acts: every run is a process of its own\n"
 
 
 # ---- before any work
@@ -117,7 +127,7 @@ def test_a_file_behind_a_form_is_asked_for_first(tmp_path):
 
 
 def test_rows_that_cannot_be_made_can_be_left_out(tmp_path):
-    commands = Commands(BOOK, Options(models=tmp_path, images=tmp_path))
+    commands = Commands(BOOK, models=tmp_path, images=tmp_path)
     rows, lines = without_missing(commands, BOOK.rows("all"))
     left_out = {line.split()[1].rstrip(":") for line in lines}
     assert len(rows) + len(left_out) == 66

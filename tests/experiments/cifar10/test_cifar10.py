@@ -34,7 +34,7 @@ from experiments.cifar10.tuning import (
     refine,
     with_wider_scales,
 )
-from experiments.commands import Commands, Options
+from experiments.commands import Commands
 from experiments.image_parts import write_part
 from experiments.plan import plan
 from experiments.results import Evaluation, Results, RunResult
@@ -236,7 +236,7 @@ def test_guiding_networks_never_see_what_the_judge_is_trained_on(book):
 @pytest.mark.slow
 @pytest.mark.parametrize("book", [FULL, REDUCED, SHORT, SHARPNESS], ids=["full", "reduced", "short", "sharpness"])
 def test_the_scripts_take_every_command_and_the_networks_have_the_parameters_said(book):
-    commands = Commands(book, Options(processes=1, trace=True))
+    commands = Commands(book, processes=1, trace=True)
     for network in book.networks.values():
         if network.training:
             script, _, flags = parse_command(commands.train(network).command, 1)
@@ -254,7 +254,7 @@ def test_the_scripts_take_every_command_and_the_networks_have_the_parameters_sai
 
 
 def test_the_calibrated_classifier_needs_the_one_it_is_made_of(tmp_path):
-    commands = Commands(REDUCED, Options(out=tmp_path, processes=1))
+    commands = Commands(REDUCED, out=tmp_path, processes=1)
     steps = {step.name: step for step in plan(commands, REDUCED.rows("classifiers/calibrated-entropy"))}
     made = list(steps)
     assert made.index("train-plain") < made.index("derive-calibrated")
@@ -264,7 +264,7 @@ def test_the_calibrated_classifier_needs_the_one_it_is_made_of(tmp_path):
 
 
 def test_sub_classes_need_the_judge_that_finds_them(tmp_path):
-    commands = Commands(REDUCED, Options(out=tmp_path, processes=1))
+    commands = Commands(REDUCED, out=tmp_path, processes=1)
     steps = {step.name: step for step in plan(commands, REDUCED.rows("subclasses/50-entropy"))}
     part, train = steps["part-clusters"], steps["train-subclasses"]
     assert part.command[1:4] == ("experiments/cifar10/subclasses.py", "--clusters", "5")
@@ -362,7 +362,7 @@ def test_only_ddim_runs_are_matched_and_larger_scales_are_in_no_row(monkeypatch)
     assert book.tables == FULL.tables and len(added) == 3 * len(WIDER)
     assert not any("ddpm" in name for name in added)
     results = Results({run: result(run, 1 + index) for index, run in enumerate(book.runs) if run not in added}, {})
-    commands = Commands(book, Options(out=Path("out"), processes=1, seeds=(101,), trace=True))
+    commands = Commands(book, out=Path("out"), processes=1, seeds=(101,), trace=True)
     monkeypatch.setattr(tuning, "_tuning_norm", lambda commands, run: 2.0 if "entropy" in run else 1.0)
     medium, strong, sharpened = matches(choose(book, results), commands, results)
     sweep = FULL.rows("rules/constant")[0].sweep
@@ -588,7 +588,7 @@ def test_the_whole_way_from_archives_to_a_report_and_back(tmp_path, forked_steps
     made = [network for network in load(book).networks.values() if network.is_made]
     assert {network.name for network in made} == {"uncond", "plain", "features", "calibrated", "subclasses"}
     for network in made:
-        source = ROOT / Commands(load(book), Options(out=out)).checkpoint(network)
+        source = ROOT / Commands(load(book), out=out).checkpoint(network)
         target = results / "models" / "reduced" / network.name / rerun.FILE
         target.parent.mkdir(parents=True)
         checkpoint.write_config(target.parent, checkpoint.read_config(source) or dict(network.flags))

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-from experiments.commands import Commands, Options  # noqa: E402
+from experiments.commands import Commands  # noqa: E402
 from experiments.digits import data  # noqa: E402
 from experiments.digits.data import write_parts  # noqa: E402
 from experiments.digits.page import METRICS, TABLE, TRACED_SCALE, Page  # noqa: E402
@@ -53,9 +53,8 @@ def test_thirteen_configurations_of_the_same_noise_four_of_them_looked_at(tmp_pa
     names = [name for row in table.rows for name in row.run_names]
     assert len(set(names)) == len(names) == 13
     assert sum(name.endswith(f"-{TRACED_SCALE:g}") for name in names) == 4
-    options = Options(out=tmp_path, processes=1)
-    steps = [step for step in plan(Commands(BOOK, options), table.rows) if step.name.startswith("sample-")]
-    commands = [parse_command(list(step.command), 1)[2] for step in steps]
+    steps = plan(Commands(BOOK, out=tmp_path, processes=1), table.rows)
+    commands = [parse_command(step.command, 1)[2] for step in steps if step.name.startswith("sample-")]
     assert [command["seed"] for command in commands] == [0, 1] * 13
     for flag in ("num_samples", "batch_size", "timestep_respacing", "balanced", "model_path"):
         assert len({command[flag] for command in commands}) == 1
@@ -64,7 +63,7 @@ def test_thirteen_configurations_of_the_same_noise_four_of_them_looked_at(tmp_pa
 def fabricate(out: Path, fids: dict[str, float]) -> Commands:
     """What a run of the table leaves, with FIDs by run, 0.5 elsewhere; seeds 0.04 apart."""
     book = replace(BOOK, seeds=(0, 1))
-    commands = Commands(book, Options(out=out, processes=1))
+    commands = Commands(book, out=out, processes=1)
     common = {"sfid": None, "inception_score": None, "engine": "features", "reference": "heldout.npz"}
     steps, rng = 5, np.random.RandomState(0)
     write_parts(out / "data")
@@ -81,10 +80,11 @@ def fabricate(out: Path, fids: dict[str, float]) -> Commands:
                 np.savez(samples, arr_0=images, arr_1=np.arange(400) % 10)
                 t = np.tile(np.linspace(960, 0, steps).astype(np.int64), (400, 1))
                 series = rng.uniform(0.02, 0.3, (4, 400, steps))
-                np.savez(commands.trace(run, seed), t=t, **dict(zip(SERIES, series, strict=True)))
+                np.savez(commands.trace_file(run, seed), t=t, **dict(zip(SERIES, series, strict=True)))
         if row.batch:
             scores = {"fid": 0.1, "precision": 0.9, "recall": 0.9, "accuracy": 0.9, "n_samples": 898}
-            commands.batch_metrics(row).write_text(json.dumps(scores | common | {"samples": "train.npz"}))
+            (path,) = commands.evaluate_batch(row).outputs
+            path.write_text(json.dumps(scores | common | {"samples": "train.npz"}))
     return commands
 
 
