@@ -61,10 +61,6 @@ class Commands:
         """The evaluator's reference batch."""
         return self.data / HELDOUT if self.spec.writes_data else self.published(name)
 
-    def batch(self, row: Row) -> Path:
-        """The samples that somebody else publishes for a row; written data has real images in their place."""
-        return self.data / REAL if self.spec.writes_data else self.published(row.batch)
-
     def count(self, run: Run) -> int:
         """Number of samples of a run."""
         return self.num_samples or run.num_samples
@@ -84,9 +80,8 @@ class Commands:
 
     def download(self, name: str) -> Step:
         """Fetch a published file."""
-        models = self.models
-        command = ("python", "-m", "experiments", "download", name, "--out", str(models))
-        return Step(f"download-{name}", command, (), (models / name,))
+        command = ("python", "-m", "experiments", "download", name, "--out", str(self.models))
+        return Step(f"download-{name}", command, (), (self.models / name,))
 
     def write_data(self) -> Step:
         """Run the program that writes the data."""
@@ -144,22 +139,17 @@ class Commands:
     def samples(self, run: Run, seed: int) -> Path:
         """The file that sampling writes."""
         height, width, channels = self.spec.image_shape(run)
-        return self._folder(run, seed) / f"samples_{self.count(run)}x{height}x{width}x{channels}.npz"
+        folder = self.out / "samples" / f"{run.name}-seed{seed}"
+        return folder / f"samples_{self.count(run)}x{height}x{width}x{channels}.npz"
 
     def trace_file(self, run: Run, seed: int) -> Path:
         """The trace that a guided run writes where one is wanted."""
-        return self._folder(run, seed) / "trace.npz"
-
-    def _folder(self, run: Run, seed: int) -> Path:
-        return self.out / "samples" / f"{run.name}-seed{seed}"
-
-    def metrics(self, run: Run, seed: int) -> Path:
-        """The file that evaluating a run writes."""
-        return self.out / "metrics" / f"{run.name}-seed{seed}-{self.count(run)}.json"
+        return self.samples(run, seed).with_name("trace.npz")
 
     def evaluate(self, run: Run, seed: int) -> Step:
         """Run the evaluator on a run's samples, in one process."""
-        return self._evaluate(run.reference, self.samples(run, seed), self.metrics(run, seed))
+        metrics = self.out / "metrics" / f"{run.name}-seed{seed}-{self.count(run)}.json"
+        return self._evaluate(run.reference, self.samples(run, seed), metrics)
 
     def compare(self, run: Run, base: Run, seed: int) -> Step:
         """Run the evaluator's paired test of a run's samples against another run's: the same noise and classes."""
@@ -171,15 +161,10 @@ class Commands:
         return self.spec.runs[row.run].reference if row.run else row.reference
 
     def evaluate_batch(self, row: Row) -> Step:
-        """Run the evaluator on the samples that somebody else publishes for this row."""
+        """Run the evaluator on samples that somebody else publishes for a row; written data has real images instead."""
+        samples = self.data / REAL if self.spec.writes_data else self.published(row.batch)
         metrics = self.out / "metrics" / f"batch-{Path(row.batch).stem}.json"
-        return self._evaluate(self.batch_reference(row), self.batch(row), metrics)
-
-    def features(self) -> Path:
-        """The feature extractor: a classifier's checkpoint, or Inception's file."""
-        if self.spec.features:
-            return self.checkpoint(self.spec.networks[self.spec.features])
-        return self.published(INCEPTION)
+        return self._evaluate(self.batch_reference(row), samples, metrics)
 
     def _launch(self, script: str, flags: Flags) -> tuple[str, ...]:
         several = ["mpiexec", "-n", str(self.processes)] if self.processes > 1 else []
@@ -187,9 +172,12 @@ class Commands:
         return (*several, "python", f"scripts/{script}.py", *words)
 
     def _evaluate(self, reference: str, samples: Path, metrics: Path, paired: Path | None = None) -> Step:
-        inputs = self.reference(reference), samples, self.features()
-        command = ["python", "evaluations/evaluator.py", *inputs[:2]]
-        command += ["--features" if self.spec.features else "--inception", inputs[2]]
+        if self.spec.features:
+            extractor = "--features", self.checkpoint(self.spec.networks[self.spec.features])
+        else:
+            extractor = "--inception", self.published(INCEPTION)
+        inputs = self.reference(reference), samples, extractor[1]
+        command = ["python", "evaluations/evaluator.py", *inputs[:2], *extractor]
         # The cache is of the reference's activations, which every run is compared with.
         command += ["--cache", self.out / "cache", "--json", metrics]
         if paired:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from experiments.cifar10 import paired_tests
@@ -54,20 +54,11 @@ TABLES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """:param out: for all that is made, below runs/; tuning_share: tuning runs have so many times fewer samples."""
-
-    out: str
-    tuning_share: int
-
-
+# By protocol: the folder below runs/, and how many times fewer samples a tuning run has.
 PROTOCOLS = {
-    "reduced": Protocol("cifar10-16", 4),
-    "sharpness": Protocol("cifar10-16-sharpness", 4),
-    "short": Protocol("cifar10-32-short", 5),
-    "full": Protocol("cifar10-32", 5),
-}
+    "reduced": ("cifar10-16", 4), "sharpness": ("cifar10-16-sharpness", 4), "short": ("cifar10-32-short", 5),
+    "full": ("cifar10-32", 5),
+}  # fmt: skip
 
 
 def main() -> None:
@@ -88,13 +79,9 @@ def main() -> None:
     parser.add_argument("--dry_run", action="store_true", help="show the networks' and the tuning's commands, run none")
     args = parser.parse_args()
     recipes = args.recipes or RECIPES / args.protocol
-    ablation = Ablation(
-        load(recipes),
-        short(args.out or ROOT / "runs" / PROTOCOLS[args.protocol].out),
-        args.results.absolute() / args.protocol,
-        PROTOCOLS[args.protocol].tuning_share,
-        args.jobs,
-    )
+    folder, tuning_share = PROTOCOLS[args.protocol]
+    out, results = short(args.out or ROOT / "runs" / folder), args.results.absolute() / args.protocol
+    ablation = Ablation(load(recipes), out, results, tuning_share, args.jobs)
     groups = [[name for name in group if name in ablation.spec.tables] for group in args.tables]
     names = [name for group in groups for name in group]
     if args.dry_run:

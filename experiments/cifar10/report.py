@@ -161,7 +161,7 @@ def _interval_records(results: Results, commands: Commands) -> Iterator[dict]:
     """The evaluator's intervals, by run, seed and metric."""
     for name, result in results.runs.items():
         for seed in result.seeds:
-            content = read_json(ROOT / commands.metrics(commands.spec.runs[name], seed))
+            content = read_json(ROOT / commands.evaluate(commands.spec.runs[name], seed).outputs[0])
             for metric, (low, high) in (content.get("intervals") or {}).items():
                 yield {"run": name, "seed": seed, "metric": metric, "value": content[metric], "low": low, "high": high}
 

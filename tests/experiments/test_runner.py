@@ -127,7 +127,7 @@ def test_a_file_behind_a_form_is_asked_for_first(tmp_path):
 
 
 def test_rows_that_cannot_be_made_can_be_left_out(tmp_path):
-    commands = Commands(BOOK, models=tmp_path, images=tmp_path)
+    commands = Commands(BOOK, models=tmp_path, data_dir=tmp_path)
     rows, lines = without_missing(commands, BOOK.rows("all"))
     left_out = {line.split()[1].rstrip(":") for line in lines}
     assert len(rows) + len(left_out) == 66

@@ -72,7 +72,7 @@ def fabricate(out: Path, fids: dict[str, float]) -> Commands:
             for seed in book.seeds:
                 fid = fids.get(run.name, 0.5) + 0.04 * (seed - 0.5)
                 scores = {"fid": fid, "precision": 0.5 + 0.1 * seed, "recall": 0.5, "accuracy": 0.5}
-                path, samples = commands.metrics(run, seed), commands.samples(run, seed)
+                (path,), samples = commands.evaluate(run, seed).outputs, commands.samples(run, seed)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 samples.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps(scores | common | {"n_samples": 400, "samples": str(samples)}))
