@@ -32,27 +32,28 @@ class Line(NamedTuple):
     marked: Sequence[int] = ()
 
 
-class Section(NamedTuple):
-    """A heading, text, a table, and sentences on it.
+Groups = Sequence[tuple[str, Sequence[Line]]]  # the lines that share a first cell, with that cell
 
-    :param groups: the lines that share a first cell, under that cell.
-    """
+
+class Section(NamedTuple):
+    """A heading, text, a table, and sentences on it."""
 
     title: str
     columns: Sequence[Column]
-    groups: Sequence[tuple[str, Sequence[Line]]]
+    groups: Groups
     text: Sequence[str] = ()
     findings: Sequence[str] = ()
 
 
-def markdown_table(section: Section) -> str:
-    """A section's table in Markdown, aligned for reading raw."""
-    table = [[column.title for column in section.columns]]
-    for name, lines in section.groups:
+def markdown_table(groups: Groups, columns: Sequence[Column | str]) -> str:
+    """A table in Markdown, aligned for reading raw. columns: also as text, that of a number with ">" before it."""
+    columns = [Column(c.lstrip(">"), "number" * c.startswith(">")) if isinstance(c, str) else c for c in columns]
+    table = [[column.title for column in columns]]
+    for name, lines in groups:
         table += [["" if index else name, *line.cells] for index, line in enumerate(lines)]
     table = [[cell.replace("|", "\\|") for cell in line] for line in table]
     widths = [max(3, *map(len, cells)) for cells in zip(*table, strict=True)]
-    right = [column.kind == "number" for column in section.columns]
+    right = [column.kind == "number" for column in columns]
     table.insert(1, ["-" * (width - r) + ":" * r for width, r in zip(widths, right, strict=True)])
     lines = []
     for line in table:

@@ -14,7 +14,7 @@ from experiments.cifar10.paired_tests import comparisons, differences
 from experiments.cifar10.tuning import MATCHED, Choice, guidance_norm
 from experiments.commands import Commands
 from experiments.comparison import guidance_name
-from experiments.documents import Column, Line, Section, csv_text, render, write_text
+from experiments.documents import Groups, Line, csv_text, render, write_text
 from experiments.figures.inputs import Labelled, read_trace
 from experiments.report import build, runs_csv, tables_csv
 from experiments.results import Results
@@ -62,27 +62,19 @@ def write_results(
     document = build(spec, results)
     # Tables share rows, so that one or two of them say nothing.
     done = [t.title for t in spec.tables.values() if all(set(row.run_names) & set(results.runs) for row in t.rows)]
-    missing = [name for name, table in spec.tables.items() if table.title not in done]
-    # The pooled noise of the general report is not what the protocol counts; its findings would be a second opinion.
-    sections = {section.title: section._replace(findings=()) for section in document["sections"]}
-    optional = [
-        _paired_section(found), _interval_section(intervals), _matched_section(choice, commands),
-        _norm_section(tuned.spec, norms), _diagnosis_section(diagnosis),
-    ]  # fmt: skip
-    document["sections"] = [
-        *(sections[title] for title in sections if title in done), *(section for section in optional if section.groups),
-        *(sections[title] for title in sections if title == "Provenance"),
-    ]  # fmt: skip
-    document["text"] = [
-        "Conclusions, of what has been run:", texts[CONCLUSION].strip(),
-        "The protocol, written before: [PROTOCOL.md](../PROTOCOL.md). Commands of all rows: commands.csv.",
-        "Mean over the seeds, ± half the difference between the largest and the smallest.", *document["text"][1:],
-        *choice.edges.values(), *([f"Not run yet: {', '.join(missing)}."] if missing else []),
-    ]  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     drawn = [path for name in _PICTURES if (path := ROOT / commands.out / "figures" / name).is_file()]
     pictures = [Path(shutil.copy(path, folder)) for path in drawn]
-    texts["README.md"] = render("report.md", **document, pictures=pictures)
+    texts["README.md"] = render(
+        "cifar10.md", title=spec.title, conclusion=texts[CONCLUSION].strip(), pictures=pictures,
+        text=[*document["text"][1:], *choice.edges.values()],
+        missing=[name for name, table in spec.tables.items() if table.title not in done],
+        # The pooled noise of the general report is not what the protocol counts: without its findings.
+        tables=[section._replace(findings=()) for section in document["sections"] if section.title in done],
+        provenance=[section for section in document["sections"] if section.title == "Provenance"],
+        paired=_paired_groups(found), intervals=_interval_groups(intervals), matched=_matched_groups(choice, commands),
+        norms=_norm_groups(tuned.spec, norms), diagnosis=_diagnosis_groups(diagnosis),
+    )  # fmt: skip
     for name, content in texts.items():
         write_text(folder / name, content)
     return [write_index(folder.parent), *(folder / name for name in texts), *pictures]
@@ -132,18 +124,13 @@ def conclusion_text(findings: Sequence[Finding], diagnosis: list[dict]) -> str:
     return "".join(f"- {sentence}\n" for sentence in sentences(findings, certainty))
 
 
-def _paired_section(findings: list[Finding]) -> Section:
+def _paired_groups(findings: list[Finding]) -> Groups:
     groups: dict[str, list[Line]] = {}
     for finding in findings:
         comparison, p = finding.comparison, ", ".join(f"{value.p:.2f}" for value in finding.differences)
         cells = (comparison.row.method, comparison.base.method, finding.size, p, finding.verdict)
         groups.setdefault(comparison.table.name, []).append(Line(cells))
-    text = (
-        "FID against another row with the same noise, image by image: mean over the seeds, smallest and largest, in "
-        "percent of that row's. An effect has one direction and p up to 0.05 at every seed."
-    )
-    columns = [Column(title) for title in ("table", "row", "against", "FID", "p, by seed", "verdict")]
-    return Section("Paired differences", columns, [*groups.items()], [text])
+    return list(groups.items())
 
 
 def _paired_records(findings: list[Finding]) -> Iterator[dict]:
@@ -166,25 +153,22 @@ def _interval_records(results: Results, commands: Commands) -> Iterator[dict]:
                 yield {"run": name, "seed": seed, "metric": metric, "value": content[metric], "low": low, "high": high}
 
 
-def _interval_section(records: list[dict]) -> Section:
+def _interval_groups(records: list[dict]) -> Groups:
     groups = []
     for run, own in groupby((r for r in records if r["metric"] == "fid"), key=lambda record: record["run"]):
         cells = (f"{record['value']:.3f} ({record['low']:.3f} to {record['high']:.3f})" for record in own)
         groups.append((run, [Line([", ".join(cells)])]))
-    columns = (Column("run"), Column("FID and 95 % interval, by seed"))
-    text = "Resampled from a run's samples: the luck of its noise, not that of training. All: intervals.csv."
-    return Section("Intervals", columns, groups, [text])
+    return groups
 
 
-def _matched_section(choice: Choice, commands: Commands) -> Section:
+def _matched_groups(choice: Choice, commands: Commands) -> Groups:
     """The norms of the matched rows, which should be alike."""
     groups = []
     for row in choice.spec.tables[MATCHED].rows if MATCHED in choice.spec.tables else ():
         paths = [ROOT / commands.trace_file(choice.spec.runs[row.run], seed) for seed in commands.seeds]
         norms = [f"{guidance_norm(path):.4f}" for path in paths if path.is_file()]
         groups.append((row.method, [Line([", ".join(norms) or "not run"])]))
-    columns = (Column("row"), Column("guidance norm, by seed"))
-    return Section("Time-averaged guidance norms of the matched rows", columns, groups)
+    return groups
 
 
 def _norm_records(tuned: Commands, results: Results) -> Iterator[dict]:
@@ -196,19 +180,14 @@ def _norm_records(tuned: Commands, results: Results) -> Iterator[dict]:
             yield {"run": name, "fid": result.mean("fid"), "norm": guidance_norm(path), "relative": float(relative)}
 
 
-def _norm_section(spec: Spec, records: list[dict]) -> Section:
+def _norm_groups(spec: Spec, records: list[dict]) -> Groups:
     """The guidance norm over the scale, for the table of the rules."""
     groups = []
     for row in (row for name in ("rules", "logits") if name in spec.tables for row in spec.tables[name].rows):
         own = [record for record in records if record["run"] in row.sweep]
         lines = [Line((record["run"], *(f"{record[name]:.4g}" for name in NORM_COLUMNS[1:]))) for record in own]
         groups += [(row.method, lines)] if own else []
-    text = (
-        "Tuning runs: |scale * gradient|, mean over steps and samples. Where the scale doubles and the norm hardly "
-        "grows, the classifier has become certain and its gradient has vanished. All: norms.csv."
-    )
-    columns = [Column("rule"), Column("run"), *(Column(title, "number") for title in ("FID", "norm", "norm over eps"))]
-    return Section("Does a larger scale guide more?", columns, groups, [text])
+    return groups
 
 
 def _traced(spec: Spec, results: Results, commands: Commands) -> Iterator[tuple[str, str]]:
@@ -232,17 +211,14 @@ def _diagnosis(commands: Commands, traced: dict[str, str]) -> Iterator[dict]:
             yield {"classifier": classifier, "run": run, "seed": seed, "t": int(t)} | values
 
 
-def _diagnosis_section(records: list[dict]) -> Section:
+def _diagnosis_groups(records: list[dict]) -> Groups:
     groups = []
     for classifier, own in groupby(records, key=lambda record: record["classifier"]):
         own = list(own)
         shown = sorted({round(place) for place in np.linspace(0, len(own) - 1, _SHOWN_TIMES)})
         lines = [Line((str(own[k]["t"]), *(f"{own[k][name]:.3g}" for name in _MEASURES))) for k in shown]
         groups.append((classifier, lines))
-    titles = ("t", "entropy H / log K, mean", "gradient norm, median", "guidance over eps, median")
-    columns = (Column("classifier"), *(Column(title, "number") for title in titles))
-    text = "The best constant scale of each classifier, first reporting seed. All steps: diagnosis.csv."
-    return Section("Does the guidance vanish?", columns, groups, [text])
+    return groups
 
 
 def _command_records(results: Results, commands: Commands, line: Callable[[Sequence[str]], str]) -> Iterator[dict]:
