@@ -114,9 +114,7 @@ def _replaced(run: Run, replace: dict[str, Any]) -> Run:
 def _reported(row: Entry, key: str) -> dict[str, float]:
     """The values that a paper or release prints for a row."""
     entry = row.inner(key, {})
-    values = {name: entry.take(name, float) for name in REPORTED if name in entry.values}
-    entry.finish()
-    return values
+    return entry.finish({name: entry.take(name, float) for name in REPORTED if name in entry.values})
 
 
 def _network(path: Path, directory: Path, networks: Collection[str], parts: Collection[str]) -> Network:
@@ -127,10 +125,9 @@ def _network(path: Path, directory: Path, networks: Collection[str], parts: Coll
         inner = entry.inner("training")
         script = inner.choice("script", _NEEDED, "classifier_train")
         batch_size, flags = inner.take("batch_size", int), inner.flags(*_NEEDED[script])
-        training = Training(batch_size, flags, script, inner.choice("part", parts, "train"))
+        training = inner.finish(Training(batch_size, flags, script, inner.choice("part", parts, "train")))
         if not re.fullmatch(r"[0-9.]+", str(rate := flags.get("ema_rate", 0))):  # it is part of a file's name
             raise inner.fail("flags.ema_rate", rate, "one number")
-        inner.finish()
     if "derived" in entry.values:
         if training or "val" in parts:
             raise InputError(f"{path}: derived: found with training or {IMAGENET}, expected neither")
@@ -141,17 +138,9 @@ def _network(path: Path, directory: Path, networks: Collection[str], parts: Coll
             raise entry.fail("checkpoint", checkpoint, "a plain name, of the folder that is filled")
     elif checkpoint not in PUBLISHED and not os.path.isfile(_inside(ROOT / checkpoint, directory)):
         raise entry.fail("checkpoint", checkpoint, "a published file, or one of the repository or of these recipes")
-    network = Network(
-        name=path.stem,
-        checkpoint=checkpoint,
-        parameters=entry.take("parameters", int, least=0),
-        flags=entry.flags("image_size"),
-        training=training,
-        note=entry.take("note", str, ""),
-        derived=derived,
-    )
-    entry.finish()
-    return network
+    parameters, flags = entry.take("parameters", int, least=0), entry.flags("image_size")
+    note = entry.take("note", str, "")
+    return entry.finish(Network(path.stem, checkpoint, parameters, flags, training, note, derived))
 
 
 def _inside(path: Path, directory: Path) -> str:
@@ -188,9 +177,7 @@ def _program(entry: Entry, key: str, makes: str) -> str:
 
 def _derivation(entry: Entry, makes: str, networks: Collection[str]) -> Derivation:
     program = _program(entry, "program", makes)
-    made = Derivation(program, entry.choice("network", networks), entry.choice("part", PARTS))
-    entry.finish()
-    return made
+    return entry.finish(Derivation(program, entry.choice("network", networks), entry.choice("part", PARTS)))
 
 
 def _runs(path: Path, networks: dict[str, Network], references: Collection[str]) -> list[Run]:
@@ -209,8 +196,7 @@ def _runs(path: Path, networks: dict[str, Network], references: Collection[str])
     runs = [run]
     if "sweep" in entry.values:
         sweep = entry.inner("sweep")
-        flag, values = sweep.take("flag", str), sweep.take("values", list)
-        sweep.finish()
+        flag, values = sweep.finish((sweep.take("flag", str), sweep.take("values", list)))
         for value in values or [values]:
             if type(value) not in (int, float):
                 raise entry.fail("sweep.values", value, "numbers")
@@ -219,8 +205,7 @@ def _runs(path: Path, networks: dict[str, Network], references: Collection[str])
             dataclasses.replace(run, name=f"{run.name}-{value:g}", flags={**run.flags, flag: value})
             for value in values
         ]
-    entry.finish()
-    return runs
+    return entry.finish(runs)
 
 
 def _table(
@@ -252,7 +237,5 @@ def _table(
             raise InputError(f"{path}: rows[{index}].sweep: found beside run, expected one of them")
         if row.batch and not (row.run or row.reference):
             raise InputError(f"{path}: rows[{index}].reference: missing, expected what to compare {row.batch} with")
-        inner.finish()
-        rows.append(row)
-    entry.finish()
-    return Table(path.stem, title, tuple(rows), note)
+        rows.append(inner.finish(row))
+    return entry.finish(Table(path.stem, title, tuple(rows), note))
