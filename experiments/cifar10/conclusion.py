@@ -106,10 +106,10 @@ def verdict(found: Mapping[tuple[str, str], Finding]) -> str:
         against.append("EDS helps the weak classifier as much as the strong one")
     if len(etas) == len(_ETAS) and none_better(etas):
         against.append("ECT is better at no eta")
-    parts = [f"against the paper speaks that {'; '.join(against)}"] if against else []
+    parts = [f"evidence against the paper: {'; '.join(against)}"] if against else []
     if large := [finding for finding in helps if finding.percent <= SUPPORT]:
         both = of(("table2/ect-eds", "table2/neither"))
         most = both and not none_better(both) and both[0].percent < min(finding.percent for finding in tables)
         text = f"EDS lowers FID by 10 % or more in {len(large)} of {len(eds)} comparisons"
-        parts.append(f"for the paper speaks that {text}{', and ECT and EDS together lower it most' if most else ''}")
-    return f"By the protocol's list, {'; '.join(parts) or 'nothing here contradicts the paper or supports it'}."
+        parts.append(f"evidence for the paper: {text}{', and ECT and EDS together lower it most' if most else ''}")
+    return f"By the protocol's criteria, {'; '.join(parts) or 'nothing here contradicts the paper or supports it'}."
