@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from guided_diffusion.io.files import write_atomically
+from guided_diffusion.io.atomic import write_atomically
 
 
 def write_part(path: Path, images: np.ndarray, labels: np.ndarray, names: Iterable[str]) -> None:

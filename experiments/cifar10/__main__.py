@@ -39,7 +39,7 @@ from experiments.runner import Runner
 from experiments.spec import ROOT, Row, Spec, short
 from experiments.spec_files import load
 from experiments.steps import Step, claim
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import shutdown
 from guided_diffusion.errors import InputError
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
@@ -194,4 +194,4 @@ def _rows(spec: Spec, names: Sequence[str]) -> list[Row]:
 
 
 if __name__ == "__main__":
-    process_group.run_main(main)
+    shutdown.run_main(main)

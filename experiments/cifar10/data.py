@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from experiments.image_parts import write_part
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import shutdown
 from guided_diffusion.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    process_group.run_main(main)
+    shutdown.run_main(main)

@@ -9,7 +9,7 @@ from experiments.commands import Commands
 from experiments.comparison import guidance_name
 from experiments.spec import ROOT, Row, Spec, Table
 from experiments.steps import Step
-from guided_diffusion.io.files import read_json
+from guided_diffusion.io.reading import read_json
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from experiments.report import build, runs_csv, tables_csv
 from experiments.results import Results
 from experiments.runner import Runner
 from experiments.spec import ROOT, Spec
-from guided_diffusion.io.files import read_json
+from guided_diffusion.io.reading import read_json
 
 CONCLUSION = "conclusion.md"
 PAIRED_COLUMNS = ("table", "row", "run", "against", "base_run", "seed", "fid_difference", "base_fid", "p")

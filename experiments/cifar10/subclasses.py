@@ -17,7 +17,7 @@ from scipy.cluster.vq import ClusterError, kmeans2
 
 from evaluations.classifier_features import ClassifierEngine
 from experiments.image_parts import write_part
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import shutdown
 from guided_diffusion.errors import InputError
 
 SEED = 0
@@ -72,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    process_group.run_main(main)
+    shutdown.run_main(main)

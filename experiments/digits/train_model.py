@@ -16,7 +16,7 @@ from pathlib import Path
 
 from experiments.digits.data import write_parts
 from guided_diffusion.config.configs import DiffusionConfig, ModelConfig
-from guided_diffusion.config.flags import Given
+from guided_diffusion.config.flags import ParsedFlags
 from guided_diffusion.io import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +45,8 @@ def main() -> None:
     subprocess.run(command, cwd=ROOT, env={"OMP_NUM_THREADS": "1", **os.environ}, check=True)
     average, model = sorted(log_dir.glob("ema_*.pt"))[-1], args.model_dir / "uncond.safetensors"
     checkpoint.save({name: tensor.half() for name, tensor in checkpoint.read_state_dict(average).items()}, model)
-    checkpoint.write_config(model.parent, Given(checkpoint.read_config(average)).resolve(ModelConfig, DiffusionConfig))
+    flags = ParsedFlags(checkpoint.read_config(average))
+    checkpoint.write_config(model.parent, flags.resolve(ModelConfig, DiffusionConfig))
     print(f"{model.absolute()}: {model.stat().st_size / 1e6:.2f} MB")
 
 

@@ -16,7 +16,7 @@ from evaluations.metrics.registry import METRICS
 from experiments.figures import style
 from experiments.smoke import MARK
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import decoding, open_regular
+from guided_diffusion.io.reading import decoding, open_regular
 
 _COLUMNS = ("run", "seed", "n", "classifier", "guidance", "classifier_scale", "guidance_factor", "rehearsal")
 # The words before a setting's value in a legend, for settings whose values do not speak for themselves.

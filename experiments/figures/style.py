@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.documents import csv_text, write_text
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import write_atomically
+from guided_diffusion.io.atomic import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
