@@ -1,4 +1,4 @@
-"""What `ed-dpm rerun` does, by its former name: `python -m ablation.again --protocol reduced --pick 7`."""
+"""The former name of `ed-dpm rerun`: `python -m ablation.again --protocol reduced --pick 7`."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig
@@ -49,15 +50,14 @@ def noised_logits(path: Path, config: dict, images: np.ndarray) -> Tensor:
 def best_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature that minimises the cross entropy of logits [N, K] / temperature and labels [N].
 
-    The cross entropy is convex in 1 / temperature: bisection for where its derivative is 0.
+    The cross entropy is convex in 1 / temperature, which is sought from 1/20 to 20.
     """
-    right = logits.gather(1, labels[:, None])[:, 0]
-    low, high = -_LARGEST, _LARGEST
-    for _ in range(50):
-        middle = (low + high) / 2
-        expected = (logits * F.softmax(logits * math.exp(middle), dim=1)).sum(dim=1)
-        low, high = (middle, high) if (expected - right).mean() < 0 else (low, middle)
-    return math.exp(-low)
+
+    def loss(log_inverse: float) -> float:
+        return float(F.cross_entropy(logits * math.exp(log_inverse), labels))
+
+    found = minimize_scalar(loss, bounds=(-_LARGEST, _LARGEST), method="bounded", options={"xatol": 1e-8})
+    return math.exp(-found.x)
 
 
 def divide_logits(weights: dict[str, Tensor], config: dict, temperature: float) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from evaluations import convert, evaluator, image_sets, make_reference
 from evaluations.features.classifier import ClassifierExtractor
 from evaluations.metrics.metric import Sets
 from evaluations.metrics.registry import METRICS
-from experiments.figures import runs_table, sampler_curves
+from experiments.figures import cli
 from experiments.report import write_report
 from guided_diffusion.config import flags
 from guided_diffusion.errors import InputError
@@ -72,18 +72,14 @@ def test_a_new_metric_is_in_report_and_plot(tmp_path, bright, monkeypatch):
         put_run(tmp_path, run, 10.0)
         (path,) = (tmp_path / "metrics").glob(f"{run}-seed*.json")
         path.write_text(json.dumps(json.loads(path.read_text()) | {"bright": bright}))
-    write_report(BOOK, tmp_path, rehearsal=False)
+    write_report(BOOK, tmp_path)
     assert "Brightness" in (tmp_path / "report.md").read_text()
     with open(tmp_path / "runs.csv", newline="") as file:
         assert "0.25" in {row["bright"] for row in csv.DictReader(file)}
     pytest.importorskip("matplotlib")
-    parser = evaluator.Parser("")
-    runs_table.add_arguments(parser)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args([str(tmp_path), "--metric", "bright", "--out", str(tmp_path / "p.png")])
     shown = []
     monkeypatch.setattr("matplotlib.axes.Axes.set_ylabel", lambda axes, text, **_: shown.append(text))
-    sampler_curves.draw(args)
+    cli.draw(["samplers", tmp_path, "--metric", "bright"], tmp_path / "p.png")
     assert "Brightness" in shown and "bright" in (tmp_path / "p.csv").read_text()
 
 

@@ -239,7 +239,7 @@ def _make_reference(name: str, folder: Path, images: Path) -> Job:
 def _book(name: str, folder: Path, images: Path) -> Job:
     recipes = Path(__file__).with_name("book")
     # The folder is absolute to `ed-dpm`, which takes other names for relative to the repository: see `sweep.execute`.
-    flags = {"recipes": recipes, "out": f"{{folder}}/{RUN}", "nproc": 1, "at_once": 1}
+    flags = {"recipes": recipes, "out": f"{{folder}}/{RUN}", "nproc": 1, "jobs": 1}
     patterns = ("samples/*/samples_*.npz", "networks/features/model*.pt", "metrics/*.json")
     program, arguments = Path(__file__).with_name("book_program.py"), ["run", "all", *as_arguments(flags)]
     return Files(name, program, arguments, patterns=patterns, cached=("report.*",), every=60)

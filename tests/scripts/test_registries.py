@@ -64,7 +64,7 @@ def test_report_and_figures(tmp_path, monkeypatch):
     book = dataclasses.replace(fabricated_results.BOOK, runs=fabricated_results.RUNS)
     for name, fid in zip(runs, (9.0, 8.0), strict=True):
         fabricated_results.put_run(tmp_path, name, fid)
-    write_report(book, tmp_path, rehearsal=False)
+    write_report(book, tmp_path)
     with (tmp_path / "runs.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     columns = ("guidance", "classifier_scale", "guidance_factor", "guidance_until", "sampler")
