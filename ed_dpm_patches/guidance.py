@@ -12,7 +12,8 @@ from torch import Tensor
 
 from guided_diffusion.diffusion.nonfinite import peak
 from guided_diffusion.diffusion.schedules import get_named_beta_schedule
-from guided_diffusion.models.any_classifier import AnyClassifier, one_per_sample
+from guided_diffusion.models.any_classifier import AnyClassifier
+from guided_diffusion.models.inference import Frozen
 
 from .rules import LARGEST_LOG, ConstantRule, GuidanceRule, unit_direction
 from .scale_stats import ScaleReport
@@ -43,11 +44,10 @@ class ClassifierGuidance:
     :param observer: called with a dict of per-sample tensors [B] after every evaluation: t, y,
         entropy_ratio (H / log K), p_y, scale (s), grad_norm (L2 of the rule's direction pulled back to x_t: of the
         gradient of log p_y), guidance_norm, and with guidance itself, shaped like x and not copied.
-    :param see: called with "classifier logits" and "guidance gradient" and, for each, numbers [B] that are not
-        finite where a sample's values are not: `nonfinite.Watch.see`.
 
-    `report` sums up what the scale did. Samples whose guidance is not finite (a classifier that returned
-    inf or nan) go unguided in that step and are counted.
+    `report` sums up what the scale did. Samples whose guidance is not finite (a classifier that returned inf or nan) go
+    unguided in that step and are counted. Of the last call, None and {} where it did not ask the classifier: `logits`
+    [B, K], and `peaks`, the largest magnitudes [B] of "classifier logits" and "guidance gradient".
     """
 
     def __init__(
@@ -58,7 +58,6 @@ class ClassifierGuidance:
         cap: float | None = None,
         interval: tuple[float, float] | None = None,
         observer: Callable[[dict[str, Tensor]], None] | None = None,
-        see: Callable[[str, Tensor], None] | None = None,
     ):
         if cap is not None and not cap > 0:
             raise ValueError(f"cap: found {cap}, expected a positive number or None")
@@ -66,10 +65,11 @@ class ClassifierGuidance:
             raise ValueError(f"interval: found {tuple(interval)}, expected (lowest, highest)")
         if hasattr(rule, "late_factor"):
             raise TypeError(f"{type(rule).__name__}.late_factor: no longer called; its log belongs in log_scale")
-        self.classifier, self.rule, self.cap, self.observer = AnyClassifier(classifier), rule, cap, observer
-        self.interval, self.see = interval, see
+        self.classifier = classifier if isinstance(classifier, Frozen) else AnyClassifier(classifier)
+        self.rule, self.cap, self.interval, self.observer = rule, cap, interval, observer
         self._scale_rule = rule if isinstance(rule, GuidanceRule) else ConstantRule()
-        self.logits: Tensor | None = None  # [B, K], of the last call; None if that did not ask the classifier
+        self.logits: Tensor | None = None
+        self.peaks: dict[str, Tensor] = {}
         self.report = ScaleReport()
         self._checked_y: Any = None
 
@@ -81,7 +81,7 @@ class ClassifierGuidance:
         if y is None:
             raise ValueError("y: missing; guidance needs a label for every sample (model_kwargs={'y': ...})")
         with torch.inference_mode(False), torch.no_grad():
-            x, t_B, y_B = x.detach(), *(one_per_sample(value, len(x), x.device) for value in (t, y))
+            x, t_B, y_B = x.detach(), *(_one_per_sample(value, x) for value in (t, y))
             # Autograd keeps no tensor that was made in inference mode.
             x, t_B, y_B = (value.clone() if value.is_inference() else value for value in (x, t_B, y_B))
             guidance = self._guide(x, t_B, y_B, checked=y is self._checked_y)
@@ -97,7 +97,7 @@ class ClassifierGuidance:
         :param alphas_cumprod: abar of every timestep of the classifier's process [T], in which t counts.
         """
         abar_T = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device=x.device)
-        abar_B = abar_T[one_per_sample(t, len(x), x.device).long()]
+        abar_B = abar_T[_one_per_sample(t, x).long()]
         noise, rest = eps[:, : x.shape[1]], eps[:, x.shape[1] :]
         shift = _per_sample((1 - abar_B).sqrt(), x) * self(x, t, y)
         return torch.cat([noise - shift.to(eps.dtype), rest], dim=1)
@@ -116,14 +116,14 @@ class ClassifierGuidance:
             alphas_cumprod = np.cumprod(1 - get_named_beta_schedule("linear", 1000))
         abar_T = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device=x.device)
         log_sigma_T = ((1 - abar_T) / abar_T).log() / 2
-        sigma_B = one_per_sample(sigma, len(x), x.device).double()
+        sigma_B = _one_per_sample(sigma, x).double()
         t_B = (sigma_B.log()[:, None] - log_sigma_T).abs().argmin(dim=1)
         size_B = (1 + sigma_B**2).sqrt()
         shift = self((x / _per_sample(size_B, x)).to(x.dtype), t_B, y) * _per_sample(sigma_B**2 / size_B, x)
         return denoised + shift.to(denoised.dtype)
 
     def _guide(self, x: Tensor, t: Tensor, y: Tensor, checked: bool) -> Tensor:
-        self.logits = None
+        self.logits, self.peaks = None, {}
         lowest, highest = self.interval or (-math.inf, math.inf)
         active_B = (t >= lowest) & (t <= highest)
         if self.interval is not None and self.observer is None and not bool(active_B.any()):
@@ -148,9 +148,7 @@ class ClassifierGuidance:
         (gradient,) = torch.autograd.grad(pulled, x_in)
         gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
         steepest_B = peak(gradient)
-        if self.see is not None:
-            self.see("classifier logits", largest_logit_B)
-            self.see("guidance gradient", steepest_B)
+        self.peaks = {"classifier logits": largest_logit_B, "guidance gradient": steepest_B}
         valid_B &= steepest_B.isfinite()
         gradient = torch.where(_per_sample(valid_B, gradient), gradient, 0.0)
 
@@ -198,6 +196,12 @@ def _check_labels(y: Tensor, classes: int) -> None:
     lowest, highest = (int(label) for label in y.aminmax())
     if lowest < 0 or highest >= classes:
         raise ValueError(f"y: found labels {lowest} to {highest}, the classifier's are 0 to {classes - 1}")
+
+
+def _one_per_sample(value: Any, x: Tensor) -> Tensor:
+    """A number, a list or a tensor as a tensor [B] on x's device; anything with more than one value keeps its shape."""
+    values = torch.as_tensor(value, device=x.device)
+    return values.reshape(1).expand(len(x)) if values.numel() == 1 else values
 
 
 def _per_sample(values_B: Tensor, like: Tensor) -> Tensor:

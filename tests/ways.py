@@ -1,20 +1,20 @@
-"""How many product files the data of a step passes, and how deep the networks are wrapped: `python -m tests.ways`.
+"""Count the product files that a step's data passes, and how deep networks are wrapped: `python -m tests.ways`.
 
-Steps: a guided step of classifier_sample (DDIM, EDS, a conditional model) and a training step of classifier_train (ECT),
-with the smallest networks, on a CPU in float32, in one process. The second step is traced, from its entry to the entry of
-the third, so that what follows it (callbacks, logging, the next batch) belongs to it.
+Steps: a guided step of classifier_sample (DDIM, EDS, a conditional model) and a training step of classifier_train
+(ECT), with the smallest networks, on a CPU in float32, in one process. The second step is traced, from its entry to
+the entry of the third, so that what follows it (callbacks, logging, the next batch) belongs to it.
 
-A file counts if at least one of its functions was entered with data or gave data back. A function is entered with data if
-an argument, `self` or a variable of an enclosing function is or holds a tensor or an array whose first axis is as long as
-the batch, or one without axes (a loss): x_t, t, y, eps, logits, guidance and images, but no weights, optimizer states and
-tables. What it returns or yields is looked at in the same way. Tensors are looked for in containers, in the attributes
-of objects of the product's classes, in bound methods and in functools.partial, three levels deep; not inside of networks
-(nn.Module), whose tensors are weights. The files that were entered without data are printed too, but not counted.
-Work that other processes do (reading images, with --data_workers) is not seen. FOLDERS are the product.
+A file counts if at least one of its functions was entered with data or gave data back. A function is entered with data
+if an argument, `self` or a variable of an enclosing function is or holds a tensor or an array whose first axis is as
+long as the batch, or one without axes (a loss): x_t, t, y, eps, logits, guidance and images, but no weights, optimizer
+states and tables. What it returns or yields is looked at in the same way. Tensors are looked for in containers, in the
+attributes of objects of the product's classes, in bound methods and in functools.partial, three levels deep; not inside
+networks (nn.Module), whose tensors are weights. The files that were entered without data are printed too, but not
+counted. Work that other processes do (reading images, with --data_workers) is not seen. FOLDERS are the product.
 
-A network's depth is the number of the product's functions on the stack, between the step and the forward of UNetModel or
-EncoderUNetModel, that stand for the network: `forward` and `__call__` methods and functions defined in functions. For the
-guiding classifier `ClassifierGuidance.__call__` is one of them.
+A network's depth is the number of the product's functions on the stack, between the step and the forward of UNetModel
+or EncoderUNetModel, that stand for the network: `forward` and `__call__` methods and functions defined in functions.
+For the guiding classifier `ClassifierGuidance.__call__` is one of them.
 """
 
 from __future__ import annotations

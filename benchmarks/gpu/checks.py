@@ -23,7 +23,7 @@ from ed_dpm_patches import ClassifierGuidance, ConstantRule, EntropyRule
 from ed_dpm_patches.trace import Trace
 from guided_diffusion.config.create import create_classifier, create_gaussian_diffusion, create_model
 from guided_diffusion.diffusion import samplers
-from guided_diffusion.diffusion.nonfinite import Watch, timesteps_of
+from guided_diffusion.diffusion.nonfinite import NonfiniteDetector
 from guided_diffusion.diffusion.solvers import sampling_loop
 from guided_diffusion.models import unet
 from guided_diffusion.models.inference import Frozen
@@ -215,16 +215,14 @@ def noise_does_not_depend_on_the_batch() -> None:
 
 
 def host_does_not_wait(step: Callable, dtype: torch.dtype | None) -> None:
-    """With all that the script has: noise of each sample, a trace, a watch. The first step fills the caches."""
+    """With all that the script has: noise of each sample, a trace, the detector. The first step fills the caches."""
     diffusion = create_gaussian_diffusion(learn_sigma=True, timestep_respacing="ddim5")
-    trace, watch = Trace(diffusion, samples=2), Watch(timesteps_of(diffusion))
-    guidance = ClassifierGuidance(
-        frozen(make_classifier, dtype), EntropyRule(2.0), cap=100.0, observer=trace.observe, see=watch.see
-    )
+    trace, detector = Trace(diffusion, samples=2), NonfiniteDetector()
+    guidance = ClassifierGuidance(frozen(make_classifier, dtype), EntropyRule(2.0), cap=100.0, observer=trace.observe)
     noise, labels = PerSampleNoise(0, range(4), DEVICE), {"y": Y.to(DEVICE)}
 
     def look(*args) -> None:
-        watch.step(*args)
+        detector.step(*args)
         trace.step(*args)
 
     steps = samplers.sample_progressively(

@@ -6,7 +6,7 @@ The samplers and training objectives over it are plain functions in `samplers` a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,26 @@ from guided_diffusion.diffusion.enums import LossType, ModelMeanType, ModelVarTy
 from guided_diffusion.diffusion.schedules import diffusion_tables, with_first
 
 _LEARNED = (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
+
+
+class TimestepMap:
+    """What models are told of a process's t: timesteps of the original process, on a 1000-step scale if wanted.
+
+    :param timesteps: that of the original process for each t.
+    :param rescale: multiply by 1000 / original_num_steps (float).
+    """
+
+    def __init__(self, timesteps: Sequence[int], rescale: bool, original_num_steps: int):
+        self.timesteps, self.rescale, self.original_num_steps = list(timesteps), rescale, original_num_steps
+        self._tensors: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def __call__(self, t: Tensor) -> Tensor:
+        """Return the timesteps [B] for t [B], of its dtype unless rescaled."""
+        key = (t.device, t.dtype)
+        if key not in self._tensors:  # kept: copying it to the device every time would make the host wait
+            self._tensors[key] = torch.tensor(self.timesteps, device=t.device, dtype=t.dtype)
+        original = self._tensors[key][t]
+        return original.float() * (1000.0 / self.original_num_steps) if self.rescale else original
 
 
 class DiffusionProcess:
@@ -63,6 +83,7 @@ class DiffusionProcess:
         tables = diffusion_tables(betas)
         self.num_timesteps = len(tables["betas"])
         vars(self).update(tables)
+        self.model_timesteps = TimestepMap(range(self.num_timesteps), rescale_timesteps, self.num_timesteps)
         self._float32_tables: dict[tuple[str, torch.device], Tensor] = {}
 
     def _table(self, name: str, values: Callable[[], np.ndarray], t: Tensor, like: Tensor) -> Tensor:
@@ -168,16 +189,12 @@ class DiffusionProcess:
 
     def _predict_xstart_from_eps(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         _expect_same_shape(x_t, eps)
-        return (
-            self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t - self.at("sqrt_recipm1_alphas_cumprod", t, x_t) * eps
-        )
+        return self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t - self.at("sqrt_recipm1_alphas_cumprod", t, x_t) * eps
 
     def _predict_xstart_from_xprev(self, x_t: Tensor, t: Tensor, xprev: Tensor) -> Tensor:
         _expect_same_shape(x_t, xprev)
         weight_prev = self._table("1/coef1", lambda: 1.0 / self.posterior_mean_coef1, t, x_t)
-        weight_t = self._table(
-            "coef2/coef1", lambda: self.posterior_mean_coef2 / self.posterior_mean_coef1, t, x_t
-        )
+        weight_t = self._table("coef2/coef1", lambda: self.posterior_mean_coef2 / self.posterior_mean_coef1, t, x_t)
         return weight_prev * xprev - weight_t * x_t
 
     def _predict_eps_from_xstart(self, x_t: Tensor, t: Tensor, pred_xstart: Tensor) -> Tensor:
@@ -189,12 +206,10 @@ class DiffusionProcess:
         return self._predict_eps_from_xstart(x_t, t, pred_xstart)
 
     def call(self, model: Callable, x: Tensor, t: Tensor, model_kwargs: dict | None = None) -> Tensor:
-        """Return what a model or cond_fn gives for x_t at this process's t, told to it as its own timesteps."""
-        return self._wrap_model(model)(x, self._scale_timesteps(t), **(model_kwargs or {}))
-
-    def _wrap_model(self, model: Callable) -> Callable:
-        """The model or cond_fn as this process's timesteps want it: a hook for respaced processes."""
-        return model
+        """Return what a model or cond_fn gives for x_t at this process's t, which it is told by `model_timesteps`."""
+        if not getattr(model, "maps_timesteps", False):
+            t = self.model_timesteps(t)
+        return model(x, t, **(model_kwargs or {}))
 
     def _scale_timesteps(self, t: Tensor) -> Tensor:
         return t.float() * (1000.0 / self.num_timesteps) if self.rescale_timesteps else t

@@ -64,23 +64,18 @@ class DPMSolverPP2M:
         model: Callable,
         x: Tensor,
         t: Tensor,
-        clip_denoised: bool = True,
-        denoised_fn: Callable | None = None,
-        cond_fn: Callable | None = None,
-        model_kwargs: dict | None = None,
         noise_fn: Callable | None = None,
+        **options,
     ) -> dict[str, Tensor]:
         """From x_t [B, C, ...] to the next point: {"sample", "pred_xstart"}, shaped like x. `noise_fn` is not used.
 
         :param t: [B], T - 1 at the first call and one less at each that follows.
+        :param options: see `samplers.guided_prediction`.
         :raises ValueError: called more than T times, or shapes as in `p_mean_variance`.
         """
         if self._done == self._grid.steps:
             raise ValueError(f"solver: found more steps than the {self._grid.steps} of its process, expected a new one")
-        out = diffusion.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
-        if cond_fn is not None:
-            out = diffusion.condition_score(cond_fn, out, x, t, model_kwargs=model_kwargs)
-        x_start = out["pred_xstart"]
+        x_start = samplers.guided_prediction(diffusion, model, x, t, **options)["pred_xstart"]
         sample = self._predict(self._correct(x, x_start), x_start)
         self._past = x_start
         self._done += 1

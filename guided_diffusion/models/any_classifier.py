@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from guided_diffusion.runs import logger
@@ -65,12 +64,6 @@ def looks_like_probabilities(logits: Tensor) -> bool:
         return False
     rows = logits.detach().float()
     return bool((rows >= 0).all() & ((rows.sum(dim=1) - 1).abs() < 0.01).all())
-
-
-def one_per_sample(value: Any, batch: int, device: torch.device) -> Tensor:
-    """A number, a list or a tensor as a tensor [batch]; anything with more than one value is left in its shape."""
-    values = torch.as_tensor(value, device=device)
-    return values.reshape(1).expand(batch) if values.numel() == 1 else values
 
 
 def _acts_in_training(module: nn.Module) -> bool:

@@ -30,20 +30,26 @@ def amp_dtype(enabled: bool, name: str) -> torch.dtype | None:
 
 
 class LowPrecision(nn.Module):
-    """A network run under autocast, with float32 in and out. dtype None: the network as it is."""
+    """A network run under autocast, with float32 in and out; dtype None: without autocast.
+
+    In evaluation mode the output is contiguous: torch.randn_like draws other numbers, for the same seed, on any other
+    layout.
+    """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype | None):
         super().__init__()
         self.network, self.compute_dtype = network, dtype
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
-        """As the network's; `x` is x_t [B, ...]."""
+        """Return the network's output for x_t [B, ...]."""
         if self.compute_dtype is None:
-            return self.network(x, *args, **kwargs)
-        if self.compute_dtype is torch.float16:
-            x = x.clamp(-_LARGEST_HALF_INPUT, _LARGEST_HALF_INPUT)
-        with torch.autocast(x.device.type, self.compute_dtype):
-            return self.network(x, *args, **kwargs).float()
+            out = self.network(x, *args, **kwargs)
+        else:
+            if self.compute_dtype is torch.float16:
+                x = x.clamp(-_LARGEST_HALF_INPUT, _LARGEST_HALF_INPUT)
+            with torch.autocast(x.device.type, self.compute_dtype):
+                out = self.network(x, *args, **kwargs).float()
+        return out if self.training else out.contiguous()
 
 
 class OptimizerStepper:

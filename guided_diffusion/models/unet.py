@@ -5,7 +5,8 @@ The parameters' names are those of the published checkpoints; there are no buffe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from guided_diffusion.models.attention import (
     count_flops_attn,
 )
 from guided_diffusion.models.blocks import Downsample, ResBlock, TimestepBlock, TimestepEmbedSequential, Upsample
-from guided_diffusion.models.encoder import EncoderConfig, build_encoder
+from guided_diffusion.models.encoder import Encoder
 from guided_diffusion.models.fp16 import convert_module_to_f16, convert_module_to_f32
 from guided_diffusion.models.layers import SiLU, conv_nd, linear, normalization, timestep_embedding, zero_module
 
@@ -40,31 +41,38 @@ __all__ = [
 ]
 
 
-class _TimestepNetwork(nn.Module):
-    """What both networks share: the timestep embedding and the switch to half precision."""
+# The modules that run in half precision; the classifier has no output blocks.
+BLOCKS = ("input_blocks", "middle_block", "output_blocks")
 
-    def _init_common(self, model_channels: int, use_fp16: bool) -> int:
-        self.model_channels = model_channels
+
+class _TimestepNetwork(nn.Module):
+    """What both networks share: the timestep embedding, the contracting half, and the switch to half precision."""
+
+    def _build(self, arguments: Mapping[str, Any], num_classes: int | None = None) -> Encoder:
+        """Make the shared layers from the arguments of the network's constructor; return the contracting half."""
+        super().__init__()
+        for name in ("image_size", "in_channels", "out_channels", "model_channels"):
+            setattr(self, name, arguments[name])
         # The dtype of the blocks' activations. Upstream's contract: the constructor sets it, and
         # convert_to_fp16() converts the weights to match.
-        self.dtype = torch.float16 if use_fp16 else torch.float32
-        embed_dim = 4 * model_channels
-        self.time_embed = nn.Sequential(linear(model_channels, embed_dim), SiLU(), linear(embed_dim, embed_dim))
-        return embed_dim
-
-    def _half_blocks(self) -> list[nn.Module]:
-        blocks = (getattr(self, name, None) for name in ("input_blocks", "middle_block", "output_blocks"))
-        return [block for block in blocks if block is not None]
+        self.dtype = torch.float16 if arguments["use_fp16"] else torch.float32
+        width = 4 * self.model_channels
+        self.time_embed = nn.Sequential(linear(self.model_channels, width), SiLU(), linear(width, width))
+        if num_classes is not None:
+            self.label_emb = nn.Embedding(num_classes, width)
+        encoder = Encoder(arguments, width)
+        self.input_blocks, self.middle_block = encoder.input_blocks, encoder.middle_block
+        return encoder
 
     def convert_to_fp16(self) -> None:
         """Turn the convolutions of the blocks (not of the head) into float16; the rest stays float32."""
-        for block in self._half_blocks():
-            block.apply(convert_module_to_f16)
+        for name in BLOCKS:
+            getattr(self, name, nn.Module()).apply(convert_module_to_f16)
 
     def convert_to_fp32(self) -> None:
         """Undo `convert_to_fp16`."""
-        for block in self._half_blocks():
-            block.apply(convert_module_to_f32)
+        for name in BLOCKS:
+            getattr(self, name, nn.Module()).apply(convert_module_to_f32)
 
     def _embed(self, x: Tensor, timesteps: Tensor) -> Tensor:
         with full_precision(x):
@@ -109,19 +117,10 @@ class UNetModel(_TimestepNetwork):
         resblock_updown: bool = False,
         use_new_attention_order: bool = False,
     ):
-        config = EncoderConfig.of(locals())
-        super().__init__()
-        self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
+        encoder = self._build(locals(), num_classes)
         self.num_res_blocks, self.attention_resolutions = num_res_blocks, attention_resolutions
         self.channel_mult, self.num_classes = channel_mult, num_classes
-        embed_dim = self._init_common(model_channels, use_fp16)
-        if num_classes is not None:
-            self.label_emb = nn.Embedding(num_classes, embed_dim)
-
-        residual, attention = config.block_factories(embed_dim)
-        encoder = build_encoder(config, residual, attention)
-        self.input_blocks, self.middle_block = encoder.input_blocks, encoder.middle_block
-
+        residual, attention = encoder.residual, encoder.attention
         self.output_blocks = nn.ModuleList()
         channels, rate, skips = encoder.channels, encoder.downsample_rate, encoder.skip_channels
         upsample_heads = num_heads if num_heads_upsample == -1 else num_heads_upsample
@@ -212,14 +211,8 @@ class EncoderUNetModel(_TimestepNetwork):
         use_new_attention_order: bool = False,
         pool: str = "adaptive",
     ):
-        config = EncoderConfig.of(locals())
-        super().__init__()
-        self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
+        encoder = self._build(locals())
         self.pool = pool
-        embed_dim = self._init_common(model_channels, use_fp16)
-        residual, attention = config.block_factories(embed_dim)
-        encoder = build_encoder(config, residual, attention)
-        self.input_blocks, self.middle_block = encoder.input_blocks, encoder.middle_block
         self.out = _build_pool(
             pool,
             dims=dims,

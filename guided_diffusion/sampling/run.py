@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guided_diffusion.diffusion.nonfinite import Watch, as_records
-from guided_diffusion.diffusion.samplers import Callback, StepOutput
+from guided_diffusion.diffusion.nonfinite import NonfiniteDetector, as_records
+from guided_diffusion.diffusion.samplers import Callback, together
 from guided_diffusion.distributed import process_group
 from guided_diffusion.distributed.progress import Progress, note_complete
 from guided_diffusion.distributed.stop_signals import how_to_resume, terminating
@@ -65,24 +65,20 @@ class Batch:
     indices: range  # numbers of the samples in the run
     labels: Tensor | None  # int64 [B]
     noise: PerSampleNoise
-    callbacks: tuple[Callback, ...]  # what looks at every step
+    callbacks: tuple[Callback, ...]  # called with the output of every step
+    alive: Callable[[], None]  # called after every step
 
     def loop_arguments(self, shape: Sequence[int], *callbacks: Callback) -> dict[str, Any]:
         """Shape, starting noise (drawn here), step noise, device and callback, as the sampling loops take them.
 
         :param callbacks: further ones.
         """
-
-        def call_all(step: int, t: int, output: StepOutput) -> None:
-            for callback in (*self.callbacks, *callbacks):
-                callback(step, t, output)
-
         return {
             "shape": (len(self.indices), *shape),
             "noise": self.noise.normal(shape),
             "noise_fn": self.noise,
             "device": self.noise.device,
-            "callback": call_all,
+            "callback": together((*self.callbacks, *callbacks), self.alive),
         }
 
 
@@ -97,8 +93,8 @@ class SampleRun:
         depend on them, so a run may go on without its extras, or with extras where it had none.
     :param defaults: of the flags.
     :param updated: see `run_directory.check_manifest`.
-    :param watch: looks for inf and nan; samples that it lets pass are written as far as they are numbers, and
-        listed in `nonfinite.json`.
+    :param detector: finds inf and nan; samples that it lets pass are written as far as they are numbers, and listed
+        in `nonfinite.json`.
     """
 
     num_samples: int
@@ -114,7 +110,7 @@ class SampleRun:
     extras_flags: Sequence[str] = ()
     tally: Tally | None = None
     updated: Callable[[dict[str, Any]], dict[str, Any]] = dict
-    watch: Watch = field(default_factory=Watch)
+    detector: NonfiniteDetector = field(default_factory=NonfiniteDetector)
 
     def generate(
         self,
@@ -126,7 +122,7 @@ class SampleRun:
         :param draw: batch -> images [B, C, H, W], nominally in [-1, 1].
         :param extras: called after each batch for more arrays to keep, samples on the first axis (all of the
             batch, or those among the first of the run); they end in `extras_path`.
-        :raises InputError: the directory holds another run's samples; a sample is not finite (but see `watch`).
+        :raises InputError: the directory holds another run's samples; a sample is not finite (but see `detector`).
         """
         rank, world_size = process_group.get_rank(), process_group.get_world_size()
         output = self.directory / f"samples_{self.num_samples}x{self._size}.npz"
@@ -264,9 +260,9 @@ class SampleRun:
     def _make_part(self, indices: range, draw, extras, alive: Callable[[], None]) -> dict[str, np.ndarray]:
         noise = PerSampleNoise(self.seed, indices, process_group.dev())
         labels = None if self.labels is None else self.labels.labels(indices, noise)
-        self.watch.begin()
-        images = draw(Batch(indices, labels, noise, (lambda *_: alive(), self.watch.step)))
-        found = self.watch.take(images, indices)
+        self.detector.begin()
+        images = draw(Batch(indices, labels, noise, (self.detector.step,), alive))
+        found = self.detector.take(images, indices)
         if found:
             logger.warning(f"not finite: {'; '.join(map(str, found))}")
             images = images.nan_to_num(nan=-1.0)
