@@ -33,7 +33,7 @@ parity: $(BIN)/.test-ready  ## the table of comparisons with the genuine upstrea
 	$(RUN) python -m tests.parity
 
 fuzz: $(BIN)/.test-ready  ## damaged files of every kind, 3,000 of each
-	$(RUN) ED_DPM_FUZZ=$(or $(N),3000) python -m pytest tests/test_fuzz_readers.py --timeout=0
+	$(RUN) ED_DPM_FUZZ=$(or $(N),3000) python -m pytest tests/guided_diffusion/io/test_fuzz_readers.py --timeout=0
 
 evaluator-matrix: $(BIN)/.test-ready  ## the evaluator's tests under several versions of NumPy and SciPy
 	$(RUN) python -m tests.evaluator_matrix

@@ -6,12 +6,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `tests.helpers` under plain `pytest`
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `tests.support.helpers` under plain `pytest`
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from tests.helpers import ForkServer, Runner, make_checkpoint, make_images  # noqa: E402
+from tests.support.helpers import ForkServer, Runner, make_checkpoint, make_images  # noqa: E402
 
 torch.set_num_threads(1)  # tiny networks; on busy cores a second thread waits more than it works
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Both sides of NumPy 2; sqrtm before and after it was rewritten and its `disp` deprecated (SciPy 1.16).
 CELLS = ("1.26.4,1.11.4", "1.26.4,1.17.1", "2.0.2,1.13.1", "2.2.6,1.15.3", "2.4.6,1.17.1")
 # Those that are slow and know nothing of arrays.
-IGNORED = ("test_evaluations_ranks.py", "test_evaluations_download.py")
+IGNORED = ("test_ranks.py",)
 
 UPSTREAM = """
 import sys, warnings
@@ -82,7 +82,8 @@ def make_environment(folder: Path, numpy: str, scipy: str) -> Path:
 
 def run_tests(python: Path, arguments: list[str]) -> tuple[bool, str]:
     """Whether all passed, and pytest's last line."""
-    tests = [str(path) for path in sorted((ROOT / "tests").glob("test_evaluations_*.py")) if path.name not in IGNORED]
+    files = sorted((ROOT / "tests" / "evaluations").rglob("test_*.py"))
+    tests = [str(path) for path in files if path.name not in IGNORED]
     command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", *arguments, *tests]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:

@@ -33,7 +33,7 @@ import torch
 from torch import nn
 
 from benchmarks.gpu import made, program_checks
-from tests.helpers import ROOT
+from tests.support.helpers import ROOT
 
 FOLDERS = ("guided_diffusion", "ed_dpm_patches", "evaluations", "scripts")
 LEVELS = 3

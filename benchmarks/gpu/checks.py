@@ -1,7 +1,7 @@
 """Is what a device computes right? Networks, guidance, samplers and losses against the CPU or float64.
 
-The tests call these too (tests/test_cuda.py). ED_DPM_TEST_DEVICE=cpu runs them without a GPU, which shows that they are
-right themselves. An AssertionError says what is not.
+The tests call these too (tests/benchmarks/test_cuda.py). ED_DPM_TEST_DEVICE=cpu runs them without a GPU, which
+shows that they are right themselves. An AssertionError says what is not.
 """
 
 from __future__ import annotations

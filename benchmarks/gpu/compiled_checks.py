@@ -1,4 +1,4 @@
-"""Do compiled networks compute what they did before? The tests call these too (tests/test_cuda_compiled.py)."""
+"""Do compiled networks compute what they did before? The tests call these too (tests/benchmarks/test_cuda.py)."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from benchmarks.gpu.record import Context
 
 
 def run(context: Context) -> None:
-    """Run the checks of tests/test_cuda_compiled.py, without pytest."""
+    """Run the checks of tests/benchmarks/test_cuda_compiled.py, without pytest."""
     prepare(context)
     if context.tiny:  # the same way through the code, without a compiler
         compile = torch.compile

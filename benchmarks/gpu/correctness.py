@@ -1,4 +1,4 @@
-"""Is what the device computes right? The checks of tests/test_cuda.py, without pytest."""
+"""Is what the device computes right? The checks of tests/benchmarks/test_cuda.py, without pytest."""
 
 from __future__ import annotations
 

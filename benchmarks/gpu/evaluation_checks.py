@@ -1,4 +1,4 @@
-"""Are features on a device the CPU's? The tests call these too (tests/test_cuda.py)."""
+"""Are features on a device the CPU's? The tests call these too (tests/benchmarks/test_cuda.py)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Do the programs do on a device what they do elsewhere? Run in this process, where the device is up already.
 
-The tests call these too (tests/test_cuda.py). An AssertionError says what is not.
+The tests call these too (tests/benchmarks/test_cuda.py). An AssertionError says what is not.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.faults import points
-from tests.fork_server import become
+from tests.support.fork_server import become
 
 _START = subprocess.Popen
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.helpers import DIFFUSION, MODEL, SCRIPTS, as_arguments, make_checkpoint, make_images
+from tests.support.helpers import DIFFUSION, MODEL, SCRIPTS, as_arguments, make_checkpoint, make_images
 
 SAMPLES, STEPS = 48, 60
 

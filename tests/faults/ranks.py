@@ -10,8 +10,8 @@ from pathlib import Path
 
 from guided_diffusion.runs.watchdog import PATIENCE_VARIABLE
 from tests.faults.jobs import Job
-from tests.fork_server import become
-from tests.helpers import clean_environment, two_ranks
+from tests.support.fork_server import become
+from tests.support.helpers import clean_environment, two_ranks
 
 HANG = 120.0  # seconds after which a run that should have ended counts as hanging
 

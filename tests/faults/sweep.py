@@ -42,8 +42,8 @@ import torch
 from tests.faults import points
 from tests.faults.points import Plan, Point
 from tests.faults.sweep_jobs import JOB_NAMES, RUN, Job, Result, make_jobs
-from tests.fork_server import become
-from tests.helpers import clean_environment
+from tests.support.fork_server import become
+from tests.support.helpers import clean_environment
 
 PATIENCE = 60.0  # seconds after which a run hangs
 _ALWAYS = ("open", "fsync", "unlink", "mkdir", "rmdir", "truncate", "symlink", *points.RENAMES)

@@ -17,7 +17,7 @@ from PIL import Image
 from guided_diffusion.io.files import hash_file
 from tests.faults.jobs import _arrays, _tensors
 from tests.faults.points import KILL, WRITE, Plan, Point
-from tests.helpers import (
+from tests.support.helpers import (
     CLASSIFIER,
     DIFFUSION,
     MODEL,

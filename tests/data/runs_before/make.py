@@ -103,7 +103,7 @@ def pack(place: Path, name: str) -> None:
 
 def make_small(repository: Path, place: Path) -> None:
     """A training stopped after its first step, and a finished run of two samples."""
-    from tests.helpers import make_checkpoint, make_images
+    from tests.support.helpers import make_checkpoint, make_images
 
     make_images(place / "images", per_class=2)
     flags = {"channel_mult": "1", "attention_resolutions": "1", "use_scale_shift_norm": False, "class_cond": True}
@@ -114,7 +114,7 @@ def make_small(repository: Path, place: Path) -> None:
     repository = Path("code")
     script = str(repository / f"scripts/{SMALL['training'][0]}.py")
     words = [script, "step:1", "SIGTERM", "0", *small_arguments("training")]
-    run(repository, "tests/interrupted_program.py", words, place).wait()
+    run(repository, "tests/support/interrupted_program.py", words, place).wait()
     words = [*small_arguments("sampling"), "--num_samples", "2"]
     if run(repository, f"scripts/{SMALL['sampling'][0]}.py", words, place).wait():
         raise SystemExit("sampling failed")
@@ -123,7 +123,7 @@ def make_small(repository: Path, place: Path) -> None:
 
 
 def main() -> None:
-    from tests.helpers import make_images
+    from tests.support.helpers import make_images
 
     repository, place = Path(sys.argv[1]).resolve(), Path(tempfile.mkdtemp())
     if "--small" in sys.argv:
@@ -136,7 +136,7 @@ def main() -> None:
     for name, moment, kind in (("image_train", "file:4", "SIGKILL"), ("classifier_train", "step:1", "SIGTERM")):
         script = str(repository / f"scripts/{COMMANDS[name][0]}.py")
         words = [script, moment, kind, "0", *arguments(name)]
-        status = run(repository, "tests/interrupted_program.py", words, place).wait()
+        status = run(repository, "tests/support/interrupted_program.py", words, place).wait()
         print(f"{name} ended with {status}")
     sources = {"model": "image_train/ema_0.5_000000.pt", "classifier": "classifier_train/model000000.pt"}
     for folder, source in sources.items():

@@ -1,0 +1,130 @@
+"""What results/cifar10 says comes from the raw files beside it, and from networks in the repository."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from experiments.rerun import DERIVED, FILE, REPORT, pick, plan_again
+from guided_diffusion.errors import InputError
+from tests.support.helpers import ROOT
+
+RESULTS = ROOT / "results" / "cifar10"
+REPORTS = sorted(path.parent for path in RESULTS.glob("*/conclusion.md"))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(params=REPORTS, ids=lambda path: path.name)
+def folder(request) -> Path:
+    return request.param
+
+
+@pytest.mark.slow
+def test_tables_are_means_of_the_runs(folder):
+    values = defaultdict(list)
+    for run in rows(folder / "runs.csv"):
+        values[run["run"]].append(float(run["fid"]))
+    text, shown, measured = (folder / "README.md").read_text(), 0, 0
+    for row in rows(folder / "report.csv"):
+        if row["metric"] == "fid" and row["ours"]:
+            found = values[row["run"]]
+            assert float(row["ours"]) == pytest.approx(sum(found) / len(found), rel=1e-6)
+            measured += 1
+            shown += f"| {sum(found) / len(found):.4f} ±" in text
+    assert shown >= min(5, measured) > 3
+
+
+def test_conclusions_are_those_of_the_paired_tests(folder):
+    by_row = defaultdict(list)
+    for test in rows(folder / "paired.csv"):
+        by_row[test["row"], test["against"]].append((float(test["fid_difference"]), float(test["base_fid"])))
+    sizes = set()
+    for found in by_row.values():
+        base = sum(fid for _, fid in found) / len(found)
+        percents = [100 * difference / base for difference, _ in found]
+        sizes.add(f"{sum(percents) / len(percents):+.1f} % ({min(percents):+.1f} to {max(percents):+.1f})")
+    text = (folder / "conclusion.md").read_text()
+    said = re.findall(r"[+-][\d.]+ % \([^)]*\)", text)
+    assert said and set(said) <= sizes
+    assert len(text.splitlines()) <= 10
+    assert text.strip() in (folder / "README.md").read_text() and text.strip() in (RESULTS / "README.md").read_text()
+
+
+def test_the_readme_quotes_the_conclusions():
+    (text,) = re.findall(r"(?m)^\| does it help\?.*$", (ROOT / "README.md").read_text())
+    quoted = re.findall(r"[+-][\d.]+ %", text)
+    assert len(quoted) == 4
+    concluded = "".join((RESULTS / name / "conclusion.md").read_text() for name in ("reduced", "sharpness"))
+    assert all(f" {size} (" in concluded for size in quoted)
+
+
+def test_paired_differences_are_those_of_the_runs(folder):
+    fid = {(run["run"], run["seed"]): float(run["fid"]) for run in rows(folder / "runs.csv")}
+    for test in rows(folder / "paired.csv"):
+        difference = fid[test["run"], test["seed"]] - fid[test["base_run"], test["seed"]]
+        assert float(test["fid_difference"]) == pytest.approx(difference, abs=1e-4)
+
+
+def test_every_run_has_a_command_an_interval_and_networks_in_the_repository(folder):
+    commands, bounds = defaultdict(list), {}
+    for row in rows(folder / "commands.csv"):
+        commands[row["run"], row["seed"]].append(row["command"])
+    for row in rows(folder / "intervals.csv"):
+        if row["metric"] == "fid":
+            bounds[row["run"], row["seed"]] = float(row["low"]), float(row["high"])
+    for run in rows(folder / "runs.csv"):
+        key = run["run"], run["seed"]
+        assert len(commands[key]) == 2
+        low, high = bounds[key]
+        assert low <= float(run["fid"]) <= high
+        for name in set(re.findall(r"/networks/([^/ ]+)/", " ".join(commands[key]))):
+            path = RESULTS / "models" / folder.name / name / FILE
+            if (derived := path.with_name(DERIVED)).is_file():
+                found = json.loads(derived.read_text())
+                assert found["temperature"] > 0
+                path = RESULTS / "models" / found["network"] / FILE
+            assert path.stat().st_size <= 4_000_000
+            assert (path.parent / "config.json").is_file()
+            with safe_open(path, "pt") as weights:
+                assert len(list(weights.keys())) > 50
+
+
+@pytest.mark.slow
+def test_every_reported_row_can_be_planned_once_more(folder):
+    for run in rows(folder / "runs.csv"):
+        assert pick(folder, run["run"], run["seed"]) == (run["run"], run["seed"])
+        variables, steps = plan_again(folder, run["run"], run["seed"], Path("runs/rerun"))
+        assert variables == {"OMP_NUM_THREADS": "1"}
+        assert [step.name.split("-")[0] for step in steps if "derive" not in step.name] == [
+            "data",
+            "sample",
+            "evaluate",
+        ]
+        made = {path for step in steps for path in step.outputs}
+        needed = {
+            Path(word) for step in steps for word in step.command if word.endswith((".npz", ".safetensors", ".pt"))
+        }
+        traces = {path for path in needed if path.name == "trace.npz"}
+        assert all((ROOT / path).is_file() for path in needed - made - traces)
+    for row in rows(folder / "report.csv"):
+        if row["run"]:
+            assert pick(folder, row["row"], None)[0] == row["run"]
+
+
+def test_what_is_not_reported_is_refused():
+    for words in (("rules/nobody", None), ("rules/unguided", "77")):
+        with pytest.raises(InputError, match=f"^{words[0]}.*: not in .*report.csv or runs.csv, expected one of"):
+            pick(ROOT / REPORT, *words)
+    with pytest.raises(InputError, match="commands.csv, expected a line on it"):
+        plan_again(ROOT / REPORT, "uncond-unguided", "77", Path("runs/rerun"))
+    assert len({pick(ROOT / REPORT, None, None, number) for number in range(20)}) > 5
