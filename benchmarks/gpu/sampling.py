@@ -87,7 +87,7 @@ def measure(context: Context, name: str, setting: Setting, peer: object | None, 
         return
     eager = own()
     for how in ways(context):
-        said: list[str] = []  # "stays as it is", where compiling failed or changed the numbers
+        said: list[str] = []  # "is kept as it is", where compiling failed or changed the numbers
         warnings = mock.patch.object(compiling.logger, "warning", said.append)
         with warnings, compiled(pair, how, context.tiny) as own_parts:
             start = time.perf_counter()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.diffusion.enums import LossType, ModelMeanType, ModelVarType
-from guided_diffusion.diffusion.schedules import diffusion_tables, with_first
+from guided_diffusion.diffusion.schedules import derived_tables, diffusion_tables
 
 _LEARNED = (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
 
@@ -82,27 +82,23 @@ class DiffusionProcess:
 
         tables = diffusion_tables(betas)
         self.num_timesteps = len(tables["betas"])
-        vars(self).update(tables)
+        vars(self).update(tables | derived_tables(tables))
         self.model_timesteps = TimestepMap(range(self.num_timesteps), rescale_timesteps, self.num_timesteps)
         self._float32_tables: dict[tuple[str, torch.device], Tensor] = {}
 
-    def _table(self, name: str, values: Callable[[], np.ndarray], t: Tensor, like: Tensor) -> Tensor:
-        """Entries t [B] of a float64 table, as float32 [B, 1, ...] of like's rank; kept on t's device."""
-        key = (name, t.device)
-        if key not in self._float32_tables:
-            self._float32_tables[key] = torch.from_numpy(values()).to(t.device, torch.float32)
-        return _broadcast(self._float32_tables[key][t], like)
-
     def at(self, name: str, t: Tensor, like: Tensor) -> Tensor:
         """Return entries t [B] of the table `name`, as float32 [B, 1, ...] of like's rank, on t's device."""
-        return self._table(name, lambda: getattr(self, name), t, like)
+        key = (name, t.device)
+        if key not in self._float32_tables:
+            self._float32_tables[key] = torch.from_numpy(getattr(self, name)).to(t.device, torch.float32)
+        return self._float32_tables[key][t].reshape(-1, *[1] * (like.dim() - 1))
 
     # --- q: adding noise -------------------------------------------------------------------------------
 
     def q_mean_variance(self, x_start: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and log-variance of q(x_t | x_0), shaped like x_start (Eq. 2 of the paper)."""
         mean = self.at("sqrt_alphas_cumprod", t, x_start) * x_start
-        variance = self._table("1-abar", lambda: 1.0 - self.alphas_cumprod, t, x_start).expand_as(x_start)
+        variance = self.at("_one_minus_alphas_cumprod", t, x_start).expand_as(x_start)
         log_variance = self.at("log_one_minus_alphas_cumprod", t, x_start).expand_as(x_start)
         return mean, variance, log_variance
 
@@ -172,20 +168,19 @@ class DiffusionProcess:
         if self.model_var_type is ModelVarType.LEARNED:
             return output
         lowest = self.at("posterior_log_variance_clipped", t, x)
-        highest = self._table("log betas", lambda: np.log(self.betas), t, x)
+        highest = self.at("_log_betas", t, x)
         fraction = (output + 1) / 2
         return fraction * highest + (1 - fraction) * lowest
 
     def _fixed_variance(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        if self.model_var_type is ModelVarType.FIXED_SMALL:
-            variance = self.at("posterior_variance", t, x)
-            log_variance = self.at("posterior_log_variance_clipped", t, x)
-        else:
-            # beta_0 makes the decoder's likelihood worse than the posterior variance does (Ho et al. 2020).
-            large = with_first(self.betas, self.posterior_variance)
-            variance = self._table("large", lambda: large, t, x)
-            log_variance = self._table("log large", lambda: np.log(large), t, x)
-        return variance.expand_as(x), log_variance.expand_as(x)
+        small = self.model_var_type is ModelVarType.FIXED_SMALL
+        names = (
+            ("posterior_variance", "posterior_log_variance_clipped")
+            if small
+            else ("_large_variance", "_log_large_variance")
+        )
+        variance, log_variance = (self.at(name, t, x).expand_as(x) for name in names)
+        return variance, log_variance
 
     def _predict_xstart_from_eps(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         _expect_same_shape(x_t, eps)
@@ -193,17 +188,14 @@ class DiffusionProcess:
 
     def _predict_xstart_from_xprev(self, x_t: Tensor, t: Tensor, xprev: Tensor) -> Tensor:
         _expect_same_shape(x_t, xprev)
-        weight_prev = self._table("1/coef1", lambda: 1.0 / self.posterior_mean_coef1, t, x_t)
-        weight_t = self._table("coef2/coef1", lambda: self.posterior_mean_coef2 / self.posterior_mean_coef1, t, x_t)
-        return weight_prev * xprev - weight_t * x_t
-
-    def _predict_eps_from_xstart(self, x_t: Tensor, t: Tensor, pred_xstart: Tensor) -> Tensor:
-        scaled = self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t
-        return (scaled - pred_xstart) / self.at("sqrt_recipm1_alphas_cumprod", t, x_t)
+        return self.at("_xprev_weight", t, x_t) * xprev - self.at("_x_t_weight", t, x_t) * x_t
 
     def predict_eps(self, x_t: Tensor, t: Tensor, pred_xstart: Tensor) -> Tensor:
         """Return the noise in x_t if x_0 is `pred_xstart`, shaped like x_t."""
-        return self._predict_eps_from_xstart(x_t, t, pred_xstart)
+        scaled = self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t
+        return (scaled - pred_xstart) / self.at("sqrt_recipm1_alphas_cumprod", t, x_t)
+
+    _predict_eps_from_xstart = predict_eps  # upstream's name
 
     def call(self, model: Callable, x: Tensor, t: Tensor, model_kwargs: dict | None = None) -> Tensor:
         """Return what a model or cond_fn gives for x_t at this process's t, which it is told by `model_timesteps`."""
@@ -224,7 +216,7 @@ class DiffusionProcess:
         t: Tensor,
         model_kwargs: dict | None = None,
     ) -> Tensor:
-        """The mean shifted by variance * gradient, evaluated at x_t (Eq. 8; Dhariwal & Nichol, Alg. 1)."""
+        """Return the mean shifted by variance * gradient, evaluated at x_t (Eq. 8; Dhariwal & Nichol, Alg. 1)."""
         gradient = self.call(cond_fn, x, t, model_kwargs)
         return p_mean_var["mean"].float() + p_mean_var["variance"] * gradient.float()
 
@@ -236,21 +228,17 @@ class DiffusionProcess:
         t: Tensor,
         model_kwargs: dict | None = None,
     ) -> dict[str, Tensor]:
-        """`p_mean_var` with eps shifted by -sqrt(1 - abar_t) * gradient (Alg. 1, DDIM branch).
+        """Return `p_mean_var` with eps shifted by -sqrt(1 - abar_t) * gradient (Alg. 1, DDIM branch).
 
         eps is recovered from the (clipped) pred_xstart; the new pred_xstart and mean are not clipped again.
         """
         abar = self.at("alphas_cumprod", t, x)
-        eps = self._predict_eps_from_xstart(x, t, p_mean_var["pred_xstart"])
+        eps = self.predict_eps(x, t, p_mean_var["pred_xstart"])
         gradient = self.call(cond_fn, x, t, model_kwargs)
         eps = eps - (1 - abar).sqrt() * gradient
         pred_xstart = self._predict_xstart_from_eps(x, t, eps)
         mean, _, _ = self.q_posterior_mean_variance(x_start=pred_xstart, x_t=x, t=t)
         return {**p_mean_var, "pred_xstart": pred_xstart, "mean": mean}
-
-
-def _broadcast(values_B: Tensor, like: Tensor) -> Tensor:
-    return values_B.reshape(-1, *[1] * (like.dim() - 1))
 
 
 def _expect_same_shape(a: Tensor, b: Tensor) -> None:

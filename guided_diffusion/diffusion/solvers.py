@@ -18,16 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from guided_diffusion.diffusion import samplers
+from guided_diffusion.diffusion.process import DiffusionProcess
 from guided_diffusion.errors import InputError
-
-if TYPE_CHECKING:
-    from guided_diffusion.diffusion.gaussian import GaussianDiffusion
 
 
 class Prediction(NamedTuple):
@@ -53,14 +51,14 @@ class DPMSolverPP2M:
     :param diffusion: the process, respaced or not; its T steps are taken in order.
     """
 
-    def __init__(self, diffusion: GaussianDiffusion):
+    def __init__(self, diffusion: DiffusionProcess):
         self._grid = Grid(diffusion.alphas_cumprod)
         self._done = 0  # steps, counted: reading t would wait for the device
         self._past: Tensor | None = None  # x_0 as predicted a step ago
 
     def __call__(
         self,
-        diffusion: GaussianDiffusion,
+        diffusion: DiffusionProcess,
         model: Callable,
         x: Tensor,
         t: Tensor,
@@ -98,7 +96,7 @@ class UniPC2(DPMSolverPP2M):
     there; "sample" is the point before its correction.
     """
 
-    def __init__(self, diffusion: GaussianDiffusion):
+    def __init__(self, diffusion: DiffusionProcess):
         super().__init__(diffusion)
         self._from: Tensor | None = None  # the corrected x of the step before
         self._older: Tensor | None = None  # x_0 as predicted two steps ago
@@ -158,29 +156,25 @@ class Sampler(NamedTuple):
     """A sampler: its name in reports, and its loop for a process, with the arguments of `sample_progressively`."""
 
     title: str
-    loop: Callable[[GaussianDiffusion], Callable[..., Tensor]]
+    loop: Callable[[DiffusionProcess], Callable[..., Tensor]]
 
 
-def _of_steps(solver: type[DPMSolverPP2M]) -> Callable[[GaussianDiffusion], Callable[..., Tensor]]:
-    return lambda diffusion: partial(_solve, diffusion, solver)
-
-
-def _solve(diffusion: GaussianDiffusion, solver: type[DPMSolverPP2M], model: Callable, shape, **options) -> Tensor:
+def _solve(solver: type[DPMSolverPP2M], diffusion: DiffusionProcess, model: Callable, shape, **options) -> Tensor:
     steps = samplers.sample_progressively(diffusion, solver(diffusion), model, shape, **options)
     return samplers.last(steps)["sample"]
 
 
-# What --sampler offers, and reports know.
+# Samplers by their names in --sampler and in reports.
 SAMPLERS = {
     "ddpm": Sampler("DDPM", lambda diffusion: diffusion.p_sample_loop),
     "ddim": Sampler("DDIM", lambda diffusion: diffusion.ddim_sample_loop),
-    "dpmpp2m": Sampler("DPM-Solver++(2M)", _of_steps(DPMSolverPP2M)),
-    "unipc": Sampler("UniPC", _of_steps(UniPC2)),
+    "dpmpp2m": Sampler("DPM-Solver++(2M)", lambda diffusion: partial(_solve, DPMSolverPP2M, diffusion)),
+    "unipc": Sampler("UniPC", lambda diffusion: partial(_solve, UniPC2, diffusion)),
 }
 
 
-def sampling_loop(diffusion: GaussianDiffusion, sampler: str = "", use_ddim: bool = False) -> Callable[..., Tensor]:
-    """The loop that the flags ask for: (model, shape, noise, noise_fn, clip_denoised, cond_fn, ...) -> samples.
+def sampling_loop(diffusion: DiffusionProcess, sampler: str = "", use_ddim: bool = False) -> Callable[..., Tensor]:
+    """Return the loop that the flags ask for: (model, shape, noise, noise_fn, clip_denoised, cond_fn, ...) -> samples.
 
     :param sampler: a name in SAMPLERS; "": ddim with `use_ddim`, else ddpm, as upstream.
     InputError when the two contradict each other.

@@ -12,34 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from guided_diffusion.models.attention import (
-    AttentionBlock,
-    AttentionPool2d,
-    QKVAttention,
-    QKVAttentionLegacy,
-    count_flops_attn,
-)
-from guided_diffusion.models.blocks import Downsample, ResBlock, TimestepBlock, TimestepEmbedSequential, Upsample
+from guided_diffusion.models.attention import AttentionPool2d
+from guided_diffusion.models.blocks import TimestepEmbedSequential, Upsample
 from guided_diffusion.models.encoder import Encoder
 from guided_diffusion.models.fp16 import convert_module_to_f16, convert_module_to_f32
 from guided_diffusion.models.layers import SiLU, conv_nd, linear, normalization, timestep_embedding, zero_module
-
-__all__ = [
-    "AttentionBlock",
-    "AttentionPool2d",
-    "Downsample",
-    "EncoderUNetModel",
-    "QKVAttention",
-    "QKVAttentionLegacy",
-    "ResBlock",
-    "SuperResModel",
-    "TimestepBlock",
-    "TimestepEmbedSequential",
-    "UNetModel",
-    "Upsample",
-    "count_flops_attn",
-]
-
 
 # The modules that run in half precision; the classifier has no output blocks.
 BLOCKS = ("input_blocks", "middle_block", "output_blocks")
