@@ -27,6 +27,8 @@ BACKWARD_NORM = 2.0**8
 # but it stays finite, through the sampler and through float32 and bfloat16 networks.
 LARGEST_GUIDANCE = 1e12
 
+Table = Tensor | np.ndarray | Sequence[float]
+
 
 class ClassifierGuidance:
     """Gradient of a scaled log p(y | x_t), in the form that samplers call as cond_fn(x_t, t, y=...).
@@ -63,8 +65,6 @@ class ClassifierGuidance:
             raise ValueError(f"cap: found {cap}, expected a positive number or None")
         if interval is not None and not interval[0] <= interval[1]:
             raise ValueError(f"interval: found {tuple(interval)}, expected (lowest, highest)")
-        if hasattr(rule, "late_factor"):
-            raise TypeError(f"{type(rule).__name__}.late_factor: no longer called; its log belongs in log_scale")
         self.classifier = classifier if isinstance(classifier, Frozen) else AnyClassifier(classifier)
         self.rule, self.cap, self.interval, self.observer = rule, cap, interval, observer
         self._scale_rule = rule if isinstance(rule, GuidanceRule) else ConstantRule()
@@ -74,7 +74,7 @@ class ClassifierGuidance:
         self._checked_y: Any = None
 
     def __call__(self, x: Tensor, t: Any, y: Any = None, **_: object) -> Tensor:
-        """Guidance shaped and typed like x (the arguments that only the diffusion model wants are ignored).
+        """Return the guidance, shaped and typed like x (the arguments that only the diffusion model wants are ignored).
 
         t and y are [B], or one number for all samples. ValueError when y is missing, not whole numbers, or not a class.
         """
@@ -88,10 +88,8 @@ class ClassifierGuidance:
         self._checked_y = y
         return guidance
 
-    def guide_eps(
-        self, eps: Tensor, x: Tensor, t: Any, y: Any, alphas_cumprod: Tensor | np.ndarray | Sequence[float]
-    ) -> Tensor:
-        """The predicted noise with guidance, eps - sqrt(1 - abar_t) G(x, t), for any sampler that works with eps.
+    def guide_eps(self, eps: Tensor, x: Tensor, t: Any, y: Any, alphas_cumprod: Table) -> Tensor:
+        """Return the predicted noise with guidance, eps - sqrt(1 - abar_t) G(x, t), for samplers that work with eps.
 
         :param eps: [B, C, ...] as x, or with more channels (a learned variance), which are returned as they are.
         :param alphas_cumprod: abar of every timestep of the classifier's process [T], in which t counts.
@@ -103,9 +101,9 @@ class ClassifierGuidance:
         return torch.cat([noise - shift.to(eps.dtype), rest], dim=1)
 
     def guide_denoised(
-        self, denoised: Tensor, x: Tensor, sigma: Any, y: Any, alphas_cumprod: Tensor | np.ndarray | None = None
+        self, denoised: Tensor, x: Tensor, sigma: Any, y: Any, alphas_cumprod: Table | None = None
     ) -> Tensor:
-        """The denoiser's D(x; sigma) with guidance, for samplers on x = x_0 + sigma * noise (Karras et al. 2022).
+        """Return a denoiser's D(x; sigma) with guidance, for samplers on x = x_0 + sigma * noise (Karras et al. 2022).
 
         The classifier was trained on sqrt(abar) x_0 + sqrt(1 - abar) noise. It sees x / sqrt(1 + sigma^2), at the
         timestep whose noise is nearest, and D becomes D + sigma^2 / sqrt(1 + sigma^2) G.
@@ -132,7 +130,7 @@ class ClassifierGuidance:
             x_in = x.detach().requires_grad_(True)
             logits_BK = self.classifier(x_in, t)
         self.logits = logits_BK.detach()
-        if not checked:  # once for each batch: reading values waits for the device
+        if not checked and y.numel() and not y.is_meta:  # once for each batch: reading values waits for the device
             _check_labels(y, logits_BK.shape[1])
         largest_logit_B = peak(logits_BK)
         valid_B = largest_logit_B.isfinite()
@@ -175,24 +173,13 @@ class ClassifierGuidance:
 
         self.report.update(scale_B, capped=capped_B, nonfinite=~valid_B, active=active_B)
         if self.observer is not None:
-            self.observer(
-                {
-                    "t": t,
-                    "y": y,
-                    "entropy_ratio": p.entropy_ratio,
-                    "p_y": -torch.expm1(p.log_doubt(y)),
-                    "scale": scale_B,
-                    "grad_norm": torch.where(scale_B > 0, grad_norm_B, 0.0),
-                    "guidance_norm": length_B * size_B,
-                    "guidance": guidance,
-                }
-            )
+            observed = {"t": t, "y": y, "entropy_ratio": p.entropy_ratio, "p_y": -torch.expm1(p.log_one_minus_p(y))}
+            observed |= {"scale": scale_B, "grad_norm": torch.where(scale_B > 0, grad_norm_B, 0.0)}
+            self.observer(observed | {"guidance_norm": length_B * size_B, "guidance": guidance})
         return guidance
 
 
 def _check_labels(y: Tensor, classes: int) -> None:
-    if y.is_meta or y.numel() == 0:
-        return
     lowest, highest = (int(label) for label in y.aminmax())
     if lowest < 0 or highest >= classes:
         raise ValueError(f"y: found labels {lowest} to {highest}, the classifier's are 0 to {classes - 1}")

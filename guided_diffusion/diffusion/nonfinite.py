@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,11 +85,6 @@ class NonfiniteDetector:
 def peak(values: Tensor) -> Tensor:
     """Return the largest magnitude of each sample: [B, ...] -> [B]; inf or nan where one of its values is."""
     return values.detach().flatten(1).abs().amax(dim=1)  # a tenth of the time of isfinite().all()
-
-
-def as_records(found: Sequence[Finding]) -> list[dict]:
-    """Return findings as JSON values."""
-    return [dataclasses.asdict(finding) for finding in found]
 
 
 def check_loss(loss_B: Tensor, t_B: Tensor, step: int) -> None:

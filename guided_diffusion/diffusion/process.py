@@ -48,23 +48,9 @@ class DiffusionProcess:
         the scale of a 1000-step process.
 
     Models are called as model(x_t, t, **model_kwargs) and guidance as cond_fn(x_t, t, **model_kwargs),
-    which returns the gradient of log p(y | x_t), already scaled, shaped like x_t. The tables below are
-    computed from the betas by `schedules.diffusion_tables`, float64 [T] each.
+    which returns the gradient of log p(y | x_t), already scaled, shaped like x_t. The tables of
+    `schedules.diffusion_tables` (betas, alphas_cumprod, ...) are attributes, float64 [T] each.
     """
-
-    betas: np.ndarray
-    alphas_cumprod: np.ndarray
-    alphas_cumprod_prev: np.ndarray
-    alphas_cumprod_next: np.ndarray
-    sqrt_alphas_cumprod: np.ndarray
-    sqrt_one_minus_alphas_cumprod: np.ndarray
-    log_one_minus_alphas_cumprod: np.ndarray
-    sqrt_recip_alphas_cumprod: np.ndarray
-    sqrt_recipm1_alphas_cumprod: np.ndarray
-    posterior_variance: np.ndarray
-    posterior_log_variance_clipped: np.ndarray
-    posterior_mean_coef1: np.ndarray
-    posterior_mean_coef2: np.ndarray
 
     def __init__(
         self,

@@ -28,23 +28,6 @@ from guided_diffusion.diffusion.process import DiffusionProcess
 from guided_diffusion.errors import InputError
 
 
-class Prediction(NamedTuple):
-    """x' = keep x + level m + slope (m - m_past), with m the newest x_0."""
-
-    keep: float
-    level: float
-    slope: float
-
-
-class Correction(NamedTuple):
-    """The same with the x_0 found at x': x' = keep x + level m + past (m_past - m) + new (m' - m)."""
-
-    keep: float
-    level: float
-    past: float
-    new: float
-
-
 class DPMSolverPP2M:
     """The step function of DPM-Solver++(2M) for `samplers.sample_progressively`; one object is one run.
 
@@ -65,7 +48,7 @@ class DPMSolverPP2M:
         noise_fn: Callable | None = None,
         **options,
     ) -> dict[str, Tensor]:
-        """From x_t [B, C, ...] to the next point: {"sample", "pred_xstart"}, shaped like x. `noise_fn` is not used.
+        """Step from x_t [B, C, ...] to the next point: {"sample", "pred_xstart"}, shaped like x. `noise_fn` is unused.
 
         :param t: [B], T - 1 at the first call and one less at each that follows.
         :param options: see `samplers.guided_prediction`.
@@ -83,9 +66,9 @@ class DPMSolverPP2M:
         return x
 
     def _predict(self, x: Tensor, x_start: Tensor) -> Tensor:
-        weights = self._grid.prediction(self._done)
-        sample = weights.keep * x + weights.level * x_start
-        return sample if self._past is None else sample + weights.slope * (x_start - self._past)
+        keep, level, slope = self._grid.prediction(self._done)
+        sample = keep * x + level * x_start
+        return sample if self._past is None else sample + slope * (x_start - self._past)
 
 
 class UniPC2(DPMSolverPP2M):
@@ -103,10 +86,10 @@ class UniPC2(DPMSolverPP2M):
 
     def _correct(self, x: Tensor, x_start: Tensor) -> Tensor:
         if self._past is not None:
-            weights = self._grid.correction(self._done - 1)
-            x = weights.keep * self._from + weights.level * self._past + weights.new * (x_start - self._past)
+            keep, level, past, new = self._grid.correction(self._done - 1)
+            x = keep * self._from + level * self._past + new * (x_start - self._past)
             if self._older is not None:
-                x = x + weights.past * (self._older - self._past)
+                x = x + past * (self._older - self._past)
         self._from, self._older = x, self._past
         return x
 
@@ -124,30 +107,34 @@ class Grid:
         with np.errstate(divide="ignore"):  # lambda is infinite at the image
             self._lambda = np.log(self._alpha) - np.log(self._sigma)
 
-    def prediction(self, n: int) -> Prediction:
-        """Slope as in 2211.01095, Alg. 2, but for the first step and the last two."""
+    def prediction(self, n: int) -> tuple[float, float, float]:
+        """Return (keep, level, slope) of x' = keep x + level m + slope (m - m_past), with m the newest x_0.
+
+        The slope is that of 2211.01095, Alg. 2, and 0 in the first step and the last two.
+        """
         keep, level, h = self._first_order(n)
         second_order = 0 < n < self.steps - 2
         slope = 0.5 * level * h / (self._lambda[n] - self._lambda[n - 1]) if second_order else 0.0
-        return Prediction(keep, level, float(slope))
+        return keep, level, float(slope)
 
-    def correction(self, n: int) -> Correction:
-        """Weights that integrate the parabola through the three x_0 exactly: the conditions of 2302.04867, Theorem 3.1.
+    def correction(self, n: int) -> tuple[float, float, float, float]:
+        """Return (keep, level, past, new) of x' = keep x + level m + past (m_past - m) + new (m' - m); m': the x_0 at x'.
 
-        B(h) cancels in them. In the first step, where there are two x_0, the one weight is half of B(h).
+        They integrate the parabola through the three x_0 exactly: the conditions of 2302.04867, Theorem 3.1, in which
+        B(h) cancels. In the first step, where there are two x_0, the one weight is half of B(h).
         """
         keep, level, h = self._first_order(n)
         if n == 0:
-            return Correction(keep, level, 0.0, 0.5 * level)
+            return keep, level, 0.0, 0.5 * level
         # The integrals of u and u^2 in place of x_0(u), by parts.
         first = self._alpha[n + 1] - level / h
         second = self._alpha[n + 1] - 2 * first / h
         past_u = (self._lambda[n - 1] - self._lambda[n]) / h
         past = (second - first) / (past_u**2 - past_u)
-        return Correction(keep, level, float(past), float(first - past * past_u))
+        return keep, level, float(past), float(first - past * past_u)
 
     def _first_order(self, n: int) -> tuple[float, float, float]:
-        """sigma'/sigma; the integral of a constant 1, alpha' (1 - exp(-h)); h."""
+        """Return sigma'/sigma; the integral of a constant 1, alpha' (1 - exp(-h)); h."""
         h = self._lambda[n + 1] - self._lambda[n]
         return float(self._sigma[n + 1] / self._sigma[n]), float(-self._alpha[n + 1] * np.expm1(-h)), float(h)
 

@@ -190,15 +190,7 @@ class EncoderUNetModel(_TimestepNetwork):
     ):
         encoder = self._build(locals())
         self.pool = pool
-        self.out = _build_pool(
-            pool,
-            dims=dims,
-            channels=encoder.channels,
-            pyramid_channels=sum(encoder.skip_channels) + encoder.channels,
-            side=image_size // encoder.downsample_rate,
-            num_head_channels=num_head_channels,
-            out_channels=out_channels,
-        )
+        self.out = _build_pool(pool, encoder, dims, image_size, num_head_channels, out_channels)
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         """Logits (or any vector) for x_t, in x's dtype, float32 under autocast."""
@@ -214,17 +206,10 @@ class EncoderUNetModel(_TimestepNetwork):
 
 
 def _build_pool(
-    pool: str,
-    *,
-    dims: int,
-    channels: int,
-    pyramid_channels: int,
-    side: int,
-    num_head_channels: int,
-    out_channels: int,
-    hidden: int = 2048,
+    pool: str, encoder: Encoder, dims: int, image_size: int, num_head_channels: int, out_channels: int
 ) -> nn.Sequential:
-    """The classifier's head. The positions in the sequence are part of the checkpoint format."""
+    """Return the classifier's head. The positions in the sequence are part of the checkpoint format."""
+    channels, pyramid, hidden = encoder.channels, sum(encoder.skip_channels) + encoder.channels, 2048
     if pool == "adaptive":
         mean = nn.AdaptiveAvgPool2d((1, 1))
         project = zero_module(conv_nd(dims, channels, out_channels, 1))
@@ -232,12 +217,10 @@ def _build_pool(
     if pool == "attention":
         if num_head_channels == -1:
             raise ValueError("pool 'attention': num_head_channels not given, expected a divisor of the width")
-        attend = AttentionPool2d(side, channels, num_head_channels, out_channels)
+        attend = AttentionPool2d(image_size // encoder.downsample_rate, channels, num_head_channels, out_channels)
         return nn.Sequential(normalization(channels), SiLU(), attend)
     if pool == "spatial":
-        return nn.Sequential(linear(pyramid_channels, hidden), nn.ReLU(), linear(hidden, out_channels))
+        return nn.Sequential(linear(pyramid, hidden), nn.ReLU(), linear(hidden, out_channels))
     if pool == "spatial_v2":
-        return nn.Sequential(
-            linear(pyramid_channels, hidden), normalization(hidden), SiLU(), linear(hidden, out_channels)
-        )
+        return nn.Sequential(linear(pyramid, hidden), normalization(hidden), SiLU(), linear(hidden, out_channels))
     raise NotImplementedError(f"pool: found {pool!r}, expected adaptive, attention, spatial or spatial_v2")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guided_diffusion.diffusion.nonfinite import NonfiniteDetector, as_records
+from guided_diffusion.diffusion.nonfinite import NonfiniteDetector
 from guided_diffusion.diffusion.samplers import Callback, together
 from guided_diffusion.distributed import process_group
 from guided_diffusion.distributed.progress import Progress, note_complete
@@ -268,7 +268,7 @@ class SampleRun:
             images = images.nan_to_num(nan=-1.0)
         part = {"arr_0": to_uint8(images).cpu().numpy()}
         if found:
-            part[NONFINITE] = np.array([json.dumps(record) for record in as_records(found)])
+            part[NONFINITE] = np.array([json.dumps(asdict(finding)) for finding in found])
         if labels is not None:
             part["arr_1"] = labels.cpu().numpy()
         if self.tally is not None:
