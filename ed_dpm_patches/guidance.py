@@ -40,16 +40,16 @@ class ClassifierGuidance:
     :param cap: largest L1 norm of the guidance on the logits, in units of gamma * log K (`--eds_cap`); None: no cap,
         the paper's formula. Samples above it keep their direction.
     :param interval: (lowest, highest) t, ends included, at which there is guidance (Kynkaanniemi et al. 2024), on
-        the scale that the classifier sees: the original timesteps, whatever the respacing. Outside it the
-        classifier is not called, unless there is an observer: it then sees entropy and p_y as they are, and a
-        scale, gradient norm and guidance of 0. To know this without an observer, the host waits for t.
+        the original timesteps, which the classifier gets, whatever the respacing. Outside it the classifier is not
+        called, unless there is an observer: that then gets the true entropy and p_y, and a scale, gradient norm and
+        guidance of 0. Without an observer the host waits for t.
     :param observer: called with a dict of per-sample tensors [B] after every evaluation: t, y,
         entropy_ratio (H / log K), p_y, scale (s), grad_norm (L2 of the rule's direction pulled back to x_t: of the
         gradient of log p_y), guidance_norm, and with guidance itself, shaped like x and not copied.
 
-    `report` sums up what the scale did. Samples whose guidance is not finite (a classifier that returned inf or nan) go
-    unguided in that step and are counted. Of the last call, None and {} where it did not ask the classifier: `logits`
-    [B, K], and `peaks`, the largest magnitudes [B] of "classifier logits" and "guidance gradient".
+    `report` holds statistics of the scale. Samples whose guidance is not finite (a classifier that returned inf or nan)
+    go unguided in that step and are counted. Of the last call, None and {} where it did not ask the classifier:
+    `logits` [B, K], and `peaks`, the largest magnitudes [B] of "classifier logits" and "guidance gradient".
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class ClassifierGuidance:
     ) -> Tensor:
         """Return a denoiser's D(x; sigma) with guidance, for samplers on x = x_0 + sigma * noise (Karras et al. 2022).
 
-        The classifier was trained on sqrt(abar) x_0 + sqrt(1 - abar) noise. It sees x / sqrt(1 + sigma^2), at the
+        The classifier was trained on sqrt(abar) x_0 + sqrt(1 - abar) noise. It gets x / sqrt(1 + sigma^2), at the
         timestep whose noise is nearest, and D becomes D + sigma^2 / sqrt(1 + sigma^2) G.
 
         :param alphas_cumprod: abar of every timestep of the classifier's process [T]; None: linear betas, T = 1000.

@@ -1,4 +1,4 @@
-"""What the guidance scale did during a run, in constant memory and without waiting for the device."""
+"""Statistics of the guidance scale during a run, in constant memory and without waiting for the device."""
 
 from __future__ import annotations
 

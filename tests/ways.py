@@ -1,8 +1,9 @@
 """Count the product files that a step's data passes, and how deep networks are wrapped: `python -m tests.ways`.
 
-Steps: a guided step of classifier_sample (DDIM, EDS, a conditional model) and a training step of classifier_train
-(ECT), with the smallest networks, on a CPU in float32, in one process. The second step is traced, from its entry to
-the entry of the third, so that what follows it (callbacks, logging, the next batch) belongs to it.
+Steps: a guided step of classifier_sample (DDIM, EDS, a model with and one without classes) and a training step of
+classifier_train (ECT), with the smallest networks, on a CPU in float32, in one process, uncompiled. The second step is
+traced, from its entry to the entry of the third, so that what follows it (callbacks, logging, the next batch) belongs
+to it.
 
 A file counts if at least one of its functions was entered with data or gave data back. A function is entered with data
 if an argument, `self` or a variable of an enclosing function is or holds a tensor or an array whose first axis is as
@@ -19,11 +20,12 @@ For the guiding classifier `ClassifierGuidance.__call__` is one of them.
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from types import CodeType, FrameType, MethodType
 from typing import Any
@@ -72,7 +74,7 @@ def way_of_a_step(step: str, batch_size: int, work: Callable[[], Any]) -> Way:
             return
         way.files.add(file)
         values = _received(frame) if event == "call" else [returned]
-        if any(_has_data(value, batch_size) for value in values):
+        if any(has_data(value, batch_size) for value in values):
             way.with_data.add(file)
         if event == "call" and code.co_qualname in NETWORKS:
             way.wrappers.setdefault(code.co_qualname.partition(".")[0], _wrappers(frame, step))
@@ -85,7 +87,7 @@ def way_of_a_step(step: str, batch_size: int, work: Callable[[], Any]) -> Way:
     return way
 
 
-@functools.cache
+@cache
 def _product_file(code: CodeType) -> str | None:
     path = Path(code.co_filename)
     if not path.is_relative_to(ROOT) or path.relative_to(ROOT).parts[0] not in FOLDERS:
@@ -101,7 +103,7 @@ def _received(frame: FrameType) -> list[Any]:
     return [frame.f_locals[name] for name in names if name in frame.f_locals]
 
 
-def _has_data(value: Any, batch_size: int, levels: int = LEVELS) -> bool:
+def has_data(value: Any, batch_size: int, levels: int = LEVELS) -> bool:
     """Whether a value is or holds a tensor of the batch."""
     if isinstance(value, torch.Tensor | np.ndarray):
         return value.ndim == 0 or value.shape[0] == batch_size
@@ -112,13 +114,13 @@ def _has_data(value: Any, batch_size: int, levels: int = LEVELS) -> bool:
     elif isinstance(value, list | tuple | set | frozenset):
         parts = list(value)
     elif isinstance(value, MethodType):
-        parts = [value.__self__]
-    elif isinstance(value, functools.partial):
+        parts, levels = [value.__self__], levels + 1
+    elif isinstance(value, partial):
         parts = [*value.args, *value.keywords.values()]
     else:
         ours = type(value).__module__.partition(".")[0] in FOLDERS
         parts = list(getattr(value, "__dict__", {}).values()) if ours else []
-    return any(_has_data(part, batch_size, levels - 1) for part in parts)
+    return any(has_data(part, batch_size, levels - 1) for part in parts)
 
 
 def _wrappers(frame: FrameType, step: str) -> list[str]:
@@ -133,21 +135,28 @@ def _wrappers(frame: FrameType, step: str) -> list[str]:
     return found
 
 
-def main() -> None:
+def count_ways() -> dict[str, Way]:
+    """Run the programs, and return the ways by their names."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         guided = program_checks.guided(folder) | {"sampler": "ddim", "batch_size": 7}
+        network = dataclasses.replace(made.SMALLEST.model, class_cond=False)
+        unconditional = guided | {"model_path": made.write_network(folder / "unconditional", network)}
         images = made.make_images(folder / "files", 8, 4, 10)
         training = program_checks.JOBS["classifier_train"] | {"data_dir": images, "iterations": 4, "batch_size": 5}
-        ways = {
-            "x_t in one guided step (DDIM, EDS)": way_of_a_step(
-                "ddim_step", 7, lambda: program_checks.call("classifier_sample", folder / "samples", **guided)
-            ),
-            "a training step of the classifier (ECT)": way_of_a_step(
-                "_train_step", 5, lambda: program_checks.call("classifier_train", folder / "training", **training)
-            ),
+        steps = {
+            "x_t in one guided step (DDIM, EDS)": ("ddim_step", 7, "classifier_sample", guided),
+            "the same, model without classes": ("ddim_step", 7, "classifier_sample", unconditional),
+            "a training step of the classifier (ECT)": ("_train_step", 5, "classifier_train", training),
         }
-    for name, way in ways.items():
+        return {
+            name: way_of_a_step(step, batch_size, partial(program_checks.call, program, folder / str(number), **flags))
+            for number, (name, (step, batch_size, program, flags)) in enumerate(steps.items())
+        }
+
+
+def main() -> None:
+    for name, way in count_ways().items():
         print(*way.lines(name), sep="\n")
 
 

@@ -90,7 +90,7 @@ def peak(values: Tensor) -> Tensor:
 def check_loss(loss_B: Tensor, t_B: Tensor, step: int) -> None:
     """Raise InputError with the training step, t and place in the batch of the first loss [B] that is inf or nan.
 
-    Waits for the device. Not for float16, where the loss scaler takes care of overflow.
+    Waits for the device. Not for float16, where overflow is the loss scaler's task.
     """
     losses = loss_B.detach().tolist()
     if all(map(math.isfinite, losses)):

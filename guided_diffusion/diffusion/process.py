@@ -19,7 +19,7 @@ _LEARNED = (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
 
 
 class TimestepMap:
-    """What models are told of a process's t: timesteps of the original process, on a 1000-step scale if wanted.
+    """Timesteps that models get for a process's t: those of the original process, on a 1000-step scale if wanted.
 
     :param timesteps: that of the original process for each t.
     :param rescale: multiply by 1000 / original_num_steps (float).
@@ -44,8 +44,7 @@ class DiffusionProcess:
     :param betas: variances of q(x_t | x_{t-1}), [T], each in (0, 1]; ValueError otherwise.
     :param model_mean_type, model_var_type: what the network predicts.
     :param loss_type: what `training_losses` returns.
-    :param rescale_timesteps: hand the network t * 1000 / T (float) instead of t, so that it always sees
-        the scale of a 1000-step process.
+    :param rescale_timesteps: give the network t * 1000 / T (float) instead of t, on the scale of a 1000-step process.
 
     Models are called as model(x_t, t, **model_kwargs) and guidance as cond_fn(x_t, t, **model_kwargs),
     which returns the gradient of log p(y | x_t), already scaled, shaped like x_t. The tables of
@@ -184,7 +183,7 @@ class DiffusionProcess:
     _predict_eps_from_xstart = predict_eps  # upstream's name
 
     def call(self, model: Callable, x: Tensor, t: Tensor, model_kwargs: dict | None = None) -> Tensor:
-        """Return what a model or cond_fn gives for x_t at this process's t, which it is told by `model_timesteps`."""
+        """Return the output of a model or cond_fn for x_t; it gets `model_timesteps` of this process's t."""
         if not getattr(model, "maps_timesteps", False):
             t = self.model_timesteps(t)
         return model(x, t, **(model_kwargs or {}))

@@ -20,7 +20,7 @@ NoiseFn = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one step of a sampling loop computed, on the way from x_t. Nothing here makes the host wait.
+    """Results of one step of a sampling loop from x_t. Reading them does not make the host wait.
 
     :param x_t: [B, C, ...]; model_output: what the network returned, with its variance if it learned one.
     :param pred_xstart: x_0 as the step returned it: guided, but by DDPM, whose guidance shifts the mean alone.
@@ -194,7 +194,7 @@ def _noting(function: Callable[..., Tensor], returned: dict[str, Tensor], name: 
 
 
 def together(callbacks: Sequence[Callback], after: Callable[[], None]) -> Callback:
-    """Return one callback that calls several, then `after`, which is told only that a step was made."""
+    """Return one callback that calls several, then `after`, which takes no arguments."""
 
     def call(step: int, t: int, output: StepOutput) -> None:
         for callback in callbacks:

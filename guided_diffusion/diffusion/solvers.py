@@ -118,7 +118,7 @@ class Grid:
         return keep, level, float(slope)
 
     def correction(self, n: int) -> tuple[float, float, float, float]:
-        """Return (keep, level, past, new) of x' = keep x + level m + past (m_past - m) + new (m' - m); m': the x_0 at x'.
+        """Return (keep, level, past, new) of x' = keep x + level m + past (m_past - m) + new (m' - m), m' found at x'.
 
         They integrate the parabola through the three x_0 exactly: the conditions of 2302.04867, Theorem 3.1, in which
         B(h) cancels. In the first step, where there are two x_0, the one weight is half of B(h).

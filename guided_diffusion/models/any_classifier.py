@@ -19,7 +19,7 @@ class AnyClassifier:
     here could tell.
 
     The network may return its logits as such, or as `logits` in a mapping or an object, as Hugging Face's do. One that
-    takes nothing but images is called without t. The first call warns of what would spoil guidance in silence: no
+    takes nothing but images is called without t. The first call warns of what would spoil guidance unnoticed: no
     timestep, probabilities in place of logits, a network in training mode whose batch norms or dropout act.
     """
 
@@ -29,7 +29,7 @@ class AnyClassifier:
         self._warned = False
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """TypeError unless the network returns logits [B, K] through which gradients reach x."""
+        """Return logits [B, K]. TypeError unless they are that, with gradients that reach x."""
         if not self._warned:
             self._warn_of_network()
         output = self.network(x, t) if self._takes_t else self.network(x)
@@ -50,7 +50,7 @@ class AnyClassifier:
 
     def _warn_of_network(self) -> None:
         if not self._takes_t:
-            logger.warning("classifier: takes no timestep, so it judges noised images as if they were clean ones")
+            logger.warning("classifier: takes no timestep, so it classifies noised images as if they were clean")
         if isinstance(self.network, nn.Module) and any(map(_acts_in_training, self.network.modules())):
             logger.warning(
                 "classifier: in training mode, so its batch norms move and its dropout draws with every call of "

@@ -24,12 +24,12 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def convert_module_to_f16(l: nn.Module) -> None:  # noqa: E741 (upstream's argument name)
-    """Turn a convolution's weights into float16, in place; other modules are left alone."""
+    """Turn a convolution's weights into float16, in place; other modules are not changed."""
     _cast_convolution(l, torch.float16)
 
 
 def convert_module_to_f32(l: nn.Module) -> None:  # noqa: E741
-    """Turn a convolution's weights into float32, in place; other modules are left alone."""
+    """Turn a convolution's weights into float32, in place; other modules are not changed."""
     _cast_convolution(l, torch.float32)
 
 
@@ -111,7 +111,7 @@ def state_dict_to_master_params(model: nn.Module, state_dict: dict[str, Tensor],
 def flat_optimizer_state(opt: torch.optim.Optimizer) -> dict[str, Any]:
     """The state dict of an optimizer on a float32 network, laid out as upstream's in half precision.
 
-    There the optimizer sees two flat tensors (see `make_master_params`), so its file has two entries. On the CPU; a
+    There the optimizer has two flat tensors (see `make_master_params`), so its file has two entries. On the CPU; a
     parameter that never had a gradient has zeros.
     """
     state = opt.state_dict()

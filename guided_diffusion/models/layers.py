@@ -134,7 +134,7 @@ def to_fast_layout(network: nn.Module) -> nn.Module:
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A 1x1 convolution [B, C, H, W] -> [B, C', H, W] with weight [C', C, 1, 1], fast for small batches too.
 
-    On a single thread PyTorch leaves 1x1 convolutions of less than 16 images to its slowest code. In
+    On a single thread PyTorch has only slow code for 1x1 convolutions of less than 16 images. In
     channels_last every row of pixels can pass for an image of its own, at no cost.
     """
     if x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):

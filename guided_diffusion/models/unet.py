@@ -23,7 +23,7 @@ BLOCKS = ("input_blocks", "middle_block", "output_blocks")
 
 
 class _TimestepNetwork(nn.Module):
-    """What both networks share: the timestep embedding, the contracting half, and the switch to half precision."""
+    """Shared parts of both networks: the timestep embedding, the contracting half, and the switch to half precision."""
 
     def _build(self, arguments: Mapping[str, Any], num_classes: int | None = None) -> Encoder:
         """Make the shared layers from the arguments of the network's constructor; return the contracting half."""
@@ -42,7 +42,7 @@ class _TimestepNetwork(nn.Module):
         return encoder
 
     def convert_to_fp16(self) -> None:
-        """Turn the convolutions of the blocks (not of the head) into float16; the rest stays float32."""
+        """Turn the convolutions of the blocks (not of the head) into float16; the rest is kept in float32."""
         for name in BLOCKS:
             getattr(self, name, nn.Module()).apply(convert_module_to_f16)
 
@@ -145,13 +145,13 @@ class UNetModel(_TimestepNetwork):
 
 
 class SuperResModel(UNetModel):
-    """UNet that also sees a low-resolution image, resized bilinearly and stacked on the input channels."""
+    """UNet whose input is also a low-resolution image, resized bilinearly and stacked on the input channels."""
 
     def __init__(self, image_size: int, in_channels: int, *args, **kwargs):
         super().__init__(image_size, in_channels * 2, *args, **kwargs)
 
     def forward(self, x: Tensor, timesteps: Tensor, low_res: Tensor | None = None, **kwargs) -> Tensor:
-        """As `UNetModel.forward`, with low_res [B, in_channels, s, s] in [-1, 1]."""
+        """Predict as `UNetModel.forward` does, with low_res [B, in_channels, s, s] in [-1, 1]."""
         if low_res is None:
             raise ValueError("low_res missing: the super-resolution model needs the low-resolution images")
         resized = F.interpolate(low_res, x.shape[2:], mode="bilinear")

@@ -67,7 +67,7 @@ def test_a_classifier_without_a_timestep_is_told_once(warnings):
     for _ in range(3):
         guidance(X, T, y=Y)
     (warning,) = warnings
-    assert "takes no timestep, so it judges noised images as if they were clean ones" in warning
+    assert "takes no timestep, so it classifies noised images as if they were clean" in warning
 
 
 def test_probabilities_in_place_of_logits(warnings):
