@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -36,45 +35,43 @@ class Compiled:
     def __call__(self, x: Tensor, *args, **kwargs) -> Tensor:
         if self._made_for is None:
             self._made_for = _kind(x)
-            self._compiled = self._compile(x, args, kwargs)
+            self._compile(x, args, kwargs)
         if self._compiled is None or self._made_for != _kind(x):
             return self.network(x, *args, **kwargs)
-        return self._run(self._compiled, x, args, kwargs)
+        return self._run(x, *args, **kwargs)
 
-    def _run(self, compiled: Callable[..., Tensor], x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+    def _run(self, x: Tensor, *args, **kwargs) -> Tensor:
         if not _replays_graphs(x):
-            return compiled(x, *args, **kwargs)
+            return self._compiled(x, *args, **kwargs)
         if not x.requires_grad:  # between a forward pass and its backward pass no new step may begin
             torch.compiler.cudagraph_mark_step_begin()
-        return compiled(x, *args, **kwargs).clone()
+        return self._compiled(x, *args, **kwargs).clone()
 
-    def _compile(self, x: Tensor, args: tuple, kwargs: dict) -> Callable[..., Tensor] | None:
-        """Return the network compiled, forward and backward; None, with a warning, where that fails."""
+    def _compile(self, x: Tensor, args: tuple, kwargs: dict) -> None:
+        """Compile the network, forward and backward; where that fails, a warning says so."""
         # TorchInductor keeps what it made in a folder of its own, from which later runs take it.
         mode = "reduce-overhead" if _replays_graphs(x) else None
-        compiled = torch.compile(self.network, dynamic=False, mode=mode)
+        self._compiled = torch.compile(self.network, dynamic=False, mode=mode)
         seconds: list[float] = []
 
-        def run(x: Tensor, *args, **kwargs) -> Tensor:
-            return self._run(compiled, x, args, kwargs)
-
         def evaluate(network: Callable[..., Tensor], x: Tensor) -> list[Tensor]:
-            took, results = _evaluate(network, x, args, kwargs)
-            seconds.append(took)
+            start = time.perf_counter()
+            results = _output_and_gradient(network, x, args, kwargs)
+            seconds.append(time.perf_counter() - start)
             return results
 
         def trial() -> list[Tensor]:
-            evaluate(run, x)
-            evaluate(run, x)  # records the CUDA graph
-            return evaluate(run, x / 2)  # another input than the graph was recorded with
+            evaluate(self._run, x)
+            evaluate(self._run, x)  # records the CUDA graph
+            return evaluate(self._run, x / 2)  # another input than the graph was recorded with
 
         if not _agree(trial, lambda: evaluate(self.network, x / 2), self.name, self.tolerance):
-            return None
+            self._compiled = None
+            return
         compiling, recording, fast, slow = seconds
         saved = slow - fast
         pays = f"pays after {(compiling + recording) / saved:,.0f} steps" if saved > 0 else "saves nothing here"
         logger.log(f"compiled {self.name} in {compiling + recording:.0f} s: {pays}")
-        return compiled
 
 
 def _replays_graphs(x: Tensor) -> bool:
@@ -85,29 +82,27 @@ def _kind(x: Tensor) -> tuple:
     return x.shape, x.dtype, x.device, x.requires_grad
 
 
-def _evaluate(network: Callable[..., Tensor], x: Tensor, args: tuple, kwargs: dict) -> tuple[float, list[Tensor]]:
-    """Return the seconds of one evaluation and its [output], or [output, gradient] where x wants a gradient."""
-    start = time.perf_counter()
+def _output_and_gradient(network: Callable[..., Tensor], x: Tensor, args: tuple, kwargs: dict) -> list[Tensor]:
+    """Return [output], or [output, gradient] where x wants a gradient, once they are there."""
     x = x.detach().requires_grad_(x.requires_grad)
     output = network(x, *args, **kwargs)
-    results = [output.detach()]
-    if x.requires_grad:
-        results += torch.autograd.grad(output.sum(), x)
+    results = [output.detach(), *(torch.autograd.grad(output.sum(), x) if x.requires_grad else ())]
     if output.device.type == "cuda":
         torch.cuda.synchronize(output.device)
-    return time.perf_counter() - start, [result.clone() for result in results]
+    return [result.clone() for result in results]
 
 
 def _agree(
-    trial: Callable[[], list[Tensor]], reference: Callable[[], list[Tensor]], name: str, tolerance: float
+    trial: Callable[[], list[Tensor]], reference: Callable[[], list[Tensor]] | None, name: str, tolerance: float
 ) -> bool:
-    """Whether the compiled network gives the reference's [output, gradient]; where not, a warning says why."""
+    """Whether a compiled network runs and gives the reference's [output, gradient], if any; a warning says why not."""
     try:
         found = trial()
     except Exception as error:  # any: a missing compiler, an unsupported machine, torch's own errors
         reason = f"compiling failed ({first_line(error)})"
     else:
-        differences = dict(zip(("output", "gradient"), map(_difference, found, reference()), strict=False))
+        expected = reference() if reference is not None else found
+        differences = dict(zip(("output", "gradient"), map(_difference, found, expected), strict=False))
         parts = " and ".join(f"{difference:.1e} of its largest {part}" for part, difference in differences.items())
         same = all(difference <= tolerance for difference in differences.values())
         reason = "" if same else f"compiled it differs by {parts}, expected at most {tolerance:.0e}"
@@ -149,10 +144,9 @@ class CompiledForTraining(nn.Module):
         start = time.perf_counter()
         compiled = torch.compile(self.network, dynamic=False)
         drops = any(isinstance(module, nn.Dropout) and module.p for module in self.network.modules())
-        trial, reference = (
-            partial(self._output_and_gradients, network, x, args, kwargs) for network in (compiled, self.network)
-        )
-        if not _agree(trial, reference, self.name, math.inf if drops else self.tolerance):
+        trial = partial(self._output_and_gradients, compiled, x, args, kwargs)
+        reference = None if drops else partial(self._output_and_gradients, self.network, x, args, kwargs)
+        if not _agree(trial, reference, self.name, self.tolerance):
             return self.network
         logger.log(f"compiled {self.name} in {time.perf_counter() - start:.0f} s")
         return compiled

@@ -14,6 +14,7 @@ from guided_diffusion.models.fp16 import (
     global_norm,
     master_params_to_state_dict,
     state_dict_to_master_params,
+    zero_master_grads,
 )
 from guided_diffusion.runs import logger
 
@@ -81,8 +82,7 @@ class OptimizerStepper:
 
     def zero_grad(self) -> None:
         """Clear the gradients."""
-        for parameter in self.master_params:
-            parameter.grad = None
+        zero_master_grads(self.master_params)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of the (scaled) loss."""
@@ -97,7 +97,7 @@ class OptimizerStepper:
         scaler = self.scaler
         if scaler.is_enabled():
             scaler.unscale_(opt)
-            logger.logkv_mean("lg_loss_scale", math.log2(scaler.get_scale()))
+            logger.logkv_mean("lg_loss_scale", self.lg_loss_scale)
         grad_norm = global_norm([p.grad for p in self.master_params if p.grad is not None])
         finite = math.isfinite(grad_norm)
         if not finite and not scaler.is_enabled():
