@@ -79,16 +79,15 @@ def derived_tables(tables: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """
     betas, coef1 = tables["betas"], tables["posterior_mean_coef1"]
     large = _with_first(betas, tables["posterior_variance"])
-    with np.errstate(divide="ignore"):  # a one-step process has no variance
-        log_large = np.log(large)
-    return {
-        "_one_minus_alphas_cumprod": 1.0 - tables["alphas_cumprod"],
-        "_log_betas": np.log(betas),
-        "_large_variance": large,
-        "_log_large_variance": log_large,
-        "_xprev_weight": 1.0 / coef1,
-        "_x_t_weight": tables["posterior_mean_coef2"] / coef1,
-    }
+    with np.errstate(divide="ignore", invalid="ignore"):  # a process of one step has no variance
+        return {
+            "_one_minus_alphas_cumprod": 1.0 - tables["alphas_cumprod"],
+            "_log_betas": np.log(betas),
+            "_large_variance": large,
+            "_log_large_variance": np.log(large),
+            "_xprev_weight": 1.0 / coef1,
+            "_x_t_weight": tables["posterior_mean_coef2"] / coef1,
+        }
 
 
 def _with_first(table: np.ndarray, donor: np.ndarray) -> np.ndarray:
