@@ -88,6 +88,13 @@ class SpacedDiffusion(GaussianDiffusion):
         abar = original.alphas_cumprod[self.timestep_map]
         super().__init__(**{**kwargs, "betas": 1 - abar / np.append(1.0, abar[:-1])})
         self.model_timesteps = TimestepMap(self.timestep_map, self.rescale_timesteps, self.original_num_steps)
+        if _WrappedModel.__module__ != __name__:  # assigned to upstream's hook
+            self.call = self._call_wrapped
+
+    def _call_wrapped(self, model: Callable, x: Tensor, t: Tensor, model_kwargs: dict | None = None) -> Tensor:
+        if not isinstance(model, _WrappedModel):
+            model = _WrappedModel(model, self.timestep_map, self.rescale_timesteps, self.original_num_steps)
+        return model(x, t, **(model_kwargs or {}))
 
     def _scale_timesteps(self, t: Tensor) -> Tensor:
         return t  # as upstream's, whose _WrappedModel maps and rescales
