@@ -34,7 +34,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.gpu import made, program_checks
+from benchmarks import builders
+from benchmarks.gpu import program_checks
 from tests.support.helpers import ROOT
 
 FOLDERS = ("guided_diffusion", "ed_dpm_patches", "evaluations", "scripts")
@@ -135,29 +136,28 @@ def _wrappers(frame: FrameType, step: str) -> list[str]:
     return found
 
 
-def count_ways() -> dict[str, Way]:
-    """Run the programs, and return the ways by their names."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        guided = program_checks.guided(folder) | {"sampler": "ddim", "batch_size": 7}
-        network = dataclasses.replace(made.SMALLEST.model, class_cond=False)
-        unconditional = guided | {"model_path": made.write_network(folder / "unconditional", network)}
-        images = made.make_images(folder / "files", 8, 4, 10)
-        training = program_checks.JOBS["classifier_train"] | {"data_dir": images, "iterations": 4, "batch_size": 5}
-        steps = {
-            "x_t in one guided step (DDIM, EDS)": ("ddim_step", 7, "classifier_sample", guided),
-            "the same, model without classes": ("ddim_step", 7, "classifier_sample", unconditional),
-            "a training step of the classifier (ECT)": ("_train_step", 5, "classifier_train", training),
-        }
-        return {
-            name: way_of_a_step(step, batch_size, partial(program_checks.call, program, folder / str(number), **flags))
-            for number, (name, (step, batch_size, program, flags)) in enumerate(steps.items())
-        }
+def count_ways(folder: Path) -> dict[str, Way]:
+    """Run the programs, which write below `folder`, and return the ways by their names."""
+    guided = program_checks.guided(folder) | {"sampler": "ddim", "batch_size": 7}
+    network = dataclasses.replace(builders.SMALLEST.model, class_cond=False)
+    unconditional = guided | {"model_path": builders.write_network(folder / "unconditional", network)}
+    images = builders.write_images(folder / "files", 8, 4, 10)
+    training = program_checks.JOBS["classifier_train"] | {"data_dir": images, "iterations": 4, "batch_size": 5}
+    steps = {
+        "x_t in one guided step (DDIM, EDS)": ("ddim_step", 7, "classifier_sample", guided),
+        "the same, model without classes": ("ddim_step", 7, "classifier_sample", unconditional),
+        "a training step of the classifier (ECT)": ("_train_step", 5, "classifier_train", training),
+    }
+    return {
+        name: way_of_a_step(step, batch_size, partial(program_checks.call, program, folder / str(number), **flags))
+        for number, (name, (step, batch_size, program, flags)) in enumerate(steps.items())
+    }
 
 
 def main() -> None:
-    for name, way in count_ways().items():
-        print(*way.lines(name), sep="\n")
+    with tempfile.TemporaryDirectory() as name:
+        for name, way in count_ways(Path(name)).items():
+            print(*way.lines(name), sep="\n")
 
 
 if __name__ == "__main__":
