@@ -155,8 +155,8 @@ def count_ways(folder: Path) -> dict[str, Way]:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        for name, way in count_ways(Path(name)).items():
+    with tempfile.TemporaryDirectory() as folder:
+        for name, way in count_ways(Path(folder)).items():
             print(*way.lines(name), sep="\n")
 
 
