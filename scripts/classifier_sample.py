@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+import torch
+
 from ed_dpm_patches import ClassifierGuidance
 from ed_dpm_patches.config import GuidanceConfig, guidance_rule, parse_interval, with_rule_named
 from ed_dpm_patches.scale_stats import summary_line
@@ -27,7 +29,8 @@ from guided_diffusion.config.configs import (
 )
 from guided_diffusion.config.create import build_classifier, build_diffusion, build_model
 from guided_diffusion.config.flags import ParsedFlags, Parser, architecture_from
-from guided_diffusion.diffusion.nonfinite import Watch, timesteps_of
+from guided_diffusion.diffusion.nonfinite import NonfiniteDetector
+from guided_diffusion.diffusion.samplers import StepOutput
 from guided_diffusion.diffusion.solvers import sampling_loop
 from guided_diffusion.distributed import shutdown
 from guided_diffusion.errors import InputError
@@ -64,32 +67,29 @@ def main() -> None:
         classifier = setup.load_frozen(build, guide.classifier_path, half, run, compile)
 
     trace = Trace(diffusion, guide.trace_samples, guide.trace_maps) if guide.trace else None
-    watch = Watch(timesteps_of(diffusion), sampling.nonfinite)
     guidance = ClassifierGuidance(
         classifier,
         rule,
         cap=guide.eds_cap,
         interval=parse_interval(guide.guidance_interval) if guide.guidance_interval else None,
         observer=trace.observe if trace is not None else None,
-        see=watch.see,
     )
     shape = (model_config.in_channels, model_config.image_size, model_config.image_size)
     guides = guide.classifier_scale > 0
 
-    def model_fn(x, t, y):
-        # Without a scale there is no guidance. A trace still calls the classifier, but not as cond_fn: even a guidance
-        # of 0 would change DDIM's roundings.
-        if trace is not None and not guides:
-            guidance(x, t, y=y)
-        return model(x, t, y=y) if model_config.class_cond else model(x, t)
-
     def draw(batch: Batch):
+        def observe_unguided(step: int, t: int, output: StepOutput) -> None:
+            steps_B = torch.full((len(output.x_t),), t, device=output.x_t.device)
+            diffusion.call(guidance, output.x_t, steps_B, {"y": batch.labels})
+
         callbacks = []
         if trace is not None:
             trace.begin(batch.indices[0])
-            callbacks = [trace.step]
+            # Without a scale the trace observes the classifier, but not as cond_fn: even a guidance of 0 would change
+            # DDIM's rounding.
+            callbacks = [trace.step] if guides else [observe_unguided, trace.step]
         return loop(
-            model_fn,
+            model if model_config.class_cond else lambda x, t, y: model(x, t),
             **batch.loop_arguments(shape, *callbacks),
             clip_denoised=sampling.clip_denoised,
             cond_fn=guidance if guides else None,
@@ -106,7 +106,7 @@ def main() -> None:
         extras_flags=("trace", "trace_samples", "trace_maps"),
         tally=guidance.report if guides or trace is not None else None,
         updated=with_rule_named,
-        watch=watch,
+        detector=NonfiniteDetector(sampling.nonfinite),
     )
     output = plan.generate(draw, extras=trace.take if trace is not None else dict)
     summary = tallies.read_sum(plan.tally, output) if plan.tally is not None else None

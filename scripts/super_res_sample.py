@@ -28,7 +28,7 @@ from guided_diffusion.data.datasets import warn_of_labels
 from guided_diffusion.data.image_files import EXPECTED, ImageFiles, is_image_archive, list_images
 from guided_diffusion.data.image_labels import read_labels, read_sample_labels
 from guided_diffusion.data.image_oddities import warn_of_oddities
-from guided_diffusion.diffusion.nonfinite import Watch, timesteps_of
+from guided_diffusion.diffusion.nonfinite import NonfiniteDetector
 from guided_diffusion.diffusion.solvers import sampling_loop
 from guided_diffusion.distributed import collectives, shutdown
 from guided_diffusion.errors import InputError
@@ -90,7 +90,7 @@ def main() -> None:
         shape=shape,
         directory=directory,
         defaults=parsed.defaults,
-        watch=Watch(timesteps_of(diffusion), sampling.nonfinite),
+        detector=NonfiniteDetector(sampling.nonfinite),
     ).generate(draw)
 
 

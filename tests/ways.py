@@ -36,13 +36,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks.builders import SMALLEST, write_images, write_network
+from benchmarks import builders
 from benchmarks.gpu import program_checks
 from evaluations.evaluate import evaluate
 from evaluations.features.function import FunctionExtractor
 from tests.support.helpers import ROOT
 
 FOLDERS = ("guided_diffusion", "ed_dpm_patches", "evaluations", "scripts")
+PRODUCT = (*FOLDERS, "guidance_methods", "experiments", "benchmarks")  # all but tests
 LEVELS = 3
 NETWORKS = ("UNetModel.forward", "EncoderUNetModel.forward")
 
@@ -140,29 +141,28 @@ def _wrappers(frame: FrameType, step: str) -> list[str]:
     return found
 
 
-def count_ways() -> dict[str, Way]:
-    """Run the programs, and return the ways by their names."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        guided = program_checks.guided(folder) | {"sampler": "ddim", "batch_size": 7}
-        network = dataclasses.replace(SMALLEST.model, class_cond=False)
-        unconditional = guided | {"model_path": write_network(folder / "unconditional", network)}
-        images = write_images(folder / "files", 8, 4, 10)
-        training = program_checks.JOBS["classifier_train"] | {"data_dir": images, "iterations": 4, "batch_size": 5}
-        steps = {
-            "x_t in one guided step (DDIM, EDS)": ("ddim_step", 7, "classifier_sample", guided),
-            "the same, model without classes": ("ddim_step", 7, "classifier_sample", unconditional),
-            "a training step of the classifier (ECT)": ("_train_step", 5, "classifier_train", training),
-        }
-        return {
-            name: way_of_a_step(step, batch_size, partial(program_checks.call, program, folder / str(number), **flags))
-            for number, (name, (step, batch_size, program, flags)) in enumerate(steps.items())
-        }
+def count_ways(folder: Path) -> dict[str, Way]:
+    """Run the programs, which write below `folder`, and return the ways by their names."""
+    guided = program_checks.guided(folder) | {"sampler": "ddim", "batch_size": 7}
+    network = dataclasses.replace(builders.SMALLEST.model, class_cond=False)
+    unconditional = guided | {"model_path": builders.write_network(folder / "unconditional", network)}
+    images = builders.write_images(folder / "files", 8, 4, 10)
+    training = program_checks.JOBS["classifier_train"] | {"data_dir": images, "iterations": 4, "batch_size": 5}
+    steps = {
+        "x_t in one guided step (DDIM, EDS)": ("ddim_step", 7, "classifier_sample", guided),
+        "the same, model without classes": ("ddim_step", 7, "classifier_sample", unconditional),
+        "a training step of the classifier (ECT)": ("_train_step", 5, "classifier_train", training),
+    }
+    return {
+        name: way_of_a_step(step, batch_size, partial(program_checks.call, program, folder / str(number), **flags))
+        for number, (name, (step, batch_size, program, flags)) in enumerate(steps.items())
+    }
 
 
-def way_of_an_image() -> Way:
-    """Trace the evaluator from two folders of PNG files to the FID, with a function as the feature extractor.
+def way_of_an_image(folder: Path) -> Way:
+    """Trace the evaluator, which reads below `folder`, from two folders of PNG files to the FID.
 
+    The feature extractor is a function; its own file is not the product's.
     Data are open image files, PIL's images, and arrays whose first axis is as long as the sets (11 and 13), an image
     (8 pixels) or its features (5): images, features, their mean and covariance.
     """
@@ -179,15 +179,13 @@ def way_of_an_image() -> Way:
         if any(map(is_data, _received(frame) if event == "call" else [returned])):
             way.with_data.add(file)
 
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        sets = [str(write_images(folder / f"{count} images", 8, 4, count)) for count in (11, 13)]
-        extractor = FunctionExtractor("tests.ways:mean_rows")
-        sys.setprofile(note)
-        try:
-            evaluate(*sets, extractor, metrics=["fid"])
-        finally:
-            sys.setprofile(None)
+    sets = [str(builders.write_images(folder / f"{count} images", 8, 4, count)) for count in (11, 13)]
+    extractor = FunctionExtractor("tests.ways:mean_rows")
+    sys.setprofile(note)
+    try:
+        evaluate(*sets, extractor, metrics=["fid"])
+    finally:
+        sys.setprofile(None)
     return way
 
 
@@ -197,9 +195,14 @@ def mean_rows(images_BCHW: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> None:
-    for name, way in count_ways().items():
+    with tempfile.TemporaryDirectory() as folder:
+        ways = count_ways(Path(folder))
+        ways["an image in the evaluator (a PNG file to the FID)"] = way_of_an_image(Path(folder))
+    for name, way in ways.items():
         print(*way.lines(name), sep="\n")
-    print(*way_of_an_image().lines("an image in the evaluator (a PNG file to the FID)"), sep="\n")
+    files = [path for package in PRODUCT for path in (ROOT / package).rglob("*.py")]
+    lines = sum(len(path.read_text().splitlines()) for path in files)
+    print(f"product code ({', '.join(PRODUCT)}): {lines:,} lines in {len(files)} files")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from ed_dpm_patches.trace import Trace
 from guided_diffusion.config.configs import ClassifierConfig, ModelConfig
 from guided_diffusion.config.create import create_gaussian_diffusion
 from guided_diffusion.diffusion import samplers
-from guided_diffusion.diffusion.nonfinite import Watch, timesteps_of
+from guided_diffusion.diffusion.nonfinite import NonfiniteDetector
 from guided_diffusion.diffusion.solvers import SAMPLERS, sampling_loop
 from guided_diffusion.models.inference import Frozen
 from guided_diffusion.models.layers import normalization
@@ -217,14 +217,12 @@ def host_does_not_wait(step: Callable, dtype: torch.dtype | None) -> None:
     The first step fills the caches.
     """
     diffusion = create_gaussian_diffusion(learn_sigma=True, timestep_respacing="ddim5")
-    trace, watch = Trace(diffusion, samples=2), Watch(timesteps_of(diffusion))
-    guidance = ClassifierGuidance(
-        frozen(make_classifier, dtype), EntropyRule(2.0), cap=100.0, observer=trace.observe, see=watch.see
-    )
+    trace, detector = Trace(diffusion, samples=2), NonfiniteDetector()
+    guidance = ClassifierGuidance(frozen(make_classifier, dtype), EntropyRule(2.0), cap=100.0, observer=trace.observe)
     noise, labels = PerSampleNoise(0, range(4), DEVICE), {"y": Y.to(DEVICE)}
 
     def look(*args) -> None:
-        watch.step(*args)
+        detector.step(*args)
         trace.step(*args)
 
     steps = samplers.sample_progressively(

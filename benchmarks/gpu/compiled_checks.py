@@ -45,7 +45,7 @@ def compiled_networks_compute_the_same() -> None:
         with torch.no_grad():
             outputs = [compiled[0](x.to(DEVICE), t.to(DEVICE), y=Y.to(DEVICE)) for x, t in inputs]
         results = [evaluate(compiled[1], x, t) for x, t in inputs]
-    assert all(network._compiled._compiled is not None for network in compiled), "not compiled: see the warning"
+    assert all(network.forward._compiled is not None for network in compiled), "not compiled: see the warning"
     for (x, t), output, (logits, gradient) in zip(inputs, outputs, results, strict=True):
         assert error(output, evaluate(model, x, t, y=Y)[0]) < 5 * FLOAT32
         expected = evaluate(classifier, x, t)
@@ -89,7 +89,7 @@ def compiled_layers_have_the_same_gradients(layer: str) -> None:
         for x, t in ((X, T), (NOISE, T.flip(0)), (-X, T)):
             for found, expected in zip(evaluate(compiled, x, t), evaluate(plain, x, t), strict=True):
                 assert error(found, expected) < 2 * TOLERANCE[torch.float16]
-    assert compiled._compiled._compiled is not None, "not compiled: see the warning"
+    assert compiled.forward._compiled is not None, "not compiled: see the warning"
 
 
 def compiled_training_has_the_same_gradients() -> None:

@@ -82,7 +82,7 @@ def measure(context: Context, name: str, setting: Setting, compile: bool) -> Non
         return
     eager = step()
     for way in ways_to_compile(context):
-        said: list[str] = []  # where compiling failed or changed the numbers, and the network stays as it is
+        said: list[str] = []  # where compiling failed or changed the numbers, and the network is kept as it is
         warnings = mock.patch.object(compiling.logger, "warning", said.append)
         with warnings, compiled(ours, way, context.tiny) as parts:
             start = time.perf_counter()

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from guided_diffusion.config.configs import NUM_CLASSES
-from guided_diffusion.diffusion.gaussian import LossType, ModelMeanType, ModelVarType, get_named_beta_schedule
+from guided_diffusion.diffusion.enums import LossType, ModelMeanType, ModelVarType
 from guided_diffusion.diffusion.respace import SpacedDiffusion, space_timesteps
+from guided_diffusion.diffusion.schedules import get_named_beta_schedule
 from guided_diffusion.errors import InputValueError
 from guided_diffusion.models.layers import NORM_GROUPS
 from guided_diffusion.models.unet import EncoderUNetModel, SuperResModel, UNetModel

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from guided_diffusion.diffusion import objectives, samplers
-from guided_diffusion.diffusion.enums import LossType, ModelMeanType, ModelVarType
 from guided_diffusion.diffusion.process import DiffusionProcess
-from guided_diffusion.diffusion.schedules import betas_for_alpha_bar, get_named_beta_schedule
-
-__all__ = [
-    "GaussianDiffusion",
-    "LossType",
-    "ModelMeanType",
-    "ModelVarType",
-    "betas_for_alpha_bar",
-    "get_named_beta_schedule",
-]
 
 
 class GaussianDiffusion(DiffusionProcess):
@@ -35,68 +25,48 @@ class GaussianDiffusion(DiffusionProcess):
         noise_fn=torch.randn_like,
     ) -> dict[str, Tensor]:  # fmt: skip
         """One DDPM step: see `samplers.ddpm_step`."""
-        return samplers.ddpm_step(self, model, x, t, clip_denoised, denoised_fn, cond_fn, model_kwargs, noise_fn)
+        return samplers.ddpm_step(self, **_arguments(locals()))
 
     def ddim_sample(
         self, model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None, eta=0.0,
         noise_fn=torch.randn_like,
     ) -> dict[str, Tensor]:  # fmt: skip
         """One DDIM step: see `samplers.ddim_step`."""
-        return samplers.ddim_step(
-            self, model, x, t, clip_denoised, denoised_fn, cond_fn, model_kwargs, noise_fn, eta
-        )
+        return samplers.ddim_step(self, **_arguments(locals()))
 
     def ddim_reverse_sample(
         self, model, x, t, clip_denoised=True, denoised_fn=None, model_kwargs=None, eta=0.0
     ) -> dict[str, Tensor]:  # fmt: skip
         """One deterministic step towards more noise: see `samplers.ddim_reverse_step`."""
-        return samplers.ddim_reverse_step(self, model, x, t, clip_denoised, denoised_fn, model_kwargs, eta)
+        return samplers.ddim_reverse_step(self, **_arguments(locals()))
 
     def p_sample_loop_progressive(
         self, model, shape, noise=None, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None,
         device=None, progress=False, noise_fn=torch.randn_like, callback=None,
     ) -> Iterator[dict[str, Tensor]]:  # fmt: skip
         """All DDPM steps, yielding each one's result: see `samplers.sample_progressively`."""
-        return samplers.sample_progressively(
-            self, samplers.ddpm_step, model, shape, noise, device, progress, callback,
-            clip_denoised=clip_denoised, denoised_fn=denoised_fn, cond_fn=cond_fn, model_kwargs=model_kwargs,
-            noise_fn=noise_fn,
-        )  # fmt: skip
+        return samplers.sample_progressively(self, samplers.ddpm_step, **_arguments(locals()))
 
     def ddim_sample_loop_progressive(
         self, model, shape, noise=None, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None,
         device=None, progress=False, eta=0.0, noise_fn=torch.randn_like, callback=None,
     ) -> Iterator[dict[str, Tensor]]:  # fmt: skip
         """All DDIM steps, yielding each one's result: see `samplers.sample_progressively`."""
-        return samplers.sample_progressively(
-            self, samplers.ddim_step, model, shape, noise, device, progress, callback,
-            clip_denoised=clip_denoised, denoised_fn=denoised_fn, cond_fn=cond_fn, model_kwargs=model_kwargs,
-            noise_fn=noise_fn, eta=eta,
-        )  # fmt: skip
+        return samplers.sample_progressively(self, samplers.ddim_step, **_arguments(locals()))
 
     def p_sample_loop(
         self, model, shape, noise=None, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None,
         device=None, progress=False, noise_fn=torch.randn_like, callback=None,
     ) -> Tensor:  # fmt: skip
         """Samples [B, C, ...] by DDPM (Alg. 1 of the paper, first branch)."""
-        return samplers.last(
-            self.p_sample_loop_progressive(
-                model, shape, noise, clip_denoised, denoised_fn, cond_fn, model_kwargs, device, progress, noise_fn,
-                callback,
-            )  # fmt: skip
-        )["sample"]
+        return samplers.last(self.p_sample_loop_progressive(**_arguments(locals())))["sample"]
 
     def ddim_sample_loop(
         self, model, shape, noise=None, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None,
         device=None, progress=False, eta=0.0, noise_fn=torch.randn_like, callback=None,
     ) -> Tensor:  # fmt: skip
         """Samples [B, C, ...] by DDIM (Alg. 1, second branch); eta 0 is deterministic, eta 1 is DDPM-like."""
-        return samplers.last(
-            self.ddim_sample_loop_progressive(
-                model, shape, noise, clip_denoised, denoised_fn, cond_fn, model_kwargs, device, progress, eta, noise_fn,
-                callback,
-            )  # fmt: skip
-        )["sample"]
+        return samplers.last(self.ddim_sample_loop_progressive(**_arguments(locals())))["sample"]
 
     def training_losses(self, model, x_start, t, model_kwargs=None, noise=None) -> dict[str, Tensor]:
         """Losses [B] per term: see `objectives.training_losses`."""
@@ -113,6 +83,11 @@ class GaussianDiffusion(DiffusionProcess):
 
     def _prior_bpd(self, x_start: Tensor) -> Tensor:
         return objectives.prior_term(self, x_start)
+
+
+def _arguments(names: dict[str, Any]) -> dict[str, Any]:
+    """Return a method's arguments by name, from its locals()."""
+    return {name: value for name, value in names.items() if name != "self"}
 
 
 def _extract_into_tensor(arr: np.ndarray, timesteps: Tensor, broadcast_shape: tuple[int, ...]) -> Tensor:

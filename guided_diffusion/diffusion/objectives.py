@@ -28,7 +28,7 @@ def training_losses(
 
     :param bound: gives a term of the bound as `bound_term` does, without its first argument.
     :return: "loss" [B], and for the MSE objectives "mse" [B] and, where the variance is learned, "vb" [B].
-        The bound trains the variance alone: it sees the predicted mean detached.
+        The bound trains the variance alone: the predicted mean is detached in it.
     """
     noise = torch.randn_like(x_start) if noise is None else noise
     x_t = diffusion.q_sample(x_start, t, noise=noise)

@@ -38,7 +38,7 @@ def betas_for_alpha_bar(
 
 
 def diffusion_tables(betas: np.ndarray) -> dict[str, np.ndarray]:
-    """Every table of a process that follows from its betas [T], float64 [T] each, by the names they are known by.
+    """Return every table of a process that follows from its betas [T], float64 [T] each, by upstream's names.
 
     abar is the running product of 1 - beta. The posterior_* tables belong to q(x_{t-1} | x_t, x_0), whose
     variance is 0 at t = 0; its "clipped" logarithm repeats the entry of t = 1 there.
@@ -65,12 +65,31 @@ def diffusion_tables(betas: np.ndarray) -> dict[str, np.ndarray]:
         "sqrt_recip_alphas_cumprod": np.sqrt(1.0 / abar),
         "sqrt_recipm1_alphas_cumprod": np.sqrt(1.0 / abar - 1),
         "posterior_variance": variance,
-        "posterior_log_variance_clipped": np.log(with_first(variance, variance)),
+        "posterior_log_variance_clipped": np.log(_with_first(variance, variance)),
         "posterior_mean_coef1": betas * np.sqrt(before) / lost,
         "posterior_mean_coef2": (1.0 - before) * np.sqrt(keep) / lost,
     }
 
 
-def with_first(table: np.ndarray, donor: np.ndarray) -> np.ndarray:
+def derived_tables(tables: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return what a process needs besides `diffusion_tables`, float64 [T] each.
+
+    The large variance is beta_t, ModelVarType.FIXED_LARGE, with the posterior's at t = 0: beta_0 makes the decoder's
+    likelihood worse (Ho et al. 2020). x_0 is xprev_weight * x_{t-1} - x_t_weight * x_t.
+    """
+    betas, coef1 = tables["betas"], tables["posterior_mean_coef1"]
+    large = _with_first(betas, tables["posterior_variance"])
+    with np.errstate(divide="ignore", invalid="ignore"):  # a process of one step has no variance
+        return {
+            "_one_minus_alphas_cumprod": 1.0 - tables["alphas_cumprod"],
+            "_log_betas": np.log(betas),
+            "_large_variance": large,
+            "_log_large_variance": np.log(large),
+            "_xprev_weight": 1.0 / coef1,
+            "_x_t_weight": tables["posterior_mean_coef2"] / coef1,
+        }
+
+
+def _with_first(table: np.ndarray, donor: np.ndarray) -> np.ndarray:
     """`table` with its entry 0 replaced by entry 1 of `donor` (a one-step process keeps its own)."""
     return np.append(donor[min(1, len(donor) - 1)], table[1:])

@@ -35,10 +35,10 @@ class _HeadwiseAttention(nn.Module):
     def forward(self, qkv: Tensor) -> Tensor:
         q, k, v = (part.transpose(-1, -2) for part in self._unpack(qkv))
         if v.shape[-2] == 1:
-            # A token alone attends to itself. CUDA's fused kernel in float32 rejects its strides, which say nothing.
+            # A token alone attends to itself. CUDA's fused kernel in float32 rejects its strides, which are arbitrary.
             return v.transpose(-1, -2).flatten(1, 2)
-        # Training on a CPU stays with the unfused form unless told otherwise. Its rounding is upstream's: Adam turns
-        # the rounding of gradients that should vanish (the keys' biases, say) into full steps.
+        # Training on a CPU uses the unfused form by default, whose rounding is upstream's: Adam turns the rounding of
+        # gradients that should vanish (the keys' biases) into full steps.
         if self.training and not self.fused_in_training and qkv.device.type == "cpu":
             root_scale = q.shape[-1] ** -0.25
             weights_BHLL = torch.softmax((q * root_scale) @ (k * root_scale).transpose(-1, -2), dim=-1)

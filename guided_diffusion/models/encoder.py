@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
@@ -14,94 +14,58 @@ from guided_diffusion.models.blocks import Downsample, ResBlock, TimestepEmbedSe
 from guided_diffusion.models.layers import conv_nd
 
 
-@dataclass(frozen=True)
-class EncoderConfig:
-    """What the contracting half and its blocks are made from: arguments of both networks, see `UNetModel`."""
-
-    in_channels: int
-    model_channels: int
-    num_res_blocks: int
-    attention_resolutions: Collection[int]
-    dropout: float
-    channel_mult: Sequence[float]
-    conv_resample: bool
-    dims: int
-    use_checkpoint: bool
-    num_heads: int
-    num_head_channels: int
-    use_scale_shift_norm: bool
-    resblock_updown: bool
-    use_new_attention_order: bool
-
-    @classmethod
-    def of(cls, arguments: Mapping[str, Any]) -> EncoderConfig:
-        """Take from a network's arguments those that it has fields for."""
-        return cls(**{field.name: arguments[field.name] for field in fields(cls)})
-
-    def block_factories(self, embed_dim: int) -> tuple[Callable[..., ResBlock], Callable[..., AttentionBlock]]:
-        """Return constructors with what all blocks of a network have in common.
-
-        residual(channels, out_channels=..., down=...) makes a residual block, attention(channels, num_heads=...) one of
-        attention.
-        """
-        residual = partial(
-            ResBlock,
-            emb_channels=embed_dim,
-            dropout=self.dropout,
-            dims=self.dims,
-            use_checkpoint=self.use_checkpoint,
-            use_scale_shift_norm=self.use_scale_shift_norm,
-        )
-        attention = partial(
-            AttentionBlock,
-            num_head_channels=self.num_head_channels,
-            use_checkpoint=self.use_checkpoint,
-            use_new_attention_order=self.use_new_attention_order,
-        )
-        return residual, attention
-
-
-@dataclass
 class Encoder:
-    """The contracting half and what the rest of a network needs to know of it."""
-
-    input_blocks: nn.ModuleList
-    middle_block: TimestepEmbedSequential
-    skip_channels: list[int]  # width of every input block's output, in order
-    channels: int  # width at the bottom
-    downsample_rate: int  # image side / side at the bottom
-
-
-def build_encoder(
-    config: EncoderConfig, residual: Callable[..., ResBlock], attention: Callable[..., AttentionBlock]
-) -> Encoder:
-    """Return the `Encoder`: levels of residual blocks, with attention where the downsampling rate is in
+    """The contracting half: levels of residual blocks, with attention where the downsampling rate is in
     `attention_resolutions`, a downsampler after each level but the last, and the middle block.
 
-    :param residual, attention: as `EncoderConfig.block_factories` gives them.
+    Attributes: `input_blocks`, `middle_block`; `skip_channels`, the width of every input block's output, in order;
+    `channels`, the width at the bottom; `downsample_rate`, image side over side at the bottom; and the constructors of
+    the network's blocks, residual(channels, out_channels=..., down=...) and attention(channels, num_heads=...).
+
+    :param arguments: those of the network's constructor, see `UNetModel`, by name.
+    :param embed_dim: width of the timestep embedding.
     """
-    model_channels, channel_mult, dims = config.model_channels, config.channel_mult, config.dims
-    attention = partial(attention, num_heads=config.num_heads)
-    channels = int(channel_mult[0] * model_channels)
-    blocks = nn.ModuleList([TimestepEmbedSequential(conv_nd(dims, config.in_channels, channels, 3, padding=1))])
-    skips, rate = [channels], 1
-    for level, mult in enumerate(channel_mult):
-        for _ in range(config.num_res_blocks):
-            width = int(mult * model_channels)
-            layers: list[nn.Module] = [residual(channels, out_channels=width)]
-            channels = width
-            if rate in config.attention_resolutions:
-                layers.append(attention(channels))
-            blocks.append(TimestepEmbedSequential(*layers))
-            skips.append(channels)
-        if level < len(channel_mult) - 1:
-            down = (
-                residual(channels, out_channels=channels, down=True)
-                if config.resblock_updown
-                else Downsample(channels, config.conv_resample, dims=dims, out_channels=channels)
-            )
-            blocks.append(TimestepEmbedSequential(down))
-            skips.append(channels)
-            rate *= 2
-    middle = TimestepEmbedSequential(residual(channels), attention(channels), residual(channels))
-    return Encoder(blocks, middle, skips, channels, rate)
+
+    def __init__(self, arguments: Mapping[str, Any], embed_dim: int):
+        given = SimpleNamespace(**arguments)
+        self.residual = partial(
+            ResBlock,
+            emb_channels=embed_dim,
+            dropout=given.dropout,
+            dims=given.dims,
+            use_checkpoint=given.use_checkpoint,
+            use_scale_shift_norm=given.use_scale_shift_norm,
+        )
+        self.attention = partial(
+            AttentionBlock,
+            num_heads=given.num_heads,
+            num_head_channels=given.num_head_channels,
+            use_checkpoint=given.use_checkpoint,
+            use_new_attention_order=given.use_new_attention_order,
+        )
+        widths = [int(mult * given.model_channels) for mult in given.channel_mult]
+        self.channels, self.downsample_rate = widths[0], 1
+        self.input_blocks, self.skip_channels = nn.ModuleList(), []
+        self._append(conv_nd(given.dims, given.in_channels, self.channels, 3, padding=1))
+        for level, width in enumerate(widths):
+            for _ in range(given.num_res_blocks):
+                layers: list[nn.Module] = [self.residual(self.channels, out_channels=width)]
+                self.channels = width
+                if self.downsample_rate in given.attention_resolutions:
+                    layers.append(self.attention(width))
+                self._append(*layers)
+            if level < len(widths) - 1:
+                self._append(
+                    self.residual(width, out_channels=width, down=True)
+                    if given.resblock_updown
+                    else Downsample(width, given.conv_resample, dims=given.dims, out_channels=width)
+                )
+                self.downsample_rate *= 2
+        self.middle_block = TimestepEmbedSequential(
+            self.residual(self.channels), self.attention(self.channels), self.residual(self.channels)
+        )
+
+    def _append(self, *layers: nn.Module) -> None:
+        """Add an input block, whose output has `channels` channels."""
+        self.input_blocks.append(TimestepEmbedSequential(*layers))
+        self.skip_channels.append(self.channels)

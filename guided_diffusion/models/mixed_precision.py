@@ -14,6 +14,7 @@ from guided_diffusion.models.fp16 import (
     global_norm,
     master_params_to_state_dict,
     state_dict_to_master_params,
+    zero_master_grads,
 )
 from guided_diffusion.runs import logger
 
@@ -30,20 +31,26 @@ def amp_dtype(enabled: bool, name: str) -> torch.dtype | None:
 
 
 class LowPrecision(nn.Module):
-    """A network run under autocast, with float32 in and out. dtype None: the network as it is."""
+    """A network run under autocast, with float32 in and out; dtype None: without autocast.
+
+    In evaluation mode the output is contiguous: torch.randn_like draws other numbers, for the same seed, on any other
+    layout.
+    """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype | None):
         super().__init__()
         self.network, self.compute_dtype = network, dtype
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
-        """As the network's; `x` is x_t [B, ...]."""
+        """Return the network's output for x_t [B, ...]."""
         if self.compute_dtype is None:
-            return self.network(x, *args, **kwargs)
-        if self.compute_dtype is torch.float16:
-            x = x.clamp(-_LARGEST_HALF_INPUT, _LARGEST_HALF_INPUT)
-        with torch.autocast(x.device.type, self.compute_dtype):
-            return self.network(x, *args, **kwargs).float()
+            out = self.network(x, *args, **kwargs)
+        else:
+            if self.compute_dtype is torch.float16:
+                x = x.clamp(-_LARGEST_HALF_INPUT, _LARGEST_HALF_INPUT)
+            with torch.autocast(x.device.type, self.compute_dtype):
+                out = self.network(x, *args, **kwargs).float()
+        return out if self.training else out.contiguous()
 
 
 class OptimizerStepper:
@@ -75,8 +82,7 @@ class OptimizerStepper:
 
     def zero_grad(self) -> None:
         """Clear the gradients."""
-        for parameter in self.master_params:
-            parameter.grad = None
+        zero_master_grads(self.master_params)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of the (scaled) loss."""
@@ -91,7 +97,7 @@ class OptimizerStepper:
         scaler = self.scaler
         if scaler.is_enabled():
             scaler.unscale_(opt)
-            logger.logkv_mean("lg_loss_scale", math.log2(scaler.get_scale()))
+            logger.logkv_mean("lg_loss_scale", self.lg_loss_scale)
         grad_norm = global_norm([p.grad for p in self.master_params if p.grad is not None])
         finite = math.isfinite(grad_norm)
         if not finite and not scaler.is_enabled():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guided_diffusion.diffusion.nonfinite import Watch, as_records
-from guided_diffusion.diffusion.samplers import Callback, StepOutput
+from guided_diffusion.diffusion.nonfinite import NonfiniteDetector
+from guided_diffusion.diffusion.samplers import Callback, together
 from guided_diffusion.distributed import collectives
 from guided_diffusion.distributed.progress import Progress, note_complete
 from guided_diffusion.distributed.stop_signals import how_to_resume, terminating
@@ -58,24 +58,20 @@ class Batch:
     indices: range  # numbers of the samples in the run
     labels: Tensor | None  # int64 [B]
     noise: PerSampleNoise
-    callbacks: tuple[Callback, ...]  # called after every step
+    callbacks: tuple[Callback, ...]  # called with the output of every step
+    alive: Callable[[], None]  # called after every step
 
     def loop_arguments(self, shape: Sequence[int], *callbacks: Callback) -> dict[str, Any]:
         """Return shape, starting noise (drawn here), step noise, device and callback, as the sampling loops take them.
 
         :param callbacks: further ones.
         """
-
-        def call_all(step: int, t: int, output: StepOutput) -> None:
-            for callback in (*self.callbacks, *callbacks):
-                callback(step, t, output)
-
         return {
             "shape": (len(self.indices), *shape),
             "noise": self.noise.normal(shape),
             "noise_fn": self.noise,
             "device": self.noise.device,
-            "callback": call_all,
+            "callback": together((*self.callbacks, *callbacks), self.alive),
         }
 
 
@@ -91,7 +87,8 @@ class SampleRun:
         on them: a run may be resumed without its extras, or with extras where it had none.
     :param defaults: of the flags.
     :param updated: see `run_directory.check_manifest`.
-    :param watch: detects inf and nan; samples that it lets pass have nan replaced, and are listed in `nonfinite.json`.
+    :param detector: detects inf and nan; samples that it lets pass have nan replaced, and are listed in
+        `nonfinite.json`.
     """
 
     num_samples: int
@@ -107,7 +104,7 @@ class SampleRun:
     extras_flags: Sequence[str] = ()
     tally: Tally | None = None
     updated: Callable[[dict[str, Any]], dict[str, Any]] = dict
-    watch: Watch = field(default_factory=Watch)
+    detector: NonfiniteDetector = field(default_factory=NonfiniteDetector)
 
     @classmethod
     def from_flags(cls, flags: dict[str, Any], **more: Any) -> SampleRun:
@@ -123,7 +120,7 @@ class SampleRun:
         :param draw: batch -> images [B, C, H, W], nominally in [-1, 1].
         :param extras: called after each batch for further arrays, samples on the first axis (all of the batch, or
             those among the first of the run); they are written to `extras_path`.
-        :raises InputError: the directory holds another run's samples; a sample is not finite (but see `watch`).
+        :raises InputError: the directory holds another run's samples; a sample is not finite (but see `detector`).
         """
         rank, world_size = collectives.get_rank(), collectives.get_world_size()
         output = self.directory / f"samples_{self.num_samples}x{self._size}.npz"
@@ -257,15 +254,15 @@ class SampleRun:
     def _make_shard(self, indices: range, draw, extras, alive: Callable[[], None]) -> dict[str, np.ndarray]:
         noise = PerSampleNoise(self.seed, indices, collectives.dev())
         labels = None if self.labels is None else self.labels.labels(indices, noise)
-        self.watch.begin()
-        images = draw(Batch(indices, labels, noise, (lambda *_: alive(), self.watch.step)))
-        found = self.watch.take(images, indices)
+        self.detector.begin()
+        images = draw(Batch(indices, labels, noise, (self.detector.step,), alive))
+        found = self.detector.take(images, indices)
         if found:
             logger.warning(f"not finite: {'; '.join(map(str, found))}")
             images = images.nan_to_num(nan=-1.0)
         shard = {"arr_0": to_uint8(images).cpu().numpy()}
         if found:
-            shard[NONFINITE] = np.array([json.dumps(record) for record in as_records(found)])
+            shard[NONFINITE] = np.array([json.dumps(asdict(finding)) for finding in found])
         if labels is not None:
             shard["arr_1"] = labels.cpu().numpy()
         if self.tally is not None:
