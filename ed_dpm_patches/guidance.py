@@ -70,6 +70,7 @@ class ClassifierGuidance:
         self.interval, self.see = interval, see
         self._scale_rule = rule if isinstance(rule, GuidanceRule) else ConstantRule()
         self.logits: Tensor | None = None  # [B, K], of the last call; None if that did not ask the classifier
+        self.scale: Tensor | None = None  # [B], float64: the factor s in the last call's guidance; None as `logits`
         self.report = ScaleReport()
         self._checked_y: Any = None
 
@@ -123,7 +124,7 @@ class ClassifierGuidance:
         return denoised + shift.to(denoised.dtype)
 
     def _guide(self, x: Tensor, t: Tensor, y: Tensor, checked: bool) -> Tensor:
-        self.logits = None
+        self.logits = self.scale = None
         lowest, highest = self.interval or (-math.inf, math.inf)
         active_B = (t >= lowest) & (t <= highest)
         if self.interval is not None and self.observer is None and not bool(active_B.any()):
@@ -167,7 +168,7 @@ class ClassifierGuidance:
             log_limit_B = math.log(self.cap * math.log(p.num_classes)) - log_norm_B
             capped_B = acts_B & (log_scale_B > log_limit_B)
             log_scale_B = torch.minimum(log_scale_B, log_limit_B)
-        scale_B = torch.where(acts_B, rule.gamma * log_scale_B.exp(), 0.0)
+        self.scale = scale_B = torch.where(acts_B, rule.gamma * log_scale_B.exp(), 0.0)
         size_B = torch.where(acts_B, rule.gamma * (log_scale_B + log_norm_B).exp() / BACKWARD_NORM, 0.0)
 
         # The floor keeps the factor itself within float32 where the gradient vanishes.
