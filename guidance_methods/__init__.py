@@ -7,12 +7,19 @@ Importing this package adds its rules to `ed_dpm_patches.rules.RULES`.
 
 from ed_dpm_patches.rules import RULES
 
+from .clean import CleanClassifier, Decoded, with_softplus
+from .denoiser import Denoiser
 from .divergences import ForwardKLRule, JensenShannonRule, ReverseKLRule
 from .elucd import ElucdRule
 from .entropy_scaled import EntropyScaled, entropy_guidance
 from .every import GuidanceEvery
+from .pairs import Pair, with_null_label, without_labels
+from .places import AtDenoised, SineVariance, Through
+from .projection import AdaptiveProjection
+from .scorers import ScoreGuidance, discriminator_score, multi_label_score
 from .several_classes import MultiRule, NegativeRule
 from .stabilizers import STABILIZERS, Adam, Ema, Stabilized, Stabilizer
+from .sums import Sum
 
 RULES["elucd"] = ElucdRule
 RULES["kl"] = ForwardKLRule
@@ -22,8 +29,12 @@ RULES["multi"] = MultiRule
 RULES["negative"] = NegativeRule
 
 __all__ = [
-    "STABILIZERS",
     "Adam",
+    "AdaptiveProjection",
+    "AtDenoised",
+    "CleanClassifier",
+    "Decoded",
+    "Denoiser",
     "ElucdRule",
     "Ema",
     "EntropyScaled",
@@ -32,8 +43,19 @@ __all__ = [
     "JensenShannonRule",
     "MultiRule",
     "NegativeRule",
+    "Pair",
     "ReverseKLRule",
+    "STABILIZERS",
+    "ScoreGuidance",
+    "SineVariance",
     "Stabilized",
     "Stabilizer",
+    "Sum",
+    "Through",
+    "discriminator_score",
     "entropy_guidance",
+    "multi_label_score",
+    "with_null_label",
+    "with_softplus",
+    "without_labels",
 ]

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+WANTS = {"x_0": "wants_x0", "variance": "wants_variance"}
+
 
 class Wrapped:
     """The base of guidances that change what another one returns; `__call__` is theirs.
@@ -40,6 +42,12 @@ class Wrapped:
     def reset(self) -> None:
         """Forget the batch: the next call is the first of another one."""
         reset(self.guidance)
+
+
+def ask(guidance: Callable[..., Tensor], x: Tensor, t: Tensor, kwargs: dict[str, object]) -> Tensor:
+    """Call a guidance with those of x_0 and variance alone that it wants, and with all other arguments."""
+    unwanted = {name for name in ("x_0", "variance") if not getattr(guidance, WANTS[name], False)}
+    return guidance(x, t, **{name: value for name, value in kwargs.items() if name not in unwanted})
 
 
 def reset(guidance: Callable[..., Tensor]) -> None:
