@@ -9,6 +9,8 @@ from ed_dpm_patches.rules import RULES
 
 from .clean import CleanClassifier, Decoded, with_softplus
 from .denoiser import Denoiser
+from .denoisers import GuidedDenoiser
+from .diffusers_unet import GuidedUNet, as_diffusers, scheduler_options
 from .divergences import ForwardKLRule, JensenShannonRule, ReverseKLRule
 from .elucd import ElucdRule
 from .entropy_scaled import EntropyScaled, entropy_guidance
@@ -40,6 +42,8 @@ __all__ = [
     "EntropyScaled",
     "ForwardKLRule",
     "GuidanceEvery",
+    "GuidedDenoiser",
+    "GuidedUNet",
     "JensenShannonRule",
     "MultiRule",
     "NegativeRule",
@@ -52,9 +56,11 @@ __all__ = [
     "Stabilizer",
     "Sum",
     "Through",
+    "as_diffusers",
     "discriminator_score",
     "entropy_guidance",
     "multi_label_score",
+    "scheduler_options",
     "with_null_label",
     "with_softplus",
     "without_labels",
