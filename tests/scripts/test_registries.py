@@ -55,7 +55,7 @@ def test_help(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="0"):
         classifier_sample.main()
     told = " ".join(capsys.readouterr().out.split())
-    assert "(one of constant, range, timestep, gradnorm, entropy, confidence; default 'constant')" in told
+    assert f"(one of {', '.join(RULES)}; default 'constant')" in told and "confidence" in RULES
     assert "(one of \"\", ddpm, ddim, dpmpp2m, unipc, half; default '')" in told
 
 
