@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.diffusion.enums import ModelMeanType
-from guided_diffusion.diffusion.nonfinite import timesteps_of
 from guided_diffusion.diffusion.process import DiffusionProcess
-from guided_diffusion.models.any_classifier import one_per_sample
+
+from .shapes import one_per_sample, per_sample
 
 AlphasCumprod = Tensor | np.ndarray | Sequence[float]
 PREDICTIONS = EPS, X_0, V = ("eps", "x_0", "v")
@@ -31,7 +31,7 @@ def x0_coefficients(predicts: str, abar: Tensor, like: Tensor) -> tuple[Tensor, 
 
     :param abar: [B].
     """
-    abar = abar.reshape(-1, *[1] * (like.dim() - 1))
+    abar = per_sample(abar, like)
     alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
     if predicts == EPS:
         return 1 / alpha, -sigma / alpha
@@ -68,9 +68,9 @@ class Denoiser:
         predicts = {ModelMeanType.EPSILON: EPS, ModelMeanType.START_X: X_0}.get(diffusion.model_mean_type)
         if predicts is None:
             raise ValueError("diffusion: found a model that predicts x_{t-1}, expected one that predicts eps or x_0")
-        timesteps = timesteps_of(diffusion)[::-1]
+        timesteps = getattr(diffusion, "timestep_map", range(diffusion.num_timesteps))
         abar_T = np.full(max(timesteps) + 1, np.nan)  # no other t is asked for
-        abar_T[timesteps] = diffusion.alphas_cumprod
+        abar_T[list(timesteps)] = diffusion.alphas_cumprod
         return cls(model, abar_T, predicts, clip)
 
     def __call__(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
@@ -78,7 +78,7 @@ class Denoiser:
         output = self.model(x, t, **kwargs)[:, : x.shape[1]]
         if self.predicts != X_0:
             self.alphas_cumprod = self.alphas_cumprod.to(x.device)
-            abar_B = self.alphas_cumprod[one_per_sample(t, len(x), x.device).long()]
+            abar_B = self.alphas_cumprod[one_per_sample(t, x).long()]
             level, slope = x0_coefficients(self.predicts, abar_B, like=x)
             output = level.to(x.dtype) * x + slope.to(x.dtype) * output
         return output.clamp(-1, 1) if self.clip else output

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.diffusion.schedules import get_named_beta_schedule
-from guided_diffusion.models.any_classifier import one_per_sample
 
 from .denoiser import AlphasCumprod
+from .shapes import one_per_sample, per_sample
 from .wrapped import ask
 
 
@@ -63,15 +63,15 @@ class GuidedDenoiser:
         """
         denoised = self.denoiser(x, sigma, *(() if labels is None else (labels,)), **kwargs)
         y = kwargs.get("y") if labels is None else labels.argmax(dim=1) if labels.dim() == 2 else labels
-        sigma_B = one_per_sample(sigma, len(x), x.device).flatten().double()
+        sigma_B = one_per_sample(sigma, x).flatten().double()
         lowest, highest = self.interval or (0.0, torch.inf)
         inside_B = (sigma_B >= lowest) & (sigma_B <= highest)
         if self.interval is not None and not bool(inside_B.any()):
             return denoised
-        size = (1 + sigma_B**2).sqrt().reshape(-1, *[1] * (x.dim() - 1))
+        size = per_sample((1 + sigma_B**2).sqrt(), x)
         told = {"x_0": denoised.to(x.dtype)} | ({} if y is None else {"y": y})
         guidance = ask(self.guidance, (x / size).to(x.dtype), self.t_of(sigma_B), told)
-        factor = torch.where(inside_B, sigma_B**2, 0.0).reshape(size.shape) / size
+        factor = per_sample(torch.where(inside_B, sigma_B**2, 0.0), x) / size
         return denoised + (factor * guidance).to(denoised.dtype)
 
     def t_of(self, sigma: Tensor) -> Tensor:

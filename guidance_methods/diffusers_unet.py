@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from guided_diffusion.models.any_classifier import one_per_sample
-
 from .denoiser import EPS, X_0, V, check_prediction, x0_coefficients
+from .shapes import one_per_sample, per_sample
 from .wrapped import ask
 
 # diffusers' schedulers that draw x_{t-1} from p(x_{t-1} | x_t), and names of what a scheduler takes from its model.
@@ -88,7 +87,7 @@ class GuidedUNet(nn.Module):
         labels = self.y if class_labels is None else class_labels
         if labels is not None and len(sample) % len(labels) == 0:
             labels = labels.repeat(len(sample) // len(labels))
-        output = self._guided(output, sample, one_per_sample(timestep, len(sample), sample.device), labels)
+        output = self._guided(output, sample, one_per_sample(timestep, sample), labels)
         return Prediction(output) if return_dict else (output,)
 
     def _guided(self, output: Tensor, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
@@ -106,7 +105,7 @@ class GuidedUNet(nn.Module):
             variance, alpha, beta = self._step(t, rest, like=x)
             told["variance"] = variance.expand_as(x).to(x.dtype)
             factor = variance * alpha**0.5 / beta
-        shift_of_x_0 = (1 - abar_B).div(abar_B.sqrt()).reshape(level.shape) * factor
+        shift_of_x_0 = per_sample((1 - abar_B) / abar_B.sqrt(), x) * factor
         guidance = ask(self.guidance, x, t, told)
         return torch.cat([(mean + shift_of_x_0 / slope * guidance).to(output.dtype), rest], dim=1)
 
@@ -169,7 +168,7 @@ class AsDiffusers(nn.Module):
         self, sample: Tensor, timestep: Any, class_labels: Tensor | None = None, return_dict: bool = True
     ) -> Prediction | tuple[Tensor]:
         """Return the prediction [B, C or 2C, ...] for x_t at a timestep, one for all or one each [B]."""
-        t = one_per_sample(timestep, len(sample), sample.device)
+        t = one_per_sample(timestep, sample)
         labels = self.y if class_labels is None else class_labels
         output = self.model(sample, t) if labels is None else self.model(sample, t, y=labels)
         output = output if self.keep_variance else output[:, : self.channels]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -53,6 +53,10 @@ class GuidanceEvery(Wrapped):
     @property
     def scale(self) -> Tensor | None:
         return super().scale if self._asked else None
+
+    @property
+    def peaks(self) -> Mapping[str, Tensor]:
+        return super().peaks if self._asked else {}
 
     def reset(self) -> None:
         """Forget the batch: the next call is the first of another one."""

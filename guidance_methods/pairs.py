@@ -9,8 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from guided_diffusion.models.any_classifier import one_per_sample
-
+from .shapes import one_per_sample, per_sample
 from .sums import Interval, Weight
 
 
@@ -57,7 +56,7 @@ class Pair:
 
     def __call__(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
         """Return the guided prediction, shaped as strong's."""
-        t_B = one_per_sample(t, len(x), x.device)
+        t_B = one_per_sample(t, x)
         lowest, highest = self.interval or (-math.inf, math.inf)
         inside_B = (t_B >= lowest) & (t_B <= highest)
         if self.scale == 1 or (self.interval is not None and not bool(inside_B.any())):
@@ -70,7 +69,7 @@ class Pair:
             difference = self.projection(mean, difference, x, t_B)
         scale_B = torch.as_tensor(self.scale(t_B) if callable(self.scale) else self.scale, device=x.device)
         extra_B = torch.where(inside_B, scale_B.expand(len(x)).double() - 1, 0.0).to(mean.dtype)
-        mean = mean + extra_B.reshape(-1, *[1] * (x.dim() - 1)) * difference
+        mean = mean + per_sample(extra_B, x) * difference
         return torch.cat([mean, variance], dim=1)
 
     def _both(self, x: Tensor, t: Tensor, kwargs: dict[str, object]) -> tuple[Tensor, Tensor]:
@@ -90,7 +89,7 @@ class _OneNetwork(Pair):
     def _both(self, x: Tensor, t: Tensor, kwargs: dict[str, object]) -> tuple[Tensor, Tensor]:
         y = kwargs["y"]
         labels = torch.cat([y, torch.full_like(y, self.null_label)])
-        t_B = one_per_sample(t, len(x), x.device)
+        t_B = one_per_sample(t, x)
         return self.strong(torch.cat([x, x]), torch.cat([t_B, t_B]), y=labels).chunk(2)
 
 

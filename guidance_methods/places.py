@@ -15,8 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from guided_diffusion.models.any_classifier import one_per_sample
-
+from .shapes import one_per_sample, per_sample
 from .wrapped import Wrapped, ask
 
 
@@ -62,7 +61,7 @@ class Through(Wrapped):
         gradient = self.guidance(x_0.detach(), t, **kwargs)
         with torch.inference_mode(False):
             # With a largest element of 1, so that nothing overflows or vanishes in half precision on the way.
-            size = gradient.flatten(1).abs().amax(dim=1).reshape(-1, *[1] * (x.dim() - 1))
+            size = per_sample(gradient.flatten(1).abs().amax(dim=1), x)
             unit = (gradient / size.clamp(min=1e-30)).to(x_0.dtype)
             (pulled,) = torch.autograd.grad(x_0, x_in, unit)
         return (pulled.to(gradient.dtype) * size).to(x.dtype)
@@ -92,7 +91,7 @@ class SineVariance(Wrapped):
         if variance is None:
             raise ValueError("variance: missing; expected a sampler that honours wants_variance")
         guidance = ask(self.guidance, x, t, {**kwargs, "variance": variance})
-        t_B = one_per_sample(t, len(x), x.device).double()
-        sine = (math.pi * t_B / self.num_timesteps).sin().reshape(-1, *[1] * (x.dim() - 1)).to(variance.dtype)
+        t_B = one_per_sample(t, x).double()
+        sine = per_sample((math.pi * t_B / self.num_timesteps).sin(), x).to(variance.dtype)
         factor = torch.where(variance > 0, 1 + self.largest * sine / variance, 1.0)
         return (guidance * factor).to(x.dtype)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .denoiser import EPS, AlphasCumprod, check_prediction, x0_coefficients
 from .run_state import RunState
+from .shapes import per_sample
 
 
 class AdaptiveProjection:
@@ -67,4 +68,4 @@ class AdaptiveProjection:
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """The inner product of each sample's pixels, [B, 1, ...]."""
-    return (a * b).flatten(1).sum(dim=1).reshape(-1, *[1] * (a.dim() - 1))
+    return per_sample((a * b).flatten(1).sum(dim=1), a)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .shapes import per_sample
+
 
 class RunState:
     """Tensors by name, 0 at the first step of every sample's run.
@@ -30,7 +32,7 @@ class RunState:
         elif self._t is not None:
             fresh_B = t > self._t
             self._tensors = {
-                name: values.masked_fill(fresh_B.reshape(-1, *[1] * (values.dim() - 1)), 0)
+                name: values.masked_fill(per_sample(fresh_B, values), 0)
                 for name, values in self._tensors.items()
             }
         self._like, self._t = like, t
@@ -42,5 +44,5 @@ class RunState:
     def keep(self, active: Tensor, **tensors: Tensor) -> None:
         """Remember tensors [B, ...], for the samples that are `active` [B]; the others keep what they had."""
         for name, new in tensors.items():
-            acts = active.reshape(-1, *[1] * (new.dim() - 1))
+            acts = per_sample(active, new)
             self._tensors[name] = torch.where(acts, new, self.get(name, new))

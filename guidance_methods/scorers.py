@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guided_diffusion.models.any_classifier import one_per_sample
+from .shapes import one_per_sample, per_sample
 
 
 class ScoreGuidance:
@@ -38,7 +38,7 @@ class ScoreGuidance:
         wanted = {name: kwargs[name] for name in self.takes if name in kwargs}
         with torch.inference_mode(False), torch.enable_grad():
             x_in = (x.clone() if x.is_inference() else x.detach()).requires_grad_(True)
-            t_B = one_per_sample(t, len(x), x.device)
+            t_B = one_per_sample(t, x)
             score_B = self.scorer(x_in, t_B, **wanted)
             if not isinstance(score_B, Tensor) or score_B.shape != (len(x),) or not score_B.requires_grad:
                 shape = tuple(score_B.shape) if isinstance(score_B, Tensor) else type(score_B).__name__
@@ -46,7 +46,7 @@ class ScoreGuidance:
             (gradient,) = torch.autograd.grad(score_B.sum(), x_in)
         scale = self.gamma(t_B) if callable(self.gamma) else self.gamma
         self.scale = torch.as_tensor(scale, dtype=torch.float64, device=x.device).expand(len(x))
-        return (gradient * self.scale.reshape(-1, *[1] * (x.dim() - 1)).to(gradient.dtype)).to(x.dtype)
+        return (gradient * per_sample(self.scale, x).to(gradient.dtype)).to(x.dtype)
 
 
 def discriminator_score(network: Callable[..., Tensor], logit: bool = False) -> Callable[..., Tensor]:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ed_dpm_patches.guidance import LARGEST_GUIDANCE
-from guided_diffusion.models.any_classifier import one_per_sample
 
 from .run_state import RunState
+from .shapes import one_per_sample, per_sample
 from .wrapped import Wrapped
 
 
@@ -105,9 +105,9 @@ class Stabilized(Wrapped):
         active_B = scale_B > 0
         # Within float32 in both directions; beyond it the guidance itself is cut off (LARGEST_GUIDANCE).
         scale_B = torch.where(active_B, scale_B.clamp(1 / LARGEST_GUIDANCE, LARGEST_GUIDANCE), 1.0)
-        scale = scale_B.reshape(-1, *[1] * (x.dim() - 1)).to(torch.promote_types(guidance.dtype, torch.float32))
-        step = self.stabilizer(guidance / scale, one_per_sample(t, len(x), x.device), active_B)
-        acts = active_B.reshape(scale.shape)
+        scale = per_sample(scale_B, x).to(torch.promote_types(guidance.dtype, torch.float32))
+        step = self.stabilizer(guidance / scale, one_per_sample(t, x), active_B)
+        acts = per_sample(active_B, x)
         return torch.where(acts, step * scale, 0.0).to(guidance.dtype)
 
     def reset(self) -> None:
@@ -127,4 +127,4 @@ def _share(name: str, beta: float) -> float:
 
 
 def _bias(beta: float, steps: Tensor, like: Tensor) -> Tensor:
-    return (1 - beta**steps).to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
+    return per_sample((1 - beta**steps).to(like.dtype), like)

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from guided_diffusion.models.any_classifier import one_per_sample
-
+from .shapes import one_per_sample, per_sample
 from .wrapped import ask, reset
 
 Weight = float | Callable[[Tensor], Tensor]
@@ -49,7 +48,7 @@ class Sum:
 
     def __call__(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
         """Return the sum, shaped and typed like x; every term is called with the same arguments."""
-        t_B = one_per_sample(t, len(x), x.device)
+        t_B = one_per_sample(t, x)
         total = torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
         for guidance, weight, interval in self.terms:
             inside_B = torch.ones_like(t_B, dtype=torch.bool)
@@ -59,7 +58,7 @@ class Sum:
                     continue
             weight_B = torch.as_tensor(weight(t_B) if callable(weight) else weight, device=x.device).expand(len(x))
             weight_B = torch.where(inside_B, weight_B.double(), 0.0).to(total.dtype)
-            total = total + weight_B.reshape(-1, *[1] * (x.dim() - 1)) * ask(guidance, x, t, kwargs)
+            total = total + per_sample(weight_B, x) * ask(guidance, x, t, kwargs)
         return total.to(x.dtype)
 
     def reset(self) -> None:

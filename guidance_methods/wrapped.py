@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -17,7 +17,8 @@ class Wrapped:
 
     wants_x0: whether it is called with x_0=..., the model's predicted x_0, shaped like x_t; wants_variance: with
     variance=..., of p(x_{t-1} | x_t). logits: of the last call, None if there are none. scale: the factor [B] in its
-    last result, None if it was not evaluated; there is no such attribute where the guidance has none.
+    last result, None if it was not evaluated; there is no such attribute where the guidance has none. peaks: what the
+    nonfinite detector looks at, {} if there is nothing.
     """
 
     def __init__(self, guidance: Callable[..., Tensor]):
@@ -38,6 +39,10 @@ class Wrapped:
     @property
     def scale(self) -> Tensor | None:
         return self.guidance.scale
+
+    @property
+    def peaks(self) -> Mapping[str, Tensor]:
+        return getattr(self.guidance, "peaks", {})
 
     def reset(self) -> None:
         """Forget the batch: the next call is the first of another one."""

@@ -140,13 +140,13 @@ def verdict(found: Mapping[tuple[str, str], Finding]) -> str:
         against.append("EDS helps the weak classifier as much as the strong one")
     if all(finding and finding.verdict != BETTER for finding in etas):
         against.append("ECT is better at no eta")
-    parts = [f"against the paper speaks that {'; '.join(against)}"] if against else []
+    parts = [f"evidence against the paper: {'; '.join(against)}"] if against else []
     large = [finding for finding in helps if finding.percent <= SUPPORT]
     if large:
         most = both and both.verdict == BETTER and both.percent < min(f.percent for f in tables if f)
         text = f"EDS lowers FID by 10 % or more in {len(large)} of {len(eds)} comparisons"
-        parts.append(f"for the paper speaks that {text}{', and ECT and EDS together lower it most' if most else ''}")
-    return f"By the protocol's list, {'; '.join(parts) or 'nothing here contradicts the paper or supports it'}."
+        parts.append(f"evidence for the paper: {text}{', and ECT and EDS together lower it most' if most else ''}")
+    return f"By the protocol's criteria, {'; '.join(parts) or 'nothing here contradicts the paper or supports it'}."
 
 
 def _against_timestep(found: Mapping[tuple[str, str], Finding]) -> dict[str, Finding | None]:

@@ -16,23 +16,23 @@ from PIL import Image
 
 from evaluations import convert, evaluator, image_sets, make_reference
 from evaluations.classifier_features import ClassifierEngine
-from evaluations.metrics.metric import Metric, Score, Sets
+from evaluations.metrics.metric import Sets
 from evaluations.metrics.registry import METRICS
-from evaluations.metrics.resampling import mean_figure
 from experiments.figures import runs_table, sampler_curves
 from experiments.report import write_report
 from guided_diffusion.config import flags
 from guided_diffusion.errors import InputError
 from guided_diffusion.io import images
+from tests.support.documents import run_example
 from tests.support.evaluations import make_images, write_classifier
 from tests.support.fabricated_results import BOOK, put_run
 
-BRIGHT = Metric(
-    "bright",
-    "Brightness",
-    lambda sets: Score.mean(sets.samples.seen.activations.pool[:, 0]),
-    figure=lambda sets, activations: mean_figure(activations.pool[:, 0]),
-)
+
+@pytest.fixture
+def bright(monkeypatch):
+    """The metric of docs/extending.md, registered."""
+    monkeypatch.setitem(METRICS, "bright", None)  # removed after the test
+    run_example("extending.md", "A metric")
 
 
 @pytest.fixture
@@ -54,8 +54,7 @@ def call(monkeypatch, *argv: str) -> dict:
     return json.loads(Path("o.json").read_text())
 
 
-def test_a_new_metric_is_everywhere(place, monkeypatch, capsys):
-    monkeypatch.setitem(METRICS, "bright", BRIGHT)
+def test_a_new_metric_is_everywhere(place, bright, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["evaluator.py", "--help"])
     with pytest.raises(SystemExit):
         evaluator.main()
@@ -68,8 +67,7 @@ def test_a_new_metric_is_everywhere(place, monkeypatch, capsys):
     assert "| FID | Brightness |" in capsys.readouterr().out
 
 
-def test_a_new_metric_is_in_report_and_plot(tmp_path, monkeypatch):
-    monkeypatch.setitem(METRICS, "bright", BRIGHT)
+def test_a_new_metric_is_in_report_and_plot(tmp_path, bright, monkeypatch):
     for run, bright in (("plain", 0.25), ("range-5", 0.5)):
         put_run(tmp_path, run, 10.0)
         (path,) = (tmp_path / "metrics").glob(f"{run}-seed*.json")

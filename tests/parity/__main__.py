@@ -41,15 +41,15 @@ HEADER = ("case", "comparisons", "worst absolute error", "worst relative error",
 
 INTRODUCTION = """# Parity with upstream
 
-Written by `python -m tests.parity --markdown docs/parity.md`: {comparisons:,} comparisons in {cases} cases on a CPU,
-ours beside the peer in one process, with the same weights, inputs, seeds and noise. Relative error is the largest
-difference over the peer's largest value, array by array; "bitwise" means equal values.
+Written by `python -m tests.parity --markdown docs/parity.md`: {comparisons:,} comparisons in {cases} cases on a CPU.
+Both implementations run in one process with the same weights, inputs, seeds and noise. Relative error is the largest
+difference divided by upstream's largest value, array by array; "bitwise" means equal values.
 
-The peer is `{peer}` from the package index. Eleven of its fourteen modules are OpenAI's own files; its
+"Upstream" is `{peer}` from the package index. Eleven of its fourteen modules are OpenAI's own files; its
 `gaussian_diffusion`, `nn` and `unet` come from a fork with more samplers. Where the fork deviates on purpose (extra
-trailing parameters of the sampling loops; an unguided `pred_xstart` from guided DDIM steps) the comparison leaves that
-out. `GUIDED_DIFFUSION_PEER=<checkout of openai/guided-diffusion>` compares with OpenAI's own, without exemptions; all
-cases pass there too.
+trailing parameters of the sampling loops; an unguided `pred_xstart` from guided DDIM steps), the comparison leaves that
+out. `GUIDED_DIFFUSION_PEER=<checkout of openai/guided-diffusion>` compares with OpenAI's own files, without exemptions;
+all cases pass there too.
 
 """
 

@@ -440,7 +440,7 @@ def said(*found: conclusion.Finding) -> str:
     return " ".join(conclusion.sentences(found, {"plain": (0.4, 0.25)}))
 
 
-def test_conclusions_say_what_speaks_for_the_paper_and_what_against_it():
+def test_conclusions_give_the_evidence_for_and_against_the_paper():
     better, none = conclusion.BETTER, conclusion.NONE
     for_it = [
         finding("table2/eds", "neither", -15, better),
