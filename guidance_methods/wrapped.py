@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from ed_dpm_patches.scale_stats import ScaleReport
+
 WANTS = {"x_0": "wants_x0", "variance": "wants_variance"}
 
 
@@ -18,7 +20,7 @@ class Wrapped:
     wants_x0: whether it is called with x_0=..., the model's predicted x_0, shaped like x_t; wants_variance: with
     variance=..., of p(x_{t-1} | x_t). logits: of the last call, None if there are none. scale: the factor [B] in its
     last result, None if it was not evaluated; there is no such attribute where the guidance has none. peaks: what the
-    nonfinite detector looks at, {} if there is nothing.
+    nonfinite detector looks at, {} if there is nothing. report: what the scale did (`ScaleReport`).
     """
 
     def __init__(self, guidance: Callable[..., Tensor]):
@@ -43,6 +45,10 @@ class Wrapped:
     @property
     def peaks(self) -> Mapping[str, Tensor]:
         return getattr(self.guidance, "peaks", {})
+
+    @property
+    def report(self) -> ScaleReport:
+        return self.guidance.report
 
     def reset(self) -> None:
         """Forget the batch: the next call is the first of another one."""

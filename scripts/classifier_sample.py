@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ed_dpm_patches import ClassifierGuidance
-from ed_dpm_patches.config import GuidanceConfig, guidance_rule, parse_interval, with_rule_named
+from ed_dpm_patches.config import GuidanceConfig, parse_interval, with_rule_named
 from ed_dpm_patches.scale_stats import summary_line
 from ed_dpm_patches.trace import Trace
+from guidance_methods.config import MethodsConfig, guidance_rule, with_methods
+from guidance_methods.wrapped import reset
 from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.config.configs import (
     ClassifierConfig,
@@ -40,8 +42,9 @@ from guided_diffusion.sampling.run import Batch, SampleRun
 
 def main() -> None:
     given = Parser(
-        __doc__, SamplingConfig, GuidanceConfig, LabelConfig, ModelConfig, ClassifierConfig, DiffusionConfig, RunConfig
-    ).parse()
+        __doc__, SamplingConfig, GuidanceConfig, MethodsConfig, LabelConfig, ModelConfig, ClassifierConfig,
+        DiffusionConfig, RunConfig,
+    ).parse()  # fmt: skip
     run = given.make(RunConfig)
     directory = setup.begin(run)
     given = setup.choose_files(given, "model_path", "classifier_path")
@@ -51,7 +54,8 @@ def main() -> None:
         model_config, classifier_config, diffusion_config = resolve(given, sampling.model_path, guide.classifier_path)
     classes = shared_classes(model_config, sampling.model_path, classifier_config, guide.classifier_path)
     labels = setup.plan_labels(given.make(LabelConfig), classes)
-    rule = guidance_rule(given, guide, diffusion_config.diffusion_steps)
+    methods = given.make(MethodsConfig)
+    rule = guidance_rule(given, guide, methods, diffusion_config.diffusion_steps, classifier_config.num_classes)
 
     diffusion = build_diffusion(diffusion_config)
     loop = sampling_loop(diffusion, sampling.sampler, sampling.use_ddim)
@@ -70,6 +74,7 @@ def main() -> None:
         observer=trace.observe if trace is not None else None,
         see=watch.see,
     )
+    guidance = with_methods(guidance, guide, methods)
     shape = (model_config.in_channels, model_config.image_size, model_config.image_size)
     guides = guide.classifier_scale > 0
 
@@ -85,6 +90,7 @@ def main() -> None:
         if trace is not None:
             trace.begin(batch.indices[0])
             callbacks = [trace.step]
+        reset(guidance)
         return loop(
             model_fn,
             **batch.loop_arguments(shape, *callbacks),
@@ -99,7 +105,7 @@ def main() -> None:
         shape=shape,
         seed=run.seed,
         directory=directory,
-        flags=with_rule_named(given.resolve(SamplingConfig, GuidanceConfig, LabelConfig, RunConfig))
+        flags=with_rule_named(given.resolve(SamplingConfig, GuidanceConfig, MethodsConfig, LabelConfig, RunConfig))
         | {"classes": labels.flag}
         | dataclasses.asdict(model_config)
         | dataclasses.asdict(classifier_config)
