@@ -49,9 +49,10 @@ class GuidanceConfig:
         aliases=("use_entropy_scale",),
     )
     guidance: str = flag(
-        "constant", "how the scale varies: the rules of the paper's Table 4, then others (docs/guidance.md); entropy is "
-        "--eds", choices=RULES,
-    )  # fmt: skip
+        "constant",
+        "how the scale varies: the rules of the paper's Table 4, then others (docs/guidance.md); entropy is --eds",
+        choices=RULES,
+    )
     guidance_factor: float = flag(
         1.0, "C of the rules range, timestep and gradnorm, on top of the classifier scale", minimum=1e-12
     )
