@@ -47,8 +47,8 @@ def classes(text: str) -> str:
 class MethodsConfig:
     """Guidance beyond the paper: docs/guidance.md."""
 
-    guidance_t1: float = flag(1.0, "rule elucd: factor of the label's logit")
-    guidance_t2: float = flag(0.5, "rule elucd: factor of all logits in the sum over the classes")
+    guidance_t1: float = flag(1.0, "rule elucd: factor of the label's logit", minimum=0.0)
+    guidance_t2: float = flag(0.5, "rule elucd: factor of all logits in the sum over the classes", minimum=0.0)
     guidance_smoothing: float = flag(
         0.1, "rules kl, reverse-kl and js: e of their target (1 - e) onehot(y) + e / K", minimum=1e-9, maximum=0.999999
     )
