@@ -8,7 +8,7 @@ from pathlib import Path
 from experiments.cifar10.__main__ import PROTOCOLS, RESULTS
 from experiments.cli import Parser
 from experiments.rerun import pick, rerun
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import shutdown
 
 
 def main() -> None:
@@ -25,4 +25,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    process_group.run_main(main)
+    shutdown.run_main(main)

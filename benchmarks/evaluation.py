@@ -28,7 +28,7 @@ import scipy
 from benchmarks import evaluators
 from benchmarks.fidelity import FidelityUnavailable, load_fidelity
 from benchmarks.machine import cpu_name, result_path
-from guided_diffusion.io.files import write_json
+from guided_diffusion.io.atomic import write_json
 
 OURS, TORCH, UPSTREAM, FIDELITY = "ours, TensorFlow", "ours, torch", "upstream", "torch-fidelity"
 TITLES = dict(

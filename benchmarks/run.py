@@ -27,7 +27,7 @@ from benchmarks.machine import cpu_name, result_path
 from benchmarks.measure import ceilings, paired_seconds
 from benchmarks.sides import OURS, PEER, Side, SideElsewhere, Work
 from benchmarks.upstream import load_peer
-from guided_diffusion.io.files import write_json
+from guided_diffusion.io.atomic import write_json
 
 HEADER = ("config", "part", "ours ms", "peer ms", "ratio", "10-90 %", "GFLOP", "of ceiling", "difference")
 

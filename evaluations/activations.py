@@ -17,7 +17,7 @@ from evaluations.engine import Activations, FeatureEngine
 from evaluations.image_sets import ImageBatches, ImageSet
 from evaluations.metrics.npz import read_array
 from guided_diffusion.errors import DamagedError, InputError, InputValueError
-from guided_diffusion.io.files import remove_leftovers, write_atomically
+from guided_diffusion.io.atomic import remove_leftovers, write_atomically
 
 _FORMAT = 1  # of the cache
 _LARGEST = 1e15  # squares of sums of which still fit into float32

@@ -29,8 +29,9 @@ from guided_diffusion.data.image_files import EXPECTED, ImageFiles, list_images
 from guided_diffusion.data.image_labels import HELP, numbered
 from guided_diffusion.data.image_oddities import warn_of_oddities
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import decoding, exists, write_atomically
+from guided_diffusion.io.atomic import write_atomically
 from guided_diffusion.io.images import NO_IMAGE, Reading, has_transparent_pixels, open_image, read_image
+from guided_diffusion.io.reading import decoding, exists
 
 _LABEL_HEIGHT = 12  # pixels, of PIL's built-in font
 
@@ -211,6 +212,6 @@ def _check_free(path: Path, overwrite: bool) -> None:
 
 
 if __name__ == "__main__":
-    from guided_diffusion.distributed.process_group import run_main
+    from guided_diffusion.distributed.shutdown import run_main
 
     run_main(main)

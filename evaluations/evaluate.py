@@ -22,8 +22,8 @@ from evaluations.per_class import by_class, check_classes
 from evaluations.summary import Metrics
 from evaluations.uncertainty import intervals, paired_tests
 from guided_diffusion.errors import InputError, counted
-from guided_diffusion.io.files import hash_file
 from guided_diffusion.io.images import Reading
+from guided_diffusion.io.reading import hash_file
 
 __all__ = ["Metrics", "evaluate"]
 

@@ -40,7 +40,7 @@ from evaluations.upstream_api import (
 from guided_diffusion.config.configs import ReadingConfig
 from guided_diffusion.config.flags import Given, Parser
 from guided_diffusion.config.release_flags import as_positions
-from guided_diffusion.distributed import meeting, process_group
+from guided_diffusion.distributed import collectives, meeting, process_group, shutdown
 from guided_diffusion.distributed.stop_signals import terminating
 from guided_diffusion.errors import InputError
 from guided_diffusion.io.images import Reading
@@ -70,13 +70,13 @@ log = logging.getLogger("evaluator")
 def main() -> None:
     """Parse the command line, evaluate, print; ``InputError`` for anything wrong with the input."""
     args = _parse()
-    level = logging.INFO if process_group.get_rank() == 0 else logging.ERROR
+    level = logging.INFO if collectives.get_rank() == 0 else logging.ERROR
     logging.basicConfig(stream=sys.stderr, level=level, format="%(message)s")
     check_numbers(**{flag: getattr(args, flag) for flag in LEAST})
     choose_metrics(args.metrics, args.extra)
-    sets = _open_sets(args) if process_group.get_rank() == 0 else []  # others need not reach the files
+    sets = _open_sets(args) if collectives.get_rank() == 0 else []  # others need not reach the files
     with terminating("nothing is printed before the end: the same command begins anew", log.warning):
-        if process_group.get_world_size() > 1:
+        if collectives.get_world_size() > 1:
             _evaluate_on_ranks(args, sets)
         else:
             _evaluate(args, sets, create_engine(args))
@@ -116,15 +116,15 @@ def reading_of(args: argparse.Namespace) -> Reading:
 def _evaluate_on_ranks(args: argparse.Namespace, sets: list[ImageSet]) -> None:
     """Rank 0 evaluates, with the other ranks at its service."""
     process_group.setup_dist()
-    if process_group.get_rank() == 0:
+    if collectives.get_rank() == 0:
         engine = create_engine(args)
-        process_group.barrier()  # what it had to download, the others find
+        collectives.barrier()  # what it had to download, the others find
         dealer = Dealer()
         engine.spread = dealer.spread
         _evaluate(args, sets, engine)
         dealer.release()
     else:
-        process_group.barrier()
+        collectives.barrier()
         engine = create_engine(args)
         Dealer().serve(engine.run_batch)
 
@@ -246,4 +246,4 @@ def _has_tensorflow() -> bool:
 
 
 if __name__ == "__main__":
-    process_group.run_main(main)
+    shutdown.run_main(main)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import decoding, open_readable, reading
+from guided_diffusion.io.reading import decoding, open_readable, reading_errors
 
 MAX_FILE_BYTES = 1 << 31  # protobuf's own limit
 MAX_RANK = 8
@@ -75,7 +75,7 @@ def read_graph(path: str | os.PathLike) -> dict[str, Node]:
 
 def read_bytes(path: str | os.PathLike) -> bytes:
     """What a graph's file holds. ``InputError`` if it cannot be read, or is larger than a graph may be."""
-    with reading(path), open_readable(path, path) as file:
+    with reading_errors(path), open_readable(path, path) as file:
         if (size := os.fstat(file.fileno()).st_size) > MAX_FILE_BYTES:
             raise InputError(f"{path}: found {size} bytes, expected a frozen graph of at most {MAX_FILE_BYTES}")
         return file.read()

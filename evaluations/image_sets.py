@@ -24,9 +24,8 @@ from guided_diffusion.data.image_files import EXPECTED, ImageFiles, is_image_arc
 from guided_diffusion.data.image_labels import Labels, read_labels, read_sample_labels
 from guided_diffusion.data.image_oddities import Oddities
 from guided_diffusion.errors import InputError
-from guided_diffusion.io import files
-from guided_diffusion.io.files import decoding, hash_file, open_readable
 from guided_diffusion.io.images import NO_IMAGE, Reading, open_image, read_image
+from guided_diffusion.io.reading import decoding, hash_file, open_readable, reading_errors
 from guided_diffusion.sampling.result_folders import FOR_WEIGHTS, WEIGHTS, find_npz
 
 GREY = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N")  # PIL's modes
@@ -259,7 +258,7 @@ def _open_part(path: str, resize: int | None, reading: Reading) -> _NpzPart | _F
     if os.path.isdir(path):
         found = find_npz(Path(path), listing)
         return _FilesPart(path, listing(), resize, reading) if found is None else _NpzPart(os.fspath(found), resize)
-    with open_readable(path, path) as file, files.reading(path):
+    with open_readable(path, path) as file, reading_errors(path):
         if path.endswith((".pkl", ".pickle")) or file.read(1) == b"\x80":
             raise InputError(_about_pickle(path))
     if path.endswith(WEIGHTS):

@@ -17,7 +17,8 @@ import numpy as np
 from evaluations.engine import Activations, RowStack, Spread, run_batches
 from evaluations.graphdef import Node, read_bytes, read_graph
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import decoding, is_remote, open_regular, reading
+from guided_diffusion.io.reading import decoding, open_regular, reading_errors
+from guided_diffusion.io.remote import is_remote
 
 INCEPTION_V3_URL = (
     "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/classify_image_graph_def.pb"
@@ -161,7 +162,7 @@ def describe_resize(nodes: Mapping[str, Node]) -> str:
 def find_graph(graph_path: str | os.PathLike | None) -> Path:
     """The absolute path of the frozen graph, downloaded if it is not there; ``InputError`` if it cannot be had."""
     path = Path(graph_path or INCEPTION_V3_PATH).absolute()
-    with suppress(FileNotFoundError), reading(path):
+    with suppress(FileNotFoundError), reading_errors(path):
         open_regular(path).close()
         return path
     if is_remote(graph_path or ""):

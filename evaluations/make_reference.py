@@ -32,8 +32,9 @@ from guided_diffusion.data.datasets import ImageDataset, find_images
 from guided_diffusion.data.image_labels import HELP
 from guided_diffusion.data.image_oddities import warn_of_oddities
 from guided_diffusion.errors import InputError, counted
-from guided_diffusion.io.files import hash_file, remove_leftovers, write_atomically
+from guided_diffusion.io.atomic import remove_leftovers, write_atomically
 from guided_diffusion.io.images import Reading
+from guided_diffusion.io.reading import hash_file
 
 log = logging.getLogger("make_reference")
 
@@ -185,6 +186,6 @@ def _create_parser() -> Parser:
 
 
 if __name__ == "__main__":
-    from guided_diffusion.distributed.process_group import run_main
+    from guided_diffusion.distributed.shutdown import run_main
 
     run_main(main)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluations.metrics.registry import METRICS
-from guided_diffusion.io.files import remove_leftovers, write_json
+from guided_diffusion.io.atomic import remove_leftovers, write_json
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from experiments.spec import RECIPES, ROOT, Row, short
 from experiments.spec_files import load
 from experiments.steps import claim, read_purpose
 from guided_diffusion import __version__
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import shutdown
 from guided_diffusion.errors import InputError, counted
 from guided_diffusion.runs import status
 from guided_diffusion.system.streams import print_result
@@ -69,8 +69,8 @@ def run() -> NoReturn:
     """Entry point of the console script."""
     if program := PROGRAMS.get(" ".join(sys.argv[1:2])):
         sys.argv[:2] = [" ".join(sys.argv[:2])]  # as --help and errors name it
-        process_group.run_main(importlib.import_module(program).main)
-    process_group.run_main(main)
+        shutdown.run_main(importlib.import_module(program).main)
+    shutdown.run_main(main)
 
 
 def main() -> None:

@@ -19,8 +19,9 @@ from pathlib import Path
 
 from experiments.published import PUBLISHED, PublishedFile, published
 from guided_diffusion.errors import InputError, first_line
+from guided_diffusion.io.atomic import write_json
 from guided_diffusion.io.download import TIMEOUT_SECONDS, fetch, open_locked
-from guided_diffusion.io.files import hash_file, read_json, write_json
+from guided_diffusion.io.reading import hash_file, read_json
 
 LOCK_NAME = "downloads.lock.json"
 

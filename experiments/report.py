@@ -20,7 +20,7 @@ from experiments.report_formats import Column, Document, Group, Line, Section, t
 from experiments.results import ROLES, HashedFile, Results, RunResult, digits, read_results
 from experiments.spec import Book, Figures, Table
 from guided_diffusion.errors import InputError, some_of
-from guided_diffusion.io.files import write_atomically
+from guided_diffusion.io.atomic import write_atomically
 
 REHEARSAL = "REHEARSAL"
 WARNING = (

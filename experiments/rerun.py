@@ -17,7 +17,7 @@ from experiments.spec import HELDOUT, PARTS, ROOT, short
 from experiments.spec_files import load
 from experiments.steps import Step, claim
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import read_json
+from guided_diffusion.io.reading import read_json
 
 REPORT = Path("results/cifar10/reduced")
 RECIPES = ROOT / "experiments" / "cifar10" / "recipes"  # a folder of the report's name has its book

@@ -19,7 +19,7 @@ from typing import Any
 from evaluations.metrics.registry import METRICS, in_tables
 from experiments.spec import Book, short
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import read_json
+from guided_diffusion.io.reading import read_json
 
 ROLES = ("model", "classifier", "reference", "judge")  # of the files that a result is made from
 RUN_NAME = re.compile(r"(?P<run>.+)-seed(?P<seed>\d+)-(?P<n>\d+)")

@@ -33,7 +33,7 @@ from experiments.spec import (
 )
 from experiments.toml_entry import Entry, read_entry
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import list_names
+from guided_diffusion.io.reading import list_names
 
 # The programs that a recipe can name, by what they make, with their flags, which all take a number.
 PROGRAMS = {

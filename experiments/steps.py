@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.spec import ROOT
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import shutdown
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import hash_file, read_json, remove_leftovers, write_json
+from guided_diffusion.io.atomic import remove_leftovers, write_json
+from guided_diffusion.io.reading import hash_file, read_json
 from guided_diffusion.runs import run_directory
 
 # Flags that say how fast and not what, or what is logged.
@@ -204,7 +205,7 @@ def claim(path: Path, purpose: dict[str, Any]) -> None:
 
     InputError where another process owns it, or it is for something else.
     """
-    run_directory.claim(path.parent, process_group.fail)
+    run_directory.claim(path.parent, shutdown.fail)
     remove_leftovers(path.parent / "steps", owned=True)
     purpose = json.loads(json.dumps(purpose))  # as it will be read: tuples are lists
     found = read_purpose(path)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from guided_diffusion.errors import InputError, first_line
-from guided_diffusion.io.files import open_regular, reading
+from guided_diffusion.io.reading import open_regular, reading_errors
 
 FlagValue = bool | int | float | str
 Flags = dict[str, FlagValue]
@@ -75,7 +75,7 @@ class Entry:
 def read_entry(path: Path) -> Entry:
     """The whole of a file. InputError, naming it, if it is no TOML or holds numbers that nothing can be done with."""
     try:
-        with reading(path), open_regular(path) as file:
+        with reading_errors(path), open_regular(path) as file:
             entry = Entry(path, tomllib.load(file))
     except (FileNotFoundError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected a recipe in TOML, found otherwise: {first_line(error)}") from None

@@ -31,7 +31,7 @@ from guided_diffusion.config.create import build_diffusion, build_model
 from guided_diffusion.config.flags import Given, Parser, architecture_from
 from guided_diffusion.diffusion.nonfinite import Watch, timesteps_of
 from guided_diffusion.diffusion.solvers import sampling_loop
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import shutdown
 from guided_diffusion.errors import InputError
 from guided_diffusion.io.checkpoint import OtherNetwork
 from guided_diffusion.io.checkpoint_flags import CLASSIFIER, SUPER_RES
@@ -194,4 +194,4 @@ def shared_classes(
 
 
 if __name__ == "__main__":
-    process_group.run_main(main)
+    shutdown.run_main(main)

@@ -25,7 +25,7 @@ from guided_diffusion.config.configs import (
 from guided_diffusion.config.create import build_classifier, build_diffusion
 from guided_diffusion.config.flags import Parser
 from guided_diffusion.data.datasets import find_images, open_dataset
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import collectives, shutdown
 from guided_diffusion.errors import InputError, counted
 from guided_diffusion.models.mixed_precision import amp_dtype
 from guided_diffusion.runs import logger
@@ -88,7 +88,7 @@ def main() -> None:
             val_batches = validation_batches(val_dataset, train.batch_size, training_run, train.eval_interval)
             val_data = workers.enter_context(val_batches)
         loop = ClassifierTrainLoop(
-            model=build_classifier(dataclasses.replace(config, classifier_use_fp16=False)).to(process_group.dev()),
+            model=build_classifier(dataclasses.replace(config, classifier_use_fp16=False)).to(collectives.dev()),
             diffusion=build_diffusion(diffusion_config),
             data=data,
             val_data=val_data,
@@ -122,4 +122,4 @@ def load(data_dir, data_config, train, config, class_names, random_crop, **found
 
 
 if __name__ == "__main__":
-    process_group.run_main(main)
+    shutdown.run_main(main)

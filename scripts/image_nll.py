@@ -21,11 +21,11 @@ from guided_diffusion.config.create import build_diffusion, build_model
 from guided_diffusion.config.flags import Parser, flag
 from guided_diffusion.data.datasets import find_images, load_data
 from guided_diffusion.data.image_labels import read_labels
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import collectives, shutdown
 from guided_diffusion.distributed.progress import Progress
 from guided_diffusion.distributed.stop_signals import terminating
 from guided_diffusion.errors import InputError, counted
-from guided_diffusion.io.files import write_atomically
+from guided_diffusion.io.atomic import write_atomically
 from guided_diffusion.runs import logger
 from guided_diffusion.sampling import setup
 
@@ -79,7 +79,7 @@ def main() -> None:
 
 def evaluate(model, diffusion, data: Iterator, nll: NllConfig, directory: Path) -> float:
     """Mean bits per dimension over the images; writes the terms from rank 0."""
-    world_size = process_group.get_world_size()
+    world_size = collectives.get_world_size()
     per_round = nll.batch_size * world_size
     sums = {name: np.zeros(diffusion.num_timesteps) for name in TERMS}
     total_bpd, rounds = 0.0, 0
@@ -87,8 +87,8 @@ def evaluate(model, diffusion, data: Iterator, nll: NllConfig, directory: Path) 
     with Progress(nll.num_samples, "images", directory=directory) as progress, terminating(lost):
         while rounds * per_round < nll.num_samples:
             images, condition = next(data)
-            condition = {name: value.to(process_group.dev()) for name, value in condition.items()}
-            terms = diffusion.calc_bpd_loop(model, images.to(process_group.dev()), nll.clip_denoised, condition)
+            condition = {name: value.to(collectives.dev()) for name, value in condition.items()}
+            terms = diffusion.calc_bpd_loop(model, images.to(collectives.dev()), nll.clip_denoised, condition)
             means = {name: terms[name].mean(dim=0) / world_size for name in (*TERMS, "total_bpd")}
             for mean in means.values():
                 if world_size > 1:
@@ -99,16 +99,16 @@ def evaluate(model, diffusion, data: Iterator, nll: NllConfig, directory: Path) 
             rounds += 1
             progress.update(min(per_round, nll.num_samples - progress.n))
             logger.log(f"done {rounds * per_round} samples: bpd={total_bpd / rounds:.6g}")
-    if process_group.get_rank() == 0:
+    if collectives.get_rank() == 0:
         for name, values in sums.items():
             path = directory / f"{name}_terms.npz"
             with write_atomically(path) as file:
                 np.savez(file, (values / rounds).astype(np.float32))
             logger.log(f"saved {path}")
-    process_group.barrier()
+    collectives.barrier()
     progress.finish()
     return total_bpd / rounds
 
 
 if __name__ == "__main__":
-    process_group.run_main(main)
+    shutdown.run_main(main)

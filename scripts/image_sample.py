@@ -16,7 +16,7 @@ from guided_diffusion.config.create import build_diffusion, build_model
 from guided_diffusion.config.flags import Parser
 from guided_diffusion.diffusion.nonfinite import Watch, timesteps_of
 from guided_diffusion.diffusion.solvers import sampling_loop
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import shutdown
 from guided_diffusion.errors import InputError
 from guided_diffusion.sampling import setup
 from guided_diffusion.sampling.run import Batch, SampleRun
@@ -67,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    process_group.run_main(main)
+    shutdown.run_main(main)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from guided_diffusion.config.configs import DataConfig, DiffusionConfig, ModelConfig, RunConfig, TrainConfig
 from guided_diffusion.config.create import build_model
 from guided_diffusion.config.flags import Parser
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import shutdown
 from guided_diffusion.training.setup import train_diffusion_model
 
 
@@ -22,4 +22,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    process_group.run_main(main)
+    shutdown.run_main(main)

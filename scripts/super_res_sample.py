@@ -30,10 +30,10 @@ from guided_diffusion.data.image_labels import read_labels, read_sample_labels
 from guided_diffusion.data.image_oddities import warn_of_oddities
 from guided_diffusion.diffusion.nonfinite import Watch, timesteps_of
 from guided_diffusion.diffusion.solvers import sampling_loop
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import collectives, shutdown
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import check_readable, decoding, open_regular
 from guided_diffusion.io.images import Reading, read_image
+from guided_diffusion.io.reading import check_readable, decoding, open_regular
 from guided_diffusion.runs import logger
 from guided_diffusion.sampling import setup
 from guided_diffusion.sampling.result_folders import find_npz
@@ -193,12 +193,12 @@ class BaseImages:
     def condition(self, indices: range) -> dict[str, Tensor]:
         """low_res in [-1, 1], and labels for a class-conditional model."""
         rows = [i % len(self.images) for i in indices]
-        images = torch.from_numpy(self.images[rows]).to(process_group.dev()).float() / 127.5 - 1.0
+        images = torch.from_numpy(self.images[rows]).to(collectives.dev()).float() / 127.5 - 1.0
         condition = {"low_res": images.permute(0, 3, 1, 2)}
         if self.labels is not None:
-            condition["y"] = torch.from_numpy(self.labels[rows]).to(process_group.dev(), torch.long)
+            condition["y"] = torch.from_numpy(self.labels[rows]).to(collectives.dev(), torch.long)
         return condition
 
 
 if __name__ == "__main__":
-    process_group.run_main(main)
+    shutdown.run_main(main)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from guided_diffusion.config.configs import DataConfig, DiffusionConfig, RunConfig, SuperResConfig, TrainConfig
 from guided_diffusion.config.create import build_super_res_model
 from guided_diffusion.config.flags import Parser
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import shutdown
 from guided_diffusion.errors import InputError
 from guided_diffusion.training.setup import train_diffusion_model
 
@@ -38,4 +38,4 @@ def with_low_res(data: Iterator, small_size: int) -> Iterator:
 
 
 if __name__ == "__main__":
-    process_group.run_main(main)
+    shutdown.run_main(main)

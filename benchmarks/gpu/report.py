@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.record import read_rows
-from guided_diffusion.io.files import write_atomically, write_json
+from guided_diffusion.io.atomic import write_atomically, write_json
 
 LINES = 60
 

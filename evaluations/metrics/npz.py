@@ -13,7 +13,7 @@ import numpy as np
 
 from evaluations.metrics.statistics import Gaussian
 from guided_diffusion.errors import InputValueError
-from guided_diffusion.io.files import decoding, open_regular, reading
+from guided_diffusion.io.reading import decoding, open_regular, reading_errors
 
 _HEADER_READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -202,7 +202,7 @@ def read_settings(path: str | os.PathLike) -> dict[str, Any]:
 
 @contextmanager
 def _open_archive(path: str | os.PathLike) -> Iterator[zipfile.ZipFile]:
-    with reading(path):
+    with reading_errors(path):
         try:
             file = open_regular(path)
         except FileNotFoundError as error:

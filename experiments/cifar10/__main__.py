@@ -38,9 +38,9 @@ from experiments.runner import Runner
 from experiments.spec import ROOT, Book, Figures, Row, Table, short
 from experiments.spec_files import load
 from experiments.steps import Step, claim
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import shutdown
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import write_atomically
+from guided_diffusion.io.atomic import write_atomically
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 RESULTS = ROOT / "results" / "cifar10"
@@ -220,4 +220,4 @@ class Ablation:
 
 
 if __name__ == "__main__":
-    process_group.run_main(main)
+    shutdown.run_main(main)

@@ -21,7 +21,7 @@ from torch import Tensor
 from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig
 from guided_diffusion.config.create import build_classifier, build_diffusion
 from guided_diffusion.config.flags import from_values
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import collectives, shutdown
 from guided_diffusion.errors import InputError
 from guided_diffusion.io import checkpoint
 
@@ -34,7 +34,7 @@ def noised_logits(path: Path, config: dict, images: np.ndarray) -> Tensor:
     """Logits [N, K], float64, of uint8 images [N, S, S, C], each at one random timestep."""
     model = build_classifier(from_values(ClassifierConfig, config | {"classifier_use_fp16": False}))
     checkpoint.load_weights(model, path)
-    model.to(process_group.dev()).eval().requires_grad_(False)
+    model.to(collectives.dev()).eval().requires_grad_(False)
     diffusion = build_diffusion(from_values(DiffusionConfig, config))
     generator = torch.Generator().manual_seed(SEED)
     found = []
@@ -42,7 +42,7 @@ def noised_logits(path: Path, config: dict, images: np.ndarray) -> Tensor:
         x_start = torch.from_numpy(images[begin : begin + BATCH]).permute(0, 3, 1, 2).float() / 127.5 - 1
         t = torch.randint(diffusion.num_timesteps, (len(x_start),), generator=generator)
         x_t = diffusion.q_sample(x_start, t, noise=torch.randn(x_start.shape, generator=generator))
-        found.append(model(x_t.to(process_group.dev()), t.to(process_group.dev())).cpu().double())
+        found.append(model(x_t.to(collectives.dev()), t.to(collectives.dev())).cpu().double())
     return torch.cat(found)
 
 
@@ -94,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    process_group.run_main(main)
+    shutdown.run_main(main)

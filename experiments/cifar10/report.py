@@ -20,7 +20,7 @@ from experiments.report_formats import Column, Group, Line, Section, to_markdown
 from experiments.results import Results, read_json
 from experiments.runner import Runner
 from experiments.spec import ROOT, Book, Table
-from guided_diffusion.io.files import write_atomically
+from guided_diffusion.io.atomic import write_atomically
 
 CONCLUSION = "conclusion.md"
 PAIRED_COLUMNS = ("table", "row", "run", "against", "base_run", "seed", "fid_difference", "base_fid", "p")

@@ -17,9 +17,9 @@ from PIL import Image
 from scipy.cluster.vq import ClusterError, kmeans2
 
 from evaluations.classifier_features import ClassifierEngine
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import shutdown
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import write_atomically
+from guided_diffusion.io.atomic import write_atomically
 
 SEED = 0
 BATCH = 100
@@ -82,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    process_group.run_main(main)
+    shutdown.run_main(main)

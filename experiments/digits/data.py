@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from guided_diffusion.io.files import write_atomically
+from guided_diffusion.io.atomic import write_atomically
 
 NUM_CLASSES = 10
 # Cuts as shares of every class, in the order of a permutation with a fixed seed.

@@ -17,7 +17,7 @@ from experiments.report_formats import Column, Document, Group, Line, Section, t
 from experiments.results import read_results
 from experiments.spec import ROOT
 from experiments.verdict import BETTER, SAME, WORSE, Difference, compare
-from guided_diffusion.io.files import write_atomically
+from guided_diffusion.io.atomic import write_atomically
 
 TABLE = "demo"
 METRICS = ("accuracy", "fid", "precision", "recall")

@@ -21,7 +21,7 @@ from experiments.runner import Runner
 from experiments.spec import Book, short
 from experiments.spec_files import load
 from experiments.steps import claim
-from guided_diffusion.distributed.process_group import run_main
+from guided_diffusion.distributed.shutdown import run_main
 from guided_diffusion.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]

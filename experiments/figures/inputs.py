@@ -18,7 +18,7 @@ from guided_diffusion.config.configs import NUM_CLASSES
 from guided_diffusion.data.image_files import is_image_archive
 from guided_diffusion.errors import InputError, some_of
 from guided_diffusion.io import checkpoint
-from guided_diffusion.io.files import check_readable, decoding, list_names, open_regular, read_json
+from guided_diffusion.io.reading import check_readable, decoding, list_names, open_regular, read_json
 from guided_diffusion.runs.run_directory import read_manifest
 
 SERIES = ("entropy_ratio", "grad_norm", "scale", "relative_guidance")

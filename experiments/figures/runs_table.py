@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from evaluations.metrics.registry import METRICS
 from experiments.figures import style
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import decoding, open_regular
+from guided_diffusion.io.reading import decoding, open_regular
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

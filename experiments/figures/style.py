@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import write_atomically
+from guided_diffusion.io.atomic import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

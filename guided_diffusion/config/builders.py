@@ -82,7 +82,7 @@ def create_model(
     resblock_updown: bool = False,
     use_fp16: bool = False,
     use_new_attention_order: bool = False,
-    num_classes: int = NUM_CLASSES,
+    num_classes: int | None = None,
     in_channels: int = 3,
 ) -> UNetModel:
     """The diffusion network. InputError (a ValueError) naming flags that do not fit together."""
@@ -98,7 +98,7 @@ def create_model(
         attention_resolutions=_downsample_rates("attention_resolutions", image_size, attention_resolutions),
         dropout=dropout,
         channel_mult=levels,
-        num_classes=num_classes if class_cond else None,
+        num_classes=(NUM_CLASSES if num_classes is None else num_classes) if class_cond else None,
         use_checkpoint=use_checkpoint,
         use_fp16=use_fp16,
         num_heads=num_heads,
@@ -119,7 +119,7 @@ def create_classifier(
     classifier_use_scale_shift_norm: bool,
     classifier_resblock_updown: bool,
     classifier_pool: str,
-    num_classes: int = NUM_CLASSES,
+    num_classes: int | None = None,
     in_channels: int = 3,
     classifier_num_head_channels: int = 64,
     classifier_channel_mult: str = "",
@@ -132,7 +132,7 @@ def create_classifier(
         image_size=image_size,
         in_channels=in_channels,
         model_channels=classifier_width,
-        out_channels=num_classes,
+        out_channels=NUM_CLASSES if num_classes is None else num_classes,
         num_res_blocks=classifier_depth,
         attention_resolutions=_downsample_rates(
             "classifier_attention_resolutions", image_size, classifier_attention_resolutions
@@ -162,7 +162,7 @@ def sr_create_model(
     dropout,
     resblock_updown,
     use_fp16,
-    num_classes=NUM_CLASSES,
+    num_classes=None,
     in_channels=3,
     channel_mult="",
 ) -> SuperResModel:
@@ -179,7 +179,7 @@ def sr_create_model(
         attention_resolutions=_downsample_rates("attention_resolutions", large_size, attention_resolutions),
         dropout=dropout,
         channel_mult=levels,
-        num_classes=num_classes if class_cond else None,
+        num_classes=(NUM_CLASSES if num_classes is None else num_classes) if class_cond else None,
         use_checkpoint=use_checkpoint,
         num_heads=num_heads,
         num_head_channels=num_head_channels,

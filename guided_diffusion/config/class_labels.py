@@ -10,7 +10,7 @@ from typing import Any
 
 from guided_diffusion.config.configs import NUM_CLASSES
 from guided_diffusion.config.flags import Given
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import collectives
 from guided_diffusion.errors import InputError, counted, some_of
 from guided_diffusion.io import checkpoint, checkpoint_flags
 from guided_diffusion.runs import logger
@@ -116,7 +116,7 @@ def count_classes(given: Given, data_dir: str, names: Sequence[str], resume: str
     :param names: of the classes in the folder. resume: path of a checkpoint to resume; "": none.
     :raises InputError: the folder holds more classes than that. A collective.
     """
-    return process_group.from_rank_0(lambda: _count_classes(given, data_dir, names, resume))
+    return collectives.from_rank_0(lambda: _count_classes(given, data_dir, names, resume))
 
 
 def _count_classes(given: Given, data_dir: str, names: Sequence[str], resume: str) -> Classes:

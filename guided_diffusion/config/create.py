@@ -115,11 +115,11 @@ def create_model_and_diffusion(
     resblock_updown,
     use_fp16,
     use_new_attention_order,
-    num_classes=NUM_CLASSES,
+    num_classes=None,
     in_channels=3,
 ) -> tuple[UNetModel, SpacedDiffusion]:
     """The diffusion network and process; arguments as the flags of the same names."""
-    arguments = locals()
+    arguments = locals() | {"num_classes": NUM_CLASSES if num_classes is None else num_classes}
     diffusion = from_values(DiffusionConfig, arguments)
     return build_model(from_values(ModelConfig, arguments), diffusion), build_diffusion(diffusion)
 
@@ -141,13 +141,13 @@ def create_classifier_and_diffusion(
     predict_xstart,
     rescale_timesteps,
     rescale_learned_sigmas,
-    num_classes=NUM_CLASSES,
+    num_classes=None,
     in_channels=3,
     classifier_num_head_channels=64,
     classifier_channel_mult="",
 ) -> tuple[EncoderUNetModel, SpacedDiffusion]:
     """The classifier and the process whose noise it learns; arguments as the flags of the same names."""
-    arguments = locals()
+    arguments = locals() | {"num_classes": NUM_CLASSES if num_classes is None else num_classes}
     classifier = build_classifier(from_values(ClassifierConfig, arguments))
     return classifier, build_diffusion(from_values(DiffusionConfig, arguments))
 
@@ -175,12 +175,12 @@ def sr_create_model_and_diffusion(
     use_scale_shift_norm,
     resblock_updown,
     use_fp16,
-    num_classes=NUM_CLASSES,
+    num_classes=None,
     in_channels=3,
     channel_mult="",
 ) -> tuple[SuperResModel, SpacedDiffusion]:
     """The super-resolution network and process; arguments as the flags of the same names."""
-    arguments = locals()
+    arguments = locals() | {"num_classes": NUM_CLASSES if num_classes is None else num_classes}
     diffusion = from_values(DiffusionConfig, arguments)
     return build_super_res_model(from_values(SuperResConfig, arguments), diffusion), build_diffusion(diffusion)
 

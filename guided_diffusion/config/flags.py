@@ -21,7 +21,8 @@ from typing import Any, NoReturn, TextIO, TypeVar
 
 from guided_diffusion import __version__
 from guided_diffusion.config import release_flags
-from guided_diffusion.distributed.process_group import get_rank, waited_for_rank_0
+from guided_diffusion.distributed.collectives import get_rank
+from guided_diffusion.distributed.shutdown import waited_for_rank_0
 from guided_diffusion.errors import InputError
 
 Config = TypeVar("Config")

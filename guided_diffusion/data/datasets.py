@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, Sequen
 from guided_diffusion.data.image_files import SUFFIXES, UPSTREAMS, ImageFiles, list_images, open_image_file
 from guided_diffusion.data.image_labels import Labels, read_labels
 from guided_diffusion.data.image_oddities import warn_of_oddities
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import collectives
 from guided_diffusion.errors import InputError, InputValueError, counted
-from guided_diffusion.io.files import decoding
 from guided_diffusion.io.images import NO_IMAGE, Reading, read_image
+from guided_diffusion.io.reading import decoding
 from guided_diffusion.runs import logger
 
 _MODES = {1: "L", 3: "RGB"}
@@ -77,8 +77,8 @@ def load_data(
         labels=labels,
         files=files or find_images(data_dir, UPSTREAMS),
         reading=reading,
-        shard=process_group.get_rank(),
-        num_shards=process_group.get_world_size(),
+        shard=collectives.get_rank(),
+        num_shards=collectives.get_world_size(),
     )
     return _batches_for_ever(dataset, batch_size, shuffle=not deterministic)
 
@@ -112,7 +112,7 @@ def open_dataset(
     files = files or find_images(data_dir)
     if skipped := files.describe_skipped():
         logger.warning(skipped)
-    world_size = process_group.get_world_size()
+    world_size = collectives.get_world_size()
     smallest_share = len(files) // world_size
     if smallest_share < batch_size:
         shared = f", {smallest_share} for each of {world_size} processes" if world_size > 1 else ""
@@ -125,7 +125,7 @@ def open_dataset(
         found = read_labels(files, labels, class_names) if isinstance(labels, str) else labels
     logger.log(f"{files.title}: {found.describe() if found else counted(len(files), 'images')}")
     warn_of_labels(found)
-    if process_group.get_rank() == 0:
+    if collectives.get_rank() == 0:
         warn_of_oddities(files, reading, logger.warning)
     return ImageDataset(
         image_size,

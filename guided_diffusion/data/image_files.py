@@ -16,8 +16,9 @@ from contextlib import closing, contextmanager
 from typing import Any, BinaryIO
 
 from guided_diffusion.errors import InputError, counted
-from guided_diffusion.io.files import blobfile, decoding, exists, file_errors, is_remote, join, open_regular, reason
 from guided_diffusion.io.images import NO_IMAGE
+from guided_diffusion.io.reading import decoding, exists, open_regular, reason
+from guided_diffusion.io.remote import blobfile, file_errors, is_remote, join
 
 SUFFIXES = frozenset(("bmp", "gif", "jpeg", "jpg", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp"))
 UPSTREAMS = frozenset(("gif", "jpeg", "jpg", "png"))  # all that upstream's own functions look for

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from guided_diffusion.data.image_files import LABEL_FILE, ImageFiles
 from guided_diffusion.errors import InputError, counted, some_of
-from guided_diffusion.io.files import decoding, open_readable, parse_json
+from guided_diffusion.io.reading import decoding, open_readable, parse_json
 
 RULES = ("auto", "folder", "filename")
 HELP = (

@@ -13,8 +13,8 @@ from PIL import ExifTags, Image
 
 from guided_diffusion.data.image_files import ImageFiles
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import decoding
 from guided_diffusion.io.images import NO_IMAGE, Reading, has_transparent_pixels, open_image
+from guided_diffusion.io.reading import decoding
 
 _LOOKING = 10  # seconds; a header takes a fraction of a millisecond, the pixels of a photograph ten
 _ORIENTATION = ExifTags.Base.Orientation

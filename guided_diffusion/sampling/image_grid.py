@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from guided_diffusion.io.files import write_atomically
+from guided_diffusion.io.atomic import write_atomically
 
 _CAPTION_WIDTH, _CAPTION_HEIGHT = 32, 12  # pixels: the narrowest image that has one; its height
 

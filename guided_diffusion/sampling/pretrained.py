@@ -20,7 +20,7 @@ from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, M
 from guided_diffusion.config.create import build_classifier, build_diffusion, build_model, build_super_res_model
 from guided_diffusion.config.flags import Given, architecture_from
 from guided_diffusion.diffusion.respace import SpacedDiffusion
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import collectives
 from guided_diffusion.errors import InputError
 from guided_diffusion.io import checkpoint
 from guided_diffusion.io.checkpoint_flags import CLASSIFIER, DIFFUSION_MODEL, SUPER_RES
@@ -68,7 +68,7 @@ def load_model(
     config, diffusion = _configs(path, flags, saved, kind, DiffusionConfig)
     build = build_super_res_model if kind is SuperResConfig else build_model
     plain = dataclasses.replace(config, use_fp16=False)  # autocast, not half weights
-    network = load_network(lambda: build(plain, diffusion), path, device or process_group.dev())
+    network = load_network(lambda: build(plain, diffusion), path, device or collectives.dev())
     return PretrainedModel(network, config, dtype)
 
 
@@ -83,7 +83,7 @@ def load_classifier(
     saved = _saved(path, flags, CLASSIFIER)
     config, _ = _configs(path, flags, saved, ClassifierConfig, DiffusionConfig)
     plain = dataclasses.replace(config, classifier_use_fp16=False)
-    network = load_network(lambda: build_classifier(plain), path, device or process_group.dev())
+    network = load_network(lambda: build_classifier(plain), path, device or collectives.dev())
     return PretrainedClassifier(network, config, dtype)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from guided_diffusion.data.image_files import ImageFiles
 from guided_diffusion.errors import InputError, some_of
-from guided_diffusion.io.files import list_names
+from guided_diffusion.io.reading import list_names
 
 _RESULT = re.compile(r"samples_\d+x\d+x\d+x\d+\.npz")
 _RUN = "run.json"  # what a sampler leaves in its folder from the start

@@ -14,20 +14,12 @@ from torch import Tensor
 
 from guided_diffusion.diffusion.nonfinite import Watch, as_records
 from guided_diffusion.diffusion.samplers import Callback, StepOutput
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import collectives
 from guided_diffusion.distributed.progress import Progress, note_complete
 from guided_diffusion.distributed.stop_signals import how_to_resume, terminating
 from guided_diffusion.errors import DamagedError, InputError, counted
-from guided_diffusion.io.files import (
-    exists,
-    hash_file,
-    open_regular,
-    parse_json,
-    reading,
-    remove_leftovers,
-    set_aside,
-    write_json,
-)
+from guided_diffusion.io.atomic import remove_leftovers, set_aside, write_json
+from guided_diffusion.io.reading import exists, hash_file, open_regular, parse_json, reading_errors
 from guided_diffusion.runs import logger
 from guided_diffusion.runs.run_directory import check_held, check_manifest, read_manifest, record_result, versions
 from guided_diffusion.sampling import tallies
@@ -128,12 +120,12 @@ class SampleRun:
             batch, or those among the first of the run); they end in `extras_path`.
         :raises InputError: the directory holds another run's samples; a sample is not finite (but see `watch`).
         """
-        rank, world_size = process_group.get_rank(), process_group.get_world_size()
+        rank, world_size = collectives.get_rank(), collectives.get_world_size()
         output = self.directory / f"samples_{self.num_samples}x{self._size}.npz"
-        if process_group.from_rank_0(lambda: self._is_complete(output)):
+        if collectives.from_rank_0(lambda: self._is_complete(output)):
             return output
         # One rank looks, so that all deal out the same list.
-        missing = process_group.from_rank_0(lambda: self._finish_or_miss(output))
+        missing = collectives.from_rank_0(lambda: self._finish_or_miss(output))
         made = self.num_samples - sum(map(len, missing))
         if made:
             logger.log(f"resuming: {made} of {self.num_samples} images are there")
@@ -146,8 +138,8 @@ class SampleRun:
                         write(indices.start, self._make_part(indices, draw, extras, progress.alive))
                         # Rank 0 shows the whole run: the others advance at about its pace.
                         progress.update(min(len(indices) * world_size, self.num_samples - progress.n))
-                process_group.barrier()
-                missing = process_group.from_rank_0(lambda: self._finish_or_miss(output))
+                collectives.barrier()
+                missing = collectives.from_rank_0(lambda: self._finish_or_miss(output))
                 if missing:
                     passes += 1
                     self._check_patience(missing, passes)
@@ -166,7 +158,7 @@ class SampleRun:
         named = {name: self.flags.get(name) for name in INPUT_FLAGS}
         sha256 = {name: hash_file(path) for name, path in named.items() if path and Path(path).is_file()}
         changeable = (*CHANGEABLE_FLAGS, *self._changeable_extras_flags())
-        flags = self.flags | stream(process_group.dev())
+        flags = self.flags | stream(collectives.dev())
         check_manifest(self.directory, flags, changeable, sha256, versions(), self.updated, self.defaults)
         remove_leftovers(PartStore(self.directory).directory, owned=True)
         if self.extras_path is not None:
@@ -262,7 +254,7 @@ class SampleRun:
             return []
 
     def _make_part(self, indices: range, draw, extras, alive: Callable[[], None]) -> dict[str, np.ndarray]:
-        noise = PerSampleNoise(self.seed, indices, process_group.dev())
+        noise = PerSampleNoise(self.seed, indices, collectives.dev())
         labels = None if self.labels is None else self.labels.labels(indices, noise)
         self.watch.begin()
         images = draw(Batch(indices, labels, noise, (lambda *_: alive(), self.watch.step)))
@@ -319,7 +311,7 @@ class SampleRun:
         path = self.directory / f"{NONFINITE}.json"
         found = []
         try:
-            with reading(path), open_regular(path) as file:  # of an earlier result
+            with reading_errors(path), open_regular(path) as file:  # of an earlier result
                 found = parse_json(file.read(), path, kind=list)
         except FileNotFoundError:
             pass

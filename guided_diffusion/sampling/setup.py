@@ -25,7 +25,7 @@ from guided_diffusion.config.configs import (
 )
 from guided_diffusion.config.create import build_classifier
 from guided_diffusion.config.flags import Given, architecture_from
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import collectives, process_group, shutdown
 from guided_diffusion.errors import InputError, counted
 from guided_diffusion.io import checkpoint, checkpoint_flags
 from guided_diffusion.models.inference import Frozen
@@ -50,11 +50,11 @@ def begin(run: RunConfig) -> Path:
     keep_freed_memory()
     process_group.setup_dist()
     directory = logger.make_directory(run.log_dir or None)
-    process_group.from_rank_0(lambda: run_directory.claim(directory, process_group.fail))
+    collectives.from_rank_0(lambda: run_directory.claim(directory, shutdown.fail))
     logger.configure(dir=directory)
     failure_log.keep_warnings()
     # Different ranks see different data and noise; NumPy accepts 32 bits.
-    seed = (run.seed * 10007 + process_group.get_rank()) % 2**32
+    seed = (run.seed * 10007 + collectives.get_rank()) % 2**32
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -86,8 +86,8 @@ def wants_compiling(sampling: SamplingConfig, steps: int) -> bool:
     """Whether to compile: as --compile says, else on CUDA where a rank makes enough steps to pay for it."""
     if sampling.compile is not None:
         return sampling.compile
-    batches = sampling.num_samples / (sampling.batch_size * process_group.get_world_size())
-    return process_group.dev().type == "cuda" and batches * steps >= _LONG_RUN
+    batches = sampling.num_samples / (sampling.batch_size * collectives.get_world_size())
+    return collectives.dev().type == "cuda" and batches * steps >= _LONG_RUN
 
 
 def model_configs(given: Given, path: str, config_class: type[Config]) -> tuple[Config, DiffusionConfig]:
@@ -123,7 +123,7 @@ def load_classifier(config: ClassifierConfig, path: str, run: RunConfig, compile
 
 
 def _load(build: Callable[[], nn.Module], path: str, dtype: torch.dtype | None, compile: bool) -> Frozen:
-    return Frozen(load_network(build, path, process_group.dev()), dtype, compile)
+    return Frozen(load_network(build, path, collectives.dev()), dtype, compile)
 
 
 def choose_files(given: Given, *flags: str) -> Given:
@@ -131,7 +131,7 @@ def choose_files(given: Given, *flags: str) -> Given:
 
     A run that is resumed keeps the file that it began with. InputError for a folder without weights. A collective.
     """
-    chosen = process_group.from_rank_0(lambda: _choose_files(given, flags))
+    chosen = collectives.from_rank_0(lambda: _choose_files(given, flags))
     return dataclasses.replace(given, values=given.values | chosen)
 
 
@@ -183,5 +183,5 @@ def warn_of_unused_labels(given: Given, class_cond: bool) -> None:
 
 def save_config(values: dict[str, Any]) -> None:
     """Write the flags that make a checkpoint beside where it will be, from rank 0."""
-    if process_group.get_rank() == 0:
+    if collectives.get_rank() == 0:
         checkpoint.write_config(logger.get_dir(), values)

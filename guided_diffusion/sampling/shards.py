@@ -14,7 +14,8 @@ from typing import BinaryIO
 import numpy as np
 
 from guided_diffusion.errors import DamagedError, InputError
-from guided_diffusion.io.files import decoding, exists, list_names, open_regular, reading, set_aside, write_atomically
+from guided_diffusion.io.atomic import set_aside, write_atomically
+from guided_diffusion.io.reading import decoding, exists, list_names, open_regular, reading_errors
 from guided_diffusion.runs import logger
 
 BLOCK = 1 << 20  # bytes copied at a time
@@ -196,7 +197,7 @@ def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     """An npz file. DamagedError, also for what the block raises; InputError where it cannot be read."""
     damaged = partial(DamagedError, path=path)
     try:
-        with reading(path):
+        with reading_errors(path):
             file = open_regular(path)
     except FileNotFoundError:
         raise damaged(f"{path}: not there any more") from None

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from guided_diffusion.errors import DamagedError
-from guided_diffusion.io.files import read_json, write_json
+from guided_diffusion.io.atomic import write_json
+from guided_diffusion.io.reading import read_json
 from guided_diffusion.sampling.shards import Piece, read_array
 
 TALLY = "tally"  # array of a part: JSON, as bytes

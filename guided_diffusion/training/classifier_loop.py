@@ -13,7 +13,7 @@ from torch.optim import AdamW
 from guided_diffusion.config.configs import ClassifierTrainConfig
 from guided_diffusion.data.seeding import Purpose
 from guided_diffusion.diffusion.nonfinite import check_loss
-from guided_diffusion.distributed import process_group, stop_signals
+from guided_diffusion.distributed import collectives, stop_signals
 from guided_diffusion.distributed.progress import Progress
 from guided_diffusion.distributed.stop_signals import StopSignals
 from guided_diffusion.models.attention import fuse_attention
@@ -72,11 +72,11 @@ class ClassifierTrainLoop:
         model = to_fast_layout(fuse_attention(model))  # checkpoints do not depend on it
         self.model, self.diffusion, self.config, self.loss_terms = model, diffusion, config, loss_terms
         self.data, self.val_data = data, val_data
-        self.device = process_group.dev()
+        self.device = collectives.dev()
         self.schedule_sampler = create_named_schedule_sampler(config.schedule_sampler, diffusion)
         self.run = run or TrainingRun.from_checkpoint(config.resume_checkpoint)
         self.run.load_weights(model)
-        process_group.sync_params(model.parameters())
+        collectives.sync_params(model.parameters())
         self.stepper = OptimizerStepper(model, dtype, self.device, initial_lg_loss_scale=16.0)
         self.opt = AdamW(self.stepper.master_params, lr=config.lr, weight_decay=config.weight_decay)
         if self.run.model_path:
@@ -87,7 +87,7 @@ class ClassifierTrainLoop:
     def run_loop(self) -> None:
         """Train until `iterations`, logging, validating and saving on the way."""
         config, run = self.config, self.run
-        global_batch = config.batch_size * process_group.get_world_size()
+        global_batch = config.batch_size * collectives.get_world_size()
         progress = Progress(config.iterations, "steps", run.first_step, directory=logger.get_dir())
         with progress, StopSignals() as signals:
             for step in range(run.first_step, config.iterations):

@@ -15,12 +15,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from guided_diffusion.diffusion.nonfinite import check_loss
-from guided_diffusion.distributed import process_group, stop_signals
+from guided_diffusion.distributed import collectives, stop_signals
 from guided_diffusion.distributed.progress import Progress
 from guided_diffusion.distributed.stop_signals import StopSignals
 from guided_diffusion.errors import InputError
 from guided_diffusion.io import checkpoint
-from guided_diffusion.io.files import beside, blobfile, decoding, exists, is_remote
+from guided_diffusion.io.reading import decoding, exists
+from guided_diffusion.io.remote import beside, blobfile, is_remote
 from guided_diffusion.models.compiling import TOLERANCE, TOLERANCE_AUTOCAST, CompiledForTraining
 from guided_diffusion.models.fp16 import INITIAL_LOG_LOSS_SCALE, flat_optimizer_state, unflatten_optimizer_state
 from guided_diffusion.models.layers import update_ema
@@ -95,7 +96,7 @@ class TrainLoop:
         self.log_interval, self.save_interval = log_interval, save_interval
         self.schedule_sampler = schedule_sampler or UniformSampler(diffusion)
         self.last_step = min((n for n in (lr_anneal_steps, iterations) if n), default=None)
-        self.global_batch = batch_size * process_group.get_world_size()
+        self.global_batch = batch_size * collectives.get_world_size()
         self.use_fp16, self.fp16_scale_growth = use_fp16, fp16_scale_growth
         self.sync_cuda = torch.cuda.is_available()
         self.run = run or TrainingRun.from_checkpoint(find_resume_checkpoint() or resume_checkpoint)
@@ -106,7 +107,9 @@ class TrainLoop:
         dtype = amp_dtype(use_fp16, amp_name)
         if use_fp16:
             model.dtype = torch.float32  # autocast casts; weights and activations between blocks are float32
-        self.mp_trainer = OptimizerStepper(model, dtype, process_group.dev(), fp16_scale_growth)
+        self.mp_trainer = OptimizerStepper(
+            model, dtype, collectives.dev(), fp16_scale_growth, INITIAL_LOG_LOSS_SCALE
+        )
         self.opt = AdamW(self.mp_trainer.master_params, lr=lr, weight_decay=weight_decay)
         if self.run.loads_optimizer:
             self._load_optimizer_state()
@@ -119,7 +122,7 @@ class TrainLoop:
 
     def _load_and_sync_parameters(self) -> None:
         self.run.load_weights(self.model)
-        process_group.sync_params(self.model.parameters())
+        collectives.sync_params(self.model.parameters())
 
     def _load_ema_parameters(self, rate: float) -> list[Tensor]:
         run = self.run
@@ -130,8 +133,8 @@ class TrainLoop:
             return copy.deepcopy(self.mp_trainer.master_params)
         logger.log(f"loading average from {path}")
         params = self.mp_trainer.state_dict_to_master_params(checkpoint.read_weights(self.model, path))
-        average = [nn.Parameter(p.detach().to(process_group.dev())) for p in params]
-        process_group.sync_params(average)
+        average = [nn.Parameter(p.detach().to(collectives.dev())) for p in params]
+        collectives.sync_params(average)
         return average
 
     def _load_optimizer_state(self) -> None:
@@ -174,7 +177,7 @@ class TrainLoop:
     def forward_backward(self, batch: Tensor, cond: dict[str, Tensor]) -> None:
         """Accumulate the gradients of a batch, microbatch by microbatch."""
         self.mp_trainer.zero_grad()
-        device = process_group.dev()
+        device = collectives.dev()
         starts = range(0, batch.shape[0], self.microbatch)
         for start in starts:
             part = slice(start, start + self.microbatch)
@@ -235,7 +238,7 @@ def load_optimizer(opt: torch.optim.Optimizer, model_path: str, step: int, requi
             f"--init_from {model_path} begins a new run with the weights alone"
         )
     # On the CPU: the moments follow their parameters to the device, but AdamW reads its counts of steps at every step.
-    state = process_group.load_state_dict(path, map_location="cpu")
+    state = checkpoint.load_state_dict(path, map_location="cpu")
     with decoding(path, "does not fit this model's parameters"):
         opt.load_state_dict(copy.copy(unflatten_optimizer_state(opt, state)))
         for parameter, kept in opt.state.items():
@@ -249,7 +252,7 @@ def optimizer_state(opt: torch.optim.Optimizer, stepper: OptimizerStepper) -> di
 
     Only rank 0, which writes the file, goes to that length.
     """
-    flat = stepper.use_fp16 and len(opt.param_groups) == 1 and process_group.get_rank() == 0
+    flat = stepper.use_fp16 and len(opt.param_groups) == 1 and collectives.get_rank() == 0
     return flat_optimizer_state(opt) if flat else opt.state_dict()
 
 
@@ -263,9 +266,9 @@ def trainable(model: nn.Module, dtype: torch.dtype | None, compile: bool) -> nn.
 
 def distribute(network: nn.Module) -> nn.Module:
     """Wrap for gradient synchronisation when there are several processes, on CPU as on GPUs."""
-    if process_group.get_world_size() == 1 or not dist.is_initialized():
+    if collectives.get_world_size() == 1 or not dist.is_initialized():
         return network
-    device = process_group.dev()
+    device = collectives.dev()
     devices = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(network, device_ids=devices, bucket_cap_mb=128)
 

@@ -11,10 +11,11 @@ from typing import Any
 from torch import nn
 
 from guided_diffusion.data.seeding import Purpose, seed_globals
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import collectives
 from guided_diffusion.errors import InputError, counted
 from guided_diffusion.io import checkpoint
-from guided_diffusion.io.files import join, list_names
+from guided_diffusion.io.reading import list_names
+from guided_diffusion.io.remote import join
 from guided_diffusion.runs import logger
 from guided_diffusion.runs.checkpoint_folder import Checkpoint, CheckpointFolder
 from guided_diffusion.runs.run_directory import clashes, versions
@@ -76,7 +77,7 @@ class TrainingRun:
     def load_weights(self, model: nn.Module) -> None:
         """Load the weights to go on from, where there are any; on every rank."""
         if self.model_path:
-            logger.log(f"going on from {self.model_path} with step {self.first_step}")
+            logger.log(f"resuming from {self.model_path} with step {self.first_step}")
             checkpoint.load_weights(model, self.model_path)
         elif self.init_from:
             init_weights(model, self.init_from, self.flags.get("class_names"))
@@ -84,7 +85,7 @@ class TrainingRun:
     def seed_step(self, step: int, purpose: Purpose = Purpose.STEP) -> None:
         """Seed the global generators for a step of this rank."""
         if self.seed is not None:
-            seed_globals(self.seed, purpose, process_group.get_rank(), step)
+            seed_globals(self.seed, purpose, collectives.get_rank(), step)
 
     def save(self, directory: str, number: int, steps_done: int, objects: Mapping[str, Any], state: dict) -> str:
         """Write a checkpoint from rank 0, then drop old ones; all ranks wait. Returns the path of its weights.
@@ -93,17 +94,17 @@ class TrainingRun:
         :param objects: what goes into the files, by their names.
         :param state: JSON values that the loop needs for going on, given back as `state`.
         """
-        if process_group.get_rank() == 0 and self.folder is None:
+        if collectives.get_rank() == 0 and self.folder is None:
             for name, content in objects.items():
                 path = join(directory, name)
                 checkpoint.save(content, path)
                 logger.log(f"saved {path}")
-        elif process_group.get_rank() == 0:
+        elif collectives.get_rank() == 0:
             entry = {"steps_done": steps_done, "began": self.began, "seed": self.seed, "loop": state}
             entry |= {"flags": self.flags, "versions": versions()}
             self.folder.save(number, objects, entry)
             self.folder.prune(self.keep)
-        process_group.barrier()
+        collectives.barrier()
         return join(directory, f"model{number:06d}.pt")
 
 
@@ -141,7 +142,7 @@ def open_run(
         folder.prune(0)  # to the end of what an interrupted call began to delete
         return newest
 
-    found = process_group.from_rank_0(look)
+    found = collectives.from_rank_0(look)
     kept = {"seed": seed, "folder": folder, "flags": dict(flags), "keep": keep}
     given = TrainingRun.from_checkpoint(resume_checkpoint)
     if found is None or given.number > found.number:

@@ -28,7 +28,7 @@ from guided_diffusion.data.image_files import ImageFiles
 from guided_diffusion.data.image_labels import Labels, read_labels, with_warnings
 from guided_diffusion.data.order import ResumableBatches
 from guided_diffusion.data.seeding import Purpose
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import collectives
 from guided_diffusion.distributed.progress import note_complete
 from guided_diffusion.errors import InputError
 from guided_diffusion.runs import best_checkpoint, logger
@@ -92,7 +92,7 @@ def train_diffusion_model(
     del settings["keep"], settings["init_from"]
     with batches(dataset, train.batch_size, run, data_config.data_workers) as data:
         loop = TrainLoop(
-            model=build(dataclasses.replace(config, use_fp16=False), diffusion_config).to(process_group.dev()),
+            model=build(dataclasses.replace(config, use_fp16=False), diffusion_config).to(collectives.dev()),
             diffusion=diffusion,
             data=adapt(data),
             use_fp16=config.use_fp16,
@@ -121,7 +121,7 @@ def say_complete(run: TrainingRun, limit: str, steps: int) -> None:
 
 def say_what_to_use(purpose: str) -> None:
     """Log which of the run's files to use, as the last line of a training."""
-    if process_group.get_rank() == 0:
+    if collectives.get_rank() == 0:
         logger.log(f"to {purpose}: {best_weights(logger.get_dir())}")
 
 
@@ -164,7 +164,7 @@ def starting_point(train: TrainConfig | ClassifierTrainConfig) -> str:
             return ""
         return setup.file_of("resume_checkpoint", path, newest_weights)
 
-    return process_group.from_rank_0(newest)
+    return collectives.from_rank_0(newest)
 
 
 def class_flags(classes: Classes | None) -> dict[str, Any]:
@@ -200,12 +200,12 @@ def find_run(
     :param flags: all of them; changeable: the names of those that may differ from before.
     :param resume: the `starting_point`.
     """
-    processes = process_group.get_world_size()
+    processes = collectives.get_world_size()
     facts = {"processes": processes, "global_batch": processes * train.batch_size}
     facts["images"] = fingerprint(dataset, flags["data_dir"])
     init_from = train.init_from
     if os.path.isdir(init_from):
-        init_from = process_group.from_rank_0(lambda: setup.file_of("init_from", init_from, best_weights))
+        init_from = collectives.from_rank_0(lambda: setup.file_of("init_from", init_from, best_weights))
     defaults = given.defaults | {"labels": flags["labels"]}  # a digest; the first runs noted none
     return open_run(
         logger.get_dir(), flags | facts, changeable, flags["seed"], train.keep, resume, init_from, defaults
@@ -214,13 +214,13 @@ def find_run(
 
 def batches(dataset: ImageDataset, batch_size: int, run: TrainingRun, workers: int) -> ResumableBatches:
     """This rank's batches from the run's next step on, read by so many processes; to be used in a with-block."""
-    rank, world_size = process_group.get_rank(), process_group.get_world_size()
+    rank, world_size = collectives.get_rank(), collectives.get_world_size()
     return ResumableBatches(dataset, batch_size, run.seed, run.first_step, rank, world_size, workers=workers)
 
 
 def validation_batches(dataset: ImageDataset, batch_size: int, run: TrainingRun, interval: int) -> ResumableBatches:
     """This rank's validation batches, of which every interval-th step uses one."""
     made = -(-(run.first_step - run.began) // interval)
-    rank, world_size = process_group.get_rank(), process_group.get_world_size()
+    rank, world_size = collectives.get_rank(), collectives.get_world_size()
     purposes = (Purpose.VALIDATION_ORDER, Purpose.VALIDATION_AUGMENTATION)
     return ResumableBatches(dataset, batch_size, run.seed, made, rank, world_size, *purposes)

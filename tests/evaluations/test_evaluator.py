@@ -94,9 +94,9 @@ def test_what_can_be_told_is_told_on_a_full_disk(place, full):
     os.mkdir("results")
     if full == "json":  # becomes too small during the evaluation
         code = (
-            "import runpy, sys, guided_diffusion.io.files as files\n"
+            "import runpy, sys, guided_diffusion.io.atomic as atomic\n"
             "def full(_): raise OSError(28, 'No space left on device')\n"
-            "files.os.fsync = full\n"
+            "atomic.os.fsync = full\n"
             f"sys.argv[:] = [{str(PROGRAM)!r}, *sys.argv[1:]]\n"
             f"runpy.run_path({str(PROGRAM)!r}, run_name='__main__')"
         )

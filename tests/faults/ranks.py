@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 
-from guided_diffusion.runs.watchdog import PATIENCE_VARIABLE
+from guided_diffusion.distributed.watchdog import PATIENCE_VARIABLE
 from tests.faults.jobs import Job
 from tests.support.fork_server import become
 from tests.support.helpers import clean_environment, two_ranks

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from guided_diffusion.io.files import hash_file
+from guided_diffusion.io.reading import hash_file
 from tests.faults.jobs import _arrays, _tensors
 from tests.faults.points import KILL, WRITE, Plan, Point
 from tests.support.helpers import (
@@ -122,7 +122,7 @@ class Training(Job):
         return {name: value for path in files for name, value in _tensors(path).items()}
 
     def found(self, stdout: str) -> int:
-        match = re.search(r"(?:going on from|already complete:) \S*model(\d+)\.pt", stdout)
+        match = re.search(r"(?:resuming from|already complete:) \S*model(\d+)\.pt", stdout)
         return int(match[1]) + 1 if match else 0
 
 

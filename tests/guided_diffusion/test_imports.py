@@ -91,6 +91,15 @@ def test_there_is_no_circle():
         pytest.fail(" -> ".join(error.args[1]))
 
 
+def test_the_logger_imports_no_more_of_io_than_it_needs():
+    found, new = set(), {"guided_diffusion.runs.logger"}
+    while new:
+        found |= new
+        new = {imported for module in new for imported in imports(module) if imported in modules()} - found
+    io = {module.rpartition(".")[2] for module in found if module.startswith("guided_diffusion.io.")}
+    assert io == {"atomic", "reading", "remote"}
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_says_what_it_holds(room):
     assert ast.get_docstring(ast.parse((ROOT / "guided_diffusion" / room / "__init__.py").read_text()))

@@ -14,7 +14,7 @@ import torch
 from guided_diffusion import logger
 from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.errors import InputError
-from guided_diffusion.io import files
+from guided_diffusion.io import atomic
 from guided_diffusion.runs import status
 from guided_diffusion.sampling import run, shards
 from guided_diffusion.sampling.noise import LabelPlan
@@ -193,7 +193,7 @@ def test_ended_anywhere_between_the_last_part_and_the_end(tmp_path, monkeypatch,
     folder, real = tmp_path / "run", os.replace
     first, again = (Maker(folder, extras_path=folder / "trace.npz", **options) for _ in range(2))
     with monkeypatch.context() as patched:
-        patched.setattr(files.os, "replace", replace)
+        patched.setattr(atomic.os, "replace", replace)
         try:
             first.generate()
         except Killed:

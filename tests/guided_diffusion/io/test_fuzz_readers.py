@@ -220,7 +220,7 @@ def test_checkpoints(kind, folder):
     @fuzzed
     @given(either(whole) if kind == "zip" else damaged(whole))
     def check(data):
-        survives(folder / name, data, load, checkpoint.read_object)
+        survives(folder / name, data, load, checkpoint.load_state_dict)
 
     check()
 

@@ -290,7 +290,7 @@ class TestFolders:
     def test_a_folder_to_resume(self, train, tmp_path):
         train("image_train", "first")
         printed = train("image_train", "second", resume_checkpoint=tmp_path / "first", iterations=4).stdout
-        assert "taking model000002.pt" in printed and "going on from" in printed
+        assert "taking model000002.pt" in printed and "resuming from" in printed
         assert (tmp_path / "second" / "model000004.pt").is_file()
         shutil.rmtree(tmp_path / "first")
         (tmp_path / "first").mkdir()

@@ -90,7 +90,7 @@ def test_an_interrupted_run_equals_an_undisturbed_one(train, tmp_path, script, l
     (line,) = [line for line in stopped.stdout.splitlines() if line.startswith("stopped by SIGTERM")]
     saved = Path(line.split("saved ")[1].split(";")[0])
     assert saved.is_file() and saved.parent == folder
-    assert "going on from" in train(script, "cut", launcher=launcher).stdout
+    assert "resuming from" in train(script, "cut", launcher=launcher).stdout
     assert_same_files(folder, tmp_path / "whole")
     steps = [int(float(row["step"])) for row in read_csv(folder / "progress.csv")]
     assert steps[-1] == 5 and set(steps) == set(range(6)) and len(steps) < 12, "nothing was trained anew"
@@ -114,7 +114,7 @@ def test_signals_that_save(train, tmp_path):
     }  # fmt: skip
     stopped = train("image_train", "run", ("step:1", "SIGINT", "0"), iterations=6, save_interval=100)
     assert stopped.statuses == [130] and "stopped by SIGINT" in stopped.stdout and not stopped.stderr.count("Traceback")
-    assert f"the same command with --log_dir {folder} goes on from there" in stopped.stdout
+    assert f"the same command with --log_dir {folder} resumes from there" in stopped.stdout
     last = train("image_train", "run", ("step:2", "SIGTERM", "0"), iterations=6, save_interval=100, fails=False)
     assert "stopped" not in last.stdout and (folder / "model000006.pt").is_file()
     train("image_train", "whole", iterations=6, save_interval=100)
@@ -160,14 +160,14 @@ def test_a_damaged_checkpoint_is_passed_over(again, tmp_path, finished, damage):
     DAMAGES[damage](tmp_path / "run")
     printed = again().stdout
     (warning,) = [line for line in printed.splitlines() if "opt000005.pt: " in line]
-    assert "going on from checkpoint 000004" in warning
+    assert "resuming from checkpoint 000004" in warning
     assert_same_files(tmp_path / "run", finished / "run")
 
 
 def test_without_an_intact_checkpoint_a_run_begins_again(again, tmp_path, finished):
     for path in (tmp_path / "run").glob("model*.pt"):
         path.write_bytes(path.read_bytes()[:-1])
-    assert again().stdout.count("going on from the run's beginning") == 3
+    assert again().stdout.count("resuming from the run's beginning") == 3
     assert_same_files(tmp_path / "run", finished / "run")
 
 

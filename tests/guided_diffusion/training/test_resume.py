@@ -171,7 +171,7 @@ def test_a_stop_without_a_log_dir_says_which_it_was(run, tmp_path, checkpoints, 
     ended = run(program, arguments, fails=True)
     (folder,) = (tmp_path / "runs").iterdir()
     assert ended.statuses == [status] and "Traceback" not in ended.stderr
-    told = f"{says}; finished batches are kept; the same command with --log_dir {folder} goes on from there"
+    told = f"{says}; finished batches are kept; the same command with --log_dir {folder} resumes from there"
     assert told in ended.stdout
     assert json.loads((folder / "status.json").read_text())["state"] == "stopped"
     again = run("image_sample", flags | {"log_dir": folder})

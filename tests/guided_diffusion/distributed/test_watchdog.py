@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from guided_diffusion.distributed.watchdog import PATIENCE_VARIABLE, Heartbeat
 from guided_diffusion.errors import InputError
-from guided_diffusion.runs import watchdog
-from guided_diffusion.runs.watchdog import PATIENCE_VARIABLE, Heartbeat
 from tests.support.helpers import clean_environment, descendants, kill_tree, launch_prefix, two_ranks
 
 # Rank 1 says its process id and is then dealt with; the others wait for it in a collective.
@@ -172,17 +171,7 @@ def test_a_failing_rank_gives_its_reason(ranks, capfd):
 
 
 @pytest.mark.slow
-def test_another_process_under_the_number_of_a_rank_is_not_that_rank(ranks, monkeypatch, capfd):
-    """Its number is in use again, so it is gone; whoever has the number now is left alone."""
-    monkeypatch.setattr(watchdog.processes, "start_time", lambda pid: "later")
-    wait_for(lambda: ranks.ended)
-    assert "is gone: it was killed or crashed" in capfd.readouterr().err
-
-
-@pytest.mark.slow
 def test_a_rank_that_is_done_may_go(ranks):
-    for heart in ranks.hearts:
-        heart.expect_leavers()
     ranks.stop()
     time.sleep(3)
     assert ranks.ended == []
