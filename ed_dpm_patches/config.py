@@ -7,7 +7,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from guided_diffusion.config.flags import Given, flag
+from guided_diffusion.config.flags import ParsedFlags, flag
 from guided_diffusion.errors import InputError
 
 from .rules import RULES, ConstantRule, GuidanceRule
@@ -88,7 +88,7 @@ class EctConfig:
     )
 
 
-def guidance_rule(given: Given, guide: GuidanceConfig, num_timesteps: int) -> GuidanceRule:
+def guidance_rule(given: ParsedFlags, guide: GuidanceConfig, num_timesteps: int) -> GuidanceRule:
     """Return the rule that the flags ask for; InputError when --eds and --guidance contradict each other."""
     named = given.values.get("guidance")
     if guide.eds and named not in (None, "entropy"):
@@ -111,7 +111,7 @@ def with_rule_named(flags: dict[str, Any]) -> dict[str, Any]:
     return flags | {"eds": True, "guidance": "entropy"} if entropy else flags
 
 
-def ect_weight(given: Given) -> float:
+def ect_weight(given: ParsedFlags) -> float:
     """Return the constraint's weight, 0 when it is off. The release's flag alone turns it on, as there."""
     config = given.make(EctConfig)
     asked = config.ect or ("ect" not in given.values and "ect_weight" in given.values)

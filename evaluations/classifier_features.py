@@ -16,7 +16,7 @@ from torch import Tensor
 from evaluations.engine import Activations, Spread, run_batches
 from guided_diffusion.config.configs import ClassifierConfig
 from guided_diffusion.config.create import build_classifier
-from guided_diffusion.config.flags import Given, architecture_from
+from guided_diffusion.config.flags import ParsedFlags, architecture_from
 from guided_diffusion.errors import InputError
 from guided_diffusion.io.checkpoint import read_network_config
 from guided_diffusion.io.checkpoint_flags import CLASSIFIER
@@ -129,4 +129,5 @@ def _read_architecture(checkpoint: str | os.PathLike) -> tuple[ClassifierConfig,
             "images (scripts/classifier_train.py --noised False) that did not guide the samples",
             config_path,
         )
-    return architecture_from(Given({}), ClassifierConfig, config, os.fspath(checkpoint)), config.get("class_names")
+    network_config = architecture_from(ParsedFlags({}), ClassifierConfig, config, os.fspath(checkpoint))
+    return network_config, config.get("class_names")

@@ -38,7 +38,7 @@ from evaluations.upstream_api import (
     open_npz_array,
 )
 from guided_diffusion.config.configs import ReadingConfig
-from guided_diffusion.config.flags import Given, Parser
+from guided_diffusion.config.flags import ParsedFlags, Parser
 from guided_diffusion.config.release_flags import as_positions
 from guided_diffusion.distributed import collectives, meeting, process_group, shutdown
 from guided_diffusion.distributed.stop_signals import terminating
@@ -110,7 +110,7 @@ def _evaluate(args: argparse.Namespace, sets: list[ImageSet], engine: FeatureEng
 
 def reading_of(args: argparse.Namespace) -> Reading:
     """How the flags of ``ReadingConfig`` say that image files become 8 bits."""
-    return Given(vars(args)).make(ReadingConfig).reading
+    return ParsedFlags(vars(args)).make(ReadingConfig).reading
 
 
 def _evaluate_on_ranks(args: argparse.Namespace, sets: list[ImageSet]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ed_dpm_patches import config as paper
 from ed_dpm_patches.rules import RULES, GuidanceRule
-from guided_diffusion.config.flags import Given, flag
+from guided_diffusion.config.flags import ParsedFlags, flag
 from guided_diffusion.errors import InputError
 
 from .entropy_scaled import EntropyScaled, check_cap
@@ -70,7 +70,7 @@ class MethodsConfig:
 
 
 def guidance_rule(
-    given: Given, guide: paper.GuidanceConfig, methods: MethodsConfig, num_timesteps: int, num_classes: int
+    parsed: ParsedFlags, guide: paper.GuidanceConfig, methods: MethodsConfig, num_timesteps: int, num_classes: int
 ) -> GuidanceRule:
     """Return the rule that the flags ask for, the paper's or another, with --eds times log K / H(p).
 
@@ -79,11 +79,11 @@ def guidance_rule(
     """
     arguments = inspect.signature(RULES[guide.guidance]).parameters
     for argument, option in FLAGS.items():
-        if option in given.values and argument not in arguments:
+        if option in parsed.values and argument not in arguments:
             rules = [name for name, make in RULES.items() if argument in inspect.signature(make).parameters]
             raise InputError(f"--{option}: found with --guidance {guide.guidance}, expected {' or '.join(rules)}")
     if not FLAGS.keys() & arguments.keys():
-        return paper.guidance_rule(given, guide, num_timesteps)
+        return paper.guidance_rule(parsed, guide, num_timesteps)
     values = {argument: getattr(methods, option) for argument, option in FLAGS.items()}
     values["classes"], values["weights"] = _known_classes(guide, methods, num_classes)
     rule = RULES[guide.guidance](**{name: values[name] for name in arguments if name in values})

@@ -3,8 +3,8 @@
     mpiexec -n 8 python scripts/super_res_train.py --data_dir images/ --large_size 256 --small_size 64 \\
         --learn_sigma --batch_size 8 --lr_anneal_steps 300000
 
-The low-resolution image is the large one averaged over areas. The same command with the same --log_dir goes on
-from the newest checkpoint there.
+The low-resolution image is the large one averaged over areas. The same command with the same --log_dir resumes from
+the newest checkpoint there.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from guided_diffusion.training.setup import train_diffusion_model
 
 
 def main() -> None:
-    given = Parser(__doc__, DataConfig, TrainConfig, SuperResConfig, DiffusionConfig, RunConfig).parse()
-    config = given.make(SuperResConfig)
+    parsed = Parser(__doc__, DataConfig, TrainConfig, SuperResConfig, DiffusionConfig, RunConfig).parse()
+    config = parsed.make(SuperResConfig)
     if config.small_size > config.large_size:
         raise InputError(f"--small_size: found {config.small_size}, expected at most --large_size {config.large_size}")
     adapt = partial(with_low_res, small_size=config.small_size)
-    train_diffusion_model(given, config, config.large_size, build_super_res_model, adapt)
+    train_diffusion_model(parsed, config, config.large_size, build_super_res_model, adapt)
 
 
 def with_low_res(data: Iterator, small_size: int) -> Iterator:

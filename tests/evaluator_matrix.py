@@ -28,8 +28,8 @@ UPSTREAM = """
 import sys, warnings
 warnings.simplefilter("ignore")
 import numpy as np
-from benchmarks.evaluators import load_upstream
-module, tf = load_upstream(sys.argv[1])
+from benchmarks.evaluation import load_upstream_evaluator
+module, tf = load_upstream_evaluator(sys.argv[1])
 x, y = np.random.RandomState(0).randn(2, 50, 4).astype(np.float32)
 found = {}
 def of(name, work):

@@ -1,4 +1,4 @@
-"""How many product files a datum passes: `python -m tests.ways` prints the table.
+"""How many product files a datum passes through; `python -m tests.ways` prints the table.
 
 A guided step of classifier_sample and a training step of classifier_train, with the smallest networks: every file of
 the product whose functions are called between the second and the third step.
@@ -13,7 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from benchmarks.gpu import made, program_checks
+from benchmarks.builders import write_images
+from benchmarks.gpu import program_checks
 from tests.support.helpers import ROOT
 
 FOLDERS = ("guided_diffusion", "ed_dpm_patches", "evaluations", "scripts")
@@ -46,7 +47,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         guided = program_checks.guided(folder)
-        images = made.make_images(folder / "files", 8, 4, 8)
+        images = write_images(folder / "files", 8, 4, 8)
         training = program_checks.JOBS["classifier_train"] | {"data_dir": images, "iterations": 4}
         ways = {
             "x_t in one guided step (DDIM, EDS)": files_of_a_step(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from experiments.digits.data import write_parts
 from guided_diffusion.config.configs import DiffusionConfig, ModelConfig
-from guided_diffusion.config.flags import Given
+from guided_diffusion.config.flags import ParsedFlags
 from guided_diffusion.io import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +55,8 @@ def ship(average: Path, model: Path) -> None:
     """Store averaged weights as float16, with the flags that say how to build the model and its process."""
     weights = {name: tensor.half() for name, tensor in checkpoint.read_state_dict(average).items()}
     checkpoint.save(weights, model)
-    checkpoint.write_config(model.parent, Given(checkpoint.read_config(average)).resolve(ModelConfig, DiffusionConfig))
+    flags = ParsedFlags(checkpoint.read_config(average))
+    checkpoint.write_config(model.parent, flags.resolve(ModelConfig, DiffusionConfig))
     print(f"{model.absolute()}: {model.stat().st_size / 1e6:.2f} MB")
 
 

@@ -1,4 +1,4 @@
-"""Writing finished work while the next is being made."""
+"""Writing of finished results while the next are computed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 
 
 class WriteBehind:
-    """`write` in a thread of its own, one call at a time, in order; a context manager, which waits for the last.
+    """Call `write` in a thread of its own, one call at a time, in order; a context manager that waits for the last.
 
-    Calls return at once, unless the one before is not done yet: so at most two results are in memory. What a call
-    raises comes out of the next one, or at the end. Where the with-block fails by itself, what it handed over before
-    is still written.
+    A call returns at once unless the one before is still running, so at most two results are in memory. An exception
+    is raised by the next call, or at the end. Results handed over before the with-block fails are still written.
     """
 
     def __init__(self, write: Callable[..., None]):
@@ -35,4 +34,3 @@ class WriteBehind:
     def _wait(self) -> None:
         if self._writing is not None:
             self._writing.result()
-            self._writing = None

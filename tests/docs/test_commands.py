@@ -19,7 +19,7 @@ import torch
 
 from evaluations.convert import npz_to_folder
 from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig, SuperResConfig
-from guided_diffusion.config.flags import Given, Parser
+from guided_diffusion.config.flags import ParsedFlags, Parser
 from guided_diffusion.io import checkpoint
 from guided_diffusion.script_util import build_classifier, build_model, build_super_res_model
 from tests.support.documents import documented_commands
@@ -175,7 +175,7 @@ def test_the_readme_describes_the_published_model():
     """The flags as written, at full size (on the meta device): the parameter count of the published file."""
     (command,) = (c for where, c in PROGRAMS if where == "README.md" and "classifier_sample.py" in c)
     words = [w for flag, value in read_flags(shlex.split(command)).items() for w in (f"--{flag}", value)]
-    given = Given(vars(Parser("", ModelConfig, DiffusionConfig).parse_known_args(words)[0]))
+    given = ParsedFlags(vars(Parser("", ModelConfig, DiffusionConfig).parse_known_args(words)[0]))
     with torch.device("meta"):
         network = build_model(given.make(ModelConfig), given.make(DiffusionConfig))
     assert sum(p.numel() for p in network.parameters()) == 552_814_086

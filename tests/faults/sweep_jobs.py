@@ -38,7 +38,7 @@ Result = dict[str, bytes]
 
 @dataclass(frozen=True)
 class Job:
-    """A command, given again and again, and how to tell what it has left.
+    """A command that is repeated, and how to read its results.
 
     :param arguments: relative to the job's folder, which is the working directory.
     :param before: what was run in the folder earlier, arguments and how it was killed. The sweep leaves it alone.
@@ -56,21 +56,21 @@ class Job:
         raise NotImplementedError
 
     def result(self, run: Path) -> Result | None:
-        """Everything that the finished run is there for, as bytes; None while it is not finished."""
+        """All results of the finished run, as bytes; None while it is not finished."""
         raise NotImplementedError
 
     def found(self, stdout: str) -> int | None:
-        """How much of it a run said that it goes on from; None for a job that does not say so."""
+        """How much of it a run said that it resumes from; None for a job that does not say so."""
         return None
 
     def kept_files(self, run: Path) -> set[str]:
-        """Files that may never go away, once they are there."""
+        """Files that must never disappear once they exist."""
         return set()
 
 
 @dataclass(frozen=True)
 class Sampling(Job):
-    """:param samples: that the command asks for."""
+    """:param samples: number of samples that the command asks for."""
 
     samples: int = 6
 
@@ -128,7 +128,7 @@ class Training(Job):
 
 @dataclass(frozen=True)
 class Files(Job):
-    """Leaves files at its end.
+    """A job that writes its files at its end.
 
     :param patterns: that the result is in; cached: that may be left out by a run that could not write them.
     """

@@ -1,6 +1,6 @@
 """`python -m tests.parity [--markdown FILE] [--only TEXT]`: the parity table.
 
-Exits with 1 when a case exceeds its requirement or fails, with 2 when the peer cannot be had.
+Exits with 1 when a case exceeds its requirement or fails, with 2 when upstream is unavailable.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-from benchmarks.upstream import PeerUnavailable, load_peer
+from benchmarks.upstream import UpstreamUnavailable, load_upstream
 from tests.parity import (
     cases_api,
     cases_data,
@@ -58,14 +58,14 @@ def main() -> int:
     arguments = parse_arguments()
     warnings.simplefilter("ignore")
     try:
-        peer = load_peer()
-    except PeerUnavailable as reason:
-        print(f"peer unavailable: {reason}", file=sys.stderr)
+        peer = load_upstream()
+    except UpstreamUnavailable as reason:
+        print(f"upstream unavailable: {reason}", file=sys.stderr)
         return 2
     rows: list[tuple[str, ...]] = []
     failed = 0
     start = time.perf_counter()
-    print(f"peer: {peer.source}" + (" (fork, see benchmarks/upstream.py)" if peer.is_fork else ""))
+    print(f"upstream: {peer.source}" + (" (fork, see benchmarks/upstream.py)" if peer.is_fork else ""))
     for topic, cases in TOPICS.items():
         for case in cases:
             name = f"{topic}: {case.name}"

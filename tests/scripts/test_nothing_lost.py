@@ -125,8 +125,8 @@ def test_a_read_fault_ends_the_run_and_changes_nothing(tmp_path, monkeypatch, ex
 
 def test_a_folder_that_always_loses_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "_MOST_PASSES", 3)
-    monkeypatch.setattr(shards.PartStore, "write", lambda *_: None)
-    with pytest.raises(InputError, match="8 samples not there although written, 3 times"):
+    monkeypatch.setattr(shards.ShardStore, "write", lambda *_: None)
+    with pytest.raises(InputError, match="8 samples missing although written, 3 times"):
         Maker(tmp_path).generate()
     assert not list(tmp_path.glob("*.npz"))
 
@@ -224,8 +224,8 @@ def test_old_parts_that_cannot_be_read_do_not_fail_a_finished_run(tmp_path, monk
     folder = tmp_path / "run"
     real, done = shards.assemble, []
 
-    def assemble(pieces, names, path, commit):
-        real(pieces, names, path, commit)
+    def assemble(finished, names, path, commit):
+        real(finished, names, path, commit)
         done.append(path)
         monkeypatch.setattr(shards, "list_names", fail)
 

@@ -9,7 +9,7 @@ from tests.support.helpers import ROOT, SCRIPTS
 
 
 def documented_commands() -> list[tuple[str, str]]:
-    """(where, command) from fenced shell blocks of the Markdown files and from the scripts' docstrings."""
+    """(place, command) from the fenced shell blocks of the Markdown files and from the scripts' docstrings."""
     found = []
     # own-data.md is run by tests/scripts/test_own_data.py.
     docs = [path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "own-data.md"]

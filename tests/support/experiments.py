@@ -16,7 +16,7 @@ from tests.support.helpers import ROOT
 
 @cache
 def script_parser(name: str) -> Parser:
-    """The very parser that a script builds."""
+    """The parser that a script builds."""
 
     class Found(Exception):
         pass
@@ -35,7 +35,7 @@ def script_parser(name: str) -> Parser:
 
 
 def parse_command(command: list[str], processes: int) -> tuple[str, dict, dict]:
-    """A printed command through its script's parser: script, flags as given, flags with the defaults."""
+    """Parse a printed command by its script's parser: script, flags as given, flags with the defaults."""
     launcher = ["mpiexec", "-n", str(processes), "python"] if processes > 1 else ["python"]
     program, arguments = command[len(launcher)], command[len(launcher) + 1 :]
     assert command[: len(launcher)] == launcher and (ROOT / program).is_file()

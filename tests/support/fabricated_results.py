@@ -1,4 +1,4 @@
-"""A small book of recipes and a folder of results with known numbers, for the tests of what is read from them."""
+"""A small book of recipes and a folder of results with known numbers, for the tests that read them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""python training_program.py RESULT: train both kinds of network in however many processes there are.
+"""python training_program.py RESULT: train both kinds of network in any number of processes.
 
 First one step on this rank's share of four fixed images, with fixed timesteps and noise; rank 0 keeps its
 gradients in RESULT. Then three steps on data that differ from rank to rank; every rank prints whether its

@@ -28,7 +28,7 @@ from guided_diffusion.errors import InputError
 from guided_diffusion.image_datasets import ImageDataset
 from guided_diffusion.io import checkpoint
 from guided_diffusion.io.images import LIMIT_VARIABLE, pixel_limit
-from guided_diffusion.sampling.shards import PartStore
+from guided_diffusion.sampling.shards import ShardStore
 
 EXAMPLES = int(os.environ.get("ED_DPM_FUZZ", "0"))
 
@@ -174,7 +174,7 @@ def test_npz_files(kind, folder):
 
 def test_parts_of_a_run(tmp_path):
     """A damaged part counts as missing, whatever the damage."""
-    store = PartStore(tmp_path)
+    store = ShardStore(tmp_path)
     store.write(0, {"arr_0": PIXELS})
     (path,) = (tmp_path / "parts").iterdir()
     whole = path.read_bytes()
@@ -183,8 +183,8 @@ def test_parts_of_a_run(tmp_path):
     @given(either(whole))
     def check(data):
         path.write_bytes(data)
-        for piece in store.pieces():
-            assert piece.start == 0 and piece.indices.start == 0
+        for shard in store.shards():
+            assert shard.start == 0 and shard.indices.start == 0
 
     check()
 

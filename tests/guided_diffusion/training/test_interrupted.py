@@ -250,7 +250,7 @@ def test_more_steps_of_a_falling_rate(train, tmp_path):
 @pytest.mark.slow
 def test_another_number_of_processes_with_the_same_batch(train, tmp_path):
     train("image_train", "run", ("step:3", "SIGTERM", "all"), launcher="fork2", batch_size=2)
-    assert "going on with 1 process, 2 before" in train("image_train", "run", batch_size=4).stdout
+    assert "resuming with 1 process, 2 before" in train("image_train", "run", batch_size=4).stdout
     rows = read_csv(tmp_path / "run" / "progress.csv")
     assert [float(row["samples"]) for row in rows] == [4.0 * n for n in range(1, 7)]
     assert all(np.isfinite(float(row["loss"])) for row in rows)
