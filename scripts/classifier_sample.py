@@ -103,7 +103,8 @@ def main() -> None:
         )
 
     plan = SampleRun.from_flags(
-        with_rule_named(parsed.resolve(sampling, guide, methods, LabelConfig, run, *configs)) | {"classes": labels.flag},
+        with_rule_named(parsed.resolve(sampling, guide, methods, LabelConfig, run, *configs))
+        | {"classes": labels.flag},
         shape=shape,
         directory=directory,
         defaults=parsed.defaults,
