@@ -88,3 +88,21 @@ def test_the_rule_that_a_run_names():
     assert with_rule_named({"eds": True, "guidance": "elucd"}) == {"eds": True, "guidance": "elucd"}
     for flags in ({"eds": True}, {"guidance": "entropy"}, {"eds": True, "guidance": "constant"}):
         assert with_rule_named(flags) == {"eds": True, "guidance": "entropy"}
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(flags, tmp_path, monkeypatch):
+    """The memory of a stabilizer and of skipped steps ends with each batch."""
+    asked = flags | {"stabilizer": "adam", "guidance_every": 2}
+    whole = images(sample(tmp_path / "whole", **asked))
+    wrapped, calls = Stabilized.__call__, []
+
+    def interrupted(self, x, t, **kwargs):
+        calls.append(t)
+        if len(calls) == 3:  # in the second batch, whose memory is lost
+            raise KeyboardInterrupt
+        return wrapped(self, x, t, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Stabilized, "__call__", interrupted)
+        sample(tmp_path / "resumed", **asked)
+    assert np.array_equal(images(sample(tmp_path / "resumed", **asked)), whole)
