@@ -29,7 +29,7 @@ import scipy
 
 from benchmarks.machine import cpu_name, result_path
 from evaluations import upstream_api
-from evaluations.inception import import_tensorflow
+from evaluations.features.inception_tensorflow import import_tensorflow
 from evaluations.metrics.frechet import frechet_figure
 from evaluations.metrics.statistics import fit_gaussian
 from guided_diffusion.io.atomic import write_json

@@ -13,16 +13,16 @@ import torch
 
 from benchmarks.builders import SMALLEST, random_images, write_network
 from benchmarks.gpu.checks import CPU, DEVICE, error
-from evaluations.classifier_features import ClassifierEngine
-from evaluations.graphdef import Node
-from evaluations.torch_fold import fold_batch_norms
-from evaluations.torch_graph import TorchGraph
+from evaluations.features.classifier import ClassifierExtractor
+from evaluations.features.graphdef import Node
+from evaluations.features.inception_torch import fold_batch_norms
+from evaluations.features.tf_graph import TorchGraph
 
 
 def classifier_features_are_the_cpus(pool: str) -> None:
     config = dataclasses.replace(SMALLEST.classifier, classifier_pool=pool)
     with tempfile.TemporaryDirectory() as folder:
-        engine = ClassifierEngine(write_network(Path(folder), config, noised=False))
+        engine = ClassifierExtractor(write_network(Path(folder), config, noised=False))
     torch.backends.cudnn.allow_tf32 = True  # the engine does without by itself
     images = random_images(0, 5, 8)
     try:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from scipy.cluster.vq import ClusterError, kmeans2
 
-from evaluations.classifier_features import ClassifierEngine
+from evaluations.features.classifier import ClassifierExtractor
 from guided_diffusion.distributed import shutdown
 from guided_diffusion.errors import InputError
 from guided_diffusion.io.atomic import write_atomically
@@ -70,7 +70,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.clusters < 2:
         raise InputError(f"--clusters: found {args.clusters}, expected 2 or more")
-    engine = ClassifierEngine(args.checkpoint, BATCH)
+    engine = ClassifierExtractor(args.checkpoint, BATCH)
     with np.load(args.images, allow_pickle=False) as file:
         images, labels = file["arr_0"], file["arr_1"]
     engine.check(str(args.images), images.shape)

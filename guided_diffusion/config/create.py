@@ -81,14 +81,14 @@ def _with_diffusion(name: str, config: type, flags: str) -> Callable[..., tuple[
     defaults = {field.name: field.default for field in ours} | {"num_classes": None}  # NUM_CLASSES, read at each call
     parameters += [inspect.Parameter(name, kind, default=default) for name, default in defaults.items()]
     signature = inspect.Signature(parameters)
+    accepted = signature.parameters.keys() & inspect.signature(globals()[name]).parameters
 
     def build(*args, **kwargs) -> tuple[nn.Module, SpacedDiffusion]:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         create = globals()[name]  # read at each call: users assign to script_util.create_model
-        names = bound.arguments.keys() & inspect.signature(create).parameters
         diffusion = from_values(DiffusionConfig, bound.arguments)
-        return create(**{flag: bound.arguments[flag] for flag in names}), build_diffusion(diffusion)
+        return create(**{flag: bound.arguments[flag] for flag in accepted}), build_diffusion(diffusion)
 
     build.__name__ = build.__qualname__ = f"{name}_and_diffusion"
     build.__doc__ = f"Build what `{name}` builds, and its process, from the flags of the same names."

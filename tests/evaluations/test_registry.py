@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from evaluations import convert, evaluator, image_sets, make_reference
-from evaluations.classifier_features import ClassifierEngine
+from evaluations.features.classifier import ClassifierExtractor
 from evaluations.metrics.metric import Sets
 from evaluations.metrics.registry import METRICS
 from experiments.figures import runs_table, sampler_curves
@@ -116,9 +116,9 @@ def test_a_folder_is_walked_once_and_a_header_opened_once_before_the_network_run
 
     counted(image_sets, "list_images"), counted(image_sets, "open_image"), counted(image_sets, "read_image")
     counted(os, "scandir")
-    compute = ClassifierEngine.compute_activations
+    compute = ClassifierExtractor.compute_activations
     monkeypatch.setattr(
-        ClassifierEngine, "compute_activations", lambda *args: before.append(dict(calls)) or compute(*args)
+        ClassifierExtractor, "compute_activations", lambda *args: before.append(dict(calls)) or compute(*args)
     )
     monkeypatch.setattr(sys, "argv", ["evaluator.py", "ref.npz", "folder", "--features", "run/model000010.pt"])
     evaluator.main()

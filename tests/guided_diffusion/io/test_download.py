@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from evaluations import inception
+from evaluations.features import inception, inception_tensorflow
 from guided_diffusion.errors import InputError
 from guided_diffusion.io import download
 
@@ -163,7 +163,7 @@ def test_no_network(tmp_path, monkeypatch):
         url = closed.url
     monkeypatch.setattr(inception, "INCEPTION_V3_URL", url)
     with pytest.raises(InputError) as caught:
-        inception.InceptionEngine()
+        inception_tensorflow.InceptionExtractor()
     line = str(caught.value)
     assert str(tmp_path / "classify_image_graph_def.pb") in line and "--inception PATH" in line
     assert "\n" not in line

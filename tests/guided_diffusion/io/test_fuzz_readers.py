@@ -21,8 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from evaluations import reference
 from evaluations.image_sets import open_image_set
-from evaluations.metrics import npz
 from experiments.figures.inputs import read_arrays
 from guided_diffusion.errors import InputError
 from guided_diffusion.image_datasets import ImageDataset
@@ -141,7 +141,7 @@ NPZ = {
 
 
 def read_all_images(path: Path) -> None:
-    with npz.open_images(path) as reader:
+    with reference.open_images(path) as reader:
         for batch in reader.read_batches(3):
             assert batch.dtype == np.uint8 and batch.ndim == 4
 
@@ -164,8 +164,8 @@ def test_npz_files(kind, folder):
             data,
             read_all_images,
             read_image_set,
-            lambda path: npz.read_labels(path, 4),
-            npz.read_stored_statistics,
+            lambda path: reference.read_labels(path, 4),
+            reference.read_stored_statistics,
             read_arrays,
         )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
@@ -12,18 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluations.graphdef import Node
-from evaluations.torch_ops import HOST_INPUTS, OPS, lay_out_filter
+from evaluations.features.graphdef import Node
+from evaluations.features.tf_ops import HOST_INPUTS, OPS, lay_out_filter
 from guided_diffusion.errors import InputError, first_line
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One operation: what it reads (a name, or a shape or axis as a value) and which results nobody reads later."""
-
-    node: Node
-    arguments: tuple[Any, ...]
-    unneeded: tuple[str, ...]
 
 
 class TorchGraph:
@@ -50,27 +40,32 @@ class TorchGraph:
         self._constants = {
             node.name: _copy_constant(self._constant(node), device) for node in order if node.op == "Const"
         }
-        self._steps = self._plan([node for node in order if node.op != "Const"])
+        readers = Counter([*self._fetches, *(name for node in order for name in self._inputs(node))])
+        self._steps: list[tuple[Node, list[Any], list[str]]] = []  # with arguments and results without a later reader
+        for node in (node for node in order if node.op != "Const"):
+            inputs = self._inputs(node)
+            readers.subtract(inputs)
+            unneeded = [name for name in dict.fromkeys([*inputs, node.name]) if not readers[name]]
+            self._steps.append((node, self._read_host_input(node, inputs), unneeded))
 
     @torch.inference_mode()
     def run(self, feeds: Mapping[str, Tensor]) -> list[Tensor]:
-        """The fetches, in their order and in TensorFlow's layout (images [B, H, W, C]), on the device.
+        """Return the fetches, in their order and in TensorFlow's layout (images [B, H, W, C]), on the device.
 
-        Results are freed as soon as nobody needs them. Raises ``InputError`` naming the node that failed.
+        Results are freed after their last use. Raises ``InputError`` naming the node that failed.
         """
         values = dict(self._constants)
         values |= {self._target(name): value for name, value in feeds.items()}
-        for step in self._steps:
-            arguments = [values[part] if isinstance(part, str) else part for part in step.arguments]
+        for node, inputs, unneeded in self._steps:
+            arguments = [values[part] if isinstance(part, str) else part for part in inputs]
             try:
-                values[step.node.name] = OPS[step.node.op](step.node, *arguments)
+                values[node.name] = OPS[node.op](node, *arguments)
             except torch.OutOfMemoryError:
-                raise  # that is not the graph's fault
+                raise  # not the graph's fault
             except Exception as error:  # a damaged graph makes torch fail in any way
-                reason = first_line(error)
-                raise self._error(f"node {step.node.name} ({step.node.op}): {reason}") from error
+                raise self._error(f"node {node.name} ({node.op}): {first_line(error)}") from error
             del arguments
-            for name in step.unneeded:
+            for name in unneeded:
                 del values[name]
         return [values[name] for name in self._fetches]
 
@@ -78,7 +73,7 @@ class TorchGraph:
         return InputError(f"{self.source}: {reason}")
 
     def _target(self, name: str) -> str:
-        """The node of a tensor name. None of our operations has a second output."""
+        """Return the name of a tensor's node; none of these operations has a second output."""
         node, _, output = name.partition(":")
         if output not in ("", "0"):
             raise self._error(f"found {name}, expected operations of one output")
@@ -87,11 +82,11 @@ class TorchGraph:
         return node
 
     def _inputs(self, node: Node) -> list[str]:
-        """Names of the nodes whose results ``node`` reads."""
+        """Return the names of the nodes whose results ``node`` reads."""
         return [self._target(name) for name in node.inputs if not name.startswith("^")]
 
     def _order(self, fed: set[str]) -> list[Node]:
-        """The nodes that the fetches need, each after those that it needs."""
+        """Return the nodes that the fetches need, each after those that it needs."""
         needs: dict[str, list[str]] = {}
         waiting = list(self._fetches)
         while waiting:
@@ -108,28 +103,19 @@ class TorchGraph:
         except CycleError as error:
             raise self._error(f"its node {error.args[1][0]} needs its own result") from error
 
-    def _plan(self, order: list[Node]) -> list[_Step]:
-        readers = Counter(name for node in order for name in self._inputs(node))
-        readers.update(self._fetches)
-        steps = []
-        for node in order:
-            arguments: list[Any] = self._inputs(node)
-            readers.subtract(arguments)
-            unneeded = tuple(name for name in dict.fromkeys([*arguments, node.name]) if not readers[name])
-            if node.op in HOST_INPUTS:
-                self._read_now(node, arguments)
-            steps.append(_Step(node, tuple(arguments), unneeded))
-        return steps
-
-    def _read_now(self, node: Node, arguments: list[Any]) -> None:
-        """Replace the name of a shape or an axis by its value: it is not to travel to the device and back."""
+    def _read_host_input(self, node: Node, inputs: list[str]) -> list[Any]:
+        """Replace the name of a shape or an axis by its value, so that it need not be copied from the device."""
+        if node.op not in HOST_INPUTS:
+            return inputs
+        if len(inputs) < 2:
+            raise self._error(f"node {node.name} ({node.op}): found {len(inputs)} inputs, expected more")
         position = HOST_INPUTS[node.op]
-        if len(arguments) < 2:
-            raise self._error(f"node {node.name} ({node.op}): found {len(arguments)} inputs, expected more")
-        value = self._constant(self._nodes[arguments[position]])
+        value = self._constant(self._nodes[inputs[position]])
         if value.dtype.kind != "i":
             raise self._error(f"node {node.name} ({node.op}): found a shape or an axis of type {value.dtype}")
+        arguments: list[Any] = list(inputs)
         arguments[position] = value.tolist()
+        return arguments
 
     def _constant(self, node: Node) -> np.ndarray:
         value = node.attributes.get("value")
@@ -140,4 +126,4 @@ class TorchGraph:
 
 def _copy_constant(array: np.ndarray, device: torch.device | str) -> Tensor:
     constant = torch.tensor(array).to(device)
-    return lay_out_filter(constant) if constant.ndim == 4 else constant  # what else has four dimensions?
+    return lay_out_filter(constant) if constant.ndim == 4 else constant

@@ -1,4 +1,4 @@
-"""A classifier of clean images as the feature network, for data that Inception knows nothing about."""
+"""Features from a classifier of clean images, for data unlike Inception's training set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evaluations.engine import Activations, Spread, run_batches
+from evaluations.features.base import Activations, BatchExtractor, run_batches
 from guided_diffusion.config.configs import ClassifierConfig
 from guided_diffusion.config.create import build_classifier
 from guided_diffusion.config.flags import ParsedFlags, architecture_from
@@ -27,7 +27,7 @@ SPATIAL_CHANNELS = 7
 log = logging.getLogger(__name__)
 
 
-class ClassifierEngine:
+class ClassifierExtractor(BatchExtractor):
     """Features from a ``guided_diffusion`` classifier trained with ``--noised False``, run at timestep 0.
 
     - pooled: for the pools ``adaptive`` and ``attention`` the mean over space of the last feature map after
@@ -43,13 +43,12 @@ class ClassifierEngine:
 
     uses_stored_statistics = False
     resize = "none"
-    spread: Spread = staticmethod(map)
 
     def __init__(self, checkpoint: str | os.PathLike, batch_size: int = 64):
+        super().__init__(batch_size)
         config, self.class_names = _read_architecture(checkpoint)
         self.config = asdict(config)
         self.name = f"classifier {os.fspath(checkpoint)}"
-        self.batch_size = batch_size
         self.weights_path = Path(checkpoint)
         self.image_size, self.channels = config.image_size, config.in_channels
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -57,7 +56,7 @@ class ClassifierEngine:
         self._model.eval().requires_grad_(False)
 
     def check(self, path: str, shape: tuple[int, ...]) -> None:
-        """``InputError`` unless the images have the size the classifier was built for."""
+        """Raise ``InputError`` unless the images have the size the classifier was built for."""
         if tuple(shape[1:3]) != (self.image_size, self.image_size):
             raise InputError(
                 f"{path}: found images of {shape[1]}x{shape[2]} pixels, expected {self.image_size}x"
@@ -75,38 +74,38 @@ class ClassifierEngine:
 
     @torch.inference_mode()
     def run_batch(self, images_BHWC: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Pooled features, spatial features and probabilities of one batch."""
+        """Return pooled features, spatial features and probabilities of one batch."""
         x_BCHW = torch.from_numpy(match_channels(np.asarray(images_BHWC), self.channels)).to(self.device)
         x_BCHW = x_BCHW.permute(0, 3, 1, 2).float() / 127.5 - 1
         return tuple(out.float().cpu().numpy() for out in self._run(x_BCHW))
 
     def _run(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pooled features [B, D], spatial features [B, S] and probabilities [B, K]."""
-        seen: dict[str, Tensor] = {}
+        """Return pooled features [B, D], spatial features [B, S] and probabilities [B, K]."""
+        found: dict[str, Tensor] = {}
         head = self._model.out
         hooks = [
-            self._model.middle_block.register_forward_hook(lambda _m, _i, out: seen.update(map=out)),
-            head.register_forward_pre_hook(lambda _m, inputs: seen.update(head=inputs[0])),
+            self._model.middle_block.register_forward_hook(lambda _m, _i, out: found.update(map=out)),
+            head.register_forward_pre_hook(lambda _m, inputs: found.update(head=inputs[0])),
         ]
         try:
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 logits = self._model(x_BCHW, torch.zeros(len(x_BCHW), dtype=torch.long, device=self.device))
-                entering = seen["head"]
+                entering = found["head"]
                 pooled = entering if entering.ndim == 2 else F.silu(head[0](entering)).mean(dim=(2, 3))
         finally:
             for hook in hooks:
                 hook.remove()
-        spatial = seen["map"][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+        spatial = found["map"][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
         return pooled, spatial, logits.float().softmax(dim=-1)
 
 
 def match_channels(images_BHWC: np.ndarray, channels: int) -> np.ndarray:
-    """Images with 1 or 3 ``channels``: grey is repeated; RGB becomes grey only if all channels are equal.
+    """Return images with 1 or 3 ``channels``: grey is repeated; RGB becomes grey only if all channels are equal.
 
     Raises ``InputError`` for coloured images where grey ones are expected.
     """
     if images_BHWC.shape[-1] == channels:
-        return images_BHWC.copy()  # torch wants memory it may write to; batches from files are read-only
+        return images_BHWC.copy()  # torch needs writable memory; batches from files are read-only
     if images_BHWC.shape[-1] == 1:
         return images_BHWC.repeat(channels, axis=-1)
     if (images_BHWC != images_BHWC[..., :1]).any():
@@ -115,7 +114,7 @@ def match_channels(images_BHWC: np.ndarray, channels: int) -> np.ndarray:
 
 
 def _read_architecture(checkpoint: str | os.PathLike) -> tuple[ClassifierConfig, list[str] | None]:
-    """The classifier's config out of ``config.json``, in full precision, and the names of its classes if it has some.
+    """Return the config in ``config.json``, in full precision, and the classes' names if it has some.
 
     Keys that are not its own are ignored.
     """

@@ -1,4 +1,4 @@
-"""Any network as the feature network: a Python function, named as ``package.module:function``."""
+"""Features from any network: a Python function, named as ``package.module:function``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluations.engine import Activations, Spread, run_batches
+from evaluations.features.base import Activations, BatchExtractor, run_batches
 from guided_diffusion.errors import InputError, first_line
 
 _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -23,12 +23,12 @@ def names_function(text: str) -> bool:
     return bool(_NAME.fullmatch(text)) and not os.path.exists(text)
 
 
-class FunctionEngine:
+class FunctionExtractor(BatchExtractor):
     """Features from ``package.module:function``, imported from the working directory or wherever Python looks.
 
     The function gets images as a torch tensor, uint8 [B, 3, H, W], 0..255, on the CPU; grey ones are repeated. It
-    returns features [B, D], or a pair of features and logits [B, K], as tensors or arrays of real numbers. Moving
-    them to a device, scaling and normalising is its own affair. Without logits there is no inception score and no
+    returns features [B, D], or a pair of features and logits [B, K], as tensors or arrays of real numbers. The function
+    moves them to a device, scales and normalises them itself. Without logits there is no inception score and no
     accuracy; there are no spatial features, so never an sFID.
 
     Raises ``InputError`` if it cannot be imported.
@@ -36,16 +36,12 @@ class FunctionEngine:
 
     uses_stored_statistics = False
     resize = "by the function, if at all"
-    spread: Spread = staticmethod(map)
 
     def __init__(self, name: str, batch_size: int = 64):
+        super().__init__(batch_size)
         self.name = f"function {name}"
-        self.batch_size = batch_size
         self._flag = f"--features {name}"
         self._function = self._import(name)
-
-    def check(self, path: str, shape: tuple[int, ...]) -> None:
-        """Any size will do as far as is known here."""
 
     def compute_activations(self, batches: Iterable[np.ndarray]) -> Activations:
         """Run uint8 images [B, H, W, 1 or 3] through the function."""
@@ -55,7 +51,7 @@ class FunctionEngine:
 
     @torch.inference_mode()
     def run_batch(self, images_BHWC: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Features and, if the function gives logits, probabilities of one batch."""
+        """Return features and, if the function gives logits, probabilities of one batch."""
         images = torch.from_numpy(np.array(images_BHWC)).permute(0, 3, 1, 2)
         images = images.expand(-1, 3, -1, -1).contiguous()
         try:
@@ -72,7 +68,7 @@ class FunctionEngine:
         return features, *(torch.from_numpy(rows).softmax(dim=-1).numpy() for rows in logits)
 
     def _rows(self, output: Any, count: int) -> np.ndarray:
-        """An output as float32 [B, D]."""
+        """Return an output as float32 [B, D]."""
         rows = output.detach().float().cpu().numpy() if isinstance(output, torch.Tensor) else output
         try:
             rows = np.ascontiguousarray(rows, dtype=np.float32)
@@ -85,7 +81,7 @@ class FunctionEngine:
     def _import(self, name: str) -> Any:
         module, _, attribute = name.partition(":")
         if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())  # last: a file there shall not hide a library
+            sys.path.append(os.getcwd())  # last, so that a file there does not hide a library
         try:
             found: Any = importlib.import_module(module)
             for part in attribute.split("."):

@@ -1,7 +1,7 @@
 """Frozen TensorFlow graphs (GraphDef) as plain nodes and arrays, read without TensorFlow.
 
-TensorBoard brings the messages that the format consists of. What is allocated beyond them is in proportion to the
-file's size plus ``FILL_ROOM``.
+The format's messages are in TensorBoard. What is allocated beyond them is in proportion to the file's size plus
+``FILL_ROOM``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Node:
     attributes: dict[str, Any]
 
     def attribute(self, key: str, kind: type, default: Any = None) -> Any:
-        """The attribute ``key``, ``default`` if it is not there; ``ValueError`` if it is no ``kind``."""
+        """Return the attribute ``key``, by default ``default``; ``ValueError`` if it is no ``kind``."""
         value = self.attributes.get(key, default)
         if not isinstance(value, kind):
             raise ValueError(f"found attribute {key} {value!r:.60}, expected {kind.__name__}")
@@ -49,7 +49,7 @@ class Node:
 
 
 def read_graph(path: str | os.PathLike) -> dict[str, Node]:
-    """The nodes of a frozen graph by name, in file order; arrays are read-only and little-endian.
+    """Return the nodes of a frozen graph by name, in file order; arrays are read-only and little-endian.
 
     Raises ``InputError`` naming ``path`` if it cannot be read or is no graph, and where TensorBoard is missing.
     """
@@ -74,7 +74,7 @@ def read_graph(path: str | os.PathLike) -> dict[str, Node]:
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
-    """What a graph's file holds. ``InputError`` if it cannot be read, or is larger than a graph may be."""
+    """Return the bytes of a graph's file; ``InputError`` if it cannot be read, or is larger than a graph may be."""
     with reading_errors(path), open_readable(path, path) as file:
         if (size := os.fstat(file.fileno()).st_size) > MAX_FILE_BYTES:
             raise InputError(f"{path}: found {size} bytes, expected a frozen graph of at most {MAX_FILE_BYTES}")
@@ -82,7 +82,7 @@ def read_bytes(path: str | os.PathLike) -> bytes:
 
 
 def _attribute(message: Any, room: list[int]) -> Any:
-    """The value of an AttrValue; None if it is of a kind that no frozen network needs."""
+    """Return the value of an AttrValue; None for a kind that no frozen network needs."""
     match kind := message.WhichOneof("value"):
         case "s" | "i" | "f" | "b":
             return getattr(message, kind)
@@ -95,9 +95,9 @@ def _attribute(message: Any, room: list[int]) -> Any:
 
 
 def _constant(message: Any, room: list[int]) -> np.ndarray | None:
-    """The array of a TensorProto; None if it is of a type that no frozen network needs, such as text.
+    """Return the array of a TensorProto; None for a type that no frozen network needs, such as text.
 
-    :param room: bytes left for constants whose values are not stored as one block. ValueError where they are used up.
+    :param room: bytes left for constants whose values are not stored as one block. ``ValueError`` where none are left.
     """
     if message.dtype not in _DTYPES:
         return None

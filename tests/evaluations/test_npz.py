@@ -11,8 +11,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from evaluations.metrics import npz
+from evaluations import reference
 from guided_diffusion.errors import InputError
+from guided_diffusion.io import npz
 
 
 def _images(count: int = 10) -> np.ndarray:
@@ -23,7 +24,7 @@ def _images(count: int = 10) -> np.ndarray:
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 10, 64])
 def test_batches_are_the_array(tmp_path, save, batch_size):
     save(tmp_path / "a.npz", _images(), np.arange(10))
-    with npz.open_images(tmp_path / "a.npz") as reader:
+    with reference.open_images(tmp_path / "a.npz") as reader:
         assert (reader.shape, reader.dtype, reader.remaining()) == ((10, 6, 5, 3), np.uint8, 10)
         batches = reader.read_batches(batch_size)
         assert len(batches) == -(-10 // batch_size)
@@ -52,7 +53,7 @@ def test_streaming_holds_one_batch_only(tmp_path):
 def test_memory_does_not_grow_with_the_file(tmp_path, save):
     save(tmp_path / "a.npz", np.zeros((1000, 128, 128, 3), np.uint8))  # 49 MB
     tracemalloc.start()
-    with npz.open_images(tmp_path / "a.npz") as reader:
+    with reference.open_images(tmp_path / "a.npz") as reader:
         assert sum(len(batch) for batch in reader.read_batches(16)) == 1000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -75,13 +76,13 @@ class _Bomb:
 def test_objects_are_not_unpickled(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez("a.npz", np.array([_Bomb()] * 4, dtype=object))
-    with pytest.raises(InputError, match=r"a\.npz.*pickled"), npz.open_images("a.npz"):
+    with pytest.raises(InputError, match=r"a\.npz.*pickled"), reference.open_images("a.npz"):
         pass
     assert not os.path.exists("unpickled")
 
 
 def _fails(path, match):
-    with pytest.raises(InputError, match=match) as caught, npz.open_images(path) as reader:
+    with pytest.raises(InputError, match=match) as caught, reference.open_images(path) as reader:
         list(reader.read_batches(4))
     assert isinstance(caught.value, ValueError)  # what upstream's callers catch
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
@@ -114,7 +115,7 @@ def test_what_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch, reads)
 
 def test_missing_file_and_array(tmp_path):
     _fails(tmp_path / "none.npz", "no such file")
-    with pytest.raises(InputError, match="found a folder, expected a regular file"), npz.open_images(tmp_path):
+    with pytest.raises(InputError, match="found a folder, expected a regular file"), reference.open_images(tmp_path):
         pass
     np.savez(tmp_path / "a.npz", images=_images())
     _fails(tmp_path / "a.npz", "missing array arr_0; found images")
@@ -175,43 +176,43 @@ def test_flipped_bytes(tmp_path):
 
 def test_labels(tmp_path):
     np.savez(tmp_path / "a.npz", _images(), np.arange(10, dtype=np.int32))
-    assert npz.read_labels(tmp_path / "a.npz", 10).dtype == np.int64
+    assert reference.read_labels(tmp_path / "a.npz", 10).dtype == np.int64
     with pytest.raises(InputError, match="expected 9 integer labels"):
-        npz.read_labels(tmp_path / "a.npz", 9)
+        reference.read_labels(tmp_path / "a.npz", 9)
     np.savez(tmp_path / "b.npz", _images())
-    assert npz.read_labels(tmp_path / "b.npz", 10) is None
+    assert reference.read_labels(tmp_path / "b.npz", 10) is None
     np.savez(tmp_path / "c.npz", _images(), np.zeros(10))
     with pytest.raises(InputError, match="found float64"):
-        npz.read_labels(tmp_path / "c.npz", 10)
+        reference.read_labels(tmp_path / "c.npz", 10)
 
 
 def test_stored_statistics(tmp_path):
     good = {"mu": np.zeros(3), "sigma": np.eye(3), "mu_s": np.ones(2, np.float32), "sigma_s": np.eye(2)}
     np.savez(tmp_path / "a.npz", _images(), **good)
-    pool, spatial = npz.read_stored_statistics(tmp_path / "a.npz")
+    pool, spatial = reference.read_stored_statistics(tmp_path / "a.npz")
     assert (pool.mu.shape, spatial.sigma.shape) == ((3,), (2, 2))
     np.savez(tmp_path / "b.npz", _images())
-    assert npz.read_stored_statistics(tmp_path / "b.npz") is None
+    assert reference.read_stored_statistics(tmp_path / "b.npz") is None
     np.savez(tmp_path / "c.npz", mu=good["mu"], sigma=good["sigma"])
-    pool, spatial = npz.read_stored_statistics(tmp_path / "c.npz")
+    pool, spatial = reference.read_stored_statistics(tmp_path / "c.npz")
     assert pool.sigma.shape == (3, 3) and spatial is None
     for missing in ("sigma", "sigma_s"):
         np.savez(tmp_path / "e.npz", **{name: array for name, array in good.items() if name != missing})
         with pytest.raises(InputError, match=f"but not {missing}$"):
-            npz.read_stored_statistics(tmp_path / "e.npz")
+            reference.read_stored_statistics(tmp_path / "e.npz")
     np.savez(tmp_path / "d.npz", **{**good, "sigma_s": np.eye(3)})
     with pytest.raises(InputError, match="mu_s .*3, 3"):
-        npz.read_stored_statistics(tmp_path / "d.npz")
+        reference.read_stored_statistics(tmp_path / "d.npz")
 
 
 def test_settings(tmp_path):
     for text, found in (('{"seed": 3}', {"seed": 3}), ("[1]", {}), ("{", {}), ("[" * 10**5, {}), (3, {})):
         np.savez(tmp_path / "a.npz", settings=np.array(text))
-        assert npz.read_settings(tmp_path / "a.npz") == found
+        assert reference.read_settings(tmp_path / "a.npz") == found
     np.savez(tmp_path / "a.npz", _images(), settings={"seed": 3})  # pickled
-    assert npz.read_settings(tmp_path / "a.npz") == {}
+    assert reference.read_settings(tmp_path / "a.npz") == {}
     np.savez(tmp_path / "a.npz", _images())
-    assert npz.read_settings(tmp_path / "a.npz") == {}
+    assert reference.read_settings(tmp_path / "a.npz") == {}
 
 
 def test_claims_of_terabytes(tmp_path):

@@ -1,42 +1,37 @@
 """TensorFlow's operations in torch, one function each: ``op(node, *inputs) -> result``.
 
-Tensors have TensorFlow's shapes, images [B, H, W, C], whatever their strides: convolutions and pools see them as
-[B, C, H, W] without a copy. ``HOST_INPUTS`` names the inputs that are shapes and axes; they come as lists of int
-(or an int), all others as tensors. Whatever cannot be done as TensorFlow would raises ``ValueError``, or what torch
-raises.
+They are those between the images and the features of the published Inception graph. Tensors have TensorFlow's shapes,
+images [B, H, W, C], whatever their strides: convolutions and pools see them as [B, C, H, W] without a copy.
+``HOST_INPUTS`` names the inputs that are shapes and axes; they are lists of int (or an int), all others are tensors.
+What cannot be done as in TensorFlow raises ``ValueError``, or what torch raises.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evaluations.graphdef import Node
+from evaluations.features.graphdef import Node
 
 MAX_SIDE, MAX_WINDOW = 4096, 256  # pixels; a damaged file must not ask for terabytes
 
-_TORCH_DTYPES = {np.dtype(str(dtype).removeprefix("torch.")): dtype for dtype in (
-    torch.float32, torch.float64, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool,
-)}  # fmt: skip
-
 
 def as_channels_first(x_BHWC: Tensor) -> Tensor:
-    """The same as [B, C, H, W] in the memory order that convolutions like best on its device."""
+    """Return the images as [B, C, H, W] in the memory order in which convolutions are fastest on their device."""
     order = torch.channels_last if x_BHWC.device.type == "cpu" else torch.contiguous_format
     return x_BHWC.permute(0, 3, 1, 2).contiguous(memory_format=order)
 
 
 def lay_out_filter(filter_HWIO: Tensor) -> Tensor:
-    """The same filter, strided in memory such that ``conv2d`` need not copy it."""
+    """Return the filter strided in memory such that ``conv2d`` need not copy it."""
     return as_channels_first(filter_HWIO.permute(3, 0, 1, 2)).permute(2, 3, 1, 0)
 
 
 def conv2d(node: Node, x: Tensor, filter_HWIO: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Cross-correlation of images with a filter [H, W, in, out]; only ``torch_fold`` writes nodes with a bias [out]."""
+    """Cross-correlate images with a filter [H, W, in, out]; only ``fold_batch_norms`` gives nodes a bias [out]."""
     if any(factor != 1 for factor in node.attribute("dilations", tuple, ())):
         raise ValueError(f"found dilations {node.attributes['dilations']}, expected none")
     strides = _window(node, "strides")
@@ -46,14 +41,14 @@ def conv2d(node: Node, x: Tensor, filter_HWIO: Tensor, bias: Tensor | None = Non
 
 
 def max_pool(node: Node, x: Tensor) -> Tensor:
-    """Maximum over windows; padding never wins."""
+    """Take the maximum over windows, of which padding is never one."""
     size, strides = _window(node, "ksize"), _window(node, "strides")
     x, padding = _pad(node, x, size, strides, value=-torch.inf)
     return F.max_pool2d(x, size, strides, padding).permute(0, 2, 3, 1)
 
 
 def avg_pool(node: Node, x: Tensor) -> Tensor:
-    """Mean over the pixels of windows; padding does not count."""
+    """Take the mean over the pixels of windows; padding does not count."""
     size, strides = _window(node, "ksize"), _window(node, "strides")
     padded, padding = _pad(node, x, size, strides)
     mean = F.avg_pool2d(padded, size, strides, padding, count_include_pad=False)
@@ -64,7 +59,7 @@ def avg_pool(node: Node, x: Tensor) -> Tensor:
 
 
 def batch_norm(node: Node, x: Tensor, mean: Tensor, variance: Tensor, beta: Tensor, gamma: Tensor) -> Tensor:
-    """BatchNormWithGlobalNormalization: stored statistics [C]; ``gamma`` counts only if the node says so."""
+    """Normalise by stored statistics [C]; ``gamma`` counts only if the node says so."""
     scale = gamma if node.attribute("scale_after_normalization", bool) else None
     epsilon = node.attribute("variance_epsilon", float)
     x = x.permute(0, 3, 1, 2)
@@ -98,37 +93,15 @@ def _interpolate(x: Tensor, dim: int, length: int, aligned: bool) -> Tensor:
 
 
 def check_numerics(node: Node, x: Tensor) -> Tensor:
-    """``x`` itself; ``ValueError`` if it holds nan or infinity."""
+    """Return ``x``; ``ValueError`` if it holds nan or infinity."""
     if x.numel() and not torch.stack(torch.aminmax(x)).isfinite().all():  # one pass, no second tensor of this size
         message = node.attribute("message", bytes, b"").decode("utf-8", "replace")
         raise ValueError(f"found nan or infinite values ({message!r:.60})")
     return x
 
 
-def cast(node: Node, x: Tensor) -> Tensor:
-    """Convert to the type ``DstT``; fractions are cut off."""
-    return x.to(_TORCH_DTYPES[node.attribute("DstT", np.dtype)])
-
-
-def squeeze(node: Node, x: Tensor) -> Tensor:
-    """Drop the named axes of length 1, or all of them."""
-    axes = node.attribute("squeeze_dims", tuple, ()) or [axis for axis, n in enumerate(x.shape) if n == 1]
-    if any(x.shape[axis] != 1 for axis in axes):
-        raise ValueError(f"found the shape {tuple(x.shape)}, expected 1 at the axes {tuple(axes)}")
-    return x.squeeze(tuple(axes))
-
-
-def matmul(node: Node, a: Tensor, b: Tensor) -> Tensor:
-    """Product of two matrices, either of them transposed first if the node says so."""
-    a, b = (
-        x.T if node.attribute(key, bool, False) else x
-        for x, key in ((a, "transpose_a"), (b, "transpose_b"))
-    )
-    return a.mm(b)
-
-
 def _window(node: Node, key: str) -> tuple[int, int]:
-    """Height and width of an attribute that is written [1, height, width, 1]."""
+    """Return height and width from an attribute that is written [1, height, width, 1]."""
     if node.attribute("data_format", bytes, b"NHWC") != b"NHWC":
         raise ValueError(f"found data_format {node.attributes['data_format']!r:.60}, expected NHWC")
     found = node.attribute(key, tuple)
@@ -140,7 +113,7 @@ def _window(node: Node, key: str) -> tuple[int, int]:
 def _pad(
     node: Node, x: Tensor, size: tuple[int, int], strides: tuple[int, int], value: float = 0.0
 ) -> tuple[Tensor, tuple[int, int]]:
-    """``x`` as [B, C, H, W] and the padding (of rows, of columns) that torch is to add on both sides.
+    """Return ``x`` as [B, C, H, W] and the padding (of rows, of columns) that torch is to add on both sides.
 
     SAME makes ceil(length / stride) windows and puts an odd pixel of padding at the end; that is filled in here.
     """
@@ -165,21 +138,16 @@ OPS: dict[str, Callable[..., Tensor]] = {
     "AvgPool": avg_pool,
     "BatchNormWithGlobalNormalization": batch_norm,
     "BiasAdd": lambda _, x, bias: x + bias,
-    "Cast": cast,
     "CheckNumerics": check_numerics,
     "Concat": lambda _, axis, *parts: torch.cat(parts, axis),
     "ConcatV2": lambda _, *inputs: torch.cat(inputs[:-1], inputs[-1]),
     "Conv2D": conv2d,
-    "ExpandDims": lambda _, x, axis: x.unsqueeze(axis),
     "Identity": lambda _, x: x,
-    "MatMul": matmul,
     "MaxPool": max_pool,
     "Mul": lambda _, a, b: a * b,
     "Relu": lambda _, x: x.relu(),
     "Reshape": lambda _, x, shape: x.reshape(shape),
     "ResizeBilinear": resize_bilinear,
-    "Softmax": lambda _, x: x.softmax(-1),
-    "Squeeze": squeeze,
     "Sub": lambda _, a, b: a - b,
 }
-HOST_INPUTS = {"Concat": 0, "ConcatV2": -1, "ExpandDims": 1, "Reshape": 1, "ResizeBilinear": 1}
+HOST_INPUTS = {"Concat": 0, "ConcatV2": -1, "Reshape": 1, "ResizeBilinear": 1}
