@@ -49,7 +49,9 @@ class GuidanceConfig:
         aliases=("use_entropy_scale",),
     )
     guidance: str = flag(
-        "constant", "how the scale varies: the rules of the paper's Table 4; entropy is --eds", choices=RULES
+        "constant",
+        "how the scale varies: the rules of the paper's Table 4, then others (docs/guidance.md); entropy is --eds",
+        choices=RULES,
     )
     guidance_factor: float = flag(
         1.0, "C of the rules range, timestep and gradnorm, on top of the classifier scale", minimum=1e-12
@@ -104,7 +106,8 @@ def rule_flags(rule: str) -> list[str]:
 
 def with_rule_named(flags: dict[str, Any]) -> dict[str, Any]:
     """Return a run's flags with --eds and --guidance naming the same rule, whichever of them was given."""
-    entropy = flags.get("eds") or flags.get("guidance") == "entropy"
+    named = flags.get("guidance") or "constant"
+    entropy = named == "entropy" or (flags.get("eds") and named == "constant")
     return flags | {"eds": True, "guidance": "entropy"} if entropy else flags
 
 

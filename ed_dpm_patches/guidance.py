@@ -70,6 +70,7 @@ class ClassifierGuidance:
         self._scale_rule = rule if isinstance(rule, GuidanceRule) else ConstantRule()
         self.logits: Tensor | None = None
         self.peaks: dict[str, Tensor] = {}
+        self.scale: Tensor | None = None
         self.report = ScaleReport()
         self._checked_y: Any = None
 
@@ -121,7 +122,8 @@ class ClassifierGuidance:
         return denoised + shift.to(denoised.dtype)
 
     def _guide(self, x: Tensor, t: Tensor, y: Tensor, checked: bool) -> Tensor:
-        self.logits, self.peaks = None, {}
+        self.logits = self.scale = None
+        self.peaks = {}
         lowest, highest = self.interval or (-math.inf, math.inf)
         active_B = (t >= lowest) & (t <= highest)
         if self.interval is not None and self.observer is None and not bool(active_B.any()):
@@ -163,7 +165,7 @@ class ClassifierGuidance:
             log_limit_B = math.log(self.cap * math.log(p.num_classes)) - log_norm_B
             capped_B = acts_B & (log_scale_B > log_limit_B)
             log_scale_B = torch.minimum(log_scale_B, log_limit_B)
-        scale_B = torch.where(acts_B, rule.gamma * log_scale_B.exp(), 0.0)
+        self.scale = scale_B = torch.where(acts_B, rule.gamma * log_scale_B.exp(), 0.0)
         size_B = torch.where(acts_B, rule.gamma * (log_scale_B + log_norm_B).exp() / BACKWARD_NORM, 0.0)
 
         # The floor keeps the factor itself within float32 where the gradient vanishes.

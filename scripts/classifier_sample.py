@@ -15,9 +15,11 @@ from functools import partial
 import torch
 
 from ed_dpm_patches import ClassifierGuidance
-from ed_dpm_patches.config import GuidanceConfig, guidance_rule, parse_interval, with_rule_named
+from ed_dpm_patches.config import GuidanceConfig, parse_interval, with_rule_named
 from ed_dpm_patches.scale_stats import summary_line
 from ed_dpm_patches.trace import Trace
+from guidance_methods.config import MethodsConfig, guidance_rule, with_methods
+from guidance_methods.wrapped import reset
 from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.config.configs import (
     ClassifierConfig,
@@ -43,8 +45,9 @@ from guided_diffusion.sampling.run import Batch, SampleRun
 
 def main() -> None:
     parsed = Parser(
-        __doc__, SamplingConfig, GuidanceConfig, LabelConfig, ModelConfig, ClassifierConfig, DiffusionConfig, RunConfig
-    ).parse()
+        __doc__, SamplingConfig, GuidanceConfig, MethodsConfig, LabelConfig, ModelConfig, ClassifierConfig,
+        DiffusionConfig, RunConfig,
+    ).parse()  # fmt: skip
     run = parsed.make(RunConfig)
     directory = setup.begin(run)
     parsed = setup.choose_files(parsed, "model_path", "classifier_path")
@@ -55,7 +58,8 @@ def main() -> None:
     model_config, classifier_config, diffusion_config = configs
     classes = shared_classes(model_config, sampling.model_path, classifier_config, guide.classifier_path)
     labels = setup.plan_labels(parsed.make(LabelConfig), classes)
-    rule = guidance_rule(parsed, guide, diffusion_config.diffusion_steps)
+    methods = parsed.make(MethodsConfig)
+    rule = guidance_rule(parsed, guide, methods, diffusion_config.diffusion_steps, classifier_config.num_classes)
 
     diffusion = build_diffusion(diffusion_config)
     loop = sampling_loop(diffusion, sampling.sampler, sampling.use_ddim)
@@ -74,6 +78,7 @@ def main() -> None:
         interval=parse_interval(guide.guidance_interval) if guide.guidance_interval else None,
         observer=trace.observe if trace is not None else None,
     )
+    guidance = with_methods(guidance, guide, methods)
     shape = (model_config.in_channels, model_config.image_size, model_config.image_size)
     guides = guide.classifier_scale > 0
 
@@ -88,6 +93,7 @@ def main() -> None:
             # Without a scale the trace observes the classifier, but not as cond_fn: even a guidance of 0 would change
             # DDIM's rounding.
             callbacks = [trace.step] if guides else [observe_unguided, trace.step]
+        reset(guidance)
         return loop(
             model if model_config.class_cond else lambda x, t, y: model(x, t),
             **batch.loop_arguments(shape, *callbacks),
@@ -97,7 +103,8 @@ def main() -> None:
         )
 
     plan = SampleRun.from_flags(
-        with_rule_named(parsed.resolve(sampling, guide, LabelConfig, run, *configs)) | {"classes": labels.flag},
+        with_rule_named(parsed.resolve(sampling, guide, methods, LabelConfig, run, *configs))
+        | {"classes": labels.flag},
         shape=shape,
         directory=directory,
         defaults=parsed.defaults,

@@ -47,8 +47,9 @@ class DiffusionProcess:
     :param rescale_timesteps: give the network t * 1000 / T (float) instead of t, on the scale of a 1000-step process.
 
     Models are called as model(x_t, t, **model_kwargs) and guidance as cond_fn(x_t, t, **model_kwargs),
-    which returns the gradient of log p(y | x_t), already scaled, shaped like x_t. The tables of
-    `schedules.diffusion_tables` (betas, alphas_cumprod, ...) are attributes, float64 [T] each.
+    which returns the gradient of log p(y | x_t), already scaled, shaped like x_t; one with the attribute wants_x0 is
+    also given x_0, the predicted x_0, and one with wants_variance the variance of p(x_{t-1} | x_t), both shaped like
+    x_t. The tables of `schedules.diffusion_tables` (betas, alphas_cumprod, ...) are attributes, float64 [T] each.
     """
 
     def __init__(
@@ -193,6 +194,14 @@ class DiffusionProcess:
 
     # --- guidance --------------------------------------------------------------------------------------
 
+    def _guidance(
+        self, cond_fn: Callable, p_mean_var: dict[str, Tensor], x: Tensor, t: Tensor, model_kwargs: dict | None
+    ) -> Tensor:
+        """What a cond_fn returns for x_t. One that says `wants_x0` or `wants_variance` is told these of the model."""
+        wanted = {"x_0": ("wants_x0", "pred_xstart"), "variance": ("wants_variance", "variance")}
+        told = {name: p_mean_var[key] for name, (asks, key) in wanted.items() if getattr(cond_fn, asks, False)}
+        return self.call(cond_fn, x, t, {**(model_kwargs or {}), **told})
+
     def condition_mean(
         self,
         cond_fn: Callable,
@@ -202,7 +211,7 @@ class DiffusionProcess:
         model_kwargs: dict | None = None,
     ) -> Tensor:
         """Return the mean shifted by variance * gradient, evaluated at x_t (Eq. 8; Dhariwal & Nichol, Alg. 1)."""
-        gradient = self.call(cond_fn, x, t, model_kwargs)
+        gradient = self._guidance(cond_fn, p_mean_var, x, t, model_kwargs)
         return p_mean_var["mean"].float() + p_mean_var["variance"] * gradient.float()
 
     def condition_score(
@@ -219,7 +228,7 @@ class DiffusionProcess:
         """
         abar = self.at("alphas_cumprod", t, x)
         eps = self.predict_eps(x, t, p_mean_var["pred_xstart"])
-        gradient = self.call(cond_fn, x, t, model_kwargs)
+        gradient = self._guidance(cond_fn, p_mean_var, x, t, model_kwargs)
         eps = eps - (1 - abar).sqrt() * gradient
         pred_xstart = self._predict_xstart_from_eps(x, t, eps)
         mean, _, _ = self.q_posterior_mean_variance(x_start=pred_xstart, x_t=x, t=t)

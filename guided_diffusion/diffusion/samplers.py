@@ -190,6 +190,8 @@ def _noting(function: Callable[..., Tensor], returned: dict[str, Tensor], name: 
         returned[name] = function(*args, **kwargs)
         return returned[name]
 
+    for attribute in ("wants_x0", "wants_variance"):  # see `DiffusionProcess`
+        setattr(noting, attribute, getattr(function, attribute, False))
     return noting
 
 

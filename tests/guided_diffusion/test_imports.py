@@ -13,7 +13,9 @@ import pytest
 from tests.support.helpers import ROOT
 
 # A file imports from its own package and from those before it.
-PACKAGES = ("guided_diffusion", "ed_dpm_patches", "evaluations", "scripts", "experiments", "benchmarks")
+PACKAGES = (
+    "guided_diffusion", "ed_dpm_patches", "guidance_methods", "evaluations", "scripts", "experiments", "benchmarks",
+)  # fmt: skip
 ROOMS = (
     "system", "io", "runs", "distributed", "data", "models", "diffusion", "config", "sampling", "training",
 )  # fmt: skip

@@ -34,8 +34,8 @@ def test_help(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["classifier_sample", "--help"])
     with pytest.raises(SystemExit, match="0"):
         classifier_sample.main()
-    told = " ".join(capsys.readouterr().out.split())
-    assert "(one of constant, range, timestep, gradnorm, entropy, confidence; default 'constant')" in told
+    told = " ".join(capsys.readouterr().out.split()).replace("- ", "-")  # lines end after hyphens, too
+    assert f"(one of {', '.join(RULES)}; default 'constant')" in told and "confidence" in RULES
     assert "(one of \"\", ddpm, ddim, dpmpp2m, unipc, half; default '')" in told
 
 
