@@ -31,7 +31,6 @@ from guided_diffusion.config.configs import (
 )
 from guided_diffusion.config.create import build_classifier, build_diffusion, build_model
 from guided_diffusion.config.flags import ParsedFlags, Parser, architecture_from
-from guided_diffusion.diffusion.nonfinite import NonfiniteDetector
 from guided_diffusion.diffusion.samplers import StepOutput
 from guided_diffusion.diffusion.solvers import sampling_loop
 from guided_diffusion.distributed import shutdown
@@ -113,7 +112,6 @@ def main() -> None:
         extras_flags=("trace", "trace_samples", "trace_maps"),
         tally=guidance.report if guides or trace is not None else None,
         updated=with_rule_named,
-        detector=NonfiniteDetector(sampling.nonfinite),
     )
     output = plan.generate(draw, extras=trace.take if trace is not None else dict)
     summary = tallies.read_sum(plan.tally, output) if plan.tally is not None else None

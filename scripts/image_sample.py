@@ -14,7 +14,6 @@ from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.config.configs import DiffusionConfig, LabelConfig, ModelConfig, RunConfig, SamplingConfig
 from guided_diffusion.config.create import build_diffusion, build_model
 from guided_diffusion.config.flags import Parser
-from guided_diffusion.diffusion.nonfinite import NonfiniteDetector
 from guided_diffusion.diffusion.solvers import sampling_loop
 from guided_diffusion.distributed import shutdown
 from guided_diffusion.errors import InputError
@@ -57,7 +56,6 @@ def main() -> None:
         directory=directory,
         defaults=parsed.defaults,
         labels=labels,
-        detector=NonfiniteDetector(sampling.nonfinite),
     ).generate(draw)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,6 @@ from guided_diffusion.data.datasets import warn_of_labels
 from guided_diffusion.data.image_files import EXPECTED, ImageFiles, is_image_archive, list_images
 from guided_diffusion.data.image_labels import read_labels, read_sample_labels
 from guided_diffusion.data.image_oddities import warn_of_oddities
-from guided_diffusion.diffusion.nonfinite import NonfiniteDetector
 from guided_diffusion.diffusion.solvers import sampling_loop
 from guided_diffusion.distributed import collectives, shutdown
 from guided_diffusion.errors import InputError
@@ -90,7 +90,6 @@ def main() -> None:
         shape=shape,
         directory=directory,
         defaults=parsed.defaults,
-        detector=NonfiniteDetector(sampling.nonfinite),
     ).generate(draw)
 
 
@@ -98,17 +97,10 @@ class BaseImages:
     """The low-resolution images of an npz, a run's folder, a folder or an archive. InputError if they do not fit.
 
     Files called LABEL_INDEX carry the number of their class and, in a folder, their order. Other files' labels are read
-    as in training, by `rule`, and numbered by the model's class_names.
+    as in training, by `rule`, and numbered by the model's class names.
     """
 
-    def __init__(
-        self,
-        path: str,
-        config: SuperResConfig,
-        rule: str = "auto",
-        class_names: list[str] | None = None,
-        reading: Reading | None = None,
-    ):
+    def __init__(self, path: str, config: SuperResConfig, rule: str, names: Sequence[str] | None, reading: Reading):
         if not path:
             raise InputError("--base_samples: missing, expected an npz file or a folder of images")
         name, self.facts = f"--base_samples {path}", {}
@@ -122,7 +114,7 @@ class BaseImages:
                 logger.warning(f"--labels {rule}: not read, {npz} has its labels in arr_1")
             self._read_npz(os.fspath(npz), name, config.class_cond)
         else:
-            self._read_files(list_images(path, name), config, rule, class_names, reading)
+            self._read_files(list_images(path, name), config, rule, names, reading)
         if npz != Path(path):  # of a named npz file run.json has the digest
             self.facts = {"base_images": f"of SHA-256 {hashlib.sha256(self.images).hexdigest()[:12]}"}
         side, channels = config.small_size, config.in_channels
@@ -143,12 +135,7 @@ class BaseImages:
                 self.labels = arrays["arr_1"] if class_cond else None
 
     def _read_files(
-        self,
-        files: ImageFiles,
-        config: SuperResConfig,
-        rule: str,
-        class_names: list[str] | None,
-        reading: Reading | None,
+        self, files: ImageFiles, config: SuperResConfig, rule: str, names: Sequence[str] | None, reading: Reading
     ) -> None:
         if skipped := files.describe_skipped():
             logger.warning(skipped)
@@ -160,10 +147,10 @@ class BaseImages:
         if config.class_cond and numbers:
             self.labels = np.array(numbers, dtype=np.int64)
         elif config.class_cond:
-            found = read_labels(files, rule, class_names)
+            found = read_labels(files, rule, names)
             logger.log(f"{files.title}: {found.describe()}")
             warn_of_labels(found)
-            self.labels = np.array(found.number(files, class_names), dtype=np.int64)
+            self.labels = np.array(found.number(files, names), dtype=np.int64)
         mode, side = "L" if config.in_channels == 1 else "RGB", config.small_size
         self.images = np.empty((len(files), side, side, config.in_channels), dtype=np.uint8)
         for i, (name, file) in enumerate(files.stream()):

@@ -102,17 +102,15 @@ def list_images(place: str, title: str = "", suffixes: Collection[str] = SUFFIXE
     """
     title = title or place
     skipped: Counter[str] = Counter()
-    if is_remote(place):
-        return ImageFiles(place, title, list(_walk(place, title, suffixes, skipped)), skipped)
     try:
-        mode = os.stat(place).st_mode
+        is_folder = is_remote(place) or stat.S_ISDIR(os.stat(place).st_mode)
     except FileNotFoundError as error:
         if os.path.islink(place):
             raise InputError(_broken(place, title)) from error
         raise InputError(f"{title}: no such folder") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{title}: cannot be listed: {_why(error)}") from error
-    if stat.S_ISDIR(mode):
+    if is_folder:
         return ImageFiles(place, title, list(_walk(place, title, suffixes, skipped)), skipped)
     with _listing(title), open_regular(place, title) as file:
         if zipfile.is_zipfile(file):

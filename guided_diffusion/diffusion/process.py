@@ -1,7 +1,7 @@
 """The diffusion process: its tables, q(x_t | x_0), p(x_{t-1} | x_t) and how guidance enters.
 
 Notation of Ho et al. 2020 and Dhariwal & Nichol 2021; t is a 0-based index into the (respaced) process.
-The samplers and training objectives over it are plain functions in `samplers` and `objectives`.
+The samplers over it are plain functions in `samplers`; `gaussian` adds the training objectives.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.diffusion.enums import LossType, ModelMeanType, ModelVarType
-from guided_diffusion.diffusion.schedules import derived_tables, diffusion_tables
+from guided_diffusion.diffusion.schedules import diffusion_tables
 
-_LEARNED = (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
+LEARNED = (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
+_FIXED = {  # the tables of the variance and of its logarithm
+    ModelVarType.FIXED_SMALL: ("posterior_variance", "posterior_log_variance_clipped"),
+    ModelVarType.FIXED_LARGE: ("_large_variance", "_log_large_variance"),
+}
 
 
 class TimestepMap:
@@ -66,9 +70,8 @@ class DiffusionProcess:
         self.loss_type = loss_type
         self.rescale_timesteps = rescale_timesteps
 
-        tables = diffusion_tables(betas)
-        self.num_timesteps = len(tables["betas"])
-        vars(self).update(tables | derived_tables(tables))
+        vars(self).update(diffusion_tables(betas))
+        self.num_timesteps = len(self.betas)
         self.model_timesteps = TimestepMap(range(self.num_timesteps), rescale_timesteps, self.num_timesteps)
         self._float32_tables: dict[tuple[str, torch.device], Tensor] = {}
 
@@ -125,7 +128,7 @@ class DiffusionProcess:
         if t.shape != (x.shape[0],):
             raise ValueError(f"t: found shape {tuple(t.shape)}, expected ({x.shape[0]},)")
         output = self.call(model, x, t, model_kwargs)
-        learned = self.model_var_type in _LEARNED
+        learned = self.model_var_type in LEARNED
         expected = (x.shape[0], x.shape[1] * (2 if learned else 1), *x.shape[2:])
         if output.shape != expected:
             raise ValueError(f"model output: found shape {tuple(output.shape)}, expected {expected}")
@@ -134,7 +137,8 @@ class DiffusionProcess:
             log_variance = self._learned_log_variance(variance_output, x, t)
             variance = torch.exp(log_variance)
         else:
-            variance, log_variance = self._fixed_variance(x, t)
+            tables = _FIXED[self.model_var_type]
+            variance, log_variance = (self.at(name, t, x).expand_as(x) for name in tables)
 
         def refine(x_start: Tensor) -> Tensor:
             x_start = x_start if denoised_fn is None else denoised_fn(x_start)
@@ -157,16 +161,6 @@ class DiffusionProcess:
         highest = self.at("_log_betas", t, x)
         fraction = (output + 1) / 2
         return fraction * highest + (1 - fraction) * lowest
-
-    def _fixed_variance(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        small = self.model_var_type is ModelVarType.FIXED_SMALL
-        names = (
-            ("posterior_variance", "posterior_log_variance_clipped")
-            if small
-            else ("_large_variance", "_log_large_variance")
-        )
-        variance, log_variance = (self.at(name, t, x).expand_as(x) for name in names)
-        return variance, log_variance
 
     def _predict_xstart_from_eps(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         _expect_same_shape(x_t, eps)

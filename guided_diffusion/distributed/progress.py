@@ -29,7 +29,6 @@ class Progress:
         total: int | None,
         unit: str,
         initial: int = 0,
-        description: str = "",
         directory: str | os.PathLike | None = None,
     ):
         # Often on a terminal, a line every ten seconds at most in a log file.
@@ -37,7 +36,6 @@ class Progress:
             total=total,
             initial=initial,
             unit=f" {unit}",
-            desc=description or None,
             disable=get_rank() != 0,
             mininterval=0.2 if sys.stderr.isatty() else 10.0,
             smoothing=0.05,

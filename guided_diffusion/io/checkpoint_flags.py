@@ -45,7 +45,9 @@ def advice(found: Shapes, expected: Shapes) -> str:
     """
     if _STEM not in found or _STEM not in expected:
         return ""
-    if flags := _flags_that_fit(found, expected):
+    ours = _flags_of(expected)
+    flags = [f"--{name} {value}" for name, value in _flags_of(found).items() if value and value != ours.get(name)]
+    if flags:
         return f"; the file was made with {' '.join(flags)}"
     return f"; compare {_UNTOLD if _is_diffusion_model(found) else _CLASSIFIERS_UNTOLD}"
 
@@ -76,12 +78,6 @@ def _size(shapes: Shapes, name: str, axis: int) -> int:
     """Return a tensor's size along an axis, 0 where there is no such tensor or axis: files may hold anything."""
     shape = shapes.get(name, ())
     return shape[axis] if axis < len(shape) else 0
-
-
-def _flags_that_fit(found: Shapes, expected: Shapes) -> list[str]:
-    """Return the flags by which two networks of one kind differ, each with the value for the weights found."""
-    ours = _flags_of(expected)
-    return [f"--{name} {value}" for name, value in _flags_of(found).items() if value and value != ours.get(name)]
 
 
 def _flags_of(shapes: Shapes) -> dict[str, str]:

@@ -29,14 +29,14 @@ class GroupNorm32(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         full = x.float()
         if group_norm_is_faster(full):
-            out = group_norm(full, self.num_groups, self.weight, self.bias, self.eps)
+            out = GroupNormOfRows.apply(full, self.num_groups, self.weight, self.bias, self.eps)
         else:
             out = super().forward(full)
         return out.to(x.dtype)
 
 
 def group_norm_is_faster(x: Tensor) -> bool:
-    """Whether `group_norm` is faster than PyTorch's for x [B, C, H, W] and its gradient.
+    """Whether `GroupNormOfRows` is faster than PyTorch's for x [B, C, H, W] and its gradient.
 
     On a CPU never for a batch of one image: an axis of length one has any stride, and PyTorch's own depends on it.
     """
@@ -46,16 +46,6 @@ def group_norm_is_faster(x: Tensor) -> bool:
         return min(x.shape[1:]) > 1 and x.numel() >= _LARGE_BATCH
     large = min(x.shape) > 1 and x.shape[2] * x.shape[3] >= _LARGE_MAP
     return large and x.device.type == "cpu" and torch.is_grad_enabled()
-
-
-def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """`torch.nn.functional.group_norm` for float32 or float64 x [B, C, H, W] in channels_last. Differentiable once.
-
-    It takes whole rows of channels at a time. On a CPU PyTorch's backward pass goes from group to group, whose channels
-    are few: on maps of 32x32 and more that takes two to four times as long. On CUDA its forward pass copies to the
-    contiguous layout, and the convolution behind it copies back.
-    """
-    return _GroupNorm.apply(x, groups, weight, bias, eps)
 
 
 def normalise_rows(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,7 +62,14 @@ def normalise_rows(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: fl
     return out.view(batch, height, width, channels).permute(0, 3, 1, 2), mean_BG, rstd_BG
 
 
-class _GroupNorm(torch.autograd.Function):
+class GroupNormOfRows(torch.autograd.Function):
+    """`torch.nn.functional.group_norm` for float32 or float64 x [B, C, H, W] in channels_last. Differentiable once.
+
+    It takes whole rows of channels at a time. On a CPU PyTorch's backward pass goes from group to group, whose channels
+    are few: on maps of 32x32 and more that takes two to four times as long. On CUDA its forward pass copies to the
+    contiguous layout, and the convolution behind it copies back.
+    """
+
     @staticmethod
     def forward(ctx, x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         if x.device.type == "cuda":

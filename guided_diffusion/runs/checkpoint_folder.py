@@ -129,7 +129,7 @@ class CheckpointFolder:
         """
         for number in self.numbers()[keep:] if keep else []:
             with _deleting(number):
-                self._state_path(number).rename(self._deleted_path(number))
+                self._path("state", number).rename(self._path("deleted", number))
         for number in self._numbers("deleted"):
             with _deleting(number):
                 for path in self._files(number):
@@ -150,7 +150,7 @@ class CheckpointFolder:
                     shutil.copyfileobj(old, new)
             files = {_renumbered(name, number - 1): expected for name, expected in entry["files"].items()}
             self._write_state(number - 1, entry | {"files": files})
-        for path in (self._state_path(number), self._deleted_path(number)):
+        for path in (self._path("state", number), self._path("deleted", number)):
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
@@ -172,18 +172,15 @@ class CheckpointFolder:
         names = [name for name, match in found.items() if match and int(match[2]) == number]
         return [self.directory / name for name in sorted(names, key=lambda name: name.endswith(".json"))]
 
-    def _state_path(self, number: int) -> Path:
-        return self.directory / f"state{number:06d}.json"
-
-    def _deleted_path(self, number: int) -> Path:
-        return self.directory / f"deleted{number:06d}.json"
+    def _path(self, kind: str, number: int) -> Path:
+        return self.directory / f"{kind}{number:06d}.json"
 
     def _write_state(self, number: int, entry: dict[str, Any]) -> None:
-        write_json(self._state_path(number), entry | {"sha256": _digest(entry)})
+        write_json(self._path("state", number), entry | {"sha256": _digest(entry)})
 
     def _read(self, number: int) -> dict[str, Any]:
         """Return a state file's contents. DamagedError when it is damaged, InputError when it cannot be read."""
-        path = self._state_path(number)
+        path = self._path("state", number)
         try:
             entry = read_json(path, "a checkpoint's state")
         except FileNotFoundError:

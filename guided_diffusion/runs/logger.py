@@ -6,7 +6,6 @@ OPENAI_LOG_FORMAT_MPI those of the other ranks (default ``log``). Files of ranks
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 import time
@@ -254,16 +253,7 @@ def profile_kv(scopename: str) -> Iterator[None]:
 
 def profile(n: str) -> Callable[[Callable], Callable]:
     """Decorate a function with ``profile_kv(n)`` around every call."""
-
-    def decorate(function: Callable) -> Callable:
-        @functools.wraps(function)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with profile_kv(n):
-                return function(*args, **kwargs)
-
-        return timed
-
-    return decorate
+    return profile_kv(n)
 
 
 def get_rank_without_mpi_import() -> int:

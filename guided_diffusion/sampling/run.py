@@ -24,7 +24,7 @@ from guided_diffusion.io.reading import exists, hash_file, open_regular, parse_j
 from guided_diffusion.runs import logger
 from guided_diffusion.runs.run_directory import check_held, check_manifest, read_manifest, record_result, versions
 from guided_diffusion.sampling import tallies
-from guided_diffusion.sampling.background_writer import WriteBehind
+from guided_diffusion.sampling.background_writer import writing_behind
 from guided_diffusion.sampling.image_grid import save_grid
 from guided_diffusion.sampling.noise import LabelPlan, PerSampleNoise, stream
 from guided_diffusion.sampling.shards import (
@@ -110,7 +110,7 @@ class SampleRun:
     def from_flags(cls, flags: dict[str, Any], **more: Any) -> SampleRun:
         """Return the run that `flags` describe; more: the other arguments."""
         own = {name: flags[name] for name in ("num_samples", "batch_size", "seed", "save_images")}
-        return cls(flags=flags, **own, **more)
+        return cls(flags=flags, detector=NonfiniteDetector(flags["nonfinite"]), **own, **more)
 
     def generate(
         self, draw: Callable[[Batch], Tensor], extras: Callable[[], dict[str, np.ndarray]] = dict
@@ -135,7 +135,7 @@ class SampleRun:
         with Progress(self.num_samples, "images", made, directory=self.directory) as progress, terminating(kept):
             passes = 0
             while missing:
-                with WriteBehind(ShardStore(self.directory).write) as write:
+                with writing_behind(ShardStore(self.directory).write) as write:
                     for indices in missing[rank::world_size]:
                         write(indices.start, self._make_shard(indices, draw, extras, progress.alive))
                         # Rank 0 shows the whole run: the others advance at about its pace.

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 
@@ -34,11 +33,6 @@ from guided_diffusion.training.timestep_samplers import create_named_schedule_sa
 LossTerms = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
 
-def cross_entropy_terms(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """Return the cross entropy per sample [B], for logits [B, K] and labels y [B]."""
-    return {"loss": F.cross_entropy(logits.float(), y, reduction="none")}
-
-
 class ClassifierTrainLoop:
     """Train classifier(x_t, t) -> logits on noised images.
 
@@ -61,7 +55,7 @@ class ClassifierTrainLoop:
         data: Iterator,
         val_data: Iterator | None,
         config: ClassifierTrainConfig,
-        loss_terms: LossTerms = cross_entropy_terms,
+        loss_terms: LossTerms,
         dtype: torch.dtype | None = None,
         run: TrainingRun | None = None,
     ):

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,10 @@ class Training:
         setup.warn_of_unused_labels(parsed, class_cond)
         self.resume, self.files = starting_point(train), find_images(self.data.data_dir)
         self.labels = _read_run_labels(self.files, self.data.labels) if class_cond else None
-        self.classes = collectives.from_rank_0(self._count_classes) if class_cond else None
-
-    def _count_classes(self) -> Classes:
-        return count_classes(self.parsed, self.data.data_dir, self.labels.names, self.resume)
+        self.classes: Classes | None = None
+        if class_cond:
+            count = partial(count_classes, parsed, self.data.data_dir, self.labels.names, self.resume)
+            self.classes = collectives.from_rank_0(count)
 
     def open_dataset(
         self, files: ImageFiles, labels: Labels | None, image_size: int, channels: int, random_crop: bool = False

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from guided_diffusion.sampling.background_writer import WriteBehind
+from guided_diffusion.sampling.background_writer import writing_behind
 
 
 def test_work_goes_on_meanwhile():
@@ -16,7 +16,7 @@ def test_work_goes_on_meanwhile():
         assert next_is_made.wait(timeout=30)
         written.append(number)
 
-    with WriteBehind(slow) as write:
+    with writing_behind(slow) as write:
         write(1)
         assert not written
         next_is_made.set()
@@ -28,16 +28,16 @@ def test_a_failure_comes_out_of_the_next_call_or_of_the_end():
     def fail(number: int) -> None:
         raise OSError(f"disk full at {number}")
 
-    with pytest.raises(OSError, match="disk full at 1"), WriteBehind(fail) as write:
+    with pytest.raises(OSError, match="disk full at 1"), writing_behind(fail) as write:
         write(1)
         write(2)
-    with pytest.raises(OSError, match="disk full at 3"), WriteBehind(fail) as write:
+    with pytest.raises(OSError, match="disk full at 3"), writing_behind(fail) as write:
         write(3)
 
 
 def test_what_was_finished_before_a_failure_is_written():
     written = []
-    with pytest.raises(ZeroDivisionError), WriteBehind(written.append) as write:
+    with pytest.raises(ZeroDivisionError), writing_behind(written.append) as write:
         write(1)
         raise ZeroDivisionError
     assert written == [1]
