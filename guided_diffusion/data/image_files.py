@@ -295,8 +295,6 @@ def _broken(path: str, title: str) -> str:
 def _listing(title: str) -> Iterator[None]:
     try:
         yield
-    except InputError:
-        raise
     except FileNotFoundError as error:
         raise InputError(f"{title}: no such folder") from error
     except file_errors() as error:

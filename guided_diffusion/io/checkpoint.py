@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from guided_diffusion.errors import InputError, brief
 from guided_diffusion.io import checkpoint_flags
 from guided_diffusion.io.atomic import write_atomically, write_json
-from guided_diffusion.io.reading import check_readable, open_readable, parse_json, read_json, reason
+from guided_diffusion.io.reading import open_readable, parse_json, read_json, reason
 from guided_diffusion.io.remote import beside, blobfile, file_errors, is_remote, join
 from guided_diffusion.system import launch
 
@@ -219,7 +219,9 @@ def read_network_config(name: str, path: str | os.PathLike, *expected: str) -> d
     :param expected: kinds of networks, see ``checkpoint_flags``.
     :raises InputError: there is no such checkpoint. OtherNetwork: ``config.json`` is of another kind.
     """
-    check_there(name, os.fspath(path))  # before flags are said not to fit
+    path = os.fspath(path)
+    with _open_remote(path, name) if is_remote(path) else open_readable(name, path):
+        pass  # it is there: said before flags are said not to fit
     saved = read_config(path)
     found = checkpoint_flags.kind_by_config(saved or {})
     if found not in (None, *expected):
@@ -243,15 +245,6 @@ def _open_for_reading(path: str) -> BinaryIO:
         with _open_remote(path) as remote:
             return io.BytesIO(remote.read())
     return open_readable(path, path)
-
-
-def check_there(name: str, path: str) -> None:
-    """Raise an ``InputError`` that begins with ``name`` unless there is such a file or address."""
-    if not is_remote(path):
-        check_readable(name, path)
-        return
-    with _open_remote(path, name):
-        pass
 
 
 @contextmanager

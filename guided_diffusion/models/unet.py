@@ -6,15 +6,16 @@ The parameters' names are those of the published checkpoints; there are no buffe
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from guided_diffusion.models.attention import AttentionPool2d
-from guided_diffusion.models.blocks import TimestepEmbedSequential, Upsample
-from guided_diffusion.models.encoder import Encoder
+from guided_diffusion.models.attention import AttentionBlock, AttentionPool2d
+from guided_diffusion.models.blocks import Downsample, ResBlock, TimestepEmbedSequential, Upsample
 from guided_diffusion.models.fp16 import convert_module_to_f16, convert_module_to_f32
 from guided_diffusion.models.layers import SiLU, conv_nd, linear, normalization, timestep_embedding, zero_module
 
@@ -22,10 +23,67 @@ from guided_diffusion.models.layers import SiLU, conv_nd, linear, normalization,
 BLOCKS = ("input_blocks", "middle_block", "output_blocks")
 
 
+class _Encoder:
+    """The contracting half: levels of residual blocks, with attention where the downsampling rate is in
+    `attention_resolutions`, a downsampler after each level but the last, and the middle block.
+
+    Attributes: `input_blocks`, `middle_block`; `skip_channels`, the width of every input block's output, in order;
+    `channels`, the width at the bottom; `downsample_rate`, image side over side at the bottom; and the constructors of
+    the network's blocks, residual(channels, out_channels=..., down=...) and attention(channels, num_heads=...).
+
+    :param arguments: those of the network's constructor, see `UNetModel`, by name.
+    :param embed_dim: width of the timestep embedding.
+    """
+
+    def __init__(self, arguments: Mapping[str, Any], embed_dim: int):
+        given = SimpleNamespace(**arguments)
+        self.residual = partial(
+            ResBlock,
+            emb_channels=embed_dim,
+            dropout=given.dropout,
+            dims=given.dims,
+            use_checkpoint=given.use_checkpoint,
+            use_scale_shift_norm=given.use_scale_shift_norm,
+        )
+        self.attention = partial(
+            AttentionBlock,
+            num_heads=given.num_heads,
+            num_head_channels=given.num_head_channels,
+            use_checkpoint=given.use_checkpoint,
+            use_new_attention_order=given.use_new_attention_order,
+        )
+        widths = [int(mult * given.model_channels) for mult in given.channel_mult]
+        self.channels, self.downsample_rate = widths[0], 1
+        self.input_blocks, self.skip_channels = nn.ModuleList(), []
+        self._append(conv_nd(given.dims, given.in_channels, self.channels, 3, padding=1))
+        for level, width in enumerate(widths):
+            for _ in range(given.num_res_blocks):
+                layers: list[nn.Module] = [self.residual(self.channels, out_channels=width)]
+                self.channels = width
+                if self.downsample_rate in given.attention_resolutions:
+                    layers.append(self.attention(width))
+                self._append(*layers)
+            if level < len(widths) - 1:
+                self._append(
+                    self.residual(width, out_channels=width, down=True)
+                    if given.resblock_updown
+                    else Downsample(width, given.conv_resample, dims=given.dims, out_channels=width)
+                )
+                self.downsample_rate *= 2
+        self.middle_block = TimestepEmbedSequential(
+            self.residual(self.channels), self.attention(self.channels), self.residual(self.channels)
+        )
+
+    def _append(self, *layers: nn.Module) -> None:
+        """Add an input block, whose output has `channels` channels."""
+        self.input_blocks.append(TimestepEmbedSequential(*layers))
+        self.skip_channels.append(self.channels)
+
+
 class _TimestepNetwork(nn.Module):
     """Shared parts of both networks: the timestep embedding, the contracting half, and the switch to half precision."""
 
-    def _build(self, arguments: Mapping[str, Any], num_classes: int | None = None) -> Encoder:
+    def _build(self, arguments: Mapping[str, Any], num_classes: int | None = None) -> _Encoder:
         """Make the shared layers from the arguments of the network's constructor; return the contracting half."""
         super().__init__()
         for name in ("image_size", "in_channels", "out_channels", "model_channels"):
@@ -37,7 +95,7 @@ class _TimestepNetwork(nn.Module):
         self.time_embed = nn.Sequential(linear(self.model_channels, width), SiLU(), linear(width, width))
         if num_classes is not None:
             self.label_emb = nn.Embedding(num_classes, width)
-        encoder = Encoder(arguments, width)
+        encoder = _Encoder(arguments, width)
         self.input_blocks, self.middle_block = encoder.input_blocks, encoder.middle_block
         return encoder
 
@@ -206,7 +264,7 @@ class EncoderUNetModel(_TimestepNetwork):
 
 
 def _build_pool(
-    pool: str, encoder: Encoder, dims: int, image_size: int, num_head_channels: int, out_channels: int
+    pool: str, encoder: _Encoder, dims: int, image_size: int, num_head_channels: int, out_channels: int
 ) -> nn.Sequential:
     """Return the classifier's head. The positions in the sequence are part of the checkpoint format."""
     channels, pyramid, hidden = encoder.channels, sum(encoder.skip_channels) + encoder.channels, 2048

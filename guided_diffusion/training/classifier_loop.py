@@ -18,15 +18,7 @@ from guided_diffusion.models.attention import fuse_attention
 from guided_diffusion.models.layers import to_fast_layout
 from guided_diffusion.models.mixed_precision import OptimizerStepper
 from guided_diffusion.runs import logger
-from guided_diffusion.training.diffusion_loop import (
-    load_optimizer,
-    log_loss_dict,
-    restore,
-    save_checkpoint,
-    set_lr,
-    trainable,
-    without_sync,
-)
+from guided_diffusion.training import diffusion_loop
 from guided_diffusion.training.resume import TrainingRun
 from guided_diffusion.training.timestep_samplers import create_named_schedule_sampler
 
@@ -70,9 +62,9 @@ class ClassifierTrainLoop:
         self.stepper = OptimizerStepper(model, dtype, self.device, initial_lg_loss_scale=16.0)
         self.opt = AdamW(self.stepper.master_params, lr=config.lr, weight_decay=config.weight_decay)
         if self.run.model_path:
-            load_optimizer(self.opt, self.run.model_path, self.run.number, required=True)
-        restore(self.run, self.stepper, self.schedule_sampler)
-        self.network = trainable(model, dtype, config.compile)
+            diffusion_loop.load_optimizer(self.opt, self.run.model_path, self.run.number, required=True)
+        diffusion_loop.restore(self.run, self.stepper, self.schedule_sampler)
+        self.network = diffusion_loop.trainable(model, dtype, config.compile)
 
     def run_loop(self) -> None:
         """Train until `iterations`, logging, validating and saving on the way."""
@@ -83,7 +75,7 @@ class ClassifierTrainLoop:
                 logger.logkv("step", step)
                 logger.logkv("samples", (step + 1) * global_batch)
                 if config.anneal_lr:
-                    set_lr(self.opt, config.lr * (1 - step / config.iterations))
+                    diffusion_loop.set_lr(self.opt, config.lr * (1 - step / config.iterations))
                 self._train_step(step)
                 done = step - run.began
                 if self.val_data is not None and done % config.eval_interval == 0:
@@ -98,7 +90,7 @@ class ClassifierTrainLoop:
         self.stepper.zero_grad()
         for start in starts:
             part = slice(start, start + micro)
-            with nullcontext() if start == starts[-1] else without_sync(self.network):
+            with nullcontext() if start == starts[-1] else diffusion_loop.without_sync(self.network):
                 terms = self._terms(images[part], y[part], t[part])
                 loss_B = terms["loss"]
                 self.stepper.backward(loss_B.mean() * len(loss_B) / len(images))
@@ -134,12 +126,14 @@ class ClassifierTrainLoop:
         return self.loss_terms(logits, y) | {f"acc@{k}": top_k_hits(logits.detach(), y, k) for k in ranks}
 
     def _log(self, terms: dict[str, Tensor], t: Tensor, prefix: str) -> None:
-        log_loss_dict(self.diffusion, t, {f"{prefix}_{name}": values for name, values in terms.items()})
+        diffusion_loop.log_loss_dict(self.diffusion, t, {f"{prefix}_{name}": values for name, values in terms.items()})
 
     def _save(self, step: int) -> str:
         weights = self.stepper.master_params_to_state_dict(self.stepper.master_params)
         objects = {f"model{step:06d}.pt": weights}
-        return save_checkpoint(self.run, step, step + 1, objects, self.opt, self.stepper, self.schedule_sampler)
+        return diffusion_loop.save_checkpoint(
+            self.run, step, step + 1, objects, self.opt, self.stepper, self.schedule_sampler
+        )
 
 
 def top_k_hits(logits: Tensor, y: Tensor, k: int) -> Tensor:

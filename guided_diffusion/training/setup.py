@@ -94,7 +94,8 @@ class Training:
         return open_run(flags, CHANGEABLE.union(changeable), self.resume, init_from, defaults)
 
     def is_complete(self, run: TrainingRun, limit: str, steps: int | None, purpose: str, saved: bool = True) -> bool:
-        """Return whether an earlier call has trained all steps, and log it; else check that there are steps left.
+        """Return whether an earlier call has trained all steps, log it and note it in the status; else check that there
+        are steps left.
 
         :param limit: the flag that sets the number of steps; steps: its value, None for no limit.
         :param saved: whether the last checkpoint bears the number that the end gives it.
@@ -103,7 +104,9 @@ class Training:
         if not (done and saved):
             check_steps_left(run, limit, steps)
             return False
-        say_complete(run, limit, steps)
+        more = f" ({run.first_step} steps are done, {limit} {steps} asks for fewer)" if run.first_step > steps else ""
+        logger.log(f"already complete: {run.model_path}{more}")
+        note_complete(logger.get_dir(), run.first_step, "steps")
         say_what_to_use(purpose)
         return True
 
@@ -158,13 +161,6 @@ def train_diffusion_model(
         setup.save_config(run.flags)
         loop.run_loop()
     training.conclude("sample from")
-
-
-def say_complete(run: TrainingRun, limit: str, steps: int) -> None:
-    """Log that an earlier call has trained all steps, and note it in the status. limit: the flag that sets them."""
-    more = f" ({run.first_step} steps are done, {limit} {steps} asks for fewer)" if run.first_step > steps else ""
-    logger.log(f"already complete: {run.model_path}{more}")
-    note_complete(logger.get_dir(), run.first_step, "steps")
 
 
 def say_what_to_use(purpose: str) -> None:

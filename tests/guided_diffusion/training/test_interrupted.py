@@ -183,7 +183,9 @@ def test_fewer_steps_than_are_done(monkeypatch, steps, more):
     monkeypatch.setattr(setup.logger, "log", told.append)
     monkeypatch.setattr(setup.logger, "get_dir", lambda: "")
     monkeypatch.setattr(setup, "note_complete", lambda *args: None)
-    setup.say_complete(SimpleNamespace(model_path="model000005.pt", first_step=6), "--iterations", steps)
+    monkeypatch.setattr(setup, "say_what_to_use", lambda purpose: None)
+    run = SimpleNamespace(model_path="model000005.pt", first_step=6, state={})
+    assert setup.Training.is_complete(None, run, "--iterations", steps, "sample from")
     assert told == [f"already complete: model000005.pt{more}"]
 
 
