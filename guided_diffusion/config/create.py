@@ -9,18 +9,8 @@ from collections.abc import Callable, Iterable
 
 from torch import nn
 
-from guided_diffusion.config.builders import (
-    create_classifier,
-    create_gaussian_diffusion,
-    create_model,
-    sr_create_model,
-)
-from guided_diffusion.config.configs import (
-    ClassifierConfig,
-    DiffusionConfig,
-    ModelConfig,
-    SuperResConfig,
-)
+from guided_diffusion.config.builders import create_classifier, create_gaussian_diffusion, create_model, sr_create_model
+from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig, SuperResConfig
 from guided_diffusion.config.flags import from_values, str2bool
 from guided_diffusion.diffusion.respace import SpacedDiffusion
 from guided_diffusion.models.unet import EncoderUNetModel, SuperResModel, UNetModel

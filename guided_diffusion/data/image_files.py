@@ -71,10 +71,9 @@ class ImageFiles:
 
     def describe_skipped(self) -> str:
         """Return a line that counts what was skipped, by suffix; "" for nothing."""
-        files = [(kind, count) for kind, count in self.skipped.most_common() if not kind.endswith("/")]
-        folders = [(kind, count) for kind, count in self.skipped.most_common() if kind.endswith("/")]
         parts = []
-        for things, found in (("files", files), ("folders", folders)):
+        for things, is_folder in (("files", False), ("folders", True)):
+            found = [(kind, count) for kind, count in self.skipped.most_common() if kind.endswith("/") == is_folder]
             if total := sum(count for _, count in found):
                 kinds = ", ".join(f"{count} {kind}" for kind, count in found[:6]) + (", ..." if len(found) > 6 else "")
                 parts.append(f"{counted(total, things)} skipped: {kinds}")
@@ -86,8 +85,7 @@ class ImageFiles:
         if not any(counts):
             return ""
         shown = ", ".join(f"{folder or 'itself'} {count}" for folder, count in list(counts.items())[:6])
-        folders = f"{len(counts)} folders" if len(counts) > 1 else "1 folder"
-        more = ", ..." if len(counts) > 6 else ""
+        folders, more = counted(len(counts), "folders"), ", ..." if len(counts) > 6 else ""
         return f"{self.title}: reading {len(self)} images of {folders} in it: {shown}{more}"
 
 

@@ -197,24 +197,14 @@ class DiffusionProcess:
         return self.call(cond_fn, x, t, {**(model_kwargs or {}), **told})
 
     def condition_mean(
-        self,
-        cond_fn: Callable,
-        p_mean_var: dict[str, Tensor],
-        x: Tensor,
-        t: Tensor,
-        model_kwargs: dict | None = None,
+        self, cond_fn: Callable, p_mean_var: dict[str, Tensor], x: Tensor, t: Tensor, model_kwargs: dict | None = None
     ) -> Tensor:
         """Return the mean shifted by variance * gradient, evaluated at x_t (Eq. 8; Dhariwal & Nichol, Alg. 1)."""
         gradient = self._guidance(cond_fn, p_mean_var, x, t, model_kwargs)
         return p_mean_var["mean"].float() + p_mean_var["variance"] * gradient.float()
 
     def condition_score(
-        self,
-        cond_fn: Callable,
-        p_mean_var: dict[str, Tensor],
-        x: Tensor,
-        t: Tensor,
-        model_kwargs: dict | None = None,
+        self, cond_fn: Callable, p_mean_var: dict[str, Tensor], x: Tensor, t: Tensor, model_kwargs: dict | None = None
     ) -> dict[str, Tensor]:
         """Return `p_mean_var` with eps shifted by -sqrt(1 - abar_t) * gradient (Alg. 1, DDIM branch).
 

@@ -22,8 +22,8 @@ _KINDS = {
 }
 
 
-def read_json(path: str | os.PathLike, expected: str = "a JSON object") -> dict[str, Any]:
-    """Return the JSON object in a local file.
+def read_json(path: str | os.PathLike, expected: str = "a JSON object", kind: type = dict) -> Any:
+    """Return the JSON object, or value of another kind, in a local file.
 
     :raises FileNotFoundError: there is none.
     :raises DamagedError: the file can be read but is not ``expected``.
@@ -31,7 +31,7 @@ def read_json(path: str | os.PathLike, expected: str = "a JSON object") -> dict[
     """
     with reading_errors(path), open_regular(path) as file:
         data = file.read()
-    return parse_json(data, path, expected)
+    return parse_json(data, path, expected, kind)
 
 
 def parse_json(data: bytes, name: str | os.PathLike, expected: str = "a JSON object", kind: type = dict) -> Any:

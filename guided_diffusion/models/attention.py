@@ -19,7 +19,10 @@ def count_flops_attn(model: nn.Module, _x, y) -> None:
 
 
 class _HeadwiseAttention(nn.Module):
-    """Scaled dot-product attention on packed queries, keys and values: [B, 3*H*C, L] -> [B, H*C, L]."""
+    """Scaled dot-product attention on packed queries, keys and values: [B, 3*H*C, L] -> [B, H*C, L].
+
+    A subclass's `_unpack` knows the order of the channels: [B, 3*H*C, L] -> three tensors [B, H, C, L].
+    """
 
     count_flops = staticmethod(count_flops_attn)
     fused_in_training = False
@@ -27,10 +30,6 @@ class _HeadwiseAttention(nn.Module):
     def __init__(self, n_heads: int):
         super().__init__()
         self.n_heads = n_heads
-
-    def _unpack(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, 3*H*C, L] -> three tensors [B, H, C, L]."""
-        raise NotImplementedError
 
     def forward(self, qkv: Tensor) -> Tensor:
         q, k, v = (part.transpose(-1, -2) for part in self._unpack(qkv))

@@ -14,17 +14,16 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.diffusion.nonfinite import NonfiniteDetector
-from guided_diffusion.diffusion.samplers import Callback, together
+from guided_diffusion.diffusion.samplers import Callback, StepOutput
 from guided_diffusion.distributed import collectives
 from guided_diffusion.distributed.progress import Progress, note_complete
 from guided_diffusion.distributed.stop_signals import how_to_resume, terminating
 from guided_diffusion.errors import DamagedError, InputError, counted
 from guided_diffusion.io.atomic import remove_leftovers, set_aside, write_json
-from guided_diffusion.io.reading import exists, hash_file, open_regular, parse_json, reading_errors
+from guided_diffusion.io.reading import exists, hash_file, read_json
 from guided_diffusion.runs import logger
 from guided_diffusion.runs.run_directory import check_held, check_manifest, read_manifest, record_result, versions
 from guided_diffusion.sampling import tallies
-from guided_diffusion.sampling.background_writer import writing_behind
 from guided_diffusion.sampling.image_grid import save_grid
 from guided_diffusion.sampling.noise import LabelPlan, PerSampleNoise, stream
 from guided_diffusion.sampling.shards import (
@@ -37,6 +36,7 @@ from guided_diffusion.sampling.shards import (
     result_paths,
     set_damaged_aside,
     without_overlap,
+    writing_behind,
 )
 from guided_diffusion.sampling.tallies import TALLY, Tally
 
@@ -66,12 +66,18 @@ class Batch:
 
         :param callbacks: further ones.
         """
+
+        def after_step(step: int, t: int, output: StepOutput) -> None:
+            for callback in (*self.callbacks, *callbacks):
+                callback(step, t, output)
+            self.alive()
+
         return {
             "shape": (len(self.indices), *shape),
             "noise": self.noise.normal(shape),
             "noise_fn": self.noise,
             "device": self.noise.device,
-            "callback": together((*self.callbacks, *callbacks), self.alive),
+            "callback": after_step,
         }
 
 
@@ -307,8 +313,7 @@ class SampleRun:
         path = self.directory / f"{NONFINITE}.json"
         found = []
         try:
-            with reading_errors(path), open_regular(path) as file:  # of an earlier result
-                found = parse_json(file.read(), path, kind=list)
+            found = read_json(path, kind=list)  # of an earlier result
         except FileNotFoundError:
             pass
         except DamagedError as error:

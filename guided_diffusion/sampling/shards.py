@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -104,6 +105,26 @@ class ShardStore:
                         shard.path.unlink(missing_ok=True)
         with suppress(OSError):  # not empty, or gone already
             self.directory.rmdir()
+
+
+@contextmanager
+def writing_behind(write: Callable[..., None]) -> Iterator[Callable[..., None]]:
+    """Yield a function that calls `write` in a thread of its own, one call at a time, in order; wait for the last.
+
+    A call returns at once unless the one before is still running, so at most two results are in memory. An exception
+    is raised by the next call, or at the end. Results handed over before the with-block fails are still written.
+    """
+    running = Future()
+    running.set_result(None)
+
+    def hand_over(*args: Any) -> None:
+        nonlocal running
+        running.result()
+        running = pool.submit(write, *args)
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        yield hand_over
+    running.result()
 
 
 def result_paths(directory: Path, size: str) -> dict[Path, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -86,18 +85,15 @@ class ClassifierTrainLoop:
     def _train_step(self, step: int) -> None:
         images, y, t = self._noised_batch(self.data, step, Purpose.STEP)
         micro = self.config.microbatch if self.config.microbatch > 0 else len(images)
-        starts = range(0, len(images), micro)
         self.stepper.zero_grad()
-        for start in starts:
-            part = slice(start, start + micro)
-            with nullcontext() if start == starts[-1] else diffusion_loop.without_sync(self.network):
-                terms = self._terms(images[part], y[part], t[part])
-                loss_B = terms["loss"]
-                self.stepper.backward(loss_B.mean() * len(loss_B) / len(images))
-                # Not earlier: reading values waits for the device, which is busy with the backward pass by now.
-                if not self.stepper.scaler.is_enabled():
-                    check_loss(loss_B, t[part], step)
-                self._log(terms, t[part], "train")
+        for part in diffusion_loop.microbatches(self.network, len(images), micro):
+            terms = self._terms(images[part], y[part], t[part])
+            loss_B = terms["loss"]
+            self.stepper.backward(loss_B.mean() * len(loss_B) / len(images))
+            # Not earlier: reading values waits for the device, which is busy with the backward pass by now.
+            if not self.stepper.scaler.is_enabled():
+                check_loss(loss_B, t[part], step)
+            self._log(terms, t[part], "train")
         self.stepper.optimize(self.opt)
 
     @torch.no_grad()

@@ -157,21 +157,18 @@ class TrainLoop:
         """Accumulate the gradients of a batch, microbatch by microbatch."""
         self.mp_trainer.zero_grad()
         device = collectives.dev()
-        starts = range(0, batch.shape[0], self.microbatch)
-        for start in starts:
-            part = slice(start, start + self.microbatch)
+        for part in microbatches(self.ddp_model, batch.shape[0], self.microbatch):
             images = batch[part].to(device)
             model_kwargs = {name: value[part].to(device) for name, value in cond.items()}
             t, weights = self.schedule_sampler.sample(images.shape[0], device)
-            with nullcontext() if start == starts[-1] else without_sync(self.ddp_model):
-                losses = self.diffusion.training_losses(self.ddp_model, images, t, model_kwargs=model_kwargs)
-                if isinstance(self.schedule_sampler, LossAwareSampler):
-                    self.schedule_sampler.update_with_local_losses(t, losses["loss"].detach())
-                self.mp_trainer.backward((losses["loss"] * weights).mean())
-                # Not earlier: reading values waits for the device, which is busy with the backward pass by now.
-                if not self.mp_trainer.scaler.is_enabled():
-                    check_loss(losses["loss"], t, self.step + self.resume_step)
-                log_loss_dict(self.diffusion, t, {name: values * weights for name, values in losses.items()})
+            losses = self.diffusion.training_losses(self.ddp_model, images, t, model_kwargs=model_kwargs)
+            if isinstance(self.schedule_sampler, LossAwareSampler):
+                self.schedule_sampler.update_with_local_losses(t, losses["loss"].detach())
+            self.mp_trainer.backward((losses["loss"] * weights).mean())
+            # Not earlier: reading values waits for the device, which is busy with the backward pass by now.
+            if not self.mp_trainer.scaler.is_enabled():
+                check_loss(losses["loss"], t, self.step + self.resume_step)
+            log_loss_dict(self.diffusion, t, {name: values * weights for name, values in losses.items()})
 
     def _update_ema(self) -> None:
         for rate, average in zip(self.ema_rate, self.ema_params, strict=True):
@@ -261,9 +258,12 @@ def trainable(model: nn.Module, dtype: torch.dtype | None, compile: bool) -> nn.
     return DistributedDataParallel(network, device_ids=devices, bucket_cap_mb=128)
 
 
-def without_sync(network: nn.Module):
-    """Return a context in which a distributed network does not synchronise its gradients."""
-    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
+def microbatches(network: nn.Module, count: int, size: int) -> Iterator[slice]:
+    """Yield the parts of a batch of `count` images; a distributed network synchronises its gradients in the last."""
+    for start in range(0, count, size):
+        waits = start + size < count and isinstance(network, DistributedDataParallel)
+        with network.no_sync() if waits else nullcontext():
+            yield slice(start, start + size)
 
 
 def set_lr(opt: torch.optim.Optimizer, lr: float) -> None:

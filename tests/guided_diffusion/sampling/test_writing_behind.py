@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from guided_diffusion.sampling.background_writer import writing_behind
+from guided_diffusion.sampling.shards import writing_behind
 
 
 def test_work_goes_on_meanwhile():
