@@ -15,8 +15,6 @@ from torch import Tensor
 from guided_diffusion.diffusion.enums import ModelMeanType
 from guided_diffusion.diffusion.process import DiffusionProcess
 
-NoiseFn = Callable[[Tensor], Tensor]
-
 
 @dataclass(frozen=True)
 class StepOutput:
@@ -88,7 +86,7 @@ def ddpm_step(
     t: Tensor,
     cond_fn: Callable | None = None,
     model_kwargs: dict | None = None,
-    noise_fn: NoiseFn = torch.randn_like,
+    noise_fn: Callable[[Tensor], Tensor] = torch.randn_like,
     **refining,
 ) -> dict[str, Tensor]:
     """Draw x_{t-1} from p(x_{t-1} | x_t), its mean shifted by the guidance (Eq. 8)."""
@@ -106,7 +104,7 @@ def ddim_step(
     model: Callable,
     x: Tensor,
     t: Tensor,
-    noise_fn: NoiseFn = torch.randn_like,
+    noise_fn: Callable[[Tensor], Tensor] = torch.randn_like,
     eta: float = 0.0,
     **options,
 ) -> dict[str, Tensor]:

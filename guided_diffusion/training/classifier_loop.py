@@ -21,8 +21,6 @@ from guided_diffusion.training import diffusion_loop
 from guided_diffusion.training.resume import TrainingRun
 from guided_diffusion.training.timestep_samplers import create_named_schedule_sampler
 
-LossTerms = Callable[[Tensor, Tensor], dict[str, Tensor]]
-
 
 class ClassifierTrainLoop:
     """Train classifier(x_t, t) -> logits on noised images.
@@ -46,7 +44,7 @@ class ClassifierTrainLoop:
         data: Iterator,
         val_data: Iterator | None,
         config: ClassifierTrainConfig,
-        loss_terms: LossTerms,
+        loss_terms: Callable[[Tensor, Tensor], dict[str, Tensor]],
         dtype: torch.dtype | None = None,
         run: TrainingRun | None = None,
     ):

@@ -99,7 +99,7 @@ class TrainLoop:
             model, dtype, collectives.dev(), fp16_scale_growth, INITIAL_LOG_LOSS_SCALE
         )
         self.opt = AdamW(self.mp_trainer.master_params, lr=lr, weight_decay=weight_decay)
-        if self.run.loads_optimizer:
+        if self.run.state is not None or self.run.number > 0:  # upstream reads neither of these for step 0
             self._load_optimizer_state()
             self.ema_params = [self._load_ema_parameters(rate) for rate in self.ema_rate]
         else:

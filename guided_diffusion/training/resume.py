@@ -66,11 +66,6 @@ class TrainingRun:
         step = parse_resume_step_from_filename(path)
         return cls(path, step, step, step)
 
-    @property
-    def loads_optimizer(self) -> bool:
-        """Whether to read the optimizer's state and the averages too; upstream does not for step 0."""
-        return self.state is not None or self.number > 0
-
     def load_weights(self, model: nn.Module) -> None:
         """Load the weights to start from, if any, on every rank."""
         if self.model_path:
