@@ -177,9 +177,9 @@ def _now() -> str:
 def _replace(path: Path, fields: dict[str, Any]) -> None:
     """Write a status atomically, but without waiting for the disk, as results do."""
     temporary = temporary_path(path)
-    try:
-        temporary.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        try:
+            temporary.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
             temporary.unlink(missing_ok=True)

@@ -50,8 +50,8 @@ GUIDANCES = {
 class Exact(SpacedDiffusion):
     """Our process with its tables in float64: what is left is the formulas."""
 
-    def _table(self, name, values, t, like):
-        return torch.from_numpy(np.asarray(values()))[t].reshape(-1, *[1] * (like.dim() - 1))
+    def at(self, name, t, like):
+        return torch.from_numpy(np.asarray(getattr(self, name)))[t].reshape(-1, *[1] * (like.dim() - 1))
 
 
 def process(timesteps=TIMESTEPS, mean=ModelMeanType.EPSILON, variance=ModelVarType.FIXED_SMALL) -> Exact:

@@ -209,7 +209,7 @@ def test_ended_anywhere_between_the_last_part_and_the_end(tmp_path, monkeypatch,
 def test_a_damaged_list_of_what_is_not_finite(tmp_path, told):
     (tmp_path / "nonfinite.json").write_text("[1")
     maker = Maker(tmp_path, num_samples=2)
-    maker.run.watch.take = lambda images, indices: []
+    maker.run.detector.take = lambda images, indices: []
     maker.generate()
     assert (tmp_path / "nonfinite.json.damaged").exists() and "nonfinite.json.damaged" in told.read_text()
 
