@@ -238,7 +238,7 @@ def test_a_requeued_command_prefers_its_own_checkpoints(train, tmp_path):
     train("image_train", "whole", **resume)
     train("image_train", "cut", ("step:2", "SIGTERM", "0"), **resume)
     start.unlink()
-    assert "model000003.pt with step 4" in train("image_train", "cut", **resume).stdout
+    assert "model000003.pt at step 4" in train("image_train", "cut", **resume).stdout
     assert_same_files(tmp_path / "cut", tmp_path / "whole")
     assert [float(row["step"]) for row in read_csv(tmp_path / "cut" / "progress.csv")] == [2, 3, 4, 5]
 
