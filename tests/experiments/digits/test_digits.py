@@ -130,7 +130,7 @@ def test_quick_run(tmp_path):
     assert report.count("data:image/png;base64,iVBOR") == 7
     titles = re.findall("<h2>(.*?)</h2>", report)
     assert titles == ["Does the guidance vanish?", "Does it make better samples?", "Samples",
-                      "The paper&#39;s claims and this run", "Commands, run from the repository root"]  # fmt: skip
+                      "The paper's claims and this run", "Commands, run from the repository root"]  # fmt: skip
     assert report.count("python scripts/classifier_sample.py") == 13 and "One seed only" in report
     assert len(list(out.glob("samples/*/trace.npz"))) == 4
 
