@@ -26,7 +26,7 @@ demo: $(BIN)/.demo-ready  ## train, sample and evaluate on embedded digits; repo
 test: $(BIN)/.test-ready  ## what a change is likely to break, parity included
 	$(RUN) python -m pytest -m "not slow" $(PYTEST_ARGS)
 
-test-slow: $(BIN)/.test-ready  ## the rest: faults, several hosts, whole rehearsals and what else takes long
+test-slow: $(BIN)/.test-ready  ## the rest: faults, several hosts, whole smoke runs and what else takes long
 	$(RUN) python -m pytest -m slow $(PYTEST_ARGS)
 
 parity: $(BIN)/.test-ready  ## the table of comparisons with the genuine upstream

@@ -17,8 +17,10 @@ setup(
     keywords=["diffusion models", "classifier guidance", "entropy-driven sampling"],
     classifiers=["Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
     python_requires=">=3.11",
-    packages=find_packages(include=["guided_diffusion*", "ed_dpm_patches*", "evaluations*", "experiments*", "scripts"]),
-    package_data={"experiments": ["**/*.toml", "digits/model/*"]},
+    packages=find_packages(
+        include=["guided_diffusion*", "ed_dpm_patches*", "guidance_methods*", "evaluations*", "experiments*", "scripts"]
+    ),
+    package_data={"experiments": ["**/*.toml", "digits/model/*", "templates/*"]},
     entry_points={"console_scripts": ["ed-dpm = experiments.cli:run"]},
     install_requires=[
         "blobfile>=1.0.5",

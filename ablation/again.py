@@ -1,4 +1,4 @@
-"""What `ed-dpm rerun` does, by its former name: `python -m ablation.again --protocol reduced --pick 7`."""
+"""The former name of `ed-dpm rerun`: `python -m ablation.again --protocol reduced --pick 7`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from experiments.cifar10.__main__ import PROTOCOLS, RESULTS
 from experiments.cli import Parser
 from experiments.rerun import pick, rerun
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import shutdown
 
 
 def main() -> None:
@@ -25,4 +25,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    process_group.run_main(main)
+    shutdown.run_main(main)

@@ -1,1 +1,1 @@
-"""Speed beside the peer: `python -m benchmarks.run`. Never part of the tests: machines are noisy."""
+"""Speed beside upstream: `python -m benchmarks.run`. No test asserts a time, as machines are noisy."""

@@ -1,10 +1,11 @@
-"""Frozen TensorFlow graphs, node by node, at the version of the published Inception file.
+"""Frozen TensorFlow graphs, built node by node at the version of the published Inception file.
 
-Its operations are older than what TensorFlow's Python functions can still make.
+Its operations are older than those that TensorFlow's Python functions can still make. For tests.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +26,20 @@ class FrozenGraph:
         """Add an operation. Attributes: numpy dtypes, bytes, bools, ints, floats or lists of int."""
         node = self.definition.node.add(name=name, op=op, input=inputs)
         for key, value in attributes.items():
-            attribute = node.attr[key]
-            if isinstance(value, type) and issubclass(value, np.generic):
-                attribute.type = tf.as_dtype(value).as_datatype_enum
-            elif isinstance(value, bytes):
-                attribute.s = value
-            elif isinstance(value, bool):
-                attribute.b = value
-            elif isinstance(value, int):
-                attribute.i = value
-            elif isinstance(value, float):
-                attribute.f = value
+            if isinstance(value, type):
+                node.attr[key].type = tf.as_dtype(value).as_datatype_enum
+            elif isinstance(value, Sequence) and not isinstance(value, bytes):
+                node.attr[key].list.i.extend(value)
             else:
-                attribute.list.i.extend(value)
+                setattr(node.attr[key], {bytes: "s", bool: "b", int: "i", float: "f"}[type(value)], value)
         return name
 
     def constant(self, name: str, value: Any, dtype: type = np.float32) -> str:
+        """Add an array, or bytes."""
+        tensor = tf.make_tensor_proto(value if isinstance(value, bytes) else np.asarray(value, dtype))
         node = self.definition.node.add(name=name, op="Const")
-        node.attr["dtype"].type = tf.as_dtype(dtype).as_datatype_enum
-        node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(np.asarray(value, dtype)))
+        node.attr["dtype"].type = tensor.dtype
+        node.attr["value"].tensor.CopyFrom(tensor)
         return name
 
     def placeholder(self, name: str, dtype: type = np.float32) -> str:
@@ -54,19 +50,19 @@ class FrozenGraph:
         return path
 
     def run(self, fetches: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """TensorFlow's answer."""
+        """The outputs of nodes, computed by TensorFlow."""
         with tf.Graph().as_default():
             fetched = tf.import_graph_def(self.definition, return_elements=fetches, name="g")
             with tf.Session() as session:
                 return session.run(fetched, {f"g/{name}": value for name, value in feeds.items()})
 
 
-def write_inception_like_graph(path: Path, seed: int = 0, certainty: float = 8) -> Path:
-    """A small random network under Inception's node names that holds all the operations of the published file.
+def write_inception_like_graph(path: Path) -> Path:
+    """Write a small random network under Inception's node names that holds all the operations of the published file.
 
-    With a ``certainty`` of 8 some class probabilities underflow to zero.
+    Some of its class probabilities underflow to zero.
     """
-    random = np.random.RandomState(seed)
+    random = np.random.RandomState(0)
     graph = FrozenGraph()
     kinds = {"T": np.float32}
 
@@ -90,11 +86,7 @@ def write_inception_like_graph(path: Path, seed: int = 0, certainty: float = 8) 
         graph.node(f"{name}/control_dependency", "Identity", f"{name}/batchnorm", f"^{name}/CheckNumerics", **kinds)
         return graph.node(name, "Relu", f"{name}/control_dependency", **kinds)
 
-    graph.definition.node.add(name="DecodeJpeg/contents", op="Const").attr["value"].tensor.CopyFrom(
-        tf.make_tensor_proto(b"no jpeg")
-    )
-    graph.definition.node[-1].attr["dtype"].type = tf.string.as_datatype_enum
-    graph.node("DecodeJpeg", "DecodeJpeg", "DecodeJpeg/contents", channels=3)
+    graph.node("DecodeJpeg", "DecodeJpeg", graph.constant("DecodeJpeg/contents", b"no jpeg"), channels=3)
     graph.node("Cast", "Cast", "DecodeJpeg", SrcT=np.uint8, DstT=np.float32)
     graph.node("ExpandDims", "ExpandDims", "Cast", graph.constant("ExpandDims/dim", 0, np.int32), **kinds)
     size = graph.constant("ResizeBilinear/size", [75, 73], np.int32)
@@ -114,11 +106,10 @@ def write_inception_like_graph(path: Path, seed: int = 0, certainty: float = 8) 
     last = convolution("mixed_10", "join_2", 1, (20, 2048), 2, b"SAME")
     graph.node("shifted", "BiasAdd", last, graph.constant("bias", 0.1 * random.rand(2048)), **kinds)
     graph.node("pool_3/mean", "AvgPool", "shifted", ksize=[1, 9, 9, 1], strides=[1, 1, 1, 1], padding=b"VALID", **kinds)
-    graph.node("flat", "Squeeze", "pool_3/mean", squeeze_dims=[1, 2], **kinds)
-    graph.node("twice", "Add", "flat", "flat", **kinds)
+    graph.node("twice", "Add", "pool_3/mean", "pool_3/mean", **kinds)
     graph.node("pool_3", "Reshape", "twice", graph.constant("shape", [-1, 1, 1, 2048], np.int32), **kinds)
     graph.node("pool_3/_reshape", "Reshape", "pool_3", graph.constant("one", [1, 2048], np.int32), **kinds)
-    graph.constant("softmax/weights", certainty * random.randn(2048, 1008) / 32)
+    graph.constant("softmax/weights", 8 * random.randn(2048, 1008) / 32)
     graph.node("softmax/logits/MatMul", "MatMul", "pool_3/_reshape", "softmax/weights", **kinds)
     graph.node("softmax", "Softmax", "softmax/logits/MatMul", **kinds)
     return graph.write(path)

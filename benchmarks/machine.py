@@ -1,4 +1,4 @@
-"""The machine that numbers are taken on, and where they are written."""
+"""The machine that is measured, and the files of its results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RESULTS = Path(__file__).with_name("results")
 
 
 def cpu_name() -> str:
-    """The processor's name where the system tells it, else its architecture."""
+    """The processor's name from /proc/cpuinfo, else its architecture."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
     return found[1] if found else platform.machine()

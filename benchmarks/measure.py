@@ -5,14 +5,18 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Wall time of one call, including what it started on the device; on a single CPU thread the time that this
-    thread was given, in which a busy machine's other work does not count."""
+    """Wall time of one call, including what it started on the device; on a single CPU thread the processor time of
+    this process, in which a busy machine's other work does not count."""
     single = device.type == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if single else time.perf_counter
     synchronise(device)
@@ -23,42 +27,55 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for the device; nothing to wait for on a CPU."""
+    """Wait for a GPU to finish; nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def paired(ours: Callable, theirs: Callable, device: torch.device, rounds: int) -> dict[str, float]:
-    """`paired_seconds` of two pieces of work in this process."""
-    return paired_seconds(lambda: seconds(ours, device), lambda: seconds(theirs, device), rounds)
-
-
-def paired_seconds(
-    ours: Callable[[], float], theirs: Callable[[], float], rounds: int, warmup: int = 2
+def compare(
+    ours: Callable[[], float], upstream: Callable[[], float] | None, rounds: int, warmup: int = 2
 ) -> dict[str, float]:
-    """Alternate the two and compare round by round, so that a slow spell of the machine meets both.
+    """Alternate two implementations and compare them round by round, so that a slow spell of the machine meets both.
 
-    :param ours, theirs: do the work and return how long it took.
-    :return: median seconds of each; of the ratio theirs / ours the median and the 10 % and 90 % quantiles.
-        Which of the two goes first changes from round to round.
+    :param ours, upstream: do the work and return how long it took; without upstream, ours is measured alone.
+    :return: median seconds of each ("ours_seconds", "peer_seconds"); median, 10 % and 90 % quantile of the ratio
+        upstream / ours ("ratio", "ratio_p10", "ratio_p90"); "rounds". Which goes first changes from round to round.
     """
+    calls = [ours] if upstream is None else [ours, upstream]
     for _ in range(warmup):
-        ours(), theirs()
-    times = []
+        for call in calls:
+            call()
+    times: list[list[float]] = [[] for _ in calls]
     for i in range(rounds):
-        if i % 2:
-            peer = theirs()
-            times.append((ours(), peer))
-        else:
-            times.append((ours(), theirs()))
-    ratios = [peer / own for own, peer in times]
-    deciles = statistics.quantiles(ratios, n=10, method="inclusive")
-    return {
-        "ours_seconds": statistics.median(own for own, _ in times),
-        "peer_seconds": statistics.median(peer for _, peer in times),
-        "ratio": statistics.median(ratios), "ratio_p10": deciles[0], "ratio_p90": deciles[-1],
-        "rounds": rounds,
-    }  # fmt: skip
+        for which in range(len(calls))[:: -1 if i % 2 else 1]:
+            times[which].append(calls[which]())
+    result = {"ours_seconds": statistics.median(times[0])}
+    if upstream is not None:
+        ratios = [other / own for own, other in zip(*times, strict=True)]
+        deciles = statistics.quantiles(ratios, n=10, method="inclusive")
+        result |= {
+            "peer_seconds": statistics.median(times[1]),
+            "ratio": statistics.median(ratios), "ratio_p10": deciles[0], "ratio_p90": deciles[-1],
+        }  # fmt: skip
+    return result | {"rounds": rounds}
+
+
+def relative_difference(found: Tensor | np.ndarray, expected: Tensor | np.ndarray) -> float:
+    """The largest difference over the largest expected value."""
+    found, expected = (torch.as_tensor(values).detach().float().cpu() for values in (found, expected))
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def count_flops(work: Callable[[], object]) -> int:
+    """Multiplications and additions of a call, backward included, without those of fused attention on a CPU, which
+    PyTorch's counter does not know."""
+    counter = FlopCounterMode(display=False)
+    # Counts per module need hooks that autograd.grad does not allow: everything belongs to one module.
+    counter.mod_tracker = nullcontext()
+    counter.mod_tracker.parents = {"Global"}
+    with counter:
+        work()
+    return counter.get_total_flops()
 
 
 def ceilings(device: torch.device, dtype: torch.dtype, repeats: int = 5, tiny: bool = False) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Ours beside the peer, interleaved, on the same weights and inputs; outputs compared. On CPUs each has its process.
+"""Ours beside upstream, interleaved, on the same weights and inputs; outputs compared. On CPUs each has its process.
 
     python -m benchmarks.run sampling --config 32x32 --config 64x64
     python -m benchmarks.run training --device cuda --half --config published-256-b8
@@ -7,7 +7,7 @@ Our evaluator beside others, with flags of its own (see ``evaluation.py``):
 
     python -m benchmarks.run evaluation --upstream CHECKOUT
 
-Prints a table on stderr, the JSON on stdout, and writes it to benchmarks/results/<device>-<what>-<date>.json.
+Prints a table on stderr and the JSON on stdout, and writes this to benchmarks/results/<device>-<what>-<date>.json.
 """
 
 from __future__ import annotations
@@ -15,21 +15,33 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import multiprocessing
 import platform
 import sys
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks import evaluation
-from benchmarks.cases import SETTINGS
+from benchmarks.builders import SETTINGS
+from benchmarks.implementations import Implementation, Parts
 from benchmarks.machine import cpu_name, result_path
-from benchmarks.measure import ceilings, paired_seconds
-from benchmarks.sides import OURS, PEER, Side, SideElsewhere, Work
-from benchmarks.upstream import load_peer
-from guided_diffusion.io.files import write_json
+from benchmarks.measure import ceilings, compare, count_flops, relative_difference, seconds
+from benchmarks.upstream import load_upstream
+from guided_diffusion.io.atomic import write_json
+from guided_diffusion.system.malloc import keep_freed_memory
 
-HEADER = ("config", "part", "ours ms", "peer ms", "ratio", "10-90 %", "GFLOP", "of ceiling", "difference")
+HEADER = ("config", "part", "ours ms", "upstream ms", "ratio", "10-90 %", "GFLOP", "of ceiling", "difference")
+OURS, UPSTREAM = "ours", "upstream"
+Ask = Callable[..., Any]  # a function, and the name of a part to apply it to, see `apply`
+
+_parts: dict[str, Parts] = {}  # of the implementations in this process
 
 
 def main() -> None:
@@ -40,29 +52,20 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     report = {"what": args.what, "half": args.half, "compile": args.compile, **machine(device)}
-    report |= peer_report(args, device)
+    print(" | ".join(HEADER), file=sys.stderr)
+    top = ceilings(device, torch.float16 if args.half else torch.float32)
+    report |= {"ceilings_gflops": top, "peer": load_upstream().source, "rows": []}
+    for config in args.config:
+        with ExitStack() as stack:
+            ours, upstream = (stack.enter_context(implementation(args, config, name)) for name in (OURS, UPSTREAM))
+            for part in ours(list):
+                row = {"config": config, "part": part, **measure(ours, upstream, part, args, top)}
+                report["rows"].append(row)
+                print(line(row), file=sys.stderr, flush=True)
     path = result_path(report["device"], f"{args.what}{'-half' * args.half}{'-compiled' * args.compile}")
     write_json(path, report)
     print(json.dumps(report, indent=2))
     print(f"written to {path.resolve()}", file=sys.stderr)
-
-
-def peer_report(args: argparse.Namespace, device: torch.device) -> dict[str, object]:
-    """Ours beside the peer: the machine's ceilings, the peer's version, and a row for each config and part."""
-    print(" | ".join(HEADER), file=sys.stderr)
-    top = ceilings(device, torch.float16 if args.half else torch.float32)
-    rows = []
-    for config in args.config:
-        work = Work(args.what, config, args.device, args.half, args.compile, args.threads)
-        with ExitStack() as stack:
-            if device.type == "cpu":
-                ours, theirs = (stack.enter_context(SideElsewhere(work, side)) for side in (OURS, PEER))
-            else:
-                ours, theirs = (Side(work, side) for side in (OURS, PEER))
-            for part in ours.names():
-                rows.append({"config": config, "part": part, **measure(ours, theirs, part, args.rounds, top)})
-                print(line(rows[-1]), file=sys.stderr, flush=True)
-    return {"ceilings_gflops": top, "peer": load_peer().source, "rows": rows}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -70,8 +73,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("what", choices=("sampling", "training"))
     parser.add_argument("--config", action="append", choices=sorted(SETTINGS), help="default: 32x32 and 64x64")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
-    parser.add_argument("--half", action="store_true", help="float16: ours under autocast, the peer's use_fp16")
-    parser.add_argument("--compile", action="store_true", help="sampling: ours compiled, the peer as it is")
+    parser.add_argument("--half", action="store_true", help="float16: ours under autocast, upstream by its use_fp16")
+    parser.add_argument("--compile", action="store_true", help="sampling: ours compiled, upstream as it is")
     parser.add_argument("--rounds", type=int, default=10, help="pairs of timed runs (default 10)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 (default): torch's choice")
     args = parser.parse_args()
@@ -79,12 +82,46 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def measure(ours: Side, theirs: Side, part: str, rounds: int, top: dict[str, float]) -> dict[str, float]:
+@contextmanager
+def implementation(args: argparse.Namespace, config: str, name: str) -> Iterator[Ask]:
+    """Build an implementation, on a CPU in a process of its own, whose memory it has to itself."""
+    if torch.device(args.device).type != "cpu":
+        build(args, config, name)
+        yield partial(apply, name)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, initializer=build, initargs=(args, config, name)) as process:
+        yield lambda *call: process.submit(apply, name, *call).result()
+
+
+def build(args: argparse.Namespace, config: str, name: str) -> None:
+    """Build an implementation in this process."""
+    device = torch.device(args.device)
+    if device.type == "cpu" and name == OURS:
+        keep_freed_memory()  # as our programs do; upstream's leave the C library as it is
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    upstream = load_upstream() if name == UPSTREAM else None
+    built = Implementation(SETTINGS[config], device, args.half, upstream, args.compile)
+    _parts[name] = getattr(built, args.what)()
+
+
+def apply(name: str, function: Callable, part: str = "") -> Any:
+    """Apply a function to a part of the implementation in this process, or to the dict of all."""
+    return function(_parts[name][part] if part else _parts[name])
+
+
+def compute(work: Callable[[], Tensor]) -> np.ndarray:
+    """The result of a part, float32."""
+    return work().float().cpu().numpy()
+
+
+def measure(ours: Ask, upstream: Ask, part: str, args: argparse.Namespace, top: dict[str, float]) -> dict[str, float]:
     """Times, ratio, operations and the relative difference of the outputs."""
-    a, b = ours.output(part), theirs.output(part)
-    difference = float((a - b).abs().max() / b.abs().max())
-    result = paired_seconds(lambda: ours.seconds(part), lambda: theirs.seconds(part), rounds)
-    gflop = ours.flops(part) / 1e9
+    difference = relative_difference(ours(compute, part), upstream(compute, part))
+    timed = partial(seconds, device=torch.device(args.device))
+    result = compare(lambda: ours(timed, part), lambda: upstream(timed, part), args.rounds)
+    gflop = ours(count_flops, part) / 1e9
     share = gflop / result["ours_seconds"] / max(top.values())
     return {**result, "gflop": gflop, "share_of_ceiling": share, "relative_difference": difference}
 
@@ -101,7 +138,7 @@ def line(row: dict) -> str:
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
-    """What the numbers were taken on."""
+    """The machine and versions that the numbers were taken with."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     return {
         "device": name, "device_type": device.type, "threads": torch.get_num_threads(), "torch": torch.__version__,

@@ -7,7 +7,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from guided_diffusion.config.flags import Given, flag
+from guided_diffusion.config.flags import ParsedFlags, flag
 from guided_diffusion.errors import InputError
 
 from .rules import RULES, ConstantRule, GuidanceRule
@@ -49,7 +49,9 @@ class GuidanceConfig:
         aliases=("use_entropy_scale",),
     )
     guidance: str = flag(
-        "constant", "how the scale varies: the rules of the paper's Table 4; entropy is --eds", choices=RULES
+        "constant",
+        "how the scale varies: the rules of the paper's Table 4, then others (docs/guidance.md); entropy is --eds",
+        choices=RULES,
     )
     guidance_factor: float = flag(
         1.0, "C of the rules range, timestep and gradnorm, on top of the classifier scale", minimum=1e-12
@@ -86,7 +88,7 @@ class EctConfig:
     )
 
 
-def guidance_rule(given: Given, guide: GuidanceConfig, num_timesteps: int) -> GuidanceRule:
+def guidance_rule(given: ParsedFlags, guide: GuidanceConfig, num_timesteps: int) -> GuidanceRule:
     """Return the rule that the flags ask for; InputError when --eds and --guidance contradict each other."""
     named = given.values.get("guidance")
     if guide.eds and named not in (None, "entropy"):
@@ -104,11 +106,12 @@ def rule_flags(rule: str) -> list[str]:
 
 def with_rule_named(flags: dict[str, Any]) -> dict[str, Any]:
     """Return a run's flags with --eds and --guidance naming the same rule, whichever of them was given."""
-    entropy = flags.get("eds") or flags.get("guidance") == "entropy"
+    named = flags.get("guidance") or "constant"
+    entropy = named == "entropy" or (flags.get("eds") and named == "constant")
     return flags | {"eds": True, "guidance": "entropy"} if entropy else flags
 
 
-def ect_weight(given: Given) -> float:
+def ect_weight(given: ParsedFlags) -> float:
     """Return the constraint's weight, 0 when it is off. The release's flag alone turns it on, as there."""
     config = given.make(EctConfig)
     asked = config.ect or ("ect" not in given.values and "ect_weight" in given.values)

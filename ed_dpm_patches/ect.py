@@ -19,9 +19,4 @@ def ect_terms(logits: Tensor, y: Tensor, weight: float = 0.2) -> dict[str, Tenso
     ce_B = F.nll_loss(log_p_BK, y, reduction="none")
     entropy_B = -(log_p_BK.exp() * log_p_BK).sum(dim=-1)
     ect_B = log_k - entropy_B
-    return {
-        "loss": ce_B + weight * ect_B,
-        "ce": ce_B,
-        "ect": ect_B,
-        "entropy_ratio": entropy_B.detach() / log_k,
-    }
+    return {"loss": ce_B + weight * ect_B, "ce": ce_B, "ect": ect_B, "entropy_ratio": entropy_B.detach() / log_k}

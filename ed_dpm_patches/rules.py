@@ -36,8 +36,9 @@ class GuidanceRule(ABC):
 
     def __init_subclass__(cls):
         super().__init_subclass__()
-        if "__call__" in vars(cls):
-            raise TypeError(f"{cls.__name__}.__call__: no longer called; override direction, or pass a function")
+        former = {"__call__": "override direction, or pass a function", "late_factor": "its log belongs in log_scale"}
+        for name in former.keys() & vars(cls):
+            raise TypeError(f"{cls.__name__}.{name}: no longer called; {former[name]}")
         if "grad_norm" not in inspect.signature(cls.log_scale).parameters:
             raise TypeError(f"{cls.__name__}.log_scale: expected the arguments (self, p, t, grad_norm)")
 
@@ -46,7 +47,7 @@ class GuidanceRule(ABC):
             raise ValueError(f"gamma: found {self.gamma}, expected a finite number of at least 0")
 
     def direction(self, p: Softmax, y: Tensor) -> Direction:
-        """The direction v [B, K] on the logits, or (log_size [B], u [B, K]) with v = exp(log_size) u.
+        """The gradient v [B, K] on the logits, or (log_size [B], u [B, K]) with v = exp(log_size) u.
 
         The default is onehot(y) - p, in the second form: near certainty v itself underflows.
         """
@@ -69,7 +70,7 @@ class GuidanceRule(ABC):
 
 
 def unit_direction(direction: Direction) -> tuple[Tensor, Tensor]:
-    """The log of a direction's L1 norm [B], and the direction with an L1 norm of 1 [B, K], float64."""
+    """Return the log of a direction's L1 norm [B], and the direction with an L1 norm of 1 [B, K], float64."""
     log_size_B, u_BK = direction if isinstance(direction, tuple) else (0.0, direction)
     norm_B = u_BK.double().abs().sum(dim=1).clamp(min=1e-300)  # a direction of zeros stays one
     return log_size_B + norm_B.log(), u_BK / norm_B[:, None]
@@ -141,7 +142,7 @@ class GradientNormRule(GuidanceRule):
         return (grad_norm < self.bound).double() * math.log(self.factor)
 
 
-# What --guidance offers, and reports and figures know; see `config.rule_flags` for the arguments that have flags.
+# Rules by their names in --guidance, reports and plots; see `config.rule_flags` for the arguments that have flags.
 RULES: dict[str, Callable[..., GuidanceRule]] = {
     "constant": ConstantRule,
     "range": RangeRule,

@@ -30,7 +30,7 @@ class Softmax:
 
     @classmethod
     def of(cls, logits: Tensor) -> Softmax:
-        """From logits [B, K] of any floating dtype, K >= 2 (ValueError otherwise)."""
+        """Return the softmax of logits [B, K] of any floating dtype, K >= 2 (ValueError otherwise)."""
         if logits.dim() != 2 or logits.shape[1] < 2:
             raise ValueError(f"logits: found shape {tuple(logits.shape)}, expected [batch, at least 2 classes]")
         z_BK = logits.detach().double()
@@ -56,19 +56,14 @@ class Softmax:
         return self.log_r_B + self.entropy_over_r_B.log()
 
     @property
-    def entropy(self) -> Tensor:
-        """H(p) [B], nats, 0 to log K."""
-        return self.log_entropy.exp()
-
-    @property
     def entropy_ratio(self) -> Tensor:
         """H(p) / log K [B], 0 (certain) to 1 (uniform)."""
-        return self.entropy / math.log(self.num_classes)
+        return self.log_entropy.exp() / math.log(self.num_classes)
 
-    def log_doubt(self, y: Tensor) -> Tensor:
+    def log_one_minus_p(self, y: Tensor) -> Tensor:
         """log(1 - p_y) [B] for labels y [B]."""
-        size_B, residual_BK = self.residual(y)
-        return size_B + residual_BK.gather(1, y[:, None])[:, 0].log()
+        log_size_B, u_BK = self.residual(y)
+        return log_size_B + u_BK.gather(1, y[:, None])[:, 0].log()
 
     def residual(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """onehot(y) - p, the logits' gradient of log p_y, as (log_size [B], u [B, K]) with product
@@ -79,16 +74,12 @@ class Softmax:
         if y.shape != self.top_B.shape or y.is_floating_point():
             found = f"found {y.dtype} of shape {tuple(y.shape)}"
             raise ValueError(f"y: {found}, expected whole numbers of shape {tuple(self.top_B.shape)}")
-        y = y.long()
-        r_B1 = self.log_r_B.exp()[:, None]
-        is_top_B1 = (y == self.top_B)[:, None]
-        rest_BK = self.rest_BK
-        onehot_BK = torch.zeros_like(rest_BK).scatter(1, y[:, None], 1.0)
+        y_B1, r_B1, is_top_B = y.long()[:, None], self.log_r_B.exp()[:, None], y == self.top_B
         # y is the top class: r / (1 + r) * (onehot - w).
-        certain_BK = onehot_BK - rest_BK
+        right_BK = torch.zeros_like(self.rest_BK).scatter(1, y_B1, 1.0) - self.rest_BK
         # It is not: -1 / (1 + r) at m, -r w_j / (1 + r) elsewhere, and 1 - p_y as the sum of those parts.
-        wrong_BK = -r_B1 * rest_BK.scatter(1, y[:, None], 0.0)
+        wrong_BK = -r_B1 * self.rest_BK.scatter(1, y_B1, 0.0)
         wrong_BK = wrong_BK.scatter(1, self.top_B[:, None], -1.0)
-        wrong_BK = wrong_BK.scatter(1, y[:, None], -wrong_BK.scatter(1, y[:, None], 0.0).sum(dim=1, keepdim=True))
-        u_BK = torch.where(is_top_B1, certain_BK, wrong_BK) / (1 + r_B1)
-        return torch.where(is_top_B1[:, 0], self.log_r_B, 0.0), u_BK
+        wrong_BK = wrong_BK.scatter(1, y_B1, -wrong_BK.scatter(1, y_B1, 0.0).sum(dim=1, keepdim=True))
+        u_BK = torch.where(is_top_B[:, None], right_BK, wrong_BK) / (1 + r_B1)
+        return torch.where(is_top_B, self.log_r_B, 0.0), u_BK

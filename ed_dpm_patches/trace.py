@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.diffusion.gaussian import GaussianDiffusion
-from guided_diffusion.diffusion.nonfinite import timesteps_of
 from guided_diffusion.diffusion.samplers import StepOutput
 
 MEASURES = ("entropy_ratio", "p_y", "grad_norm", "scale", "relative_guidance")
@@ -35,7 +34,8 @@ class Trace:
     def __init__(self, diffusion: GaussianDiffusion | None = None, samples: int = 0, maps: int = 8):
         if diffusion is None and samples:
             raise ValueError(f"samples: found {samples} without a process, expected 0; it says what x_0 is")
-        self._timesteps = np.array([] if diffusion is None else timesteps_of(diffusion), dtype=np.int64)
+        taken = [] if diffusion is None else diffusion.model_timesteps.timesteps[::-1]
+        self._timesteps = np.array(taken, dtype=np.int64)
         self._samples = samples
         self._map_steps = np.unique(np.round(np.linspace(0, len(self._timesteps) - 1, maps)).astype(np.int64))
         self.begin()

@@ -1,11 +1,11 @@
-"""From an npz file of images to PNG files with a labelled grid, and back, losslessly; or from any folder of images.
+"""Convert an npz file of images to PNG files with a labelled grid, and back, losslessly; or any folder of images.
 
     python evaluations/convert.py SAMPLES.npz FOLDER
     python evaluations/convert.py FOLDER SAMPLES.npz
 
 The files are named ``LABEL_INDEX.png``, or ``INDEX.png`` without labels, so that training reads the labels and
-the way back finds the order. The grid is ``FOLDER.png``, beside the folder. A folder of other names, or of JPEG files,
-gives the images and labels that training on it sees.
+the conversion back finds the order. The grid is ``FOLDER.png``, beside the folder. A folder of other names, or of JPEG
+files, gives the images and labels that training reads from it.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
-from evaluations.image_sets import GREY, labels_to_write
-from evaluations.metrics import npz
+from evaluations.image_sets import GREY
+from evaluations.reference import labels_to_write, open_images, read_labels
 from guided_diffusion.config.configs import ReadingConfig
 from guided_diffusion.config.flags import Parser
 from guided_diffusion.data.image_files import EXPECTED, ImageFiles, list_images
 from guided_diffusion.data.image_labels import HELP, numbered
 from guided_diffusion.data.image_oddities import warn_of_oddities
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import decoding, exists, write_atomically
+from guided_diffusion.io.atomic import write_atomically
 from guided_diffusion.io.images import NO_IMAGE, Reading, has_transparent_pixels, open_image, read_image
+from guided_diffusion.io.reading import decoding, exists
 
 _LABEL_HEIGHT = 12  # pixels, of PIL's built-in font
 
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("--grid", type=int, default=64, help="images in the grid; 0 for none")
     parser.add_argument("--labels", default="auto", help=HELP)
     parser.add_argument("--overwrite", action="store_true", help="replace the npz file or grid that is there already")
-    parser.set_defaults(bit_depth=None, exif_transpose=False, alpha=None)  # what would not come back needs a word
+    parser.set_defaults(bit_depth=None, exif_transpose=False, alpha=None)  # lossy reading has to be asked for
     args = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     source, target = Path(args.source), Path(args.target)
@@ -62,15 +63,15 @@ def main() -> None:
 def npz_to_folder(source: Path, folder: Path, grid: int = 64, overwrite: bool = False) -> None:
     """Write the images of ``source`` (``arr_0``, labels ``arr_1`` if any) as PNG files; streamed.
 
-    Raises ``InputError`` if ``folder`` holds something already, the grid is there already, or the file is bad.
+    Raises ``InputError`` if ``folder`` is not empty, the grid exists, or the file is bad.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: expected a new or empty folder")
     picture = folder.with_name(f"{folder.name}.png")
     if grid:
         _check_free(picture, overwrite)
-    with npz.open_images(source) as reader:
-        labels = npz.read_labels(source, reader.shape[0])
+    with open_images(source) as reader:
+        labels = read_labels(source, reader.shape[0])
         if labels is not None and labels.min() < 0:
             raise InputError(f"{source}: found the label {labels.min()} in arr_1, expected 0 or more")
         digits = len(str(reader.shape[0] - 1))
@@ -100,13 +101,13 @@ def folder_to_npz(
 ) -> None:
     """Write the images of a folder, searched recursively, or archive: ``arr_0``, and ``arr_1`` if there are labels.
 
-    The inverse of ``npz_to_folder`` where all files are called as that calls them; their order is that of the numbers
-    then. Otherwise images and labels are those of training on the folder, and ``settings`` tells the classes' names.
+    The inverse of ``npz_to_folder`` where all files have its names; their order is then that of the numbers. Otherwise
+    images and labels are those of training on the folder, and ``settings`` holds the classes' names.
 
     :param rule: where labels are read, see ``image_labels``.
     :param bit_depth, exif_transpose, alpha: see ``Reading``; without the first or the last, images of 16 bits or with
         transparency are refused.
-    :raises InputError: a number is missing, images differ in size, or ``target`` is there already.
+    :raises InputError: a number is missing, images differ in size, or ``target`` exists.
     """
     _check_free(target, overwrite)
     reading = Reading(bit_depth or 16, exif_transpose, alpha or "keep")
@@ -117,11 +118,13 @@ def folder_to_npz(
         log.warning("warning: %s", skipped)
     if files.random_access:
         warn_of_oddities(files, reading, lambda line: log.warning("warning: %s", line))
+    arrays = {}
     if rule == "auto" and _sort_by_number(files):
-        found, more = numbered(files.names, labelled=True), {}
-        labels = found and np.array([label for label, _ in found], dtype=np.int64)
-    else:
-        labels, more = _training_labels(files, rule)
+        if found := numbered(files.names, labelled=True):
+            arrays["arr_1"] = np.array([label for label, _ in found], dtype=np.int64)
+    elif found := labels_to_write(files, rule):
+        arrays["arr_1"] = np.array(found.number(files), dtype=np.int64)
+        arrays["settings"] = np.array(json.dumps({"class_names": found.names}))
     images = None
     for i, (name, file) in enumerate(tqdm(files.stream(), total=len(files), desc="images", unit="image")):
         pixels = _read(f"{folder}: {name}", file, reading, refuse_deep=bit_depth is None, refuse_clear=alpha is None)
@@ -132,9 +135,8 @@ def folder_to_npz(
                 f"{folder}: {name}: found {pixels.shape}, expected {images.shape[1:]} as in {files.names[0]}"
             )
         images[i] = pixels
-    arrays = [images] if labels is None else [images, labels]
     with write_atomically(target) as file:
-        np.savez(file, *arrays, **more)
+        np.savez(file, arr_0=images, **arrays)
     log.info("wrote %d images to %s", len(files), target.absolute())
 
 
@@ -158,16 +160,8 @@ def _sort_by_number(files: ImageFiles) -> bool:
     return True
 
 
-def _training_labels(files: ImageFiles, rule: str) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
-    """Class numbers int64 [N] as in training, and an array that tells the names; none where auto finds none."""
-    if (found := labels_to_write(files, rule)) is None:
-        return None, {}
-    settings = np.array(json.dumps({"class_names": found.names}))
-    return np.array(found.number(files), dtype=np.int64), {"settings": settings}
-
-
 def draw_grid(images: list[np.ndarray], labels: np.ndarray | None, columns: int = 8) -> Image.Image:
-    """Uint8 images [H, W, C] row by row, each with its label under it."""
+    """Draw uint8 images [H, W, C] row by row, each with its label under it."""
     height, width, _ = images[0].shape
     step = height + (_LABEL_HEIGHT if labels is not None else 0)
     columns = min(columns, len(images))
@@ -186,7 +180,7 @@ def _picture(pixels_HWC: np.ndarray) -> Image.Image:
 
 
 def _read(name: str, file: BinaryIO, reading: Reading, refuse_deep: bool, refuse_clear: bool) -> np.ndarray:
-    """Uint8 [H, W, 1 or 3]. InputError for 16 bits of grey, or for transparent pixels, where that is to be refused."""
+    """Return uint8 [H, W, 1 or 3]; ``InputError`` for 16 bits of grey or transparent pixels where they are refused."""
     with decoding(name, NO_IMAGE, InputError):
         file = io.BytesIO(file.read())
         with open_image(file) as image:
@@ -211,6 +205,6 @@ def _check_free(path: Path, overwrite: bool) -> None:
 
 
 if __name__ == "__main__":
-    from guided_diffusion.distributed.process_group import run_main
+    from guided_diffusion.distributed.shutdown import run_main
 
     run_main(main)

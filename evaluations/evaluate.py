@@ -1,4 +1,4 @@
-"""From images and a feature network to metrics: of one set against a reference, perhaps beside a paired set."""
+"""Metrics of samples against a reference, from images and a feature extractor, perhaps with a paired set."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from evaluations.activations import ActivationCache, see
-from evaluations.checks import warn_of_sets
-from evaluations.engine import FeatureEngine
-from evaluations.image_choice import choose_images
+from evaluations.activations import ActivationCache, FeatureSet, extract, usable_statistics
+from evaluations.features.base import Activations, FeatureExtractor
 from evaluations.image_sets import RESIZE_RULE, ImageSet, open_image_set
-from evaluations.judged import Judged, Statistics, fit_statistics, usable_statistics
-from evaluations.metrics.metric import Metric, Sets
+from evaluations.metrics.metric import Metric, Score, Sets
 from evaluations.metrics.precision_recall import NEIGHBOURS
 from evaluations.metrics.registry import METRICS, choose_metrics
+from evaluations.metrics.significance import bootstrap_interval, mean_figure, paired_difference
 from evaluations.per_class import by_class, check_classes
+from evaluations.sanity_checks import warn_of_sets
 from evaluations.summary import Metrics
-from evaluations.uncertainty import intervals, paired_tests
 from guided_diffusion.errors import InputError, counted
-from guided_diffusion.io.files import hash_file
 from guided_diffusion.io.images import Reading
+from guided_diffusion.io.reading import hash_file
 
 __all__ = ["Metrics", "evaluate"]
 
@@ -37,7 +35,7 @@ log = logging.getLogger(__name__)
 def evaluate(
     reference: Paths | ImageSet,
     samples: Paths | ImageSet,
-    engine: FeatureEngine,
+    extractor: FeatureExtractor,
     *,
     metrics: Sequence[str] | None = None,
     extra: bool = False,
@@ -53,10 +51,10 @@ def evaluate(
     per_class: bool = False,
     kid_subset_size: int | None = None,
 ) -> Metrics:
-    """Judge the images ``samples`` by ``reference``; what both may be is said in ``image_sets``.
+    """Compute the metrics of ``samples`` against ``reference``; ``image_sets`` lists what both may be.
 
     At least 4 images each, uint8 [N, H, W, 1 or 3]. Statistics stored with either (``mu``, ``sigma``, ``mu_s``,
-    ``sigma_s``) replace those of its images if they were made by the same network, or nobody knows by which; a
+    ``sigma_s``) replace those of its images if they were made by the same network, or by an unknown one; a
     reference may hold nothing else. Everything about the files is checked before the network runs.
 
     :param metrics: names of the registry's metrics, all but the extra ones unless given; extra: those too.
@@ -66,10 +64,10 @@ def evaluate(
     :param exact_upstream: precision and recall in upstream's half precision.
     :param seed: of subsets, resampling, swaps and the choice of ``num_samples``.
     :param cache: a folder for the activations of the reference.
-    :param num_samples: judge that many of the samples by that many of the reference, drawn at random; statistics
+    :param num_samples: compare that many of the samples with that many of the reference, drawn at random; statistics
         stored with the reference stay those of all it was made from.
     :param resize: bring all images to squares of this side first, by ``image_sets.RESIZE_RULE``; reading: how the
-        pixels of image files become 8 bits, as in training unless given. Sets that are open already were opened so.
+        pixels of image files become 8 bits, as in training unless given. Neither changes sets that are open already.
     :param per_class: FID, precision and recall of each label too.
     :param kid_subset_size: see ``kernel_distance``.
 
@@ -80,29 +78,32 @@ def evaluate(
     if kid_subset_size is not None and METRICS["kid"] not in chosen:
         raise InputError("--kid_subset_size: found no --extra, expected it, as KID is one of its figures")
     given = [one for one in (reference, samples, paired) if one is not None]
-    sets = _open_sets([open_image_set(one, resize, reading) for one in given], engine, num_samples, seed)
+    sets = _open_sets([open_image_set(one, resize, reading) for one in given], extractor, num_samples, seed)
     warnings: list[str] = []
     _warn(warnings, [line for images in sets for line in images.warnings])
     _check_counts(sets[0], sets[1], chosen, kid_subset_size)
-    names = getattr(engine, "class_names", None)
-    labels = [_labels(images, i == 1 and not engine.uses_stored_statistics, names) for i, images in enumerate(sets)]
+    labels = [_labels(images, i == 1, extractor) for i, images in enumerate(sets)]
     if per_class:
         for images, found_labels in zip(sets[:2], labels, strict=False):
-            check_classes(images.parts[0].path, images.count, found_labels)
-    weights = getattr(engine, "weights_path", None)
+            check_classes(images.path, images.count, found_labels)
+    weights = getattr(extractor, "weights_path", None)
     network = None if weights is None else hash_file(weights)
-    stored = [usable_statistics(images, engine, network) for images in sets]
-    _warn(warnings, [line for _, lines in stored for line in lines])
+    for i, images in enumerate(sets):
+        stored, lines = usable_statistics(images, extractor, network)
+        sets[i] = replace(images, stored=stored)
+        _warn(warnings, lines)
     digests = [images.digest() for images in sets]
     keep_spatial = bool(bootstrap) or paired is not None
-    store = _cache(cache, engine, network)
-    judged = [
-        _judge(images, labels[i], stored[i][0], engine, digests[i], network, None if i else store, keep_spatial)
+    store = None if cache is None else ActivationCache(cache)
+    if store and not network:
+        log.warning("warning: --cache: %s does not say where its weights are; nothing is cached", extractor.name)
+    found = [
+        extract(images, labels[i], digests[i], store if i == 0 else None, extractor, network, keep_spatial)
         for i, images in enumerate(sets)
     ]
-    _warn(warnings, warn_of_sets(judged, engine))
+    _warn(warnings, warn_of_sets(found, extractor))
 
-    pair = Sets(judged[0], judged[1], engine, exact_upstream, kid_subset_size, seed)
+    pair = Sets(found[0], found[1], extractor, exact_upstream, kid_subset_size, seed)
     scores, values = {}, {name: None for metric in METRICS.values() for name in (metric.name, *metric.adds)}
     for metric in chosen:
         log.info("computing %s", metric.title)
@@ -117,11 +118,11 @@ def evaluate(
         values=values,
         n_reference=sets[0].count,
         n_samples=sets[1].count,
-        engine=engine.name,
+        engine=extractor.name,
         reference=sets[0].name,
         samples=sets[1].name,
-        intervals=intervals(chosen, scores, pair, bootstrap) if bootstrap else None,
-        paired=paired_tests(chosen, scores, pair, judged[2], paired_rounds) if paired is not None else None,
+        intervals=_intervals(chosen, scores, pair, bootstrap) if bootstrap else None,
+        paired=_paired_tests(chosen, scores, pair, found[2], paired_rounds) if paired is not None else None,
         per_class=classes,
         paired_with=sets[2].name if paired is not None else None,
         paired_rounds=paired_rounds if paired is not None else 0,
@@ -130,10 +131,10 @@ def evaluate(
         half_precision=exact_upstream,
         chosen=num_samples and f"{num_samples} of each set at random, seed {seed}",
         resize_before=resize and f"to {resize}x{resize}: {RESIZE_RULE}",
-        resize=getattr(engine, "resize", None),
+        resize=getattr(extractor, "resize", None),
         reading=None if reading in (None, Reading()) else asdict(reading),
         network_sha256=network,
-        network_config=getattr(engine, "config", None),
+        network_config=getattr(extractor, "config", None),
         reference_sha256=digests[0],
         samples_sha256=digests[1],
         paired_sha256=digests[2] if paired is not None else None,
@@ -141,70 +142,83 @@ def evaluate(
     )
 
 
-def _open_sets(sets: list[ImageSet], engine: FeatureEngine, num_samples: int | None, seed: int) -> list[ImageSet]:
+def _intervals(
+    metrics: Sequence[Metric], scores: dict[str, Score], sets: Sets, rounds: int
+) -> dict[str, tuple[float, float]]:
+    """Return 95 % intervals by metric: by its own method if it has one, else by the bootstrap."""
+    log.info("resampling %d times for intervals", rounds)
+    found: dict[str, tuple[float, float] | None] = {}
+    for metric in metrics:
+        score, figure, count = scores[metric.name], None, sets.samples.images.count
+        if score.value is None:
+            continue
+        if metric.interval:
+            found[metric.name] = metric.interval(sets, rounds, sets.seed)
+        elif score.per_image is not None:
+            figure, count = mean_figure(score.per_image), len(score.per_image)
+        elif metric.figure:
+            figure = metric.figure(sets, sets.samples.features)
+        if figure:
+            found[metric.name] = bootstrap_interval(figure, count, rounds, sets.seed)
+    return {name: interval for name, interval in found.items() if interval}
+
+
+def _paired_tests(
+    metrics: Sequence[Metric], scores: dict[str, Score], sets: Sets, other: FeatureSet, rounds: int
+) -> dict[str, dict[str, float]]:
+    """Return by metric the difference between two sets of samples of the same noise, and its p-value."""
+    log.info("swapping pairs %d times", rounds)
+    both = [one.features for one in (sets.samples, other)]
+    stacked = Activations(
+        *(np.concatenate([getattr(one, name) for one in both]) for name in ("pool", "spatial", "probabilities"))
+    )
+    return {
+        metric.name: paired_difference(figure, sets.samples.images.count, rounds, sets.seed)
+        for metric in metrics
+        if metric.figure and scores[metric.name].value is not None and (figure := metric.figure(sets, stacked))
+    }
+
+
+def _open_sets(sets: list[ImageSet], extractor: FeatureExtractor, num_samples: int | None, seed: int) -> list[ImageSet]:
     """Check reference, samples and paired samples against network and each other, and choose their images."""
     for images in filter(lambda images: images.count, sets):
-        path = images.parts[0].path
+        path = images.path
         if images.count <= NEIGHBOURS:
             raise InputError(f"{path}: found {counted(images.count, 'images')}, expected at least {NEIGHBOURS + 1}")
-        engine.check(path, images.shape)
+        extractor.check(path, images.shape)
     if not sets[1].count or sets[-1].count != sets[1].count:
         raise InputError(
             f"{sets[-1].name}: found {sets[-1].count} images, expected "
-            + ("some to judge" if not sets[1].count else f"{sets[1].count}, one for each of {sets[1].name}")
+            + ("some images" if not sets[1].count else f"{sets[1].count}, one for each of {sets[1].name}")
         )
     if num_samples is None:
         return sets
     return [_choose(images, num_samples, seed, is_reference=i == 0) for i, images in enumerate(sets)]
 
 
-def _cache(folder: str | os.PathLike | None, engine: FeatureEngine, network: str | None) -> ActivationCache | None:
-    if folder is not None and not network:
-        log.warning("warning: --cache: %s does not say where its weights are; nothing is cached", engine.name)
-    return None if folder is None else ActivationCache(folder)
-
-
-def _judge(
-    images: ImageSet,
-    labels: np.ndarray | None,
-    stored: Statistics | None,
-    engine: FeatureEngine,
-    digest: str,
-    network: str | None,
-    cache: ActivationCache | None,
-    keep_spatial: bool,
-) -> Judged:
-    """Run the network on a set, unless the cache has its activations, and fit the statistics that are not stored."""
-    seen = see(images, engine, digest, network, cache) if images.count else None
-    statistics = fit_statistics(images.parts[0].path, stored, seen, engine)
-    if seen and not keep_spatial:
-        seen = seen.without_spatial()
-    return Judged(replace(images, stored=stored), labels, seen, *statistics)
-
-
 def _warn(warnings: list[str], lines: list[str]) -> None:
-    """Say something now, and keep it for the results."""
+    """Log some lines, and keep them for the results."""
     for line in lines:
         log.warning("warning: %s", line)
     warnings += lines
 
 
 def check_numbers(**numbers: int | None) -> None:
-    """Raise ``InputError`` for a number below the least that its flag takes; None is one that is not given."""
+    """Raise ``InputError`` for a number below the least that its flag takes; None stands for one not given."""
     for flag, number in numbers.items():
         if number is not None and number < LEAST[flag]:
             raise InputError(f"--{flag}: found {number}, expected at least {LEAST[flag]}")
 
 
 def _choose(images: ImageSet, num_samples: int, seed: int, is_reference: bool) -> ImageSet:
-    """``num_samples`` of a set's images. A reference may have fewer, and keeps its statistics."""
-    path = images.parts[0].path
+    """Return ``num_samples`` of a set's images. A reference may have fewer, and keeps its statistics."""
+    path = images.path
     if images.count < num_samples and not is_reference:
         found = counted(images.count, "images")
         raise InputError(f"{path}: found {found}, expected at least --num_samples {num_samples}")
     if 0 < images.count < num_samples:
         log.info("%s: taking all %d images, fewer than --num_samples %d", path, images.count, num_samples)
-    chosen = choose_images(images, num_samples, seed)
+    chosen = images.choose(num_samples, seed)
     return chosen if is_reference or chosen is images else replace(chosen, stored=None)
 
 
@@ -227,15 +241,15 @@ def _check_counts(
         )
 
 
-def _labels(images: ImageSet, required: bool, class_names: Sequence[str] | None) -> np.ndarray | None:
-    """Class labels; where they serve for a warning only, bad ones are one.
+def _labels(images: ImageSet, are_samples: bool, extractor: FeatureExtractor) -> np.ndarray | None:
+    """Return class labels; bad ones are an error where a classifier's accuracy on samples needs them, else a warning.
 
-    :param class_names: that the feature network knows, for images in folders of their classes.
+    Images in folders of their classes are numbered by the class names that the network knows.
     """
     try:
-        return images.labels(class_names)
+        return images.labels(getattr(extractor, "class_names", None))
     except InputError as error:
-        if required:
+        if are_samples and not extractor.uses_stored_statistics:
             raise
         log.warning("warning: %s", error)
         return None

@@ -1,4 +1,4 @@
-"""Judge a file of samples by a reference file: inception score, FID, sFID, precision, recall.
+"""Compare a file of samples with a reference file: inception score, FID, sFID, precision, recall.
 
     python evaluations/evaluator.py REFERENCE.npz SAMPLES.npz [--json FILE] [--inception PATH]
                                     [--engine auto|tensorflow|torch] [--features CHECKPOINT|package.module:function]
@@ -17,19 +17,14 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from evaluations.engine import FeatureEngine
 from evaluations.evaluate import LEAST, Metrics, check_numbers, evaluate
+from evaluations.features.base import FeatureExtractor
+from evaluations.features.inception import INCEPTION_V3_PATH, INCEPTION_V3_URL
+from evaluations.features.inception_tensorflow import InceptionExtractor, import_tensorflow
 from evaluations.image_sets import ImageSet, open_image_set, split_paths
-from evaluations.inception import (
-    INCEPTION_V3_PATH,
-    INCEPTION_V3_URL,
-    InceptionEngine,
-    import_tensorflow,
-)
-from evaluations.kept_results import check_writable, write_or_keep
 from evaluations.metrics.registry import METRICS, choose_metrics
-from evaluations.ranks import Dealer
-from evaluations.summary import format_markdown, format_metrics, write_metrics
+from evaluations.parallel import BatchScatter
+from evaluations.summary import check_writable, format_markdown, format_metrics, write_metrics, write_or_keep
 from evaluations.upstream_api import (
     Evaluator,
     FIDStatistics,
@@ -38,9 +33,9 @@ from evaluations.upstream_api import (
     open_npz_array,
 )
 from guided_diffusion.config.configs import ReadingConfig
-from guided_diffusion.config.flags import Given, Parser
+from guided_diffusion.config.flags import ParsedFlags, Parser
 from guided_diffusion.config.release_flags import as_positions
-from guided_diffusion.distributed import meeting, process_group
+from guided_diffusion.distributed import collectives, meeting, process_group, shutdown
 from guided_diffusion.distributed.stop_signals import terminating
 from guided_diffusion.errors import InputError
 from guided_diffusion.io.images import Reading
@@ -70,35 +65,35 @@ log = logging.getLogger("evaluator")
 def main() -> None:
     """Parse the command line, evaluate, print; ``InputError`` for anything wrong with the input."""
     args = _parse()
-    level = logging.INFO if process_group.get_rank() == 0 else logging.ERROR
+    level = logging.INFO if collectives.get_rank() == 0 else logging.ERROR
     logging.basicConfig(stream=sys.stderr, level=level, format="%(message)s")
     check_numbers(**{flag: getattr(args, flag) for flag in LEAST})
     choose_metrics(args.metrics, args.extra)
-    sets = _open_sets(args) if process_group.get_rank() == 0 else []  # others need not reach the files
+    sets = _open_sets(args) if collectives.get_rank() == 0 else []  # others need not reach the files
     with terminating("nothing is printed before the end: the same command begins anew", log.warning):
-        if process_group.get_world_size() > 1:
+        if collectives.get_world_size() > 1:
             _evaluate_on_ranks(args, sets)
         else:
-            _evaluate(args, sets, create_engine(args))
+            _evaluate(args, sets, create_extractor(args))
 
 
 def _open_sets(args: argparse.Namespace) -> list[ImageSet]:
-    """Open reference, samples and perhaps paired samples; complain before a network is fetched or built."""
+    """Open reference, samples and perhaps paired samples, before a network is fetched or built."""
     if args.json is not None:
         check_writable("--json", args.json)
     sets = []
     for paths in filter(None, (args.ref_batch, args.sample_batch, args.paired)):
         sets.append(open_image_set(split_paths(paths), args.resize, reading_of(args)))
-        judge = str(sets[-1].settings.get("engine"))
-        if args.features is None and judge.startswith("classifier "):
-            log.warning("warning: %s was made with --features %s, without it Inception judges", paths, judge[11:])
+        network = str(sets[-1].settings.get("engine"))
+        if args.features is None and network.startswith("classifier "):
+            log.warning("warning: %s was made with --features %s, here Inception is used", paths, network[11:])
     return sets
 
 
-def _evaluate(args: argparse.Namespace, sets: list[ImageSet], engine: FeatureEngine) -> None:
+def _evaluate(args: argparse.Namespace, sets: list[ImageSet], extractor: FeatureExtractor) -> None:
     options = {name: getattr(args, name) for name in _OPTIONS}
     options |= {"bootstrap": args.bootstrap or 0, "reading": reading_of(args)}
-    metrics = evaluate(*sets[:2], engine, paired=sets[2] if len(sets) > 2 else None, **options)
+    metrics = evaluate(*sets[:2], extractor, paired=sets[2] if len(sets) > 2 else None, **options)
     try:
         print_result((format_markdown if args.markdown else format_metrics)(metrics))
     finally:
@@ -109,28 +104,28 @@ def _evaluate(args: argparse.Namespace, sets: list[ImageSet], engine: FeatureEng
 
 
 def reading_of(args: argparse.Namespace) -> Reading:
-    """How the flags of ``ReadingConfig`` say that image files become 8 bits."""
-    return Given(vars(args)).make(ReadingConfig).reading
+    """Return how image files become 8 bits by the flags of ``ReadingConfig``."""
+    return ParsedFlags(vars(args)).make(ReadingConfig).reading
 
 
 def _evaluate_on_ranks(args: argparse.Namespace, sets: list[ImageSet]) -> None:
-    """Rank 0 evaluates, with the other ranks at its service."""
+    """Evaluate on rank 0, with the other ranks running the network too."""
     process_group.setup_dist()
-    if process_group.get_rank() == 0:
-        engine = create_engine(args)
-        process_group.barrier()  # what it had to download, the others find
-        dealer = Dealer()
-        engine.spread = dealer.spread
-        _evaluate(args, sets, engine)
-        dealer.release()
+    if collectives.get_rank() == 0:
+        extractor = create_extractor(args)
+        collectives.barrier()  # the other ranks find what this one downloads
+        scatter = BatchScatter()
+        extractor.spread = scatter.spread
+        _evaluate(args, sets, extractor)
+        scatter.release()
     else:
-        process_group.barrier()
-        engine = create_engine(args)
-        Dealer().serve(engine.run_batch)
+        collectives.barrier()
+        extractor = create_extractor(args)
+        BatchScatter().serve(extractor.run_batch)
 
 
 def _parse() -> argparse.Namespace:
-    """The command line; ``InputError`` for more than two inputs, as a shell makes of a pattern."""
+    """Return the parsed command line; ``InputError`` for more than two inputs, such as a shell's expanded pattern."""
     parser = _create_parser()
     given = as_positions(sys.argv[1:], ("ref_batch", "sample_batch"), renamed={"save_result_path": "json"})
     args, more = parser.parse_known_args(given)
@@ -147,19 +142,19 @@ def _parse() -> argparse.Namespace:
 
 
 def _create_parser() -> argparse.ArgumentParser:
-    parser = Parser("Judge generated images by a reference set.", ReadingConfig)
+    parser = Parser("Compare generated images with a reference set.", ReadingConfig)
     usual, more = (", ".join(m.name for m in METRICS.values() if m.extra == extra) for extra in (False, True))
     parser.add_argument(
         "ref_batch", help="npz of reference images, their statistics or both; or a folder, zip or tar; several: a,b,c"
     )
     parser.add_argument(
-        "sample_batch", help="the images to judge: npz, a run's folder, a folder, zip or tar of images; several: a,b,c"
+        "sample_batch", help="images to compare: npz, a run's folder, a folder, zip or tar of images; several: a,b,c"
     )
     parser.add_argument("--json", metavar="FILE", help="also write the results there")
     parser.add_argument("--markdown", action="store_true", help="print a table with one row instead of lines")
     add_network_flags(parser)
     parser.add_argument(
-        "--num_samples", type=int, metavar="N", help="judge N of the samples by N of the reference, chosen by --seed"
+        "--num_samples", type=int, metavar="N", help="take N of the samples and N of the reference, chosen by --seed"
     )
     parser.add_argument("--resize", type=int, metavar="N", help="take centre crops of NxN pixels, as training does")
     parser.add_argument(
@@ -184,7 +179,7 @@ def _names(text: str) -> list[str]:
 
 
 def add_network_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that ``create_engine`` understands, and the one that ``run_main`` does."""
+    """Add the flags that ``create_extractor`` reads, and the one that ``run_main`` does."""
     network = parser.add_mutually_exclusive_group()
     network.add_argument(
         "--inception",
@@ -208,7 +203,7 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _weights_of(features: str) -> str:
-    """The file to take where a training's folder is given; everything else as it is."""
+    """Return the file to take where a training's folder is given; anything else unchanged."""
     if not os.path.isdir(features):
         return features
     from guided_diffusion.runs.best_checkpoint import best_weights
@@ -219,26 +214,26 @@ def _weights_of(features: str) -> str:
     return found
 
 
-def create_engine(args: argparse.Namespace) -> FeatureEngine:
-    """The feature network that the flags ask for; ``InputError`` if it cannot be had."""
+def create_extractor(args: argparse.Namespace) -> FeatureExtractor:
+    """Return the feature extractor that the flags ask for; ``InputError`` if it cannot be had."""
     if args.features is not None:
-        from evaluations.classifier_features import ClassifierEngine  # torch only where it is used
-        from evaluations.function_features import FunctionEngine, names_function
+        from evaluations.features.classifier import ClassifierExtractor  # torch only where it is used
+        from evaluations.features.function import FunctionExtractor, names_function
 
         if args.engine != "auto":
             raise InputError(f"--engine {args.engine}: found --features, expected the Inception graph")
-        kind = FunctionEngine if names_function(args.features) else ClassifierEngine
+        kind = FunctionExtractor if names_function(args.features) else ClassifierExtractor
         return kind(_weights_of(args.features), batch_size=args.batch_size)
     if args.engine == "tensorflow" or (args.engine == "auto" and _has_tensorflow()):
-        return InceptionEngine(args.inception, batch_size=args.batch_size)
-    from evaluations.torch_inception import TorchInceptionEngine
+        return InceptionExtractor(args.inception, batch_size=args.batch_size)
+    from evaluations.features.inception_torch import TorchInceptionExtractor
 
-    return TorchInceptionEngine(args.inception, batch_size=args.batch_size)
+    return TorchInceptionExtractor(args.inception, batch_size=args.batch_size)
 
 
 def _has_tensorflow() -> bool:
     try:
-        import_tensorflow()  # an installation that is there may still be broken
+        import_tensorflow()  # an existing installation may be broken
     except InputError as error:
         log.info("%s; torch runs the graph", str(error).partition(";")[0])
         return False
@@ -246,4 +241,4 @@ def _has_tensorflow() -> bool:
 
 
 if __name__ == "__main__":
-    process_group.run_main(main)
+    shutdown.run_main(main)

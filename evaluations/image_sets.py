@@ -1,4 +1,4 @@
-"""Sets of images to judge, whatever they come in: npz files, folders, zip or tar archives, several as one."""
+"""Image sets from npz files, folders, zip or tar archives, or several of these as one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from glob import glob
 from pathlib import Path
@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from evaluations.metrics import npz
-from evaluations.metrics.npz import list_arrays, open_images, read_settings, read_stored_statistics
+from evaluations import reference
 from evaluations.metrics.statistics import Gaussian
+from evaluations.reference import open_images, read_settings, read_stored_statistics
 from guided_diffusion.data.datasets import center_crop_arr
 from guided_diffusion.data.image_files import EXPECTED, ImageFiles, is_image_archive, list_images
-from guided_diffusion.data.image_labels import Labels, read_labels, read_sample_labels
+from guided_diffusion.data.image_labels import read_labels, read_sample_labels
 from guided_diffusion.data.image_oddities import Oddities
 from guided_diffusion.errors import InputError
-from guided_diffusion.io import files
-from guided_diffusion.io.files import decoding, hash_file, open_readable
 from guided_diffusion.io.images import NO_IMAGE, Reading, open_image, read_image
+from guided_diffusion.io.npz import list_arrays
+from guided_diffusion.io.reading import decoding, hash_file, open_readable, reading_errors
 from guided_diffusion.sampling.result_folders import FOR_WEIGHTS, WEIGHTS, find_npz
 
 GREY = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N")  # PIL's modes
@@ -38,53 +38,109 @@ log = logging.getLogger("image_sets")
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Checked, but not read: ``shape`` is [N, H, W, C], N = 0 if there are statistics only.
+    """Images that are checked, but not read: ``shape`` is [N, H, W, C], N = 0 if there are statistics only.
 
-    ``stored`` are the statistics of pooled and spatial features if it holds any, the latter None where it does not;
-    ``settings`` what ``make_reference`` noted, and ``warnings`` what is not used.
+    ``parts`` are one file, folder or archive each; ``rows`` the indices of the chosen images, ascending, None for all.
+    ``stored`` are the statistics of pooled and spatial features if the set holds any, the latter None where it does
+    not; ``settings`` what ``make_reference`` noted, and ``warnings`` what is not used.
     """
 
     name: str
     shape: tuple[int, ...]
     stored: tuple[Gaussian, Gaussian | None] | None
-    parts: tuple[Any, ...]  # of one file, folder or archive each
+    parts: tuple[Any, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    rows: np.ndarray | None = None
 
     @property
     def count(self) -> int:
         return self.shape[0]
 
+    @property
+    def path(self) -> str:
+        """The path that errors name: that of the first part."""
+        return self.parts[0].path
+
     def batches(self, batch_size: int) -> ImageBatches:
-        """The images as uint8 [B, H, W, C] in order, from the beginning; ``len`` is how many batches."""
+        """Return the images as uint8 [B, H, W, C] in order, from the beginning; ``len`` is how many batches."""
         return ImageBatches(self, batch_size)
 
     def labels(self, class_names: Sequence[str] | None = None) -> np.ndarray | None:
-        """Class labels, int64 [N], or None unless all parts have some; ``InputError`` if they do not fit.
+        """Return class labels, int64 [N], or None unless all parts have some; ``InputError`` if they do not fit.
 
-        class_names: where files are not called LABEL_INDEX, labels are read as training does, and numbered by these.
+        class_names: where files are not called LABEL_INDEX, labels are read as in training, and numbered by these.
         """
-        found = [part.labels(class_names) for part in self.parts]
-        return None if any(labels is None for labels in found) else np.concatenate(found)
+        found = [(part.labels(class_names), rows) for part, rows in self.chosen_parts()]
+        if any(labels is None for labels, _ in found):
+            return None
+        return np.concatenate([labels if rows is None else labels[rows] for labels, rows in found])
 
     def digest(self) -> str:
-        """sha256 (hex) of all that the set's files hold."""
-        return hashlib.sha256("".join(part.digest() for part in self.parts).encode()).hexdigest()
+        """Return the sha256 (hex) of all that the set's files hold, and of which images are chosen."""
+        texts = []
+        for part, rows in self.chosen_parts():
+            chosen = "" if rows is None else f" rows {hashlib.sha256(rows.astype('<i8').tobytes()).hexdigest()}"
+            texts.append(part.digest() + chosen)
+        return hashlib.sha256("".join(texts).encode()).hexdigest()
+
+    def choose(self, count: int, seed: int) -> ImageSet:
+        """Return ``count`` images of the set, drawn without replacement by ``seed``, in their order in it.
+
+        They are drawn because the first ones of a folder are often all of one class. Two sets of one size give the
+        same places. A set of at most ``count`` images is returned as it is.
+        """
+        if self.count <= count:
+            return self
+        rows = np.sort(np.random.default_rng(seed).choice(self.count, count, replace=False))
+        return replace(self, shape=(count, *self.shape[1:]), rows=rows)
+
+    def chosen_parts(self) -> Iterator[tuple[Any, np.ndarray | None]]:
+        """Yield the parts with chosen images, each with the indices of these, None for all."""
+        begin = 0
+        for part in self.parts:
+            end = begin + part.shape[0]
+            rows = None if self.rows is None else self.rows[(self.rows >= begin) & (self.rows < end)] - begin
+            if rows is None or len(rows):
+                yield part, rows
+            begin = end
 
 
 class ImageBatches:
-    """One pass over a set. No batch spans two files, so that each file is read as if it came alone."""
+    """One pass over a set; ``hashes`` holds a hash of every image that has passed, an integer of 64 bits.
+
+    No batch spans two files, so that each file is read as if it were the only one.
+    """
 
     def __init__(self, images: ImageSet, batch_size: int):
-        self._parts = images.parts
-        self._batch_size = batch_size
+        self._parts, self._batch_size = list(images.chosen_parts()), batch_size
+        self.hashes: list[int] = []
 
     def __len__(self) -> int:
-        return sum(-(-part.shape[0] // self._batch_size) for part in self._parts)
+        counts = (part.shape[0] if rows is None else len(rows) for part, rows in self._parts)
+        return sum(-(-count // self._batch_size) for count in counts)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        for part in self._parts:
-            yield from part.batches(self._batch_size)
+        for part, rows in self._parts:
+            batches = part.batches(self._batch_size)
+            for batch in batches if rows is None else _pick(batches, rows, self._batch_size):
+                for image in batch:
+                    digest = hashlib.blake2b(np.ascontiguousarray(image), digest_size=8).digest()
+                    self.hashes.append(int.from_bytes(digest, "little"))
+                yield batch
+
+
+def _pick(batches: Iterator[np.ndarray], rows: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """Yield the images of these indices, ascending, in batches of their own."""
+    waiting, begin = [], 0
+    for batch in batches:
+        waiting += list(batch[rows[(rows >= begin) & (rows < begin + len(batch))] - begin])
+        begin += len(batch)
+        if len(waiting) >= batch_size:
+            yield np.stack(waiting[:batch_size])
+            waiting = waiting[batch_size:]
+    if waiting:
+        yield np.stack(waiting)
 
 
 def open_image_set(
@@ -92,17 +148,17 @@ def open_image_set(
     resize: int | None = None,
     reading: Reading | None = None,
 ) -> ImageSet:
-    """Look at one or several inputs: npz files, folders of images (searched recursively), zip or tar archives.
+    """Open one or several inputs: npz files, folders of images (searched recursively), zip or tar archives.
 
-    Several are one set in the order given, with labels if all of them have some; statistics stored in them are
-    then of no use. A file named ``LABEL_INDEX.png``, both numbers, carries a label. A sampler's run folder stands for
+    Several are one set in the order given, with labels if all of them have some, without the statistics stored in
+    them. A file named ``LABEL_INDEX.png``, both numbers, carries a label. A sampler's run folder stands for
     its npz file, see ``result_folders``.
 
     :param resize: bring all images to squares of this side by ``RESIZE_RULE``; statistics stored with images of
-        another size are of no use then.
+        another size are then not used.
     :param reading: how the pixels of image files become 8 bits.
 
-    A set that is open already is returned as it is. Raises ``InputError`` naming the input: nothing there, unreadable,
+    An open set is returned as it is. Raises ``InputError`` naming the input: nothing there, unreadable,
     images of several sizes, not 8 bits.
     """
     if isinstance(paths, ImageSet):
@@ -138,21 +194,6 @@ def split_paths(text: str) -> list[str]:
     return [path for part in named for path in (_matches(part) or [part])]
 
 
-def labels_to_write(files: ImageFiles, rule: str) -> Labels | None:
-    """Labels as training reads them, said in the log; None, with a warning, where auto finds none."""
-    try:
-        found = read_labels(files, rule)
-    except InputError as error:
-        if rule != "auto":
-            raise
-        log.warning("warning: no labels are written: %s", error)
-        return None
-    log.info("%s: %s", files.place, found.describe())
-    for line in found.warnings:
-        log.warning("warning: %s", line)
-    return found
-
-
 def _matches(part: str) -> list[str]:
     if os.path.exists(part) or not _PATTERN.search(part):
         return []
@@ -174,7 +215,7 @@ class _NpzPart:
             self.stored, self.shape = None, (self.shape[0], resize, resize, self.shape[3])
 
     def labels(self, class_names: Sequence[str] | None = None) -> np.ndarray | None:
-        return npz.read_labels(self.path, self.shape[0]) if self.shape[0] else None
+        return reference.read_labels(self.path, self.shape[0]) if self.shape[0] else None
 
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:
         if self.shape[0]:
@@ -187,7 +228,7 @@ class _NpzPart:
 
 
 class _FilesPart:
-    """Image files in a folder (sorted) or an archive (in its order). Grey only if all of them are.
+    """Image files in a folder (sorted) or an archive (in its order), grey only if all of them are.
 
     A folder whose files are all called LABEL_INDEX is sorted by INDEX, so that samples keep the order they had.
     """
@@ -197,11 +238,11 @@ class _FilesPart:
     def __init__(self, path: str, listed: ImageFiles, resize: int | None, reading: Reading):
         self.path, self._listed, self._resize, self._reading = path, listed, resize, reading
         self._numbers = read_sample_labels(self._listed)
-        self._hash = hashlib.sha256() if listed.is_folder else None  # of an archive its file has one
+        self._hash = hashlib.sha256() if listed.is_folder else None  # an archive has that of its file
         sizes, grey, names, oddities = {}, True, [], Oddities(reading)
         for name, file in listed.stream():
             with decoding(f"{path}: {name}", NO_IMAGE, InputError):
-                if self._hash:  # a name need not be text
+                if self._hash:  # over bytes, as a name need not be text
                     digest = hashlib.file_digest(file, "sha256").digest()
                     self._hash.update(name.encode(errors="surrogateescape") + b"\0" + digest)
                     file.seek(0)
@@ -237,16 +278,7 @@ class _FilesPart:
         return np.array(found.number(self._listed, class_names), dtype=np.int64)
 
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:
-        batch: list[np.ndarray] = []
-        for name, file in self._listed.stream():
-            image = read_image(f"{self.path}: {name}", file, "L" if self.shape[3] == 1 else "RGB", self._reading)
-            pixels = center_crop_arr(image, self._resize) if self._resize else np.asarray(image)
-            batch.append(pixels.reshape(self.shape[1:]))
-            if len(batch) == batch_size:
-                yield np.stack(batch)
-                batch = []
-        if batch:
-            yield np.stack(batch)
+        return read_files(self._listed, batch_size, self.shape[3], self._reading, self._resize)
 
     def digest(self) -> str:
         whole = self._hash.hexdigest() if self._hash else hash_file(self.path)
@@ -259,12 +291,31 @@ def _open_part(path: str, resize: int | None, reading: Reading) -> _NpzPart | _F
     if os.path.isdir(path):
         found = find_npz(Path(path), listing)
         return _FilesPart(path, listing(), resize, reading) if found is None else _NpzPart(os.fspath(found), resize)
-    with open_readable(path, path) as file, files.reading(path):
+    with open_readable(path, path) as file, reading_errors(path):
         if path.endswith((".pkl", ".pickle")) or file.read(1) == b"\x80":
             raise InputError(_about_pickle(path))
     if path.endswith(WEIGHTS):
         raise InputError(f"{path}: found a network's weights, expected images; {FOR_WEIGHTS}")
     return _FilesPart(path, listing(), resize, reading) if is_image_archive(path) else _NpzPart(path, resize)
+
+
+def read_files(
+    files: ImageFiles, batch_size: int, channels: int, reading: Reading, resize: int | None = None
+) -> Iterator[np.ndarray]:
+    """Yield image files in order as uint8 [B, H, W, channels], 1 or 3; with ``resize``, by ``RESIZE_RULE``.
+
+    Raises ``InputError`` naming a file that is no image.
+    """
+    batch: list[np.ndarray] = []
+    for name, file in files.stream():
+        image = read_image(f"{files.title}: {name}", file, "L" if channels == 1 else "RGB", reading)
+        pixels = center_crop_arr(image, resize) if resize else np.asarray(image)
+        batch.append(pixels.reshape(*pixels.shape[:2], channels))
+        if len(batch) == batch_size:
+            yield np.stack(batch)
+            batch = []
+    if batch:
+        yield np.stack(batch)
 
 
 def _about_pickle(path: str) -> str:
@@ -276,13 +327,13 @@ def _about_pickle(path: str) -> str:
 
 
 def _resized(pixels_HWC: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """An image brought to the size of ``shape`` [N, H, W, C] by ``RESIZE_RULE``."""
+    """Bring an image to the size of ``shape`` [N, H, W, C] by ``RESIZE_RULE``."""
     image = Image.fromarray(pixels_HWC[..., 0] if shape[3] == 1 else pixels_HWC)
     return center_crop_arr(image, shape[1]).reshape(shape[1:])
 
 
 def _resize_mark(resize: int | None) -> str:
-    """What a digest says of images that are not judged as they are stored."""
+    """Return what marks the digest of images that are not used as stored."""
     return f" resized to {resize}" if resize else ""
 
 

@@ -2,8 +2,8 @@
 
     python evaluations/make_reference.py FOLDER OUT.npz --image_size 256 [--num_images 10000]
 
-The statistics are those of all images; the images kept for precision and recall are ``--num_images`` of them,
-drawn with ``--seed``. The file holds what the published ones hold: ``arr_0`` images, ``arr_1`` labels, ``mu``,
+The statistics are those of all images; ``--num_images`` of them, drawn with ``--seed``, are kept for precision and
+recall. The file holds the arrays of the published ones: ``arr_0`` images, ``arr_1`` labels, ``mu``,
 ``sigma``, ``mu_s``, ``sigma_s``; and ``settings``, a JSON text. With ``--features`` there are no statistics,
 which would be taken for Inception's.
 """
@@ -15,25 +15,27 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evaluations.engine import FeatureEngine
-from evaluations.evaluator import add_network_flags, create_engine, reading_of
-from evaluations.image_sets import RESIZE_RULE, labels_to_write
-from evaluations.kept_results import check_writable, write_or_keep
+from evaluations.evaluator import add_network_flags, create_extractor, reading_of
+from evaluations.features.base import FeatureExtractor
+from evaluations.image_sets import RESIZE_RULE, read_files
 from evaluations.metrics.statistics import fit_gaussian
+from evaluations.reference import labels_to_write
+from evaluations.summary import check_writable, write_or_keep
 from guided_diffusion.config.configs import ReadingConfig
 from guided_diffusion.config.flags import Parser
-from guided_diffusion.data.datasets import ImageDataset, find_images
+from guided_diffusion.data.datasets import find_images
 from guided_diffusion.data.image_labels import HELP
 from guided_diffusion.data.image_oddities import warn_of_oddities
 from guided_diffusion.errors import InputError, counted
-from guided_diffusion.io.files import hash_file, remove_leftovers, write_atomically
+from guided_diffusion.io.atomic import remove_leftovers, write_atomically
 from guided_diffusion.io.images import Reading
+from guided_diffusion.io.reading import hash_file
 
 log = logging.getLogger("make_reference")
 
@@ -49,13 +51,13 @@ def main() -> None:
         raise InputError(f"{args.out}: expected a name that ends in .npz")
     check_writable("OUT", args.out)
     pictures = Pictures(args.folder, args.image_size, args.labels, reading_of(args))
-    check_room(args.out, min(len(pictures), args.num_images) * 3 * args.image_size**2)
-    engine = create_engine(args)
-    if (side := getattr(engine, "image_size", None)) not in (None, args.image_size):
+    check_room(args.out, min(len(pictures.files), args.num_images) * 3 * args.image_size**2)
+    extractor = create_extractor(args)
+    if (side := getattr(extractor, "image_size", None)) not in (None, args.image_size):
         raise InputError(
             f"--image_size: found {args.image_size}, expected {side} as in the config.json of the --features classifier"
         )
-    arrays = make_reference(pictures, engine, args.num_images, args.seed)
+    arrays = make_reference(pictures, extractor, args.num_images, args.seed)
     without_images = {name: array for name, array in arrays.items() if not name.startswith("arr_")}
     keep = (lambda path: _save(path, without_images)) if "mu" in arrays else None
     write_or_keep(args.out, lambda path: _save(path, arrays), keep, "its statistics, without the images, are")
@@ -78,97 +80,79 @@ def _save(path: Path, arrays: dict[str, Any]) -> None:
 class Pictures:
     """The images of a folder, searched recursively, or archive, as training sees them: centre crops.
 
-    Resized by halvings with a box filter, then bicubically, so that the short side is ``size``. Labels are those of
-    training by the same rule; where auto finds none, there are none. Raises ``InputError`` if there are fewer than 4
-    images.
+    Resized by halvings with a box filter, then bicubically, so that the short side is ``size``. ``labels`` are those
+    of training by the same rule, None where auto finds none. Raises ``InputError`` if there are fewer than 4 images.
     """
 
     def __init__(self, folder: str, size: int, rule: str = "auto", reading: Reading | None = None):
-        self.folder, self.size = folder, size
-        self._files = find_images(folder)
-        if len(self._files) < 4:
-            raise InputError(f"{folder}: found {counted(len(self._files), 'images')}, expected at least 4")
-        if skipped := self._files.describe_skipped():
+        self.folder, self.size, self.reading = folder, size, reading or Reading()
+        self.files = find_images(folder)
+        if len(self.files) < 4:
+            raise InputError(f"{folder}: found {counted(len(self.files), 'images')}, expected at least 4")
+        if skipped := self.files.describe_skipped():
             log.warning("warning: %s", skipped)
-        self._labels = labels_to_write(self._files, rule)
-        warn_of_oddities(self._files, reading, lambda line: log.warning("warning: %s", line))
-        paths = [self._files.path(name) for name in self._files.names]
-        self._images = ImageDataset(size, paths, random_flip=False, open_file=self._files.open, reading=reading)
+        self.labels = labels_to_write(self.files, rule)
+        warn_of_oddities(self.files, reading, lambda line: log.warning("warning: %s", line))
 
-    def __len__(self) -> int:
-        return len(self._files)
-
-    @property
-    def class_names(self) -> list[str] | None:
-        """Names of the classes in the order of their numbers; None without labels."""
-        return self._labels and self._labels.names
-
-    def labels(self) -> np.ndarray | None:
-        """Int64 [N]; None without labels."""
-        return self._labels and np.array(self._labels.number(self._files), dtype=np.int64)
-
-    def read(self, indices: Sequence[int]) -> np.ndarray:
-        """Uint8 [B, size, size, 3]."""
-        scaled = np.stack([self._images[i][0] for i in indices]).transpose(0, 2, 3, 1)
-        return np.ascontiguousarray(np.rint((scaled + 1) * 127.5), dtype=np.uint8)
+    def batches(self, batch_size: int) -> Iterator[np.ndarray]:
+        """Yield uint8 [B, size, size, 3]."""
+        return read_files(self.files, batch_size, 3, self.reading, self.size)
 
 
-def make_reference(pictures: Pictures, engine: FeatureEngine, num_images: int, seed: int) -> dict[str, Any]:
-    """The arrays of a reference file; see the module."""
-    kept = np.arange(len(pictures))
-    if num_images < len(pictures):
-        kept = np.sort(np.random.default_rng(seed).choice(len(pictures), num_images, replace=False))
-    batches = _Batches(pictures, engine.batch_size, kept)
-    settings = {
-        "folder": str(Path(pictures.folder).absolute()),
-        "found_images": len(pictures),
-        "kept_images": len(kept),
-        "image_size": pictures.size,
-        "resize": RESIZE_RULE,
-        "resize_by_network": getattr(engine, "resize", None),
-        "quantisation": "uint8, 0..255, rounded to the nearest",
-        "class_names": pictures.class_names,
-        "seed": seed,
-        "engine": engine.name,
-    }
+def make_reference(pictures: Pictures, extractor: FeatureExtractor, num_images: int, seed: int) -> dict[str, Any]:
+    """Return the arrays of a reference file; see the module."""
+    count, labels = len(pictures.files), pictures.labels
+    kept = np.arange(count)
+    if num_images < count:
+        kept = np.sort(np.random.default_rng(seed).choice(count, num_images, replace=False))
+    batches = _Batches(pictures, extractor.batch_size, kept)
     statistics = {}
-    if engine.uses_stored_statistics:
-        found = engine.compute_activations(batches)
+    if extractor.uses_stored_statistics:
+        found = extractor.compute_activations(batches)
         for suffix, features in (("", found.pool), ("_s", found.spatial)):
             gaussian = fit_gaussian(features)
             statistics |= {f"mu{suffix}": gaussian.mu, f"sigma{suffix}": gaussian.sigma}
     else:
         for _ in batches:
             pass
-    settings |= {
-        "network_sha256": hash_file(engine.weights_path) if getattr(engine, "weights_path", None) else None,
+    settings = {
+        "folder": str(Path(pictures.folder).absolute()),
+        "found_images": count,
+        "kept_images": len(kept),
+        "image_size": pictures.size,
+        "resize": RESIZE_RULE,
+        "resize_by_network": getattr(extractor, "resize", None),
+        "quantisation": "uint8, 0..255, rounded to the nearest",
+        "class_names": labels and labels.names,
+        "seed": seed,
+        "engine": extractor.name,
+        "network_sha256": hash_file(extractor.weights_path) if getattr(extractor, "weights_path", None) else None,
         "images_sha256": batches.digest.hexdigest(),
     }
-    labels = pictures.labels()
-    arrays = {"arr_0": batches.kept} | ({} if labels is None else {"arr_1": labels[kept]})
+    arrays = {"arr_0": batches.kept}
+    if labels:
+        arrays["arr_1"] = np.array(labels.number(pictures.files), dtype=np.int64)[kept]
     return {**arrays, **statistics, "settings": np.array(json.dumps(settings))}
 
 
 class _Batches:
-    """One pass over all pictures, which keeps the chosen ones and a hash of all."""
+    """One pass over all pictures, which keeps the ``chosen`` ones, ascending indices, and a hash of all."""
 
     def __init__(self, pictures: Pictures, batch_size: int, chosen: np.ndarray):
-        self._pictures, self._batch_size = pictures, batch_size
-        self._place = {int(index): place for place, index in enumerate(chosen)}
+        self._pictures, self._batch_size, self._chosen = pictures, batch_size, chosen
         self.kept = np.empty((len(chosen), pictures.size, pictures.size, 3), dtype=np.uint8)
         self.digest = hashlib.sha256()
 
     def __len__(self) -> int:
-        return -(-len(self._pictures) // self._batch_size)
+        return -(-len(self._pictures.files) // self._batch_size)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        for begin in range(0, len(self._pictures), self._batch_size):
-            indices = range(begin, min(begin + self._batch_size, len(self._pictures)))
-            batch = self._pictures.read(indices)
+        begin = 0
+        for batch in self._pictures.batches(self._batch_size):
             self.digest.update(batch)
-            for index, image in zip(indices, batch, strict=True):
-                if index in self._place:
-                    self.kept[self._place[index]] = image
+            first, last = np.searchsorted(self._chosen, (begin, begin + len(batch)))
+            self.kept[first:last] = batch[self._chosen[first:last] - begin]
+            begin += len(batch)
             yield batch
 
 
@@ -185,6 +169,6 @@ def _create_parser() -> Parser:
 
 
 if __name__ == "__main__":
-    from guided_diffusion.distributed.process_group import run_main
+    from guided_diffusion.distributed.shutdown import run_main
 
     run_main(main)

@@ -1,4 +1,4 @@
-"""FID, precision and recall of each class by itself."""
+"""FID, precision and recall of each class."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluations.activations import Seen
-from evaluations.engine import Activations
-from evaluations.judged import Judged
+from evaluations.activations import Features, FeatureSet
 from evaluations.metrics.metric import Metric, Sets
 from evaluations.metrics.precision_recall import NEIGHBOURS
 from evaluations.metrics.statistics import fit_gaussian
@@ -21,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def check_classes(name: str, count: int, labels: np.ndarray | None) -> None:
-    """Raise ``InputError`` if a set cannot be judged class by class."""
+    """Raise ``InputError`` if a set cannot be evaluated class by class."""
     if not count:
         raise InputError(f"{name}: found statistics only, expected images with labels for --per_class")
     if labels is None:
@@ -35,7 +33,7 @@ def by_class(metrics: Sequence[Metric], sets: Sets) -> tuple[dict[str, dict[str,
 
     An entry has ``name`` (where the reference names its classes), ``n_reference``, ``n_samples``, and the metrics that
     are given per class (``fid``, ``precision``, ``recall``) from the images of that class alone; these are None where
-    a side has under 4.
+    either set has under 4.
     """
     log.info("computing the metrics of each class")
     sides = sets.reference, sets.samples
@@ -62,10 +60,8 @@ def by_class(metrics: Sequence[Metric], sets: Sets) -> tuple[dict[str, dict[str,
     ]
 
 
-def _of_class(judged: Judged, label: int) -> Judged:
-    """The pooled features of one class."""
-    rows = judged.labels == label
-    found = judged.seen.activations
-    activations = Activations(found.pool[rows], found.spatial[:0], found.probabilities[rows])
-    seen = Seen(activations, judged.seen.image_hashes[rows])
-    return Judged(judged.images, judged.labels[rows], seen, fit_gaussian(activations.pool), None)
+def _of_class(one: FeatureSet, label: int) -> FeatureSet:
+    """Return the pooled features of one class."""
+    rows, found = one.labels == label, one.features
+    features = Features(found.pool[rows], found.spatial[:0], found.probabilities[rows], found.image_hashes[rows])
+    return FeatureSet(one.images, one.labels[rows], features, fit_gaussian(features.pool), None)

@@ -1,14 +1,18 @@
-"""What an evaluation found: a record, as lines, as a row of a Markdown table, as JSON."""
+"""Results of an evaluation: the record, lines, Markdown table and JSON file; a place for what cannot be written."""
 
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from evaluations.metrics.registry import METRICS
-from guided_diffusion.io.files import remove_leftovers, write_json
+from guided_diffusion.errors import InputError
+from guided_diffusion.io.atomic import remove_leftovers, write_json
 
 
 @dataclass(frozen=True)
@@ -61,15 +65,15 @@ class Metrics:
             raise AttributeError(f"{type(self).__name__} has no attribute {name}") from None
 
     def titled(self) -> dict[str, float]:
-        """The values that there are and that are printed, by title, in order."""
+        """Return the printed values that are not None, by title, in order."""
         pairs = [pair for metric in METRICS.values() for pair in ((metric.name, metric.title), *metric.adds.items())]
         found = {title: self.values.get(name) for name, title in pairs if title}
         return {title: value for title, value in found.items() if value is not None}
 
 
 def format_metrics(metrics: Metrics) -> list[str]:
-    """The lines for stdout: upstream's five (less what reference or network cannot give), then the accuracy on the
-    samples and on the reference if there is one, then what flags asked for."""
+    """Return the lines for stdout: upstream's five (without what reference or network cannot give), then the accuracy
+    on the samples and on the reference if there is one, then what flags asked for."""
     lines = [f"{title}: {value}" for title, value in metrics.titled().items()]
     for name, (low, high) in (metrics.intervals or {}).items():
         lines.append(f"{METRICS[name].title} 95% interval: {low} {high}")
@@ -83,7 +87,7 @@ def format_metrics(metrics: Metrics) -> list[str]:
 
 
 def format_markdown(metrics: Metrics) -> list[str]:
-    """Head, rule and row of a table; intervals in brackets behind their values, p behind paired differences.
+    """Return head, rule and row of a table; intervals in brackets behind their values, p behind paired differences.
 
     The metrics by class, if there are some, are another table after an empty line.
     """
@@ -106,13 +110,47 @@ def format_markdown(metrics: Metrics) -> list[str]:
 
 
 def _table(rows: list[list[str]]) -> list[str]:
-    """Rows of cells, the first of which is the head, as Markdown."""
+    """Return rows of cells, the first of which is the head, as Markdown."""
     rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     return [f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
 
 
 def write_metrics(metrics: Metrics, path: str | os.PathLike) -> None:
-    """All of it as JSON, atomically."""
+    """Write all of the record as JSON, atomically."""
     remove_leftovers(Path(path).parent, Path(path).name)
     found = asdict(metrics)
     write_json(path, found.pop("values") | found)
+
+
+def check_writable(flag: str, path: str) -> None:
+    """Raise ``InputError`` before the work if a flag's file cannot be written; no folder is made yet."""
+    target = Path(path).absolute()
+    parent = next(ancestor for ancestor in target.parents if ancestor.exists())
+    if target.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"{flag} {path}: expected a file that can be written")
+
+
+def write_or_keep(
+    path: str | os.PathLike, write: Callable[[Path], None], keep: Callable[[Path], None] | None, what: str
+) -> None:
+    """Call ``write`` with a path; where that fails, ``keep`` with another one, in the error.
+
+    The other one is in the same folder (``keep`` may need less room), the working directory, or the folder for
+    temporary files. ``keep`` is None where there is nothing to keep.
+
+    :param what: what is kept, for the error.
+    :raises InputError: the file could not be written; with the path of what is kept, if it could be.
+    """
+    target = Path(path)
+    try:
+        return write(target)
+    except InputError as error:
+        folders = (target.absolute().parent, Path.cwd(), Path(tempfile.gettempdir())) if keep else ()
+        for folder in dict.fromkeys(folders):
+            other = folder / f"{target.stem}-kept-{os.getpid()}{target.suffix}"
+            with suppress(InputError):
+                keep(other)
+                break
+        else:
+            raise
+        raise InputError(f"{error}; {what} in {other}") from error

@@ -1,4 +1,4 @@
-"""The evaluator's classes under upstream's names and signatures, on top of our metrics and engine."""
+"""Upstream's evaluator classes with its names and signatures, over these metrics and the Inception extractor."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from evaluations.inception import InceptionEngine
+from evaluations.features.inception_tensorflow import InceptionExtractor
 from evaluations.metrics import precision_recall
 from evaluations.metrics.frechet import frechet_distance
 from evaluations.metrics.inception_score import SPLIT_SIZE, inception_score
-from evaluations.metrics.npz import open_npz_array, read_stored_statistics
+from evaluations.metrics.manifolds import distance_blocks
 from evaluations.metrics.statistics import Gaussian, fit_gaussian
+from evaluations.reference import read_stored_statistics
+from guided_diffusion.io.npz import open_npz_array
 
 __all__ = ["Evaluator", "FIDStatistics", "InvalidFIDException", "ManifoldEstimator", "open_npz_array"]
 
 
 class InvalidFIDException(ValueError):
-    """Statistics between which there is no Fréchet distance."""
+    """Raised for statistics without a Fréchet distance."""
 
 
 class FIDStatistics:
@@ -30,10 +32,10 @@ class FIDStatistics:
         self.sigma = sigma
 
     def frechet_distance(self, other: FIDStatistics, eps: float = 1e-6) -> float:
-        """See ``evaluations.metrics.frechet``.
+        """Return the distance of ``evaluations.metrics.frechet``.
 
-        ``eps`` is accepted and has no use: upstream adds it to covariances whose matrix root fails, and here
-        none is taken. Raises ``InvalidFIDException`` (a ``ValueError``) for unfit statistics.
+        ``eps`` is accepted and unused: upstream adds it to covariances whose matrix root fails, and here no such
+        root is taken. Raises ``InvalidFIDException`` (a ``ValueError``) for unfit statistics.
         """
         try:
             return frechet_distance(Gaussian(self.mu, self.sigma), Gaussian(other.mu, other.sigma))
@@ -42,7 +44,7 @@ class FIDStatistics:
 
 
 class ManifoldEstimator:
-    """Manifolds as unions of balls; ``evaluations.metrics.precision_recall`` with upstream's interface.
+    """Manifolds as unions of balls: ``evaluations.metrics.precision_recall`` with upstream's interface.
 
     ``session`` is accepted and not used: distances are NumPy's, in float64, where upstream's are half
     precision whenever that does not overflow. ``row_batch_size`` and ``col_batch_size`` bound the memory and
@@ -67,10 +69,10 @@ class ManifoldEstimator:
         self.eps = eps
 
     def warmup(self) -> None:
-        """Nothing to warm up; kept for callers of upstream's interface."""
+        """Do nothing; part of upstream's interface."""
 
     def manifold_radii(self, features: np.ndarray) -> np.ndarray:
-        """Squared radii, float32 [N, K], of features [N, D]."""
+        """Return squared radii, float32 [N, K], of features [N, D]."""
         radii = precision_recall.manifold_radii(
             features, self.nhood_sizes, self.row_batch_size, self.col_batch_size
         )
@@ -81,7 +83,7 @@ class ManifoldEstimator:
     def evaluate(
         self, features: np.ndarray, radii: np.ndarray, eval_features: np.ndarray
     ) -> dict[str, float | np.ndarray]:
-        """Place ``eval_features`` [M, D] relative to the manifold of ``features`` [N, D], ``radii`` [N, K].
+        """Locate ``eval_features`` [M, D] relative to the manifold of ``features`` [N, D], ``radii`` [N, K].
 
         Returns ``fraction`` (share inside, over all K), ``batch_predictions`` (int32 [M, K], 1 for inside),
         ``max_realisim_score`` (upstream's spelling; float32 [M], the largest ratio of the first squared
@@ -92,19 +94,16 @@ class ManifoldEstimator:
         realism = np.full(count, -np.inf, dtype=np.float32)
         nearest = np.zeros(count, dtype=np.int32)
         closest = np.full(count, np.inf, dtype=np.float32)
-        for begin in range(0, count, self.row_batch_size):
-            rows = slice(begin, begin + self.row_batch_size)
-            for start in range(0, len(features), self.col_batch_size):
-                columns = slice(start, start + self.col_batch_size)
-                distances = precision_recall.squared_distances(eval_features[rows], features[columns])
-                for k in range(radii.shape[1]):
-                    inside[rows, k] |= (distances <= radii[None, columns, k]).any(axis=1)
-                ratios = radii[columns, 0] / (distances + np.float32(self.eps))
-                realism[rows] = np.maximum(realism[rows], ratios.max(axis=1))
-                smallest = distances.min(axis=1)
-                closer = smallest < closest[rows]
-                nearest[rows] = np.where(closer, distances.argmin(axis=1) + start, nearest[rows])
-                closest[rows] = np.minimum(closest[rows], smallest)
+        blocks = distance_blocks(eval_features, features, self.row_batch_size, self.col_batch_size)
+        for rows, columns, distances in blocks:
+            for k in range(radii.shape[1]):
+                inside[rows, k] |= (distances <= radii[None, columns, k]).any(axis=1)
+            ratios = radii[columns, 0] / (distances + np.float32(self.eps))
+            realism[rows] = np.maximum(realism[rows], ratios.max(axis=1))
+            smallest = distances.min(axis=1)
+            closer = smallest < closest[rows]
+            nearest[rows] = np.where(closer, distances.argmin(axis=1) + columns.start, nearest[rows])
+            closest[rows] = np.minimum(closest[rows], smallest)
         return {
             "fraction": float(inside.mean()),
             "batch_predictions": inside.astype(np.int32),
@@ -115,7 +114,7 @@ class ManifoldEstimator:
     def evaluate_pr(
         self, features_1: np.ndarray, radii_1: np.ndarray, features_2: np.ndarray, radii_2: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(Precision [K1], recall [K2]) with set 1 the reference and set 2 the samples."""
+        """Return (precision [K1], recall [K2]) with set 1 the reference and set 2 the samples."""
         first_inside, second_inside = precision_recall.covered(
             features_1, radii_1, features_2, radii_2, self.row_batch_size, self.col_batch_size
         )
@@ -123,7 +122,7 @@ class ManifoldEstimator:
 
 
 class Evaluator:
-    """Upstream's front door to Inception activations and the metrics on them.
+    """Inception activations and the metrics on them, with upstream's interface.
 
     ``session`` is a TensorFlow 1 session; the Inception graph is taken from the working directory and
     downloaded there if absent. ``batch_size`` counts images, ``softmax_batch_size`` rows of features.
@@ -134,7 +133,7 @@ class Evaluator:
         self.batch_size = batch_size
         self.softmax_batch_size = softmax_batch_size
         self.manifold_estimator = ManifoldEstimator(session)
-        self._engine = InceptionEngine(
+        self._extractor = InceptionExtractor(
             session=session, batch_size=batch_size, softmax_batch_size=softmax_batch_size
         )
 
@@ -143,18 +142,18 @@ class Evaluator:
         self.compute_activations([np.zeros((8, 64, 64, 3), dtype=np.float32)])
 
     def read_activations(self, npz_path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
-        """Pooled and spatial activations of the images ``arr_0`` in a file."""
+        """Return pooled and spatial activations of the images ``arr_0`` in a file."""
         with open_npz_array(npz_path, "arr_0") as reader:
             return self.compute_activations(reader.read_batches(self.batch_size))
 
     def compute_activations(self, batches: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Pooled [N, 2048] and spatial [N, 2023] activations, float32, of batches [B, H, W, C] in 0..255."""
-        return self._engine.compute_features(batches)
+        """Return pooled [N, 2048] and spatial [N, 2023] activations, float32, of batches [B, H, W, C] in 0..255."""
+        return self._extractor.compute_features(batches)
 
     def read_statistics(
         self, npz_path: str | os.PathLike, activations: tuple[np.ndarray, np.ndarray]
     ) -> tuple[FIDStatistics, FIDStatistics]:
-        """Statistics of both kinds stored in a file, those of ``activations`` in place of what it lacks."""
+        """Return the statistics of both kinds stored in a file, those of ``activations`` in place of missing ones."""
         stored = read_stored_statistics(npz_path) or (None, None)
         first, second = (
             self.compute_statistics(kind) if gaussian is None else FIDStatistics(gaussian.mu, gaussian.sigma)
@@ -163,16 +162,16 @@ class Evaluator:
         return first, second
 
     def compute_statistics(self, activations: np.ndarray) -> FIDStatistics:
-        """Mean and covariance of activations [N, D]."""
+        """Return mean and covariance of activations [N, D]."""
         gaussian = fit_gaussian(activations)
         return FIDStatistics(gaussian.mu, gaussian.sigma)
 
     def compute_inception_score(self, activations: np.ndarray, split_size: int = SPLIT_SIZE) -> float:
-        """Inception score from pooled activations [N, 2048]."""
-        return inception_score(self._engine.compute_probabilities(activations), split_size)
+        """Return the inception score from pooled activations [N, 2048]."""
+        return inception_score(self._extractor.compute_probabilities(activations), split_size)
 
     def compute_prec_recall(
         self, activations_ref: np.ndarray, activations_sample: np.ndarray
     ) -> tuple[float, float]:
-        """(Precision, recall) from pooled activations."""
+        """Return (precision, recall) from pooled activations."""
         return precision_recall.precision_recall(activations_ref, activations_sample)

@@ -1,1 +1,1 @@
-"""The paper's tables as a list that runs: recipes, the steps they take, and the report beside the paper's figures."""
+"""The paper's tables as experiment specs: recipes, the steps they take, and the report beside the paper's values."""

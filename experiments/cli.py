@@ -2,7 +2,7 @@
 
     ed-dpm list
     ed-dpm show table2/uadm-g-eds-ddim25
-    ed-dpm run all --rehearse
+    ed-dpm run all --smoke
     ed-dpm run table2 --nproc 8 --out runs/paper
     ed-dpm report --out runs/paper
     ed-dpm rerun rules/entropy
@@ -13,7 +13,7 @@
 `ed-dpm train-classifier`, `train`, `sample` and `evaluate` are scripts/classifier_train.py, image_train.py and
 classifier_sample.py and evaluations/evaluator.py: `mpiexec -n 2 ed-dpm sample --eds ...`.
 
-`python -m experiments` is the same program. Interrupted? The same command goes on where it stopped.
+`python -m experiments` is the same program. After an interruption the same command resumes.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from pathlib import Path
 from typing import NoReturn
 
 from experiments import downloads, rerun
-from experiments.commands import Commands, Options
+from experiments.commands import Commands
 from experiments.describe import details, disk, listing
 from experiments.figures import cli as figures
 from experiments.plan import check_files, plan, without_missing
 from experiments.published import PUBLISHED
 from experiments.report import write_report
 from experiments.runner import Runner
-from experiments.smoke import SAMPLES, rehearsal
+from experiments.smoke import SAMPLES, smoke
 from experiments.spec import RECIPES, ROOT, Row, short
 from experiments.spec_files import load
 from experiments.steps import claim, read_purpose
 from guided_diffusion import __version__
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import shutdown
 from guided_diffusion.errors import InputError, counted
 from guided_diffusion.runs import status
 from guided_diffusion.system.streams import print_result
@@ -52,25 +52,32 @@ PROGRAMS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """Of commands whose mistakes are one line and status 2."""
+    """A parser whose errors are one line and status 2."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (--help explains)")
 
 
-class NoLongerActs(argparse.Action):
-    """Of a flag that earlier versions had: accepted with its value, and said to do nothing."""
+def add_jobs(parser: argparse.ArgumentParser, told: str, default: int | None = None) -> None:
+    """Add --jobs, under its former name too, and the former --samplers."""
+    parser.add_argument("--jobs", type=count, default=default, metavar="K", help=told)
+    parser.add_argument("--at_once", type=count, dest="jobs", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    parser.add_argument("--sampler_processes", "--samplers", action=NoLongerActs, help=argparse.SUPPRESS)
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(f"warning: {self.option_strings[0]} no longer acts: every run is a process of its own", file=sys.stderr)
+
+class NoLongerActs(argparse.Action):
+    """A flag of earlier versions: accepted with its value, with a warning that it does nothing."""
+
+    def __call__(self, parser: object, namespace: object, values: object, option_string: str | None = None) -> None:
+        print(f"warning: {option_string} no longer acts: every run is a process of its own", file=sys.stderr)
 
 
 def run() -> NoReturn:
     """Entry point of the console script."""
     if program := PROGRAMS.get(" ".join(sys.argv[1:2])):
         sys.argv[:2] = [" ".join(sys.argv[:2])]  # as --help and errors name it
-        process_group.run_main(importlib.import_module(program).main)
-    process_group.run_main(main)
+        shutdown.run_main(importlib.import_module(program).main)
+    shutdown.run_main(main)
 
 
 def main() -> None:
@@ -84,20 +91,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ed-dpm {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     recipes = argparse.ArgumentParser(add_help=False)
-    recipes.add_argument("--recipes", type=Path, default=RECIPES, metavar="DIR", help="of the book (the paper's)")
-    rehearse = argparse.ArgumentParser(add_help=False)
-    rehearse.add_argument("--rehearse", action="store_true", help="tiny stand-ins on embedded digits, in minutes")
+    recipes.add_argument("--recipes", type=Path, default=RECIPES, metavar="DIR", help="of a spec (the paper's)")
+    smoke_run = argparse.ArgumentParser(add_help=False)
+    smoke_run.add_argument("--smoke", action="store_true", help="tiny stand-ins on embedded digits, in minutes")
+    smoke_run.add_argument("--rehearse", action="store_true", dest="smoke", help=argparse.SUPPRESS)
 
     command = commands.add_parser("list", parents=[recipes], help="every row with method, paper's FID and sampler")
     command.set_defaults(act=lambda args: print_result(listing(load(args.recipes))))
-    command = commands.add_parser("show", parents=[recipes, rehearse], help="what rows need and run")
+    command = commands.add_parser("show", parents=[recipes, smoke_run], help="the files and commands of rows")
     _add_making_options(command)
     command.set_defaults(act=_show)
-    command = commands.add_parser("run", parents=[recipes, rehearse], help="download, train, sample, evaluate, report")
+    command = commands.add_parser("run", parents=[recipes, smoke_run], help="download, train, sample, evaluate, report")
     _add_making_options(command)
-    command.add_argument("--at_once", type=count, metavar="K", help="steps at a time (1; --rehearse: one a core)")
-    command.add_argument("--samplers", action=NoLongerActs, help=argparse.SUPPRESS)
-    command.add_argument("--skip_missing", action="store_true", help="leave out rows whose files you must bring")
+    add_jobs(command, "steps at a time (1; --smoke: one a core)")
+    command.add_argument("--skip_missing", action="store_true", help="skip rows whose files you must bring")
     command.set_defaults(act=_run)
     command = commands.add_parser("report", help="tables of what has been run: Markdown, HTML, CSV")
     command.add_argument("--out", type=Path, default=Path("runs/paper"), metavar="DIR", help="of `run` (runs/paper)")
@@ -115,26 +122,26 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("names", nargs="+", metavar="NAME|all|list", help="file names, as `download list` prints")
     command.add_argument("--out", type=Path, default=Path("models"), metavar="DIR", help="for the files (models)")
     command.set_defaults(act=_download)
-    command = commands.add_parser("status", help="how far runs are, of sampling or of training")
+    command = commands.add_parser("status", help="progress of sampling and training runs")
     command.add_argument("directory", type=Path, metavar="DIR", help="of a run, or with runs anywhere below it")
-    command.add_argument("--json", action="store_true", help="everything that their status.json say, as one object")
+    command.add_argument("--json", action="store_true", help="the contents of their status.json as one object")
     command.set_defaults(act=_status)
     return parser
 
 
 def _add_making_options(parser: argparse.ArgumentParser) -> None:
-    """What `show` and `run` have in common."""
+    """Add the options that `show` and `run` have in common."""
     add = parser.add_argument
     add("names", nargs="+", metavar="ROW|TABLE|all", help="as `list` prints them: table1/cadm-g-ddpm250, or table1")
-    add("--out", type=Path, metavar="DIR", help="for all that is made (runs/paper; --rehearse: runs/rehearsal)")
-    add("--nproc", type=count, metavar="N", help="processes of sampling and training (8; --rehearse: 1)")
+    add("--out", type=Path, metavar="DIR", help="for all that is made (runs/paper; --smoke: runs/smoke)")
+    add("--nproc", type=count, metavar="N", help="processes of sampling and training (8; --smoke: 1)")
     add("--models", type=Path, default=Path("models"), metavar="DIR", help="of published files (models)")
     add("--data_dir", type=Path, default=Path("imagenet"), metavar="DIR", help="with train and val images (imagenet)")
     add("--classifier_path", type=Path, metavar="FILE", help="the authors' ECT classifier, which has no address")
     add("--num_samples", type=count, metavar="N", help="a run, in place of the recipe's; the report marks it")
     add("--batch_size", type=count, metavar="N", help="images a process samples at a time (the script's default)")
-    add("--seeds", type=_seeds, metavar="0,1", help="sample every run once with each (the recipes')")
-    add("--trace", action="store_true", help="leave a trace beside the samples of guided runs, for figures")
+    add("--seeds", type=_seeds, default=(), metavar="0,1", help="sample every run once with each (the recipes')")
+    add("--trace", action="store_true", help="write a trace beside the samples of guided runs, for figures")
 
 
 def count(text: str) -> int:
@@ -150,25 +157,25 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 def _commands(args: argparse.Namespace) -> tuple[Commands, list[Row]]:
-    """The book with what the command line decides, and the rows that it names."""
-    book = load(args.recipes)
-    rows = list({row.name: row for name in args.names for row in book.rows(name)}.values())
-    if args.rehearse:
-        book = rehearsal(book)
-    small = book.writes_data
+    """The steps by the spec and the command line, and the rows that it names."""
+    spec = load(args.recipes)
+    rows = list({row.name: row for name in args.names for row in spec.rows(name)}.values())
+    if args.smoke:
+        spec = smoke(spec)
+    small = spec.writes_data
     by_hand = [file.name for file in PUBLISHED.values() if file.url is None]
-    options = Options(
-        out=short(args.out or Path("runs/rehearsal" if args.rehearse else "runs/paper")),
-        processes=args.nproc or (1 if small else Options.processes),
+    return Commands(
+        spec,
+        out=short(args.out or Path("runs/smoke" if args.smoke else "runs/paper")),
+        processes=args.nproc or (1 if small else Commands.processes),
         models=short(args.models),
-        images=short(args.data_dir),
+        data_dir=short(args.data_dir),
         given=dict.fromkeys(by_hand, args.classifier_path.absolute()) if args.classifier_path else {},
-        num_samples=args.num_samples or (SAMPLES if args.rehearse else None),
+        num_samples=args.num_samples or (SAMPLES if args.smoke else None),
         seeds=args.seeds,
         batch_size=args.batch_size,
         trace=args.trace,
-    )
-    return Commands(book, options), rows
+    ), rows
 
 
 def _show(args: argparse.Namespace) -> None:
@@ -177,7 +184,7 @@ def _show(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     commands, rows = _commands(args)
-    book, out = commands.book, commands.out
+    spec, out = commands.spec, commands.out
     if not (ROOT / "scripts").is_dir():
         raise InputError(f"{ROOT}: no folder scripts in it, expected the repository: install it with pip install -e")
     if args.skip_missing:
@@ -185,17 +192,17 @@ def _run(args: argparse.Namespace) -> None:
         print("\n".join(lines))
     check_files(commands, rows)
     steps = plan(commands, rows)
-    claim(ROOT / out / "book.json", {"recipes": str(short(args.recipes)), "rehearsal": args.rehearse})
-    small = book.writes_data
-    at_once = args.at_once or (max(1, (os.cpu_count() or 1) // commands.options.processes) if small else 1)
+    claim(ROOT / out / "book.json", {"recipes": str(short(args.recipes)), "rehearsal": args.smoke})
+    small = spec.writes_data
+    jobs = args.jobs or (max(1, (os.cpu_count() or 1) // commands.processes) if small else 1)
     runner = Runner(out, {"OMP_NUM_THREADS": "1"} if small else {})
     print(f"{counted(len(rows), 'rows')}, {counted(len(steps), 'steps')}; logs: {runner.logs}", flush=True)
     print(f"disk in all: {disk(commands, rows)}; free: {shutil.disk_usage(runner.logs.parent).free / 1e9:,.0f} GB")
     try:
-        made = runner.run(steps, at_once)
+        made = runner.run(steps, jobs)
         print(f"{counted(len(steps), 'steps')}: {made} run, {len(steps) - made} were done", flush=True)
-    finally:  # what there is, whatever failed
-        print("\n".join(f"report: {path}" for path in write_report(book, ROOT / out, args.rehearse)))
+    finally:  # report what there is, whatever failed
+        print("\n".join(f"report: {path}" for path in write_report(spec, ROOT / out)))
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -204,10 +211,10 @@ def _report(args: argparse.Namespace) -> None:
     found = read_purpose(args.out / "book.json")
     if not (isinstance(found.get("recipes"), str) and isinstance(found.get("rehearsal"), bool)):
         raise InputError(f"{args.out / 'book.json'}: found no recipes and rehearsal, expected what `ed-dpm run` writes")
-    book = load(ROOT / found["recipes"])
+    spec = load(ROOT / found["recipes"])
     if found["rehearsal"]:
-        book = rehearsal(book)
-    print_result(map(str, write_report(book, args.out.absolute(), found["rehearsal"])))
+        spec = smoke(spec)
+    print_result(map(str, write_report(spec, args.out.absolute())))
 
 
 def _rerun(args: argparse.Namespace) -> None:

@@ -1,13 +1,15 @@
-"""From a recipe to what is typed: the commands that train, sample and evaluate, and the disk they need."""
+"""The steps of recipes: the commands that download, train, sample and evaluate, their files, and the disk they need."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from experiments.published import INCEPTION, PUBLISHED
-from experiments.spec import HELDOUT, REAL, ROOT, Book, Derivation, Flags, Network, Row, Run
+from experiments.spec import HELDOUT, PARTS, REAL, ROOT, Derivation, Flags, Network, Row, Run, Spec
+from experiments.steps import Step
 from guided_diffusion.errors import InputError
 
 _BYTES = 4  # a parameter, float32
@@ -15,42 +17,30 @@ _SAVE_INTERVAL = 10_000  # the default of classifier_train
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the user decides; everything else is in the recipes.
+class Commands:
+    """The steps of a spec, and the files they write, by what the user decides.
 
     :param out: folder for all that is made; processes: of training and sampling.
-    :param models: folder of published files; images: folder with the folders train and val.
+    :param models: folder of published files; data_dir: folder with the folders train and val.
     :param given: published files that are elsewhere, by name.
     :param num_samples, seeds: instead of the recipes'. batch_size: images a process samples at once.
-    :param trace: leave a trace beside the samples of every guided run; bootstrap: rounds behind 95 % intervals.
+    :param trace: write a trace beside the samples of every guided run; bootstrap: rounds behind 95 % intervals.
     """
 
+    spec: Spec
     out: Path = Path("runs/paper")
     processes: int = 8
     models: Path = Path("models")
-    images: Path = Path("imagenet")
+    data_dir: Path = Path("imagenet")
     given: dict[str, Path] = field(default_factory=dict)
     num_samples: int | None = None
-    seeds: tuple[int, ...] | None = None
+    seeds: tuple[int, ...] = ()
     batch_size: int | None = None
     trace: bool = False
     bootstrap: int = 0
 
-
-@dataclass(frozen=True)
-class Commands:
-    """The commands of one book, as lists of arguments, and the files they leave."""
-
-    book: Book
-    options: Options
-
-    @property
-    def out(self) -> Path:
-        return self.options.out
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        return self.options.seeds or self.book.seeds
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seeds", self.seeds or self.spec.seeds)
 
     @property
     def data(self) -> Path:
@@ -59,28 +49,24 @@ class Commands:
 
     def images(self, part: str) -> Path:
         """Folder of training images; `part` is train or val."""
-        if self.book.writes_data:
+        if self.spec.writes_data:
             return self.data / {"val": "evaluator"}.get(part, part)
-        return self.options.images / part
+        return self.data_dir / part
 
     def published(self, name: str) -> Path:
-        """Where a published file is expected."""
-        return self.options.given.get(name, self.options.models / name)
+        """The expected path of a published file."""
+        return self.given.get(name, self.models / name)
 
     def reference(self, name: str) -> Path:
         """The evaluator's reference batch."""
-        return self.data / HELDOUT if self.book.writes_data else self.published(name)
-
-    def batch(self, row: Row) -> Path:
-        """The samples that somebody else publishes for a row; written data has real images in their place."""
-        return self.data / REAL if self.book.writes_data else self.published(row.batch)
+        return self.data / HELDOUT if self.spec.writes_data else self.published(name)
 
     def count(self, run: Run) -> int:
         """Number of samples of a run."""
-        return self.options.num_samples or run.num_samples
+        return self.num_samples or run.num_samples
 
     def checkpoint(self, network: Network) -> Path:
-        """Where a network's weights are: a published file, one of the repository, or what `train` leaves."""
+        """The path of a network's weights: a published file, one of the repository, or what `train` writes."""
         if network.derived:
             return self.out / "networks" / network.checkpoint / f"{network.checkpoint}.pt"
         if network.training is None:
@@ -92,98 +78,115 @@ class Commands:
             name = f"model{flags['iterations'] - 1:06d}.pt"
         return self.out / "networks" / network.checkpoint / name
 
-    def train(self, network: Network) -> list[str]:
-        """Training of a network with a [training] table. InputError if its batch cannot be shared out."""
-        training = network.training
-        share, left_over = divmod(training.batch_size, self.options.processes)
+    def download(self, name: str) -> Step:
+        """Fetch a published file."""
+        command = ("python", "-m", "experiments", "download", name, "--out", str(self.models))
+        return Step(f"download-{name}", command, (), (self.models / name,))
+
+    def write_data(self) -> Step:
+        """Run the program that writes the data."""
+        parts = tuple(self.data / f"{part}.npz" for part in PARTS)
+        return Step("data", ("python", *self.spec.data.split(), str(self.data)), (), parts)
+
+    def train(self, network: Network) -> Step:
+        """Train a network with a [training] table. InputError if its batch cannot be shared out."""
+        training, output = network.training, self.checkpoint(network)
+        share, left_over = divmod(training.batch_size, self.processes)
         if left_over or not share:
             raise InputError(
-                f"--nproc: found {self.options.processes}, expected a divisor of {training.batch_size}, "
+                f"--nproc: found {self.processes}, expected a divisor of {training.batch_size}, "
                 f"the batch of {network.checkpoint}"
             )
         images = {"data_dir": str(self.images(training.part))}
         if training.script == "classifier_train" and training.part == "train":
             images["val_data_dir"] = str(self.images("val"))
-        log_dir = {"log_dir": str(self.checkpoint(network).parent)}
-        return self._launch(training.script, images | {"batch_size": share} | network.flags | training.flags | log_dir)
+        flags = images | {"batch_size": share} | network.flags | training.flags | {"log_dir": str(output.parent)}
+        # Images in folders have no hash; the npz file of written data stands for the folder beside it.
+        inputs = (self.data / f"{training.part}.npz",) if self.spec.writes_data else ()
+        command = self._launch(training.script, flags)
+        return Step(f"train-{network.checkpoint}", command, inputs, (output,), precious=True)
 
-    def derive(self, network: Network) -> list[str]:
-        """Making a network with a [derived] table of another one."""
-        return self._derive(network.derived, self.checkpoint(network))
+    def derive(self, network: Network) -> Step:
+        """Make a network with a [derived] table of another one."""
+        return self._derive(f"derive-{network.name}", network.derived, self.checkpoint(network))
 
-    def derive_part(self, part: str) -> list[str]:
-        """Making a further part of the data: its npz file and the folder of its images beside that."""
-        return self._derive(self.book.parts[part], self.data / f"{part}.npz")
+    def derive_part(self, part: str) -> Step:
+        """Make a further part of the data: its npz file and the folder of its images beside that."""
+        return self._derive(f"part-{part}", self.spec.parts[part], self.data / f"{part}.npz")
 
-    def _derive(self, derived: Derivation, new: Path) -> list[str]:
-        files = self.checkpoint(self.book.networks[derived.network]), self.data / f"{derived.part}.npz", new
-        return ["python", *derived.program.split(), *map(str, files)]
+    def _derive(self, name: str, derived: Derivation, new: Path) -> Step:
+        inputs = self.checkpoint(self.spec.networks[derived.network]), self.data / f"{derived.part}.npz"
+        return Step(name, ("python", *derived.program.split(), *map(str, (*inputs, new))), inputs, (new,))
 
-    def sample(self, run: Run, seed: int) -> list[str]:
-        """classifier_sample, or image_sample for a run without a classifier."""
-        flags = {"model_path": str(self.checkpoint(self.book.networks[run.model]))}
-        if run.classifier:
-            flags["classifier_path"] = str(self.checkpoint(self.book.networks[run.classifier]))
-        flags |= self.book.network_flags(run) | run.flags | {"num_samples": self.count(run)}
-        if self.options.batch_size:
-            flags["batch_size"] = self.options.batch_size
+    def sample(self, run: Run, seed: int) -> Step:
+        """Run classifier_sample, or image_sample for a run without a classifier."""
+        networks = [self.checkpoint(network) for network in self.spec.run_networks(run)]
+        flags = dict(zip(("model_path", "classifier_path"), map(str, networks), strict=False))
+        flags |= self.spec.network_flags(run) | run.flags | {"num_samples": self.count(run)}
+        if self.batch_size:
+            flags["batch_size"] = self.batch_size
         if seed:
             flags["seed"] = seed
-        flags["log_dir"] = str(self.samples(run, seed).parent)
-        if run.classifier and self.options.trace:
-            flags["trace"] = str(self.trace(run, seed))
-        return self._launch("classifier_sample" if run.classifier else "image_sample", flags)
+        outputs = [self.samples(run, seed)]
+        flags["log_dir"] = str(outputs[0].parent)
+        if run.classifier and self.trace:
+            outputs.append(self.trace_file(run, seed))
+            flags["trace"] = str(outputs[1])
+        command = self._launch("classifier_sample" if run.classifier else "image_sample", flags)
+        name = f"sample-{run.name}-seed{seed}-{self.count(run)}"
+        return Step(name, command, tuple(networks), tuple(outputs), precious=True)
 
     def samples(self, run: Run, seed: int) -> Path:
-        """The file that sampling leaves."""
-        height, width, channels = self.book.image_shape(run)
-        return self._folder(run, seed) / f"samples_{self.count(run)}x{height}x{width}x{channels}.npz"
+        """The file that sampling writes."""
+        height, width, channels = self.spec.image_shape(run)
+        folder = self.out / "samples" / f"{run.name}-seed{seed}"
+        return folder / f"samples_{self.count(run)}x{height}x{width}x{channels}.npz"
 
-    def trace(self, run: Run, seed: int) -> Path:
-        """The trace that a guided run leaves where one is wanted."""
-        return self._folder(run, seed) / "trace.npz"
+    def trace_file(self, run: Run, seed: int) -> Path:
+        """The trace that a guided run writes where one is wanted."""
+        return self.samples(run, seed).with_name("trace.npz")
 
-    def _folder(self, run: Run, seed: int) -> Path:
-        return self.out / "samples" / f"{run.name}-seed{seed}"
+    def evaluate(self, run: Run, seed: int) -> Step:
+        """Run the evaluator on a run's samples, in one process."""
+        metrics = self.out / "metrics" / f"{run.name}-seed{seed}-{self.count(run)}.json"
+        return self._evaluate(run.reference, self.samples(run, seed), metrics)
 
-    def metrics(self, run: Run, seed: int) -> Path:
-        """The file that evaluating a run leaves."""
-        return self.out / "metrics" / f"{run.name}-seed{seed}-{self.count(run)}.json"
-
-    def evaluate(self, run: Run, seed: int) -> list[str]:
-        """The evaluator on a run's samples. One process."""
-        return self._evaluate(run.reference, self.samples(run, seed), self.metrics(run, seed))
-
-    def batch_metrics(self, row: Row) -> Path:
-        """The file that evaluating a published batch leaves."""
-        return self.out / "metrics" / f"batch-{Path(row.batch).stem}.json"
+    def compare(self, run: Run, base: Run, seed: int) -> Step:
+        """Run the evaluator's paired test of a run's samples against another run's: the same noise and classes."""
+        metrics = self.out / "paired" / f"{run.name}-against-{base.name}-seed{seed}-{self.count(run)}.json"
+        return self._evaluate(run.reference, self.samples(run, seed), metrics, paired=self.samples(base, seed))
 
     def batch_reference(self, row: Row) -> str:
-        """What a published batch is compared with."""
-        return self.book.runs[row.run].reference if row.run else row.reference
+        """The reference that a published batch is compared with."""
+        return self.spec.runs[row.run].reference if row.run else row.reference
 
-    def evaluate_batch(self, row: Row) -> list[str]:
-        """The evaluator on the samples that somebody else publishes for this row."""
-        return self._evaluate(self.batch_reference(row), self.batch(row), self.batch_metrics(row))
+    def evaluate_batch(self, row: Row) -> Step:
+        """Run the evaluator on samples that somebody else publishes for a row; written data has real images instead."""
+        samples = self.data / REAL if self.spec.writes_data else self.published(row.batch)
+        metrics = self.out / "metrics" / f"batch-{Path(row.batch).stem}.json"
+        return self._evaluate(self.batch_reference(row), samples, metrics)
 
-    def judge(self) -> Path:
-        """The network that judges samples: a classifier's checkpoint, or Inception's file."""
-        if self.book.features:
-            return self.checkpoint(self.book.networks[self.book.features])
-        return self.published(INCEPTION)
+    def _launch(self, script: str, flags: Flags) -> tuple[str, ...]:
+        several = ["mpiexec", "-n", str(self.processes)] if self.processes > 1 else []
+        words = (part for name, value in flags.items() for part in (f"--{name}", str(value)))
+        return (*several, "python", f"scripts/{script}.py", *words)
 
-    def _launch(self, script: str, flags: Flags) -> list[str]:
-        several = ["mpiexec", "-n", str(self.options.processes)] if self.options.processes > 1 else []
-        command = [*several, "python", f"scripts/{script}.py"]
-        return command + [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-
-    def _evaluate(self, reference: str, samples: Path, metrics: Path) -> list[str]:
-        judge = "--features" if self.book.features else "--inception"
-        command = ["python", "evaluations/evaluator.py", self.reference(reference), samples]
-        cache = self.out / "cache"  # of the reference's activations, which every run is compared with
-        command += [judge, self.judge(), "--cache", cache, "--json", metrics]
-        command += ["--bootstrap", self.options.bootstrap] * bool(self.options.bootstrap)
-        return [str(part) for part in command]
+    def _evaluate(self, reference: str, samples: Path, metrics: Path, paired: Path | None = None) -> Step:
+        if self.spec.features:
+            extractor = "--features", self.checkpoint(self.spec.networks[self.spec.features])
+        else:
+            extractor = "--inception", self.published(INCEPTION)
+        inputs = self.reference(reference), samples, extractor[1]
+        command = ["python", "evaluations/evaluator.py", *inputs[:2], *extractor]
+        # The cache is of the reference's activations, which every run is compared with.
+        command += ["--cache", self.out / "cache", "--json", metrics]
+        if paired:
+            inputs = (*inputs, paired)
+            command += ["--paired", paired]
+        elif self.bootstrap:
+            command += ["--bootstrap", self.bootstrap]
+        name = f"{'paired' if paired else 'evaluate'}-{metrics.stem}"
+        return Step(name, tuple(map(str, command)), inputs, (metrics,))
 
 
 def checkpoint_bytes(network: Network) -> tuple[int, bool]:
@@ -195,7 +198,7 @@ def checkpoint_bytes(network: Network) -> tuple[int, bool]:
 
 
 def training_bytes(network: Network) -> int:
-    """What training leaves: at every save the weights and AdamW's two moments."""
+    """Bytes that training writes: at every save the weights and AdamW's two moments."""
     flags = network.training.flags
     saves = -(-(flags.get("iterations") or flags["lr_anneal_steps"]) // flags.get("save_interval", _SAVE_INTERVAL))
     return 3 * _BYTES * network.parameters * saves
@@ -203,11 +206,11 @@ def training_bytes(network: Network) -> int:
 
 def sample_bytes(commands: Commands, run: Run) -> int:
     """Size of a run's samples. While the finished batches become one file both exist, twice this in all."""
-    height, width, channels = commands.book.image_shape(run)
+    height, width, channels = commands.spec.image_shape(run)
     return commands.count(run) * height * width * channels * len(commands.seeds)
 
 
-def shell(command: list[str], width: int = 112) -> str:
+def shell(command: Sequence[str], width: int = 112) -> str:
     """A command as text to paste, wrapped so that a flag and its value stay together."""
     pieces: list[str] = []
     for part in command:

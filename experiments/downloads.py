@@ -1,4 +1,4 @@
-"""Getting the published files, and the lock file that remembers what each of them was.
+"""Downloads of the published files, and the lock file that records what each of them was.
 
     for file in chosen(["all"]):
         download(file, "models")
@@ -19,15 +19,16 @@ from pathlib import Path
 
 from experiments.published import PUBLISHED, PublishedFile, published
 from guided_diffusion.errors import InputError, first_line
+from guided_diffusion.io.atomic import write_json
 from guided_diffusion.io.download import TIMEOUT_SECONDS, fetch, open_locked
-from guided_diffusion.io.files import hash_file, read_json, write_json
+from guided_diffusion.io.reading import hash_file, read_json
 
 LOCK_NAME = "downloads.lock.json"
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a file was when it was first downloaded: size in bytes, sha256 in hexadecimal."""
+class Recorded:
+    """The lock file's entry of a file, from its first download: size in bytes, sha256 in hexadecimal."""
 
     url: str
     size: int
@@ -36,7 +37,7 @@ class Seen:
 
 def listing() -> Iterator[str]:
     """One line a published file: name, size where known, address or what to do instead."""
-    rows = [(f.name, f"{f.size:,}" if f.size else "-", f.url or _by_hand(f)) for f in PUBLISHED.values()]
+    rows = [(f.name, f"{f.size:,}" if f.size else "-", f.url or f.instruction) for f in PUBLISHED.values()]
     name_width, size_width = (max(len(row[column]) for row in rows) for column in (0, 1))
     for name, size, source in rows:
         yield f"{name:{name_width}}  {size:>{size_width}}  {source}"
@@ -53,23 +54,19 @@ def chosen(words: Sequence[str]) -> list[PublishedFile]:
     if "all" in words:
         for file in PUBLISHED.values():
             if file.url is None:
-                print(f"skipped: {file.name}: {_by_hand(file)}", file=sys.stderr)
+                print(f"skipped: {file.name}: {file.instruction}", file=sys.stderr)
         return [file for file in PUBLISHED.values() if file.url]
     files = [published(word) for word in dict.fromkeys(words)]
     for file in files:
         if file.url is None:
-            raise InputError(f"{file.name}: {_by_hand(file)}")
+            raise InputError(f"{file.name}: {file.instruction}")
     return files
-
-
-def _by_hand(file: PublishedFile) -> str:
-    return f"{file.instruction}, then give its path as --classifier_path"
 
 
 def download(
     file: PublishedFile, directory: str | os.PathLike, timeout: tuple[float, float] = TIMEOUT_SECONDS
 ) -> Path:
-    """Have a published file in `directory`, checked and in its lock file; return the absolute path.
+    """Download a published file into `directory`, check and record it; return the absolute path.
 
     `timeout` as `guided_diffusion.io.download.fetch` takes it. InputError where the file cannot be had, is not what
     is published or was recorded, or where the lock file cannot be read or written.
@@ -89,15 +86,15 @@ def download(
     sha256 = seen.sha256 if seen else file.sha256
     path = fetch(file.url, directory / file.name, advice, size=size, sha256=sha256, timeout=timeout)
     if not seen:
-        _record(lock, file.name, Seen(file.url, path.stat().st_size, sha256 or hash_file(path)))
+        _record(lock, file.name, Recorded(file.url, path.stat().st_size, sha256 or hash_file(path)))
     return path
 
 
-def read_lock(lock: Path) -> dict[str, Seen]:
+def read_lock(lock: Path) -> dict[str, Recorded]:
     """The lock file: what was seen of each name. Empty if there is none; InputError if it is damaged."""
     expected = "JSON, name to url, size and sha256"
     try:
-        seen = {name: Seen(**entry) for name, entry in read_json(lock, expected).items()}
+        seen = {name: Recorded(**entry) for name, entry in read_json(lock, expected).items()}
         for name, entry in seen.items():
             if not (isinstance(entry.size, int) and re.fullmatch(r"[0-9a-f]{64}", entry.sha256)):
                 raise ValueError(f"{name}: size or sha256 is malformed")
@@ -108,7 +105,7 @@ def read_lock(lock: Path) -> dict[str, Seen]:
     return seen
 
 
-def _record(lock: Path, name: str, new: Seen) -> None:
+def _record(lock: Path, name: str, new: Recorded) -> None:
     """Add an entry; processes that download other files into the folder may do the same just now."""
     try:
         with open_locked(lock.with_name(f"{lock.name}.part")):
@@ -122,7 +119,7 @@ def _record(lock: Path, name: str, new: Seen) -> None:
         raise InputError(f"{lock}: cannot be written: {error.strerror}") from error
 
 
-def _compare(lock: Path, name: str, seen: Seen, size: int | None, sha256: str | None) -> None:
+def _compare(lock: Path, name: str, seen: Recorded, size: int | None, sha256: str | None) -> None:
     """InputError where the lock file contradicts what else is known of a file."""
     for what, found, expected in (("size", seen.size, size), ("sha256", seen.sha256, sha256)):
         if expected is not None and found != expected:

@@ -12,15 +12,16 @@ import shlex
 from itertools import takewhile
 from pathlib import Path
 
+from experiments.commands import Commands
 from experiments.runner import Runner
-from experiments.spec import HELDOUT, PARTS, ROOT, short
+from experiments.spec import HELDOUT, ROOT, short
 from experiments.spec_files import load
 from experiments.steps import Step, claim
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import read_json
+from guided_diffusion.io.reading import read_json
 
 REPORT = Path("results/cifar10/reduced")
-RECIPES = ROOT / "experiments" / "cifar10" / "recipes"  # a folder of the report's name has its book
+RECIPES = ROOT / "experiments" / "cifar10" / "recipes"  # a folder of the report's name has its spec
 FILE = "model.safetensors"
 DERIVED = "derived.json"  # in its place: {"network": of these weights, "temperature": what its logits are divided by}
 
@@ -68,8 +69,7 @@ def plan_again(report: Path, run: str, seed: str, out: Path) -> tuple[dict[str, 
     variables = list(takewhile(lambda word: "=" in word, reported[0]))
     old = Path(reported[0][reported[0].index("--log_dir") + 1]).parents[1]
     models = short(report.parent / "models" / report.name)
-    data = ("python", *load(RECIPES / report.name).data.split(), str(out / "data"))
-    steps = [Step("data", data, (), tuple(out / "data" / f"{part}.npz" for part in PARTS))]
+    steps = [Commands(load(RECIPES / report.name), out=out).write_data()]
 
     def place(word: str) -> str:
         """A path of old in the new folder, a network's among the stored ones."""

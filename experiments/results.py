@@ -1,6 +1,6 @@
-"""What a folder of finished steps holds: the evaluator's values of every run, and what they were made from.
+"""Results of finished steps: the evaluator's values of every run, and the files that they were made from.
 
-    results = read_results(book, Path("runs/paper"))
+    results = read_results(spec, Path("runs/paper"))
     results.runs["cadm-g-ddim25"].mean("fid")
 
 Nothing has to be there: a run without metrics is missing from the results, a value without its step's record has
@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from evaluations.metrics.registry import METRICS, in_tables
-from experiments.spec import Book, short
+from experiments.spec import Spec, short
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import read_json
+from guided_diffusion.io.reading import read_json
 
 ROLES = ("model", "classifier", "reference", "judge")  # of the files that a result is made from
-RUN_NAME = re.compile(r"(?P<run>.+)-seed(?P<seed>\d+)-(?P<n>\d+)")
+_RUN_NAME = re.compile(r"(?P<run>.+)-seed(?P<seed>\d+)-(?P<n>\d+)")
+_METRICS_KEYS = {"n_samples": (int,), "engine": (str,), "reference": (str,), "samples": (str,)}
+_RECORD_KEYS = {"command": (list,), "commit": (str, type(None)), "seconds": (float, int, type(None)), "inputs": (dict,)}
+_KIND_NAMES = {str: "text", int: "a whole number", float: "a number", dict: "an object", list: "a list"}
 
 
 @dataclass(frozen=True)
@@ -34,35 +37,9 @@ class HashedFile:
 
     @property
     def name(self) -> str:
-        """File name; with its folder for what training leaves, whose file names are all alike."""
+        """File name; with its folder for what training writes, whose file names are all alike."""
         path = Path(self.path)
         return f"{path.parent.name}/{path.name}" if re.fullmatch(r"(model|ema_.+_)\d+\.pt", path.name) else path.name
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """The record of a finished step.
-
-    :param seconds: wall time of all `processes` together, None for a step that was interrupted; inputs: path to
-        sha256.
-    """
-
-    command: tuple[str, ...]
-    commit: str | None
-    device: str
-    seconds: float | None
-    processes: int
-    inputs: dict[str, str]
-
-    def input(self, path: str) -> HashedFile | None:
-        """The input of that path, or the only one of that file name."""
-        matches = [path] if path in self.inputs else [p for p in self.inputs if Path(p).name == Path(path).name]
-        return HashedFile(matches[0], self.inputs[matches[0]]) if len(matches) == 1 else None
-
-    def flag(self, name: str) -> HashedFile | None:
-        """The input that a flag of the command names."""
-        where = self.command.index(f"--{name}") + 1 if f"--{name}" in self.command else len(self.command)
-        return self.input(self.command[where]) if where < len(self.command) else None
 
 
 @dataclass(frozen=True)
@@ -71,8 +48,8 @@ class Evaluation:
 
     :param seed: None for samples published by others.
     :param values: metric to value, without those that the evaluator left out.
-    :param engine: the network that judged; samples: path of the samples.
-    :param images_per_second: of sampling, over all processes together.
+    :param engine: the network that extracted the features; samples: path of the samples.
+    :param files: by role, those that are known; images_per_second: of sampling, over all processes together.
     """
 
     seed: int | None
@@ -80,16 +57,8 @@ class Evaluation:
     engine: str
     samples: str
     commit: str | None = None
-    model: HashedFile | None = None
-    classifier: HashedFile | None = None
-    reference: HashedFile | None = None
-    judge: HashedFile | None = None
+    files: dict[str, HashedFile] = field(default_factory=dict)
     images_per_second: float | None = None
-
-    @property
-    def files(self) -> dict[str, HashedFile | None]:
-        """By role: "model", "classifier", "reference" or "judge"."""
-        return {role: getattr(self, role) for role in ROLES}
 
 
 @dataclass(frozen=True)
@@ -109,12 +78,12 @@ class RunResult:
         return tuple(e.seed for e in self.evaluations if e.seed is not None)
 
     def values(self, metric: str) -> tuple[float, ...]:
-        """One a seed. Empty unless every seed has the metric."""
+        """One value a seed. Empty unless every seed has the metric."""
         values = tuple(e.values[metric] for e in self.evaluations if metric in e.values)
         return values if len(values) == len(self.evaluations) else ()
 
     def mean(self, metric: str) -> float | None:
-        """Over the seeds; None where the metric was not computed."""
+        """Mean over the seeds; None where the metric was not computed."""
         values = self.values(metric)
         return sum(values) / len(values) if values else None
 
@@ -129,8 +98,8 @@ class RunResult:
 
     def files(self, role: str) -> tuple[HashedFile, ...]:
         """The contents used in a role, each once: more than one if they changed between the seeds."""
-        found = (evaluation.files[role] for evaluation in self.evaluations)
-        return tuple({file.sha256: file for file in found if file}.values())
+        found = (evaluation.files[role] for evaluation in self.evaluations if role in evaluation.files)
+        return tuple({file.sha256: file for file in found}.values())
 
 
 @dataclass(frozen=True)
@@ -151,72 +120,62 @@ class Results:
 
 
 def digits(metric: str, value: float) -> int:
-    """Behind the point: two of what papers print with two, more of a distance that is small in other features."""
+    """Digits behind the point: two where papers print two, more of a distance that is small in other features."""
     if METRICS[metric].lower_is_better:
         return 2 if value >= 1 else 4
     return 2 if metric == "inception_score" else 3
 
 
-def read_results(book: Book, out: Path, seeds: Collection[int] | None = None) -> Results:
-    """What `out` holds for the runs and batches of a book.
+def read_results(spec: Spec, out: Path, seeds: Collection[int] | None = None) -> Results:
+    """Read the results in `out` for the runs and batches of a spec.
 
     :param seeds: of the samples that count; None: all.
     InputError, naming the file, for a damaged one.
     """
-    found: dict[str, dict[int, list[tuple[int, Path]]]] = {}
+    found: dict[str, dict[int, dict[int, Path]]] = {}
     for path in sorted((out / "metrics").glob("*.json")):
-        match = RUN_NAME.fullmatch(path.stem)
-        if match and match["run"] in book.runs and (seeds is None or int(match["seed"]) in seeds):
-            by_n = found.setdefault(match["run"], {})
-            by_n.setdefault(int(match["n"]), []).append((int(match["seed"]), path))
-    runs = {}
-    for name in book.runs:
-        if name in found:
-            n = max(found[name])
-            evaluations = [_evaluation(path, out, name, seed, n) for seed, path in sorted(found[name][n])]
-            runs[name] = RunResult(name, n, tuple(evaluations))
-    batches = {}
-    for row in (row for table in book.tables.values() for row in table.rows if row.batch):
-        path = out / "metrics" / f"batch-{Path(row.batch).stem}.json"
+        match = _RUN_NAME.fullmatch(path.stem)
+        if match and match["run"] in spec.runs and (seeds is None or int(match["seed"]) in seeds):
+            found.setdefault(match["run"], {}).setdefault(int(match["n"]), {})[int(match["seed"])] = path
+    runs, batches = {}, {}
+    for name in (name for name in spec.runs if name in found):
+        n, paths = max(found[name].items())
+        evaluations = [_evaluation(path, out, seed, n)[0] for seed, path in sorted(paths.items())]
+        runs[name] = RunResult(name, n, tuple(evaluations))
+    for batch in {row.batch: None for row in spec.rows("all") if row.batch}:
+        path = out / "metrics" / f"batch-{Path(batch).stem}.json"
         if path.exists():
-            values, metrics = _metrics(path)
-            step = read_record(out / "steps" / f"evaluate-{path.stem}.json")
-            commit = step.commit if step else None
-            origin = _judged_by(step, metrics)
-            samples = str(short(Path(metrics["samples"])))
-            evaluation = Evaluation(None, values, metrics["engine"], samples, commit, **origin)
-            batches[row.batch] = RunResult(row.batch, metrics["n_samples"], (evaluation,))
+            evaluation, n = _evaluation(path, out)
+            batches[batch] = RunResult(batch, n, (evaluation,))
     return Results(runs, batches)
 
 
-def _evaluation(path: Path, out: Path, run: str, seed: int, n: int) -> Evaluation:
-    values, metrics = _metrics(path)
-    if metrics["n_samples"] != n:
+def _evaluation(path: Path, out: Path, seed: int | None = None, n: int | None = None) -> tuple[Evaluation, int]:
+    """Read the evaluator's file and the steps' records; returns also the number of samples. n: as expected."""
+    values, metrics = _read_metrics(path)
+    if n not in (None, metrics["n_samples"]):
         raise InputError(f"{path}: n_samples: found {metrics['n_samples']}, expected {n} as in the file's name")
-    sample = read_record(out / "steps" / f"sample-{run}-seed{seed}-{n}.json")
-    evaluate = read_record(out / "steps" / f"evaluate-{run}-seed{seed}-{n}.json")
-    return Evaluation(
+    sample, evaluate = (read_record(out / "steps" / f"{step}-{path.stem}.json") for step in ("sample", "evaluate"))
+    files: dict[str, HashedFile | None] = {}
+    if sample:
+        files = {role: _flag(sample, f"{role}_path") for role in ("model", "classifier")}
+    if evaluate:
+        files["reference"] = _input(evaluate, metrics["reference"])
+        files["judge"] = _flag(evaluate, "features") or _flag(evaluate, "inception")
+    evaluation = Evaluation(
         seed=seed,
         values=values,
         engine=metrics["engine"],
         samples=str(short(Path(metrics["samples"]))),
         # The samples' commit is what made the result; the evaluator's stands in where that is unknown.
-        commit=next((step.commit for step in (sample, evaluate) if step and step.commit), None),
-        model=sample.flag("model_path") if sample else None,
-        classifier=sample.flag("classifier_path") if sample else None,
-        **_judged_by(evaluate, metrics),
-        images_per_second=n / sample.seconds if sample and sample.seconds else None,
+        commit=next((step["commit"] for step in (sample, evaluate) if step and step["commit"]), None),
+        files={role: file for role, file in files.items() if file},
+        images_per_second=n / sample["seconds"] if n and sample and sample["seconds"] else None,
     )
+    return evaluation, metrics["n_samples"]
 
 
-def _judged_by(step: StepRecord | None, metrics: dict[str, Any]) -> dict[str, HashedFile | None]:
-    """Reference and network of an evaluation."""
-    if step is None:
-        return {}
-    return {"reference": step.input(metrics["reference"]), "judge": step.flag("features") or step.flag("inception")}
-
-
-def _metrics(path: Path) -> tuple[dict[str, float], dict[str, Any]]:
+def _read_metrics(path: Path) -> tuple[dict[str, float], dict[str, Any]]:
     """The checked numbers of an evaluator's file, and all of it."""
     content = read_json(path)
     values = {}
@@ -227,31 +186,37 @@ def _metrics(path: Path) -> tuple[dict[str, float], dict[str, Any]]:
         if type(value) not in (int, float) or not math.isfinite(value):
             raise InputError(f"{path}: {metric.name}: found {value!r}, expected a finite number")
         values[metric.name] = float(value)
-    for key, kind in {"n_samples": int, "engine": str, "reference": str, "samples": str}.items():
-        if type(content.get(key)) is not kind:
-            raise InputError(f"{path}: {key}: found {content.get(key)!r}, expected {_NAMES[kind]}")
+    _check_kinds(path, content, _METRICS_KEYS)
     return values, content
 
 
-def read_record(path: Path) -> StepRecord | None:
+def read_record(path: Path) -> dict[str, Any] | None:
     """The record of a step; None if it was not finished. InputError for a damaged file."""
     if not path.exists():
         return None
     content = read_json(path)
-    for key, kinds in _RECORD_KINDS.items():
-        if type(content.get(key)) not in kinds:
-            raise InputError(f"{path}: {key}: found {content.get(key)!r}, expected {_NAMES[kinds[0]]}")
+    _check_kinds(path, content, _RECORD_KEYS)
     for file, digest in content["inputs"].items():
         if type(digest) is not str:
             raise InputError(f"{path}: inputs: {file}: found {digest!r}, expected a sha256")
-    return StepRecord(
-        command=tuple(map(str, content["command"])),
-        **{key: content[key] for key in _RECORD_KINDS if key != "command"},
-    )
+    return content
 
 
-_RECORD_KINDS = {
-    "command": (list,), "commit": (str, type(None)), "device": (str,), "seconds": (float, int, type(None)),
-    "processes": (int,), "inputs": (dict,),
-}  # fmt: skip
-_NAMES = {str: "text", int: "a whole number", float: "a number", dict: "an object", list: "a list"}
+def _input(record: dict[str, Any], path: str) -> HashedFile | None:
+    """The input of that path, or the only one of that file name."""
+    inputs = record["inputs"]
+    matches = [path] if path in inputs else [name for name in inputs if Path(name).name == Path(path).name]
+    return HashedFile(matches[0], inputs[matches[0]]) if len(matches) == 1 else None
+
+
+def _flag(record: dict[str, Any], name: str) -> HashedFile | None:
+    """The input that a flag of the command names."""
+    words = list(map(str, record["command"]))
+    value = dict(zip(words, words[1:], strict=False)).get(f"--{name}")
+    return value and _input(record, value)
+
+
+def _check_kinds(path: Path, content: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]) -> None:
+    for key, allowed in kinds.items():
+        if type(content.get(key)) not in allowed:
+            raise InputError(f"{path}: {key}: found {content.get(key)!r}, expected {_KIND_NAMES[allowed[0]]}")

@@ -1,4 +1,4 @@
-"""Running steps: in order of what they need, a few at a time, going on with the others where one fails."""
+"""Runner of steps: in order of what they need, a few at a time; where one fails, the others are run."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator, Sequence, Set
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import NoReturn
 
 from experiments.commands import shell
 from experiments.spec import ROOT
-from experiments.steps import Records, Step
+from experiments.steps import Records, Step, in_order
 from guided_diffusion.errors import InputError
 
 
@@ -41,40 +42,37 @@ class Runner:
         self._processes: set[subprocess.Popen] = set()
         self._stopping, self._lock = False, threading.Lock()
 
-    def run(self, steps: Sequence[Step], at_once: int = 1) -> int:
-        """Run what is not done, `at_once` steps at a time; returns how many steps that were.
+    def run(self, steps: Sequence[Step], jobs: int = 1) -> int:
+        """Run what is not done, `jobs` steps at a time; returns how many steps that were.
 
         InputError at the end when steps failed: the others have been run, but for those that need them. InputError at
         once where a step needs mpiexec and there is none.
         """
-        waiting, running = list(steps), {}
-        launched = any(step.command[0] == "mpiexec" for step in waiting)
+        launched = any(step.command[0] == "mpiexec" for step in steps)
         if launched and shutil.which("mpiexec", path=self._environment["PATH"]) is None:
             raise InputError(
                 "mpiexec: found none in PATH, expected that of an MPI; `pip install -e .[mpi]` brings one, "
                 "and `--nproc 1` of `ed-dpm run` needs none"
             )
         self._number, self._total, self._began = 0, len(steps), time.perf_counter()
+        self._stopping, self._showing = False, self._show and jobs == 1
+        places = {step: place for place, step in enumerate(steps)}
+        order, ready, running = in_order(steps), [], {}
+        order.prepare()
         made: set[Path] = set()
-        failures: dict[str, str] = {}
         unmade: set[Path] = set()
+        failures: dict[str, str] = {}
         count = 0
-        self._stopping, self._showing = False, self._show and at_once == 1
-        with ThreadPoolExecutor(at_once) as pool, self._ending_children():
-            while waiting or running:
-                busy = {output for step in (*waiting, *running.values()) for output in step.outputs}
-                for step in [step for step in waiting if not busy & set(step.inputs)]:
-                    if len(running) == at_once:
-                        break
-                    waiting.remove(step)
-                    if unmade & set(step.inputs):
-                        unmade.update(step.outputs)
-                        failures[step.name] = "not run: it needs a step that failed"
-                        continue
-                    running[pool.submit(self._one, step, bool(made & set(step.inputs)))] = step
-                finished: set[Future] = wait(running, return_when=FIRST_COMPLETED).done if running else set()
-                for future in finished:
+        with ThreadPoolExecutor(jobs) as pool, self._ending_children():
+            while order.is_active():
+                for step in order.get_ready():
+                    heappush(ready, places[step])
+                while ready and len(running) < jobs:
+                    step = steps[heappop(ready)]
+                    running[pool.submit(self._one, step, made, unmade)] = step
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
                     step = running.pop(future)
+                    order.done(step)
                     try:
                         if future.result():
                             count += 1
@@ -87,7 +85,7 @@ class Runner:
         return count
 
     def line(self, command: Sequence[str]) -> str:
-        """A command as one would type it in the repository's root."""
+        """A command as typed in the repository's root."""
         return shell([*(f"{name}={value}" for name, value in self._added.items()), *command])
 
     def _report(self, failures: dict[str, str]) -> NoReturn:
@@ -95,15 +93,17 @@ class Runner:
             self._print(f"failed: {name}: {reason}")
         first = next(iter(failures.values()))
         more = f" (and {len(failures) - 1} more steps, see above)" if len(failures) > 1 else ""
-        raise InputError(f"{first}{more}; the same command goes on with what is missing")
+        raise InputError(f"{first}{more}; the same command runs what is missing")
 
-    def _one(self, step: Step, depends_on_made: bool) -> bool:
-        """Run a step unless it is done; whether it was run."""
+    def _one(self, step: Step, made: Set[Path], unmade: Set[Path]) -> bool:
+        """Run a step unless it is done; return whether it was run. made, unmade: files of steps that ran or failed."""
+        if unmade & set(step.inputs):
+            raise InputError("not run: it needs a step that failed")
         with self._lock:
             self._number += 1
             label = f"[{self._number:3d}/{self._total}] {step.name}"
         done = self.records.is_done(step)
-        if done and not (depends_on_made and not step.precious):
+        if done and (step.precious or not made & set(step.inputs)):
             return False
         begun = self.records.start(step)
         self._print(f"{label}\n{self.line(step.command)}")
@@ -115,7 +115,7 @@ class Runner:
         return True
 
     def _call(self, step: Step) -> None:
-        """Run the command with its output in the log. InputError with the log's end where it fails."""
+        """Run the command with its output in the log. InputError with the end of the log where it fails."""
         self.logs.mkdir(parents=True, exist_ok=True)
         log = self.logs / f"{step.name}.log"
         with log.open("wb", buffering=0) as file:
@@ -140,7 +140,7 @@ class Runner:
 
     @contextmanager
     def _ending_children(self) -> Iterator[None]:
-        """Whatever ends the loop, be it SIGTERM, also ends the commands that are running."""
+        """End the commands that are running when the loop ends, be it by SIGTERM."""
 
         def stop(*_: object) -> NoReturn:
             raise KeyboardInterrupt

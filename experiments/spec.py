@@ -1,4 +1,4 @@
-"""Experiments: networks, runs, and the tables whose rows name them. `book_files.load` reads them.
+"""Experiments: networks, runs, and the tables whose rows name them. `spec_files.load` reads them.
 
 A run is one set of samples for each seed; rows of several tables can name the same one.
 """
@@ -16,31 +16,21 @@ RECIPES = Path(__file__).resolve().with_name("recipes")
 ROOT = RECIPES.parents[1]  # of the repository
 IMAGENET = "imagenet"
 DIGITS = "experiments/digits/data.py"
-# What a program that writes data leaves: folders of images and, of the same names, npz files with labels.
+# A program that writes data writes folders of images and, of the same names, npz files with labels.
 PARTS = ("train", "evaluator", "heldout")
-HELDOUT, REAL = "heldout.npz", "train.npz"  # what samples are compared with; real images judged as samples are
+REPORTED = ("fid", "sfid", "inception_score", "precision", "recall")  # the metrics that papers print
+HELDOUT, REAL = "heldout.npz", "train.npz"  # what samples are compared with; real images evaluated as samples are
 
 
 def short(path: Path) -> Path:
-    """As one would type it in the repository's root, where the commands run: relative inside it, else absolute."""
+    """A path as typed in the repository's root, where the commands run: relative inside it, else absolute."""
     path = path.absolute()
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What a paper or release prints for one row; None where it prints nothing."""
-
-    fid: float | None = None
-    sfid: float | None = None
-    inception_score: float | None = None
-    precision: float | None = None
-    recall: float | None = None
-
-
-@dataclass(frozen=True)
 class Training:
-    """How to train a network that nobody publishes.
+    """The training of a network that nobody publishes.
 
     :param batch_size: images a step over all processes together; flags: of the script.
     :param script: classifier_train or image_train; part: the folder of the data that it learns from.
@@ -54,10 +44,10 @@ class Training:
 
 @dataclass(frozen=True)
 class Derivation:
-    """How a program makes a network of another one, or a further part of the data with the help of one.
+    """A program that makes a network of another one, or a further part of the data with the help of one.
 
     :param program: of the repository, with flags; checkpoint, npz file and new file are its further arguments.
-    :param network: key of `Book.networks`; part: of the written data, whose npz file it reads.
+    :param network: key of `Spec.networks`; part: of the written data, whose npz file it reads.
     """
 
     program: str
@@ -83,7 +73,7 @@ class Network:
 
     @property
     def is_made(self) -> bool:
-        """Whether we make it ourselves."""
+        """True for a network that is trained or derived here."""
         return bool(self.training or self.derived)
 
 
@@ -91,7 +81,7 @@ class Network:
 class Run:
     """One set of samples.
 
-    :param model, classifier: keys of `Book.networks`; no classifier means unguided sampling.
+    :param model, classifier: keys of `Spec.networks`; no classifier means unguided sampling.
     :param reference: the evaluator's reference batch.
     :param flags: of the sampling script, on top of those of the networks.
     """
@@ -109,7 +99,7 @@ class Run:
 
     @property
     def sampler(self) -> str:
-        """Such as "DDPM 250" or "UniPC 10"."""
+        """The sampler's name and number of steps, such as "DDPM 250" or "UniPC 10"."""
         steps = str(self.flags["timestep_respacing"]).removeprefix("ddim")
         name = self.flags.get("sampler") or ("ddim" if self.flags.get("use_ddim") else "ddpm")
         return f"{SAMPLERS[name].title if name in SAMPLERS else name} {steps}"
@@ -120,16 +110,16 @@ class Row:
     """A line of a table, or a point of a curve.
 
     :param name: "table/key"; method: as the paper calls it.
-    :param release: the authors' README where it prints something else than the paper.
+    :param paper: values of `REPORTED` that the paper prints; release: what the authors' README prints otherwise.
     :param run: name of the run that makes it; batch: samples published by others, in written data real images.
-        Neither: figures only.
+        Neither: the paper's values only.
     :param sweep: instead of `run`, the runs of which the one with the lowest mean FID is this row.
     """
 
     name: str
     method: str
-    paper: Figures
-    release: Figures
+    paper: dict[str, float] = field(default_factory=dict)
+    release: dict[str, float] = field(default_factory=dict)
     run: str | None = None
     batch: str | None = None
     reference: str | None = None
@@ -153,15 +143,16 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Book:
+class Spec:
     """All experiments of a folder.
 
     :param data: where training images and references come from: "imagenet", files that the user has and
         published ones; else the program of the repository, with its flags, that writes `PARTS` into the folder
         that follows them.
-    :param features: name of the network that judges samples; None: Inception.
+    :param features: name of the network that extracts features of samples; None: Inception.
     :param seeds: a run is sampled once with each.
     :param parts: further parts of written data, by name, made when networks are there.
+    :param smoke: the networks are small stand-ins, and so the results mean nothing.
     """
 
     title: str
@@ -172,30 +163,33 @@ class Book:
     seeds: tuple[int, ...] = (0,)
     features: str | None = None
     parts: dict[str, Derivation] = field(default_factory=dict)
+    smoke: bool = False
 
     @property
     def writes_data(self) -> bool:
-        """Whether a program writes the data on the spot."""
+        """True where a program writes the data."""
         return self.data != IMAGENET
 
-    def row(self, name: str) -> Row:
-        """The row called "table/key". InputError where there is none."""
-        for table in self.tables.values():
-            for row in table.rows:
-                if row.name == name:
-                    return row
-        raise InputError(f"{name}: no such row or table, `ed-dpm list` shows them all")
+    @property
+    def batch_title(self) -> str:
+        """The name of what is evaluated besides our own samples; in written data that is real images."""
+        return "real images" if self.writes_data else "published samples"
 
     def rows(self, name: str) -> tuple[Row, ...]:
-        """All rows of a table, the one row of that name, or every row for "all"."""
-        if name == "all":
-            return tuple(row for table in self.tables.values() for row in table.rows)
-        return self.tables[name].rows if name in self.tables else (self.row(name),)
+        """All rows of a table, the one row called "table/key", or every row for "all". InputError for other names."""
+        rows = tuple(row for table in self.tables.values() for row in table.rows)
+        found = tuple(row for row in rows if name in ("all", row.name, row.name.partition("/")[0]))
+        if not found:
+            raise InputError(f"{name}: no such row or table, `ed-dpm list` shows them all")
+        return found
+
+    def run_networks(self, run: Run) -> list[Network]:
+        """A run's networks, the model first."""
+        return [self.networks[name] for name in (run.model, run.classifier) if name]
 
     def network_flags(self, run: Run) -> Flags:
         """Flags of a run's networks, the model's first."""
-        classifier = self.networks[run.classifier].flags if run.classifier else {}
-        return {**self.networks[run.model].flags, **classifier}
+        return {name: value for network in self.run_networks(run) for name, value in network.flags.items()}
 
     def image_shape(self, run: Run) -> tuple[int, int, int]:
         """Height, width and channels of the images that a run makes."""

@@ -1,8 +1,8 @@
-"""Reading a folder of recipes. `recipes/README.md` has the format.
+"""Reader of a folder of recipes. `recipes/README.md` has the format.
 
-    book = load()                                  # the paper's; load(Path("experiments/digits/recipes")): the digits'
-    row = book.row("table1/cadm-g-ect-eds-ddpm250")
-    book.runs[row.run].flags
+    spec = load()                                  # the paper's; load(Path("experiments/digits/recipes")): the digits'
+    (row,) = spec.rows("table1/cadm-g-ect-eds-ddpm250")
+    spec.runs[row.run].flags
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from experiments import spec as books
 from experiments.published import PUBLISHED
 from experiments.spec import (
+    HELDOUT,
     IMAGENET,
     PARTS,
+    REAL,
     RECIPES,
+    REPORTED,
     ROOT,
-    Book,
     Derivation,
-    Figures,
     Network,
     Row,
     Run,
+    Spec,
     Table,
     Training,
 )
 from experiments.toml_entry import Entry, read_entry
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import list_names
+from guided_diffusion.io.reading import list_names
 
 # The programs that a recipe can name, by what they make, with their flags, which all take a number.
 PROGRAMS = {
@@ -45,7 +46,7 @@ _PLAIN = re.compile(r"\w[\w.+-]{0,99}", re.ASCII)  # a name that leads nowhere e
 _NEEDED = {"classifier_train": ("iterations",), "image_train": ("lr_anneal_steps", "ema_rate")}
 
 
-def load(directory: Path = RECIPES) -> Book:
+def load(directory: Path = RECIPES) -> Spec:
     """All recipes below a directory. InputError, one line with file and key, for anything wrong in them."""
     if "book.toml" not in list_names(directory):
         raise InputError(f"{directory}: no book.toml in it, expected a folder of recipes")
@@ -75,8 +76,8 @@ def load(directory: Path = RECIPES) -> Book:
     networks = {name: _network(path, directory, paths, data_parts) for name, path in paths.items()}
     _check_networks(networks, parts, directory)
 
-    references = PUBLISHED if data == IMAGENET else (books.HELDOUT,)
-    batches = PUBLISHED if data == IMAGENET else (books.REAL,)
+    references = PUBLISHED if data == IMAGENET else (HELDOUT,)
+    batches = PUBLISHED if data == IMAGENET else (REAL,)
     runs: dict[str, Run] = {}
     sweeps: dict[str, tuple[str, ...]] = {}
     for path in _files(folders, "runs"):
@@ -89,7 +90,7 @@ def load(directory: Path = RECIPES) -> Book:
             sweeps[path.stem] = tuple(run.name for run in made)
     tables = [_table(path, runs, sweeps, batches, references) for path in _files(folders, "tables")]
     tables.sort(key=lambda table: table.name.startswith("supplement"))
-    return Book(title, data, networks, runs, {table.name: table for table in tables}, tuple(seeds), features, parts)
+    return Spec(title, data, networks, runs, {table.name: table for table in tables}, tuple(seeds), features, parts)
 
 
 def _files(folders: list[Path], kind: str) -> list[Path]:
@@ -110,11 +111,10 @@ def _replaced(run: Run, replace: dict[str, Any]) -> Run:
     return dataclasses.replace(run, flags=flags)
 
 
-def _figures(row: Entry, key: str) -> Figures:
+def _reported(row: Entry, key: str) -> dict[str, float]:
+    """The values that a paper or release prints for a row."""
     entry = row.inner(key, {})
-    figures = Figures(**{f.name: entry.take(f.name, float, None) for f in dataclasses.fields(Figures)})
-    entry.finish()
-    return figures
+    return entry.finish({name: entry.take(name, float) for name in REPORTED if name in entry.values})
 
 
 def _network(path: Path, directory: Path, networks: Collection[str], parts: Collection[str]) -> Network:
@@ -125,10 +125,9 @@ def _network(path: Path, directory: Path, networks: Collection[str], parts: Coll
         inner = entry.inner("training")
         script = inner.choice("script", _NEEDED, "classifier_train")
         batch_size, flags = inner.take("batch_size", int), inner.flags(*_NEEDED[script])
-        training = Training(batch_size, flags, script, inner.choice("part", parts, "train"))
+        training = inner.finish(Training(batch_size, flags, script, inner.choice("part", parts, "train")))
         if not re.fullmatch(r"[0-9.]+", str(rate := flags.get("ema_rate", 0))):  # it is part of a file's name
             raise inner.fail("flags.ema_rate", rate, "one number")
-        inner.finish()
     if "derived" in entry.values:
         if training or "val" in parts:
             raise InputError(f"{path}: derived: found with training or {IMAGENET}, expected neither")
@@ -139,21 +138,13 @@ def _network(path: Path, directory: Path, networks: Collection[str], parts: Coll
             raise entry.fail("checkpoint", checkpoint, "a plain name, of the folder that is filled")
     elif checkpoint not in PUBLISHED and not os.path.isfile(_inside(ROOT / checkpoint, directory)):
         raise entry.fail("checkpoint", checkpoint, "a published file, or one of the repository or of these recipes")
-    network = Network(
-        name=path.stem,
-        checkpoint=checkpoint,
-        parameters=entry.take("parameters", int, least=0),
-        flags=entry.flags("image_size"),
-        training=training,
-        note=entry.take("note", str, ""),
-        derived=derived,
-    )
-    entry.finish()
-    return network
+    parameters, flags = entry.take("parameters", int, least=0), entry.flags("image_size")
+    note = entry.take("note", str, "")
+    return entry.finish(Network(path.stem, checkpoint, parameters, flags, training, note, derived))
 
 
 def _inside(path: Path, directory: Path) -> str:
-    """Where a path leads; nowhere, "", if that is out of the repository and of the folder of the recipes."""
+    """The real path of a path; "" if that is out of the repository and of the folder of the recipes."""
     real = os.path.realpath(path)
     return real if any(Path(real).is_relative_to(os.path.realpath(root)) for root in (ROOT, directory)) else ""
 
@@ -186,9 +177,7 @@ def _program(entry: Entry, key: str, makes: str) -> str:
 
 def _derivation(entry: Entry, makes: str, networks: Collection[str]) -> Derivation:
     program = _program(entry, "program", makes)
-    made = Derivation(program, entry.choice("network", networks), entry.choice("part", PARTS))
-    entry.finish()
-    return made
+    return entry.finish(Derivation(program, entry.choice("network", networks), entry.choice("part", PARTS)))
 
 
 def _runs(path: Path, networks: dict[str, Network], references: Collection[str]) -> list[Run]:
@@ -207,8 +196,7 @@ def _runs(path: Path, networks: dict[str, Network], references: Collection[str])
     runs = [run]
     if "sweep" in entry.values:
         sweep = entry.inner("sweep")
-        flag, values = sweep.take("flag", str), sweep.take("values", list)
-        sweep.finish()
+        flag, values = sweep.finish((sweep.take("flag", str), sweep.take("values", list)))
         for value in values or [values]:
             if type(value) not in (int, float):
                 raise entry.fail("sweep.values", value, "numbers")
@@ -217,8 +205,7 @@ def _runs(path: Path, networks: dict[str, Network], references: Collection[str])
             dataclasses.replace(run, name=f"{run.name}-{value:g}", flags={**run.flags, flag: value})
             for value in values
         ]
-    entry.finish()
-    return runs
+    return entry.finish(runs)
 
 
 def _table(
@@ -238,8 +225,8 @@ def _table(
         row = Row(
             name=f"{path.stem}/{key}",
             method=inner.take("method", str),
-            paper=_figures(inner, "paper"),
-            release=_figures(inner, "release"),
+            paper=_reported(inner, "paper"),
+            release=_reported(inner, "release"),
             run=inner.choice("run", runs, None),
             batch=inner.choice("batch", batches, None),
             reference=inner.choice("reference", references, None),
@@ -250,7 +237,5 @@ def _table(
             raise InputError(f"{path}: rows[{index}].sweep: found beside run, expected one of them")
         if row.batch and not (row.run or row.reference):
             raise InputError(f"{path}: rows[{index}].reference: missing, expected what to compare {row.batch} with")
-        inner.finish()
-        rows.append(row)
-    entry.finish()
-    return Table(path.stem, title, tuple(rows), note)
+        rows.append(inner.finish(row))
+    return entry.finish(Table(path.stem, title, tuple(rows), note))

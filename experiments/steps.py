@@ -1,6 +1,6 @@
-"""Steps of a long piece of work: commands with the files they read and leave, run once and remembered.
+"""Steps of a long piece of work: commands with the files they read and write, run once and recorded.
 
-Beside its files every finished step leaves a record (`<out>/steps/<name>.json`: command, commit, device, time,
+Beside its files every finished step has a record (`<out>/steps/<name>.json`: command, commit, device, time,
 sha256 of all files), and its log (`<out>/logs/<name>.log`). A step is done when its record fits: same command, same
 inputs, outputs still there. What depends on a step that is run is run again as well.
 """
@@ -17,13 +17,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 from experiments.spec import ROOT
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import shutdown
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import hash_file, read_json, remove_leftovers, write_json
+from guided_diffusion.io.atomic import remove_leftovers, write_json
+from guided_diffusion.io.reading import hash_file, read_json
 from guided_diffusion.runs import run_directory
 
 # Flags that say how fast and not what, or what is logged.
@@ -37,7 +39,7 @@ class Step:
     :param name: also of its log and record.
     :param command: run from the repository's root.
     :param inputs, outputs: files, absolute or relative to the root.
-    :param precious: it takes long, so what it left is never made anew unless it has been removed.
+    :param precious: it takes long, so its files are never made anew unless they have been removed.
     """
 
     name: str
@@ -48,7 +50,7 @@ class Step:
 
     @property
     def processes(self) -> int:
-        """Of its launcher."""
+        """The number of processes of its launcher."""
         return int(self.command[2]) if self.command[:2] == ("mpiexec", "-n") else 1
 
     @property
@@ -65,8 +67,14 @@ def _work(command: Sequence[str]) -> list[str]:
     return words
 
 
+def in_order(steps: Sequence[Step]) -> TopologicalSorter[Step]:
+    """Steps, each after those that make its inputs."""
+    makers = {output: step for step in steps for output in step.outputs}
+    return TopologicalSorter({step: [makers[file] for file in step.inputs if file in makers] for step in steps})
+
+
 class Records:
-    """What has been done in a folder."""
+    """The records of the steps whose files are below a folder."""
 
     def __init__(self, out: Path):
         self._folder = ROOT / out / "steps"
@@ -77,10 +85,10 @@ class Records:
             self._hashes = _read(self._hashes_path) or {}
 
     def is_done(self, step: Step) -> bool:
-        """Whether a step needs not be run.
+        """Return whether a step need not be run.
 
-        InputError where it is precious, and what is there was made by another command, from other files, or
-        has changed since.
+        InputError where it is precious, and its files were made by another command, from other files, or have
+        changed since.
         """
         finished = _read(self._folder / f"{step.name}.json")
         earlier = finished or _read(self._started(step))
@@ -99,19 +107,19 @@ class Records:
         return complete and changed is None
 
     def start(self, step: Step) -> bool:
-        """Note that a step begins, so that it is not continued with other files; whether it had begun before."""
+        """Record that a step begins, so that no other files continue it; return whether it had begun before."""
         begun = self._started(step).exists()
         write_json(self._started(step), {"work": step.work, "inputs": self._all(step.inputs)})
         return begun
 
     def finish(self, step: Step, seconds: float | None) -> None:
-        """Note that a step ended well, after so many seconds; None where it had begun in an earlier call.
+        """Record that a step ended well, after so many seconds; None where it had begun in an earlier call.
 
-        InputError when it has not left its outputs.
+        InputError when it has not written its outputs.
         """
         for output in step.outputs:
             if not (ROOT / output).is_file():
-                raise InputError(f"{step.name}: left no {output}, expected that from its command")
+                raise InputError(f"{step.name}: wrote no {output}, expected that from its command")
         sizes = {str(output): (ROOT / output).stat().st_size for output in step.outputs}
         hashes = self._all(step.outputs)
         record = {
@@ -129,7 +137,7 @@ class Records:
         self._started(step).unlink(missing_ok=True)
 
     def sha256(self, file: Path) -> str:
-        """Of a file; computed again only when its size or time of change has changed."""
+        """The hash of a file; computed again only when its size or time of change has changed."""
         path = ROOT / file
         status = path.stat()
         with self._lock:
@@ -171,7 +179,7 @@ def _difference(earlier: dict[str, Any], step: Step) -> str | None:
 
 @cache
 def commit() -> str | None:
-    """Of the repository, "-dirty" behind it when files differ from it; outside of git $ED_DPM_COMMIT, else None."""
+    """The repository's commit, "-dirty" behind it when files differ; outside of git $ED_DPM_COMMIT, else None."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -191,7 +199,7 @@ def device_name() -> str:
     return f"CPU {platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
-# Folders of recipes as the version before noted them.
+# Folders of recipes as the version before recorded them.
 MOVED = {
     "ed_dpm_patches/recipes": "experiments/recipes",
     "demo/recipes": "experiments/digits/recipes",
@@ -200,11 +208,11 @@ MOVED = {
 
 
 def claim(path: Path, purpose: dict[str, Any]) -> None:
-    """Own a folder until this program ends, and note in a file what it is for.
+    """Own a folder until this program ends, and record in a file what it is for.
 
     InputError where another process owns it, or it is for something else.
     """
-    run_directory.claim(path.parent, process_group.fail)
+    run_directory.claim(path.parent, shutdown.fail)
     remove_leftovers(path.parent / "steps", owned=True)
     purpose = json.loads(json.dumps(purpose))  # as it will be read: tuples are lists
     found = read_purpose(path)
@@ -214,7 +222,7 @@ def claim(path: Path, purpose: dict[str, Any]) -> None:
 
 
 def read_purpose(path: Path) -> dict[str, Any] | None:
-    """What `claim` noted, with recipes of the repository where they are now; None where there is no note."""
+    """Read the record of `claim`, with recipes of the repository where they are now; None without a record."""
     found = _read(path)
     if found and isinstance(recipes := found.get("recipes"), str):
         for old, new in MOVED.items():

@@ -8,11 +8,12 @@ import reprlib
 import tomllib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from guided_diffusion.errors import InputError, first_line
-from guided_diffusion.io.files import open_regular, reading
+from guided_diffusion.io.reading import open_regular, reading_errors
 
+T = TypeVar("T")
 FlagValue = bool | int | float | str
 Flags = dict[str, FlagValue]
 _KIND_NAMES = {str: "text", int: "a whole number", float: "a number", dict: "a table", list: "a list"}
@@ -31,9 +32,11 @@ class Entry:
         self.file, self.values, self.prefix = file, dict(values), prefix
 
     def fail(self, key: str, found: Any, expected: str) -> InputError:
+        """An error that names file and key."""
         return InputError(f"{self.file}: {self.prefix}{key}: found {_short.repr(found)}, expected {expected}")
 
     def take(self, key: str, kind: type, default: Any = dataclasses.MISSING, least: int = 1) -> Any:
+        """Take out a value. InputError for one of another type, a whole number below `least`, or none at all."""
         if key not in self.values:
             if default is dataclasses.MISSING:
                 raise InputError(f"{self.file}: {self.prefix}{key}: missing, expected {_KIND_NAMES[kind]}")
@@ -67,15 +70,17 @@ class Entry:
             raise self.fail(key, name, f"one of {', '.join(among)}")
         return name
 
-    def finish(self) -> None:
+    def finish(self, made: T = None) -> T:
+        """Return what was made of the table. InputError for a key that nothing has taken."""
         if self.values:
             raise InputError(f"{self.file}: {self.prefix}{next(iter(self.values))}: no such key")
+        return made
 
 
 def read_entry(path: Path) -> Entry:
     """The whole of a file. InputError, naming it, if it is no TOML or holds numbers that nothing can be done with."""
     try:
-        with reading(path), open_regular(path) as file:
+        with reading_errors(path), open_regular(path) as file:
             entry = Entry(path, tomllib.load(file))
     except (FileNotFoundError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected a recipe in TOML, found otherwise: {first_line(error)}") from None

@@ -64,7 +64,7 @@ def compare(a: RunResult, b: RunResult, pool: Iterable[RunResult], metric: str =
 
 
 def _size(run: RunResult, metric: str) -> float:
-    """What a run's noise is in proportion to; 0 for one that lacks the metric."""
+    """The size that a run's noise is in proportion to; 0 for one that lacks the metric."""
     return (run.mean(metric) or 0.0) if METRICS[metric].lower_is_better else float(bool(run.values(metric)))
 
 

@@ -1,4 +1,4 @@
-"""The one exception a user is meant to see."""
+"""Exceptions for users, and helpers for their messages."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _LONGEST = 4000  # characters of a line; a path or a value in it may have any nu
 
 
 class InputError(Exception):
-    """Something the user gave us is wrong: a flag, a file, an environment variable.
+    """A wrong flag, file or environment variable that the user gave.
 
     ``str(error)`` is the single line shown to the user. It names the file or flag, what was found and what
-    was expected. ``dist_util.run_main`` prints it without a traceback. It stays a line, and a readable one, where a
-    file's own names, such as the keys of a checkpoint, hold line breaks or other control characters, or are long.
+    was expected. ``dist_util.run_main`` prints it without a traceback. Line breaks and other control characters, as in
+    the keys of a checkpoint, are escaped, and long lines shortened.
     """
 
     def __init__(self, message: object = ""):
@@ -30,9 +30,9 @@ class InputValueError(InputError, ValueError):
 
 
 class DamagedError(InputError):
-    """A file that can be read but is not what was once written under its name.
+    """A file that can be read but differs from what was written under its name.
 
-    :param path: of the file, where the one who asked for it does not know it.
+    :param path: of the file, where the caller does not know it.
     """
 
     def __init__(self, message: object = "", path: Path | None = None):
@@ -41,9 +41,9 @@ class DamagedError(InputError):
 
 
 class Stopped(SystemExit):
-    """All ranks have agreed to end here, with this exit status, and nothing is lost by it.
+    """An end that all ranks have agreed on, with nothing lost.
 
-    :param status: of the process. line: what stopped it, in one line.
+    :param status: exit status of the process. line: what stopped it, in one line.
     """
 
     def __init__(self, status: int, line: str):
@@ -56,22 +56,22 @@ class Terminated(KeyboardInterrupt):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the lines that follow; its type where it says nothing."""
+    """Return the first line of an error's message; its type where there is no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def brief(error: BaseException) -> str:
-    """The first line of an error, shortened."""
+    """Return the first line of an error, shortened."""
     text = first_line(error)
     return text if len(text) <= 160 else text[:157] + "..."
 
 
 def counted(number: int, things: str, form: str = "") -> str:
-    """A number of things, "1 class" of "classes". form: of the number, as in an f-string."""
+    """Return a number with its noun, "1 class" for "classes". form: of the number, as in an f-string."""
     one = things.removesuffix("es" if things.endswith("sses") else "s")
     return f"{number:{form}} {one if number == 1 else things}"
 
 
 def some_of(names: Sequence[str]) -> str:
-    """The first three of some names, and that there are more."""
+    """Return the first three of some names, with "..." if there are more."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

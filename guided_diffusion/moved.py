@@ -1,4 +1,4 @@
-"""Names that stay where code has moved: hooks of upstream's modules, and an earlier version's modules."""
+"""Old names of moved code: hooks of upstream's modules, modules of an earlier version."""
 
 from __future__ import annotations
 
@@ -12,24 +12,28 @@ from collections.abc import Sequence
 from types import ModuleType
 
 
-def forward_assignments(facade: str, *owners: ModuleType) -> None:
-    """Make `facade.name = value` act where the code reads the name: in the modules of `owners` that have it.
+class Facade(ModuleType):
+    """A module of upstream's; assigning to one of its names acts in all modules that have the same object by that name.
 
     Upstream's scripts and forks set such hooks: dist_util.GPUS_PER_NODE, train_util.INITIAL_LOG_LOSS_SCALE.
     """
 
-    class Facade(ModuleType):
-        def __setattr__(self, name: str, value: object) -> None:
-            for owner in owners:
-                if hasattr(owner, name):
-                    setattr(owner, name, value)
-            super().__setattr__(name, value)
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in vars(self):
+            before, package = vars(self)[name], f"{__package__}."
+            for module in [module for key, module in sys.modules.items() if key.startswith(package)]:
+                if name in vars(module) and vars(module)[name] is before:
+                    vars(module)[name] = value
+        super().__setattr__(name, value)
 
+
+def forward_assignments(facade: str) -> None:
+    """Make a module a `Facade`."""
     sys.modules[facade].__class__ = Facade
 
 
 class OldNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports modules under their old names too, with a DeprecationWarning; `python -m OLD` works as well.
+    """An importer of modules under their old names, with a DeprecationWarning; also for `python -m OLD`.
 
     :param names: {old: new}, both dotted; the modules within a package that moved are found by it.
     """
@@ -38,7 +42,7 @@ class OldNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self.names = names
 
     def install(self) -> None:
-        """Look here after all other finders."""
+        """Add this finder after all others."""
         sys.meta_path.append(self)
 
     def find_spec(
@@ -62,10 +66,10 @@ class OldNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return importlib.import_module(spec.origin)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing is to be executed; the module keeps its own spec."""
+        """Give the module its own spec back; it is executed already."""
         module.__spec__ = module.__spec__.loader_state
 
     def get_code(self, fullname: str):
-        """For `python -m OLD`."""
+        """Return a program that runs the new module, for `python -m OLD`."""
         program = f"import runpy; runpy.run_module({self._new(fullname)!r}, run_name='__main__', alter_sys=True)"
         return compile(program, fullname, "exec")

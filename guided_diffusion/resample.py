@@ -1,13 +1,6 @@
 """Upstream's resample: the code is in training/timestep_samplers.py."""
 
 from guided_diffusion.moved import forward_assignments
-from guided_diffusion.training import timestep_samplers
-from guided_diffusion.training.timestep_samplers import (  # noqa: F401
-    LossAwareSampler,
-    LossSecondMomentResampler,
-    ScheduleSampler,
-    UniformSampler,
-    create_named_schedule_sampler,
-)
+from guided_diffusion.training.timestep_samplers import *  # noqa: F403
 
-forward_assignments(__name__, timestep_samplers)
+forward_assignments(__name__)

@@ -3,19 +3,23 @@
     mpiexec -n 8 python scripts/classifier_sample.py --eds --classifier_scale 6.0 --use_ddim \\
         --timestep_respacing ddim25 --model_path uncond.pt --classifier_path classifier.pt --log_dir runs/eds
 
-Interrupted? The same command with the same --log_dir goes on where it stopped.
+After an interruption the same command with the same --log_dir resumes.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+
+import torch
 
 from ed_dpm_patches import ClassifierGuidance
-from ed_dpm_patches.config import GuidanceConfig, guidance_rule, parse_interval, with_rule_named
+from ed_dpm_patches.config import GuidanceConfig, parse_interval, with_rule_named
 from ed_dpm_patches.scale_stats import summary_line
 from ed_dpm_patches.trace import Trace
+from guidance_methods.config import MethodsConfig, guidance_rule, with_methods
+from guidance_methods.wrapped import reset
 from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.config.configs import (
     ClassifierConfig,
@@ -25,11 +29,11 @@ from guided_diffusion.config.configs import (
     RunConfig,
     SamplingConfig,
 )
-from guided_diffusion.config.create import build_diffusion, build_model
-from guided_diffusion.config.flags import Given, Parser, architecture_from
-from guided_diffusion.diffusion.nonfinite import Watch, timesteps_of
+from guided_diffusion.config.create import build_classifier, build_diffusion, build_model
+from guided_diffusion.config.flags import ParsedFlags, Parser, architecture_from
+from guided_diffusion.diffusion.samplers import StepOutput
 from guided_diffusion.diffusion.solvers import sampling_loop
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import shutdown
 from guided_diffusion.errors import InputError
 from guided_diffusion.io.checkpoint import OtherNetwork
 from guided_diffusion.io.checkpoint_flags import CLASSIFIER, SUPER_RES
@@ -39,81 +43,77 @@ from guided_diffusion.sampling.run import Batch, SampleRun
 
 
 def main() -> None:
-    given = Parser(
-        __doc__, SamplingConfig, GuidanceConfig, LabelConfig, ModelConfig, ClassifierConfig, DiffusionConfig, RunConfig
-    ).parse()
-    run = given.make(RunConfig)
+    parsed = Parser(
+        __doc__, SamplingConfig, GuidanceConfig, MethodsConfig, LabelConfig, ModelConfig, ClassifierConfig,
+        DiffusionConfig, RunConfig,
+    ).parse()  # fmt: skip
+    run = parsed.make(RunConfig)
     directory = setup.begin(run)
-    given = setup.choose_files(given, "model_path", "classifier_path")
-    sampling, guide = given.make(SamplingConfig), given.make(GuidanceConfig)
+    parsed = setup.choose_files(parsed, "model_path", "classifier_path")
+    sampling, guide = parsed.make(SamplingConfig), parsed.make(GuidanceConfig)
     trace_path = setup.output_file("trace", guide.trace)
     with asking_whether_swapped():
-        model_config, classifier_config, diffusion_config = resolve(given, sampling.model_path, guide.classifier_path)
+        configs = resolve(parsed, sampling.model_path, guide.classifier_path)
+    model_config, classifier_config, diffusion_config = configs
     classes = shared_classes(model_config, sampling.model_path, classifier_config, guide.classifier_path)
-    labels = setup.plan_labels(given.make(LabelConfig), classes)
-    rule = guidance_rule(given, guide, diffusion_config.diffusion_steps)
+    labels = setup.plan_labels(parsed.make(LabelConfig), classes)
+    methods = parsed.make(MethodsConfig)
+    rule = guidance_rule(parsed, guide, methods, diffusion_config.diffusion_steps, classifier_config.num_classes)
 
     diffusion = build_diffusion(diffusion_config)
     loop = sampling_loop(diffusion, sampling.sampler, sampling.use_ddim)
     compile = setup.wants_compiling(sampling, diffusion.num_timesteps)
     with asking_whether_swapped():
-        model = setup.load_model(build_model, model_config, diffusion_config, sampling.model_path, run, compile)
-        classifier = setup.load_classifier(classifier_config, guide.classifier_path, run, compile)
+        build = partial(build_model, model_config, diffusion_config)
+        model = setup.load_frozen(build, sampling.model_path, model_config.use_fp16, run, compile)
+        build, half = partial(build_classifier, classifier_config), classifier_config.classifier_use_fp16
+        classifier = setup.load_frozen(build, guide.classifier_path, half, run, compile)
 
     trace = Trace(diffusion, guide.trace_samples, guide.trace_maps) if guide.trace else None
-    watch = Watch(timesteps_of(diffusion), sampling.nonfinite)
     guidance = ClassifierGuidance(
         classifier,
         rule,
         cap=guide.eds_cap,
         interval=parse_interval(guide.guidance_interval) if guide.guidance_interval else None,
         observer=trace.observe if trace is not None else None,
-        see=watch.see,
     )
+    guidance = with_methods(guidance, guide, methods)
     shape = (model_config.in_channels, model_config.image_size, model_config.image_size)
     guides = guide.classifier_scale > 0
 
-    def model_fn(x, t, y):
-        # Without a scale the classifier has no say. A trace then watches it, but not as cond_fn: even a guidance of
-        # 0 would send DDIM through other roundings.
-        if trace is not None and not guides:
-            guidance(x, t, y=y)
-        return model(x, t, y=y) if model_config.class_cond else model(x, t)
-
     def draw(batch: Batch):
+        def observe_unguided(step: int, t: int, output: StepOutput) -> None:
+            steps_B = torch.full((len(output.x_t),), t, device=output.x_t.device)
+            diffusion.call(guidance, output.x_t, steps_B, {"y": batch.labels})
+
         callbacks = []
         if trace is not None:
             trace.begin(batch.indices[0])
-            callbacks = [trace.step]
+            # Without a scale the trace observes the classifier, but not as cond_fn: even a guidance of 0 would change
+            # DDIM's rounding.
+            callbacks = [trace.step] if guides else [observe_unguided, trace.step]
+        reset(guidance)
         return loop(
-            model_fn,
+            model if model_config.class_cond else lambda x, t, y: model(x, t),
             **batch.loop_arguments(shape, *callbacks),
             clip_denoised=sampling.clip_denoised,
             cond_fn=guidance if guides else None,
             model_kwargs={"y": batch.labels},
         )
 
-    plan = SampleRun(
-        num_samples=sampling.num_samples,
-        batch_size=sampling.batch_size,
+    plan = SampleRun.from_flags(
+        with_rule_named(parsed.resolve(sampling, guide, methods, LabelConfig, run, *configs))
+        | {"classes": labels.flag},
         shape=shape,
-        seed=run.seed,
         directory=directory,
-        flags=with_rule_named(given.resolve(SamplingConfig, GuidanceConfig, LabelConfig, RunConfig))
-        | {"classes": labels.flag}
-        | dataclasses.asdict(model_config)
-        | dataclasses.asdict(classifier_config)
-        | dataclasses.asdict(diffusion_config),
-        defaults=given.defaults,
+        defaults=parsed.defaults,
         labels=labels,
-        save_images=sampling.save_images,
         extras_path=trace_path,
         extras_flags=("trace", "trace_samples", "trace_maps"),
         tally=guidance.report if guides or trace is not None else None,
         updated=with_rule_named,
-        watch=watch,
     )
-    output = plan.generate(draw, extras=trace.take if trace is not None else None)
+    output = plan.generate(draw, extras=trace.take if trace is not None else dict)
     summary = tallies.read_sum(plan.tally, output) if plan.tally is not None else None
     if summary is not None:  # over all ranks, and all commands that have worked on the run
         logger.log(summary_line(summary))
@@ -121,7 +121,7 @@ def main() -> None:
 
 @contextmanager
 def asking_whether_swapped() -> Iterator[None]:
-    """Add to the error about a network of another kind what is probably the matter."""
+    """Add the probable cause to the error about a network of another kind."""
     try:
         yield
     except OtherNetwork as error:
@@ -130,11 +130,11 @@ def asking_whether_swapped() -> Iterator[None]:
         raise InputError(f"{error}; were --model_path and --classifier_path swapped?") from error
 
 
-def resolve(given: Given, model_path: str, classifier_path: str):
-    """The configs of model, classifier and process from flags and checkpoints. InputError if they do not fit."""
-    model, diffusion = setup.model_configs(given, model_path, ModelConfig)
+def resolve(parsed: ParsedFlags, model_path: str, classifier_path: str):
+    """Return the configs of model, classifier and process from flags and checkpoints. InputError if they disagree."""
+    model, diffusion = setup.model_configs(parsed, model_path, ModelConfig)
     classifier_saved = setup.checkpoint_config("classifier_path", classifier_path, CLASSIFIER)
-    classifier = architecture_from(given, ClassifierConfig, classifier_saved, classifier_path)
+    classifier = architecture_from(parsed, ClassifierConfig, classifier_saved, classifier_path)
     for name in ("image_size", "in_channels"):
         ours, theirs = getattr(model, name), getattr(classifier, name)
         if ours != theirs:
@@ -144,7 +144,7 @@ def resolve(given: Given, model_path: str, classifier_path: str):
 
 
 def check_guide(diffusion: DiffusionConfig, classifier_saved: dict, classifier_path: str) -> None:
-    """Warn where a classifier was trained for other noise levels than it will see."""
+    """Warn where a classifier was trained on other noise levels than it will see."""
     if classifier_saved.get("noised", True) is False:
         logger.warning(
             f"--classifier_path {classifier_path}: trained on clean images, its gradient on noisy ones means little; "
@@ -155,8 +155,8 @@ def check_guide(diffusion: DiffusionConfig, classifier_saved: dict, classifier_p
         trained_on = classifier_saved.get(name, used)
         if trained_on != used:
             logger.warning(
-                f"--{name}: the classifier was trained with {trained_on}, sampling uses {used}: it takes the noise for "
-                f"another than it is; expected a classifier trained with --{name} {used}"
+                f"--{name}: the classifier was trained with {trained_on}, sampling uses {used}: it sees noise "
+                f"levels other than it was told; expected a classifier trained with --{name} {used}"
             )
     if diffusion.rescale_timesteps and diffusion.diffusion_steps != 1000:
         logger.warning(
@@ -168,8 +168,7 @@ def check_guide(diffusion: DiffusionConfig, classifier_saved: dict, classifier_p
 def shared_classes(
     model: ModelConfig, model_path: str, classifier: ClassifierConfig, classifier_path: str
 ) -> Classes:
-    """The classes to sample by: the classifier's; those that a conditional model has seen, too. InputError where the
-    two give one number to different classes."""
+    """Return the classifier's classes, seen by a conditional model too. InputError where their classes differ."""
     classes = Classes.of_checkpoint(classifier_path, classifier.num_classes)
     if not model.class_cond:
         return classes
@@ -188,4 +187,4 @@ def shared_classes(
 
 
 if __name__ == "__main__":
-    process_group.run_main(main)
+    shutdown.run_main(main)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,11 @@ from guided_diffusion.config.create import build_diffusion, build_model
 from guided_diffusion.config.flags import Parser, flag
 from guided_diffusion.data.datasets import find_images, load_data
 from guided_diffusion.data.image_labels import read_labels
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import collectives, shutdown
 from guided_diffusion.distributed.progress import Progress
 from guided_diffusion.distributed.stop_signals import terminating
 from guided_diffusion.errors import InputError, counted
-from guided_diffusion.io.files import write_atomically
+from guided_diffusion.io.atomic import write_atomically
 from guided_diffusion.runs import logger
 from guided_diffusion.sampling import setup
 
@@ -37,21 +38,22 @@ class NllConfig:
     """Evaluation."""
 
     clip_denoised: bool = flag(True, "clamp the model's guess of x_0 to [-1, 1]")
-    num_samples: int = flag(1000, "images to evaluate, over all processes", minimum=1)
-    batch_size: int = flag(1, "images at a time in each process", minimum=1)
+    num_samples: int = flag(1000, "number of images to evaluate, over all processes", minimum=1)
+    batch_size: int = flag(1, "images per batch in each process", minimum=1)
     model_path: str = flag("", "checkpoint of the diffusion model, .pt or .safetensors, or its training's folder")
 
 
 def main() -> None:
-    given = Parser(__doc__, DataConfig, NllConfig, ModelConfig, DiffusionConfig, RunConfig).parse()
-    run, data_config = given.make(RunConfig), given.make(DataConfig)
+    parsed = Parser(__doc__, DataConfig, NllConfig, ModelConfig, DiffusionConfig, RunConfig).parse()
+    run, data_config = parsed.make(RunConfig), parsed.make(DataConfig)
     directory = setup.begin(run)
-    given = setup.choose_files(given, "model_path")
-    nll = given.make(NllConfig)
-    config, diffusion_config = setup.model_configs(given, nll.model_path, ModelConfig)
-    model = setup.load_model(build_model, config, diffusion_config, nll.model_path, run)
+    parsed = setup.choose_files(parsed, "model_path")
+    nll = parsed.make(NllConfig)
+    config, diffusion_config = setup.model_configs(parsed, nll.model_path, ModelConfig)
+    build = partial(build_model, config, diffusion_config)
+    model = setup.load_frozen(build, nll.model_path, config.use_fp16, run)
     files, labels, names = find_images(data_config.data_dir), None, None
-    setup.warn_of_unused_labels(given, config.class_cond)
+    setup.warn_of_unused_labels(parsed, config.class_cond)
     if config.class_cond:
         names = Classes.of_checkpoint(nll.model_path, config.num_classes).names or None
         labels = read_labels(files, data_config.labels, names)
@@ -78,37 +80,35 @@ def main() -> None:
 
 
 def evaluate(model, diffusion, data: Iterator, nll: NllConfig, directory: Path) -> float:
-    """Mean bits per dimension over the images; writes the terms from rank 0."""
-    world_size = process_group.get_world_size()
+    """Return the mean bits per dimension over the images; rank 0 writes the terms."""
+    world_size = collectives.get_world_size()
     per_round = nll.batch_size * world_size
-    sums = {name: np.zeros(diffusion.num_timesteps) for name in TERMS}
-    total_bpd, rounds = 0.0, 0
-    lost = "nothing is written before all images are evaluated: the same command begins anew"
+    sums, rounds = dict.fromkeys((*TERMS, "total_bpd"), 0.0), 0
+    lost = "nothing is written before all images are evaluated: the same command starts again"
     with Progress(nll.num_samples, "images", directory=directory) as progress, terminating(lost):
         while rounds * per_round < nll.num_samples:
             images, condition = next(data)
-            condition = {name: value.to(process_group.dev()) for name, value in condition.items()}
-            terms = diffusion.calc_bpd_loop(model, images.to(process_group.dev()), nll.clip_denoised, condition)
-            means = {name: terms[name].mean(dim=0) / world_size for name in (*TERMS, "total_bpd")}
-            for mean in means.values():
+            condition = {name: value.to(collectives.dev()) for name, value in condition.items()}
+            terms = diffusion.calc_bpd_loop(model, images.to(collectives.dev()), nll.clip_denoised, condition)
+            for name in sums:
+                mean = terms[name].mean(dim=0) / world_size
                 if world_size > 1:
                     dist.all_reduce(mean)
-            for name in TERMS:
-                sums[name] += means[name].double().cpu().numpy()
-            total_bpd += means["total_bpd"].item()
+                sums[name] = sums[name] + mean.double().cpu().numpy()
             rounds += 1
+            bpd = float(sums["total_bpd"]) / rounds
             progress.update(min(per_round, nll.num_samples - progress.n))
-            logger.log(f"done {rounds * per_round} samples: bpd={total_bpd / rounds:.6g}")
-    if process_group.get_rank() == 0:
-        for name, values in sums.items():
+            logger.log(f"done {rounds * per_round} samples: bpd={bpd:.6g}")
+    if collectives.get_rank() == 0:
+        for name in TERMS:
             path = directory / f"{name}_terms.npz"
             with write_atomically(path) as file:
-                np.savez(file, (values / rounds).astype(np.float32))
+                np.savez(file, (sums[name] / rounds).astype(np.float32))
             logger.log(f"saved {path}")
-    process_group.barrier()
+    collectives.barrier()
     progress.finish()
-    return total_bpd / rounds
+    return bpd
 
 
 if __name__ == "__main__":
-    process_group.run_main(main)
+    shutdown.run_main(main)

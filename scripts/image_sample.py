@@ -3,32 +3,31 @@
     mpiexec -n 8 python scripts/image_sample.py --model_path ema_0.9999_300000.pt --num_samples 50000 \\
         --timestep_respacing 250 --log_dir runs/samples
 
-Interrupted? The same command with the same --log_dir goes on where it stopped.
+After an interruption the same command with the same --log_dir resumes.
 """
 
 from __future__ import annotations
 
-import dataclasses
+from functools import partial
 
 from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.config.configs import DiffusionConfig, LabelConfig, ModelConfig, RunConfig, SamplingConfig
 from guided_diffusion.config.create import build_diffusion, build_model
 from guided_diffusion.config.flags import Parser
-from guided_diffusion.diffusion.nonfinite import Watch, timesteps_of
 from guided_diffusion.diffusion.solvers import sampling_loop
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import shutdown
 from guided_diffusion.errors import InputError
 from guided_diffusion.sampling import setup
 from guided_diffusion.sampling.run import Batch, SampleRun
 
 
 def main() -> None:
-    given = Parser(__doc__, SamplingConfig, LabelConfig, ModelConfig, DiffusionConfig, RunConfig).parse()
-    run, label_config = given.make(RunConfig), given.make(LabelConfig)
+    parsed = Parser(__doc__, SamplingConfig, LabelConfig, ModelConfig, DiffusionConfig, RunConfig).parse()
+    run, label_config = parsed.make(RunConfig), parsed.make(LabelConfig)
     directory = setup.begin(run)
-    given = setup.choose_files(given, "model_path")
-    sampling = given.make(SamplingConfig)
-    config, diffusion_config = setup.model_configs(given, sampling.model_path, ModelConfig)
+    parsed = setup.choose_files(parsed, "model_path")
+    sampling = parsed.make(SamplingConfig)
+    config, diffusion_config = setup.model_configs(parsed, sampling.model_path, ModelConfig)
     if not config.class_cond and (label_config.classes or label_config.balanced):
         raise InputError("--classes, --balanced: this model takes no labels, expected one trained with --class_cond")
     labels = None
@@ -38,7 +37,8 @@ def main() -> None:
     diffusion = build_diffusion(diffusion_config)
     loop = sampling_loop(diffusion, sampling.sampler, sampling.use_ddim)
     compile = setup.wants_compiling(sampling, diffusion.num_timesteps)
-    model = setup.load_model(build_model, config, diffusion_config, sampling.model_path, run, compile)
+    build = partial(build_model, config, diffusion_config)
+    model = setup.load_frozen(build, sampling.model_path, config.use_fp16, run, compile)
     shape = (config.in_channels, config.image_size, config.image_size)
 
     def draw(batch: Batch):
@@ -49,22 +49,15 @@ def main() -> None:
             model_kwargs={"y": batch.labels} if config.class_cond else {},
         )
 
-    SampleRun(
-        num_samples=sampling.num_samples,
-        batch_size=sampling.batch_size,
+    flags = parsed.resolve(sampling, label_config, run, config, diffusion_config)
+    SampleRun.from_flags(
+        flags | ({"classes": labels.flag} if labels is not None else {}),
         shape=shape,
-        seed=run.seed,
         directory=directory,
-        flags=given.resolve(SamplingConfig, LabelConfig, RunConfig)
-        | ({"classes": labels.flag} if labels is not None else {})
-        | dataclasses.asdict(config)
-        | dataclasses.asdict(diffusion_config),
-        defaults=given.defaults,
+        defaults=parsed.defaults,
         labels=labels,
-        save_images=sampling.save_images,
-        watch=Watch(timesteps_of(diffusion), sampling.nonfinite),
     ).generate(draw)
 
 
 if __name__ == "__main__":
-    process_group.run_main(main)
+    shutdown.run_main(main)

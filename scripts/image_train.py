@@ -3,7 +3,7 @@
     mpiexec -n 8 python scripts/image_train.py --data_dir images/ --image_size 64 --learn_sigma \\
         --batch_size 32 --lr_anneal_steps 300000
 
-The same command with the same --log_dir goes on from the newest checkpoint there.
+The same command with the same --log_dir resumes from the newest checkpoint there.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from __future__ import annotations
 from guided_diffusion.config.configs import DataConfig, DiffusionConfig, ModelConfig, RunConfig, TrainConfig
 from guided_diffusion.config.create import build_model
 from guided_diffusion.config.flags import Parser
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import shutdown
 from guided_diffusion.training.setup import train_diffusion_model
 
 
 def main() -> None:
-    given = Parser(__doc__, DataConfig, TrainConfig, ModelConfig, DiffusionConfig, RunConfig).parse()
-    config = given.make(ModelConfig)
-    train_diffusion_model(given, config, config.image_size, build_model)
+    parsed = Parser(__doc__, DataConfig, TrainConfig, ModelConfig, DiffusionConfig, RunConfig).parse()
+    config = parsed.make(ModelConfig)
+    train_diffusion_model(parsed, config, config.image_size, build_model)
 
 
 if __name__ == "__main__":
-    process_group.run_main(main)
+    shutdown.run_main(main)

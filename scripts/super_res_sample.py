@@ -3,17 +3,18 @@
     mpiexec -n 8 python scripts/super_res_sample.py --base_samples samples_10000x64x64x3.npz \\
         --model_path 64_256_upsampler.pt --timestep_respacing 250 --log_dir runs/upsampled
 
-Sample i is made from image i of the npz or folder (starting over when there are fewer). Interrupted? The same command
-with the same --log_dir goes on where it stopped.
+Sample i is made from image i of the npz or folder (repeating them when there are fewer). After an interruption the same
+command with the same --log_dir resumes.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,11 @@ from guided_diffusion.data.datasets import warn_of_labels
 from guided_diffusion.data.image_files import EXPECTED, ImageFiles, is_image_archive, list_images
 from guided_diffusion.data.image_labels import read_labels, read_sample_labels
 from guided_diffusion.data.image_oddities import warn_of_oddities
-from guided_diffusion.diffusion.nonfinite import Watch, timesteps_of
 from guided_diffusion.diffusion.solvers import sampling_loop
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import collectives, shutdown
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import check_readable, decoding, open_regular
 from guided_diffusion.io.images import Reading, read_image
+from guided_diffusion.io.reading import check_readable, decoding, open_regular
 from guided_diffusion.runs import logger
 from guided_diffusion.sampling import setup
 from guided_diffusion.sampling.result_folders import find_npz
@@ -49,21 +49,21 @@ class BaseConfig:
         "npz with arr_0, uint8 [N, H, W, C], and arr_1, labels, with --class_cond; or a run's folder, or a folder, "
         "zip or tar of images",
     )
-    labels: str = flag("", "of a folder's images, as in training: auto (as \"\"), folder, filename or a FILE.csv")
+    labels: str = flag("", "source of a folder's labels as in training: auto (as \"\"), folder, filename or a FILE.csv")
 
 
 def main() -> None:
     configs = SamplingConfig, BaseConfig, ReadingConfig, SuperResConfig, DiffusionConfig, RunConfig
-    given = Parser(__doc__, *configs).parse()
-    run = given.make(RunConfig)
+    parsed = Parser(__doc__, *configs).parse()
+    run = parsed.make(RunConfig)
     directory = setup.begin(run)
-    given = setup.choose_files(given, "model_path")
-    sampling = given.make(SamplingConfig)
-    config, diffusion_config = setup.model_configs(given, sampling.model_path, SuperResConfig)
-    base_config = given.make(BaseConfig)
+    parsed = setup.choose_files(parsed, "model_path")
+    sampling = parsed.make(SamplingConfig)
+    config, diffusion_config = setup.model_configs(parsed, sampling.model_path, SuperResConfig)
+    base_config = parsed.make(BaseConfig)
     classes = Classes.of_checkpoint(sampling.model_path, config.num_classes)
-    setup.warn_of_unused_labels(given, config.class_cond)
-    reading = given.make(ReadingConfig).reading
+    setup.warn_of_unused_labels(parsed, config.class_cond)
+    reading = parsed.make(ReadingConfig).reading
     base = BaseImages(base_config.base_samples, config, base_config.labels or "auto", classes.names or None, reading)
     if base.labels is not None and (unseen := classes.unseen(np.unique(base.labels).tolist())):
         logger.warning(f"--base_samples: it has labels that training never saw: {classes.listed(unseen)}")
@@ -73,7 +73,8 @@ def main() -> None:
         logger.warning("--use_ddim: not used, upstream's upsampler ignores it; --sampler ddim samples with DDIM")
     loop = sampling_loop(diffusion, sampling.sampler, sampling.use_ddim and sampling.sampler != "")
     compile = setup.wants_compiling(sampling, diffusion.num_timesteps)
-    model = setup.load_model(build_super_res_model, config, diffusion_config, sampling.model_path, run, compile)
+    build = partial(build_super_res_model, config, diffusion_config)
+    model = setup.load_frozen(build, sampling.model_path, config.use_fp16, run, compile)
     shape = (config.in_channels, config.large_size, config.large_size)
 
     def draw(batch: Batch):
@@ -84,39 +85,22 @@ def main() -> None:
             model_kwargs=base.condition(batch.indices),
         )
 
-    SampleRun(
-        num_samples=sampling.num_samples,
-        batch_size=sampling.batch_size,
+    SampleRun.from_flags(
+        parsed.resolve(sampling, base_config, run, config, diffusion_config) | base.facts,
         shape=shape,
-        seed=run.seed,
         directory=directory,
-        flags=given.resolve(SamplingConfig, BaseConfig, RunConfig)
-        | base.facts
-        | dataclasses.asdict(config)
-        | dataclasses.asdict(diffusion_config),
-        defaults=given.defaults,
-        save_images=sampling.save_images,
-        watch=Watch(timesteps_of(diffusion), sampling.nonfinite),
+        defaults=parsed.defaults,
     ).generate(draw)
 
 
 class BaseImages:
-    """The low-resolution images of an npz, a run's folder, a folder or an archive.
+    """The low-resolution images of an npz, a run's folder, a folder or an archive. InputError if they do not fit.
 
-    InputError when they are not what the model needs.
-
-    Files that are called LABEL_INDEX carry the number of their class, and in a folder their order; of others labels are
-    read as in training, by `rule`, and numbered by the model's class_names.
+    Files called LABEL_INDEX carry the number of their class and, in a folder, their order. Other files' labels are read
+    as in training, by `rule`, and numbered by the model's class names.
     """
 
-    def __init__(
-        self,
-        path: str,
-        config: SuperResConfig,
-        rule: str = "auto",
-        class_names: list[str] | None = None,
-        reading: Reading | None = None,
-    ):
+    def __init__(self, path: str, config: SuperResConfig, rule: str, names: Sequence[str] | None, reading: Reading):
         if not path:
             raise InputError("--base_samples: missing, expected an npz file or a folder of images")
         name, self.facts = f"--base_samples {path}", {}
@@ -130,14 +114,14 @@ class BaseImages:
                 logger.warning(f"--labels {rule}: not read, {npz} has its labels in arr_1")
             self._read_npz(os.fspath(npz), name, config.class_cond)
         else:
-            self._read_files(list_images(path, name), config, rule, class_names, reading)
-        if npz != Path(path):  # of an npz file that is named the run keeps the digest
+            self._read_files(list_images(path, name), config, rule, names, reading)
+        if npz != Path(path):  # of a named npz file run.json has the digest
             self.facts = {"base_images": f"of SHA-256 {hashlib.sha256(self.images).hexdigest()[:12]}"}
-        expected = height, width, channels = config.small_size, config.small_size, config.in_channels
-        found = f"{self.images.dtype} {list(self.images.shape)}"
-        well_shaped = self.images.ndim == 4 and self.images.shape[1:] == expected and len(self.images) > 0
+        side, channels = config.small_size, config.in_channels
+        well_shaped = self.images.ndim == 4 and self.images.shape[1:] == (side, side, channels) and len(self.images) > 0
         if not well_shaped or self.images.dtype != np.uint8:
-            raise InputError(f"--base_samples {path}: found {found}, expected uint8 [N, {height}, {width}, {channels}]")
+            found = f"{self.images.dtype} {list(self.images.shape)}"
+            raise InputError(f"--base_samples {path}: found {found}, expected uint8 [N, {side}, {side}, {channels}]")
         if self.labels is not None:
             self._check_labels(path, config.num_classes)
 
@@ -151,12 +135,7 @@ class BaseImages:
                 self.labels = arrays["arr_1"] if class_cond else None
 
     def _read_files(
-        self,
-        files: ImageFiles,
-        config: SuperResConfig,
-        rule: str,
-        class_names: list[str] | None,
-        reading: Reading | None,
+        self, files: ImageFiles, config: SuperResConfig, rule: str, names: Sequence[str] | None, reading: Reading
     ) -> None:
         if skipped := files.describe_skipped():
             logger.warning(skipped)
@@ -168,10 +147,10 @@ class BaseImages:
         if config.class_cond and numbers:
             self.labels = np.array(numbers, dtype=np.int64)
         elif config.class_cond:
-            found = read_labels(files, rule, class_names)
+            found = read_labels(files, rule, names)
             logger.log(f"{files.title}: {found.describe()}")
             warn_of_labels(found)
-            self.labels = np.array(found.number(files, class_names), dtype=np.int64)
+            self.labels = np.array(found.number(files, names), dtype=np.int64)
         mode, side = "L" if config.in_channels == 1 else "RGB", config.small_size
         self.images = np.empty((len(files), side, side, config.in_channels), dtype=np.uint8)
         for i, (name, file) in enumerate(files.stream()):
@@ -191,14 +170,14 @@ class BaseImages:
             raise InputError(f"--base_samples {path}: arr_1 has label {unknown[0]}, expected 0 to {num_classes - 1}")
 
     def condition(self, indices: range) -> dict[str, Tensor]:
-        """low_res in [-1, 1], and labels for a class-conditional model."""
+        """Return low_res in [-1, 1], and labels for a class-conditional model."""
         rows = [i % len(self.images) for i in indices]
-        images = torch.from_numpy(self.images[rows]).to(process_group.dev()).float() / 127.5 - 1.0
+        images = torch.from_numpy(self.images[rows]).to(collectives.dev()).float() / 127.5 - 1.0
         condition = {"low_res": images.permute(0, 3, 1, 2)}
         if self.labels is not None:
-            condition["y"] = torch.from_numpy(self.labels[rows]).to(process_group.dev(), torch.long)
+            condition["y"] = torch.from_numpy(self.labels[rows]).to(collectives.dev(), torch.long)
         return condition
 
 
 if __name__ == "__main__":
-    process_group.run_main(main)
+    shutdown.run_main(main)

@@ -22,14 +22,14 @@ ROOT = Path(__file__).resolve().parents[1]
 # Both sides of NumPy 2; sqrtm before and after it was rewritten and its `disp` deprecated (SciPy 1.16).
 CELLS = ("1.26.4,1.11.4", "1.26.4,1.17.1", "2.0.2,1.13.1", "2.2.6,1.15.3", "2.4.6,1.17.1")
 # Those that are slow and know nothing of arrays.
-IGNORED = ("test_ranks.py",)
+IGNORED = ("test_parallel.py",)
 
 UPSTREAM = """
 import sys, warnings
 warnings.simplefilter("ignore")
 import numpy as np
-from benchmarks.evaluators import load_upstream
-module, tf = load_upstream(sys.argv[1])
+from benchmarks.evaluation import load_upstream_evaluator
+module, tf = load_upstream_evaluator(sys.argv[1])
 x, y = np.random.RandomState(0).randn(2, 50, 4).astype(np.float32)
 found = {}
 def of(name, work):

@@ -1,4 +1,4 @@
-"""Every figure of a GPU: correctness, speed beside upstream, training, whole programs; whatever fails on the way.
+"""All measurements on a GPU: correctness, speed beside upstream, training, whole programs. A failure stops nothing.
 
     python -m benchmarks.gpu --out DIR
     python -m benchmarks.gpu --out DIR --device cpu --tiny
@@ -12,21 +12,23 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gpu import report
 from benchmarks.gpu.record import RESULTS, append
-from benchmarks.gpu.stage_runner import GRACE, Outcome, adopt_orphans, run_stage
+from benchmarks.gpu.stage_runner import GRACE, adopt_orphans, run_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = {"probe": 1, "correctness": 3, "sampling": 6, "training": 2, "end-to-end": 3}  # shares of the time
 NEEDED = {"torch": "torch", "numpy": "numpy", "scipy": "scipy", "PIL": "pillow", "tqdm": "tqdm"}
 UPSTREAM = ROOT / ".peer" / "guided-diffusion-sdk-1.0.0"
-RESERVE = 2 * GRACE + 1.0  # seconds of a stage's share for ending it, and for the report
+RESERVE = 2 * GRACE + 1.0  # seconds of a stage's share that ending it and the report take
 
 
 def main() -> None:
@@ -40,6 +42,7 @@ def main() -> None:
     (args.out / RESULTS).unlink(missing_ok=True)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     environment["OPENAI_LOGDIR"] = str((args.out / "logs").resolve())
+    environment["ED_DPM_TEST_DEVICE"] = args.device  # of the checks
     if args.tiny:
         environment["OMP_NUM_THREADS"] = "1"  # a second thread waits more than it works
     baseline = args.baseline or UPSTREAM
@@ -47,34 +50,31 @@ def main() -> None:
         environment["GUIDED_DIFFUSION_PEER"] = str(baseline.resolve())
     else:
         environment["GUIDED_DIFFUSION_PEER"] = os.devnull
-        message = f"missing: upstream ({baseline}): ours is measured alone; give --baseline DIR"
+        message = f"missing: upstream (found none in {baseline}): ours is measured alone; give --baseline DIR"
         print(message, flush=True)
         append(args.out, {"stage": "plan", "what": "upstream", "error": message})
     adopt_orphans()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by an exception: the stage is ended on the way out
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # raises, so that the stage is ended on the way out
 
     end = start + 60 * args.minutes
     for i, stage in enumerate(args.only):
         ahead = sum(STAGES[name] for name in args.only[i:])
         limit = (end - time.monotonic()) * STAGES[stage] / ahead - RESERVE
         print(f"{stage}: at most {max(limit, 0):.0f} s", flush=True)
-        outcome = run(stage, limit, args, environment)
-        row = {"stage": stage, "what": "stage", "status": outcome.status, "seconds": round(outcome.seconds, 1)}
-        append(args.out, row if outcome.status == "ok" else row | {"log": outcome.tail})
+        append(args.out, {"stage": stage, "what": "stage", **run(stage, limit, args, environment)})
         report.write(args.out)
     lines, fine = report.write(args.out)
     print("\n".join(lines))
     sys.exit(0 if fine else 1)
 
 
-def run(stage: str, limit: float, args: argparse.Namespace, environment: dict[str, str]) -> Outcome:
-    """Run one stage; one without time is cut before it starts."""
+def run(stage: str, limit: float, args: argparse.Namespace, environment: dict[str, str]) -> dict[str, Any]:
+    """Run one stage, see `run_stage`; one without time is cut before it starts."""
     if limit <= 0:
-        return Outcome("cut", 0.0, ["no time was left for it"])
-    command = [sys.executable, "-m", "benchmarks.gpu.stage", stage, "--out", str(args.out.resolve())]
-    command += ["--device", args.device, "--limit", str(limit), *(["--tiny"] if args.tiny else [])]
-    if args.fault.partition("=")[0] == stage:
-        command += ["--fault", args.fault.partition("=")[2]]
+        return {"status": "cut", "seconds": 0.0, "log": ["no time was left for it"]}
+    context = {"stage": stage, "out": str(args.out.resolve()), "device": args.device, "tiny": args.tiny}
+    context["deadline"] = time.monotonic() + limit  # the same clock in all processes of a machine
+    command = [sys.executable, "-m", "benchmarks.gpu.stage", stage.replace("-", "_"), json.dumps(context)]
     return run_stage(command, args.out / f"{stage}.log", limit, environment, ROOT)
 
 
@@ -83,13 +83,12 @@ def parse_arguments() -> argparse.Namespace:
         "python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the results; earlier ones are replaced")
-    parser.add_argument("--minutes", type=float, default=9.0, help="all has ended by then (default 9)")
+    parser.add_argument("--minutes", type=float, default=9.0, help="everything has ended by then (default 9)")
     parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE",
                         help=f"these stages: {', '.join(STAGES)}")  # fmt: skip
     parser.add_argument("--baseline", type=Path, help="folder of upstream's guided_diffusion (default: .peer/)")
     parser.add_argument("--device", default="cuda", help="cuda (default), cuda:N or cpu")
     parser.add_argument("--tiny", action="store_true", help="smallest sizes: shows that every stage works")
-    parser.add_argument("--fault", default="", help=argparse.SUPPRESS)  # for tests: STAGE=hang, STAGE=crash
     return parser.parse_args()
 
 

@@ -1,7 +1,7 @@
-"""Is what a device computes right? Networks, guidance, samplers and losses against the CPU or float64.
+"""Checks of what a device computes: networks, guidance, samplers and losses against the CPU, float64 or upstream.
 
-The tests call these too (tests/benchmarks/test_cuda.py). ED_DPM_TEST_DEVICE=cpu runs them without a GPU, which
-shows that they are right themselves. An AssertionError says what is not.
+`CHECKS` holds them by name, for the command and for the tests; a check that fails raises AssertionError. With
+ED_DPM_TEST_DEVICE=cpu they run without a GPU, which shows that the checks themselves are right.
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
-from types import ModuleType
+from functools import cache, partial
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 import ed_dpm_patches as patches
+from benchmarks.builders import Config, build_network, build_upstream_network, randomize
+from benchmarks.upstream import load_upstream
 from ed_dpm_patches import ClassifierGuidance, ConstantRule, EntropyRule
 from ed_dpm_patches.trace import Trace
-from guided_diffusion.config.create import create_classifier, create_gaussian_diffusion, create_model
+from guided_diffusion.config.configs import ClassifierConfig, ModelConfig
+from guided_diffusion.config.create import create_gaussian_diffusion
 from guided_diffusion.diffusion import samplers
-from guided_diffusion.diffusion.nonfinite import Watch, timesteps_of
-from guided_diffusion.diffusion.solvers import sampling_loop
-from guided_diffusion.models import unet
+from guided_diffusion.diffusion.nonfinite import NonfiniteDetector
+from guided_diffusion.diffusion.solvers import SAMPLERS, sampling_loop
 from guided_diffusion.models.inference import Frozen
 from guided_diffusion.models.layers import normalization
 from guided_diffusion.sampling.noise import PerSampleNoise
@@ -33,6 +34,7 @@ from guided_diffusion.sampling.noise import PerSampleNoise
 DEVICE, CPU = torch.device(os.environ.get("ED_DPM_TEST_DEVICE", "cuda")), torch.device("cpu")
 
 CLASSES = 5
+SCALE = 0.05  # of the noise on all weights
 X, NOISE = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 T, Y = torch.tensor([1, 40, 200, 500]), torch.tensor([0, 2, 4, 2])
 # Float32 rounds the angles of the timestep embedding, up to 500 rad here, by up to 3e-5; all else by far less.
@@ -41,29 +43,26 @@ FLOAT32 = 2e-5
 TOLERANCE = {None: FLOAT32, torch.float16: 1e-2, torch.bfloat16: 8e-2}
 
 
-@torch.no_grad()
-def perturbed(network: nn.Module) -> nn.Module:
-    """Zero-initialised layers would hide everything behind them."""
-    for parameter in network.parameters():
-        parameter.add_(torch.randn_like(parameter) * 0.05)
-    return network.eval()
+def build(config: Config, seed: int) -> nn.Module:
+    """A network of a config with random weights, in evaluation mode."""
+    torch.manual_seed(seed)
+    return randomize(build_network(config), SCALE).eval()
 
 
 def make_unet() -> nn.Module:
-    torch.manual_seed(0)
-    return perturbed(create_model(
-        8, 64, 1, channel_mult="1,1", learn_sigma=True, class_cond=True, attention_resolutions="4",
-        num_head_channels=32, use_scale_shift_norm=True, resblock_updown=True, num_classes=CLASSES,
-    ))  # fmt: skip
+    """A small diffusion model of the published architecture."""
+    return build(ModelConfig(
+        image_size=8, num_channels=64, num_res_blocks=1, channel_mult="1,1", class_cond=True, num_classes=CLASSES,
+        attention_resolutions="4", num_head_channels=32, resblock_updown=True,
+    ), seed=0)  # fmt: skip
 
 
 def make_classifier() -> nn.Module:
-    """One whose certainty differs from sample to sample."""
-    torch.manual_seed(1)
-    network = perturbed(create_classifier(
-        8, False, 64, 1, "4", True, True, "attention", num_classes=CLASSES, classifier_num_head_channels=32,
-        classifier_channel_mult="1,1",
-    ))  # fmt: skip
+    """A small classifier whose certainty differs from sample to sample."""
+    network = build(ClassifierConfig(
+        image_size=8, classifier_width=64, classifier_depth=1, classifier_channel_mult="1,1", num_classes=CLASSES,
+        classifier_attention_resolutions="4", classifier_num_head_channels=32,
+    ), seed=1)  # fmt: skip
     network.out[2].c_proj.weight.data.mul_(15)
     return network
 
@@ -79,7 +78,7 @@ def float64(network: nn.Module) -> Iterator[nn.Module]:
 
 
 class Biased(nn.Module):
-    """A classifier made as certain of one class as wanted: a constant on its logits."""
+    """A classifier with a constant added to its logits, which makes it as certain of one class as wanted."""
 
     def __init__(self, network: nn.Module, bias: Tensor):
         super().__init__()
@@ -89,29 +88,26 @@ class Biased(nn.Module):
         return self.network(x, t) + self.bias
 
 
-PUBLISHED = {
-    "image_size": 8, "in_channels": 3, "model_channels": 64, "num_res_blocks": 2, "use_scale_shift_norm": True,
-    "resblock_updown": True,
-}  # fmt: skip
-UPSTREAMS = {  # upstream's networks, built as the published ones
-    "UNetModel": PUBLISHED | {
-        "out_channels": 6, "num_classes": CLASSES, "num_head_channels": 16, "channel_mult": (1, 1, 2, 2),
-        "attention_resolutions": (2, 4),
-    },
-    "EncoderUNetModel": PUBLISHED | {
-        "out_channels": 6, "pool": "attention", "num_head_channels": 32, "channel_mult": (1, 1, 2),
-        "attention_resolutions": (2,),
-    },
+UPSTREAMS = {  # networks that are compared with upstream's, built as the published ones
+    "UNetModel": ModelConfig(
+        image_size=8, num_channels=64, channel_mult="1,1,2,2", attention_resolutions="4,2", num_head_channels=16,
+        class_cond=True, num_classes=CLASSES, resblock_updown=True,
+    ),
+    "EncoderUNetModel": ClassifierConfig(
+        image_size=8, classifier_width=64, classifier_channel_mult="1,1,2", classifier_attention_resolutions="4",
+        classifier_num_head_channels=32, num_classes=6,
+    ),
 }  # fmt: skip
 NETWORKS = {"unet": (make_unet, {"y": Y}), "classifier": (make_classifier, {})}
 
 
 def frozen(make: Callable[[], nn.Module], dtype: torch.dtype | None = None, compile: bool = False) -> Frozen:
+    """A network on the device, ready for evaluation."""
     return Frozen(make().to(DEVICE), dtype, compile)
 
 
 def evaluate(network: nn.Module, x: Tensor, *inputs: Tensor, **labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Output, and the gradient of its squares for x, where the network is."""
+    """Output, and the gradient of its sum of squares for x, on the network's device."""
     device = next(network.parameters()).device
     x = x.detach().to(device).requires_grad_(True)
     output = network(x, *(i.to(device) for i in inputs), **{name: y.to(device) for name, y in labels.items()})
@@ -120,6 +116,7 @@ def evaluate(network: nn.Module, x: Tensor, *inputs: Tensor, **labels: Tensor) -
 
 
 def guide(classifier: nn.Module, rule: patches.GuidanceRule, x: Tensor, y: Tensor = Y) -> Tensor:
+    """The guidance by a rule for x, on the classifier's device."""
     device = next(classifier.parameters()).device
     return ClassifierGuidance(classifier, rule)(x.to(device), T.to(device), y=y.to(device))
 
@@ -215,16 +212,17 @@ def noise_does_not_depend_on_the_batch() -> None:
 
 
 def host_does_not_wait(step: Callable, dtype: torch.dtype | None) -> None:
-    """With all that the script has: noise of each sample, a trace, a watch. The first step fills the caches."""
+    """A guided step with all that the script has: noise of each sample, a trace, the detection of non-finite values.
+
+    The first step fills the caches.
+    """
     diffusion = create_gaussian_diffusion(learn_sigma=True, timestep_respacing="ddim5")
-    trace, watch = Trace(diffusion, samples=2), Watch(timesteps_of(diffusion))
-    guidance = ClassifierGuidance(
-        frozen(make_classifier, dtype), EntropyRule(2.0), cap=100.0, observer=trace.observe, see=watch.see
-    )
+    trace, detector = Trace(diffusion, samples=2), NonfiniteDetector()
+    guidance = ClassifierGuidance(frozen(make_classifier, dtype), EntropyRule(2.0), cap=100.0, observer=trace.observe)
     noise, labels = PerSampleNoise(0, range(4), DEVICE), {"y": Y.to(DEVICE)}
 
     def look(*args) -> None:
-        watch.step(*args)
+        detector.step(*args)
         trace.step(*args)
 
     steps = samplers.sample_progressively(
@@ -276,19 +274,37 @@ def normalisation_keeps_the_layout() -> None:
         assert one.is_contiguous(memory_format=torch.channels_last) and error(one, other) < FLOAT32
 
 
-def networks_are_upstreams(upstream: ModuleType, name: str, half: bool) -> None:
-    """In half precision upstream casts weights and ours is autocast: each rounds in its own places.
-
-    :param upstream: its module `unet`.
-    """
-    torch.manual_seed(3)
-    theirs = perturbed(getattr(upstream, name)(**UPSTREAMS[name], use_fp16=half))
-    ours = getattr(unet, name)(**UPSTREAMS[name])
-    ours.load_state_dict(theirs.state_dict())
-    if half:
-        theirs.convert_to_fp16()
-    labels = {"y": Y} if "num_classes" in UPSTREAMS[name] else {}
+def networks_are_upstreams(name: str, half: bool) -> None:
+    """In half precision upstream casts weights and ours is autocast: each rounds in its own places."""
+    config = UPSTREAMS[name]
+    ours = build(config, seed=3)
+    theirs = build_upstream_network(config, load_upstream(), ours.state_dict(), half).eval()
+    labels = {"y": Y} if name == "UNetModel" else {}
     found = evaluate(Frozen(ours.to(DEVICE), torch.float16 if half else None), X, T, **labels)
     expected = evaluate(theirs.to(DEVICE), X, T, **labels)
     assert error(found[0], expected[0]) < (2e-2 if half else 1e-5)
     assert error(found[1], expected[1]) < (2e-2 if half else 2e-5)
+
+
+CHECKS: dict[str, Callable[[], None]] = {
+    f"{name} {dtype}": partial(networks_compute_what_float64_does, make, labels, dtype)
+    for name, (make, labels) in NETWORKS.items() for dtype in ("plain", *TOLERANCE)
+}  # fmt: skip
+CHECKS |= {f"guidance {type(rule).__name__}": partial(guidance_is_float64s, rule) for rule in RULES}
+CHECKS |= {
+    f"almost certain {type(rule).__name__}": partial(guidance_of_an_almost_certain_classifier, rule)
+    for rule in RULES[:2]
+}
+CHECKS |= {f"sampler {name}": partial(guided_samples_are_the_cpus, name) for name in SAMPLERS}
+CHECKS["noise"] = noise_does_not_depend_on_the_batch
+CHECKS["normalisation in channels_last"] = normalisation_keeps_the_layout
+CHECKS |= {f"losses {name}": partial(losses_are_the_cpus, make, labels) for name, (make, labels) in NETWORKS.items()}
+if DEVICE.type == "cuda":
+    CHECKS |= {
+        f"no waiting {step.__name__} {dtype}": partial(host_does_not_wait, step, dtype)
+        for step in (samplers.ddpm_step, samplers.ddim_step) for dtype in (None, torch.float16)
+    }  # fmt: skip
+UPSTREAM_CHECKS = {
+    f"upstream's {name} {'float16' if half else 'float32'}": partial(networks_are_upstreams, name, half)
+    for name in UPSTREAMS for half in (False, True)
+}  # fmt: skip

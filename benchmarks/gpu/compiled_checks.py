@@ -1,30 +1,24 @@
-"""Do compiled networks compute what they did before? The tests call these too (tests/benchmarks/test_cuda.py)."""
+"""Checks that compiled networks compute what they did before; `CHECKS` holds them by name, as in `checks.py`.
+
+The stage correctness runs them in a process of their own, beside the others.
+"""
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu.checks import (
-    DEVICE,
-    FLOAT32,
-    NOISE,
-    TOLERANCE,
-    T,
-    X,
-    Y,
-    error,
-    evaluate,
-    frozen,
-    make_classifier,
-    make_unet,
-    perturbed,
-    sample,
-)
+from benchmarks.builders import randomize
+from benchmarks.gpu import checks
+from benchmarks.gpu.checks import DEVICE, FLOAT32, NOISE, TOLERANCE, T, X, Y, error, evaluate, sample
+from benchmarks.gpu.record import Context, run_all
 from guided_diffusion.models.attention import AttentionBlock, AttentionPool2d
 from guided_diffusion.models.blocks import ResBlock
 from guided_diffusion.models.compiling import TOLERANCE_AUTOCAST, CompiledForTraining
@@ -33,8 +27,8 @@ from guided_diffusion.runs import logger
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """What compiling says goes to stdout."""
+def logged() -> Iterator[None]:
+    """Send the messages of compiling to stdout."""
     with tempfile.TemporaryDirectory() as folder, logger.scoped_configure(dir=folder, format_strs=["stdout"]):
         yield
 
@@ -45,13 +39,13 @@ def compiled_networks_compute_the_same() -> None:
     All but the first calls replay CUDA graphs, whose outputs lie in the same memory every time.
     """
     inputs = [(X, T), (-2 * X, T.flip(0)), (NOISE, T), (X, T)]
-    model, classifier = frozen(make_unet), frozen(make_classifier, torch.float16)
-    compiled = frozen(make_unet, None, True), frozen(make_classifier, torch.float16, True)
-    with told():
+    model, classifier = checks.frozen(checks.make_unet), checks.frozen(checks.make_classifier, torch.float16)
+    compiled = checks.frozen(checks.make_unet, None, True), checks.frozen(checks.make_classifier, torch.float16, True)
+    with logged():
         with torch.no_grad():
             outputs = [compiled[0](x.to(DEVICE), t.to(DEVICE), y=Y.to(DEVICE)) for x, t in inputs]
         results = [evaluate(compiled[1], x, t) for x, t in inputs]
-    assert all(network._compiled._compiled is not None for network in compiled), "not compiled: see the warning"
+    assert all(network.forward._compiled is not None for network in compiled), "not compiled: see the warning"
     for (x, t), output, (logits, gradient) in zip(inputs, outputs, results, strict=True):
         assert error(output, evaluate(model, x, t, y=Y)[0]) < 5 * FLOAT32
         expected = evaluate(classifier, x, t)
@@ -62,8 +56,8 @@ def compiled_networks_compute_the_same() -> None:
     assert difference.max() < 0.1 and difference.mean() < 3e-3
 
 
-class Piece(nn.Module):
-    """One kind of layer between an image and five numbers: if a compiled network is wrong, which of them is it?"""
+class LayerNetwork(nn.Module):
+    """One kind of layer between an image and five numbers, to tell which layer makes a compiled network wrong."""
 
     def __init__(self, layer: nn.Module):
         super().__init__()
@@ -86,25 +80,22 @@ LAYERS = {
 }
 
 
-def piece(layer: str) -> Piece:
-    torch.manual_seed(2)
-    return perturbed(Piece(LAYERS[layer]()))
-
-
 def compiled_layers_have_the_same_gradients(layer: str) -> None:
     """In float16, as guidance uses them."""
-    compiled, plain = (Frozen(piece(layer).to(DEVICE), torch.float16, compile) for compile in (True, False))
-    with told():
+    torch.manual_seed(2)
+    network = randomize(LayerNetwork(LAYERS[layer]()), checks.SCALE).to(DEVICE)
+    compiled, plain = (Frozen(copy.deepcopy(network), torch.float16, compile) for compile in (True, False))
+    with logged():
         for x, t in ((X, T), (NOISE, T.flip(0)), (-X, T)):
             for found, expected in zip(evaluate(compiled, x, t), evaluate(plain, x, t), strict=True):
                 assert error(found, expected) < 2 * TOLERANCE[torch.float16]
-    assert compiled._compiled._compiled is not None, "not compiled: see the warning"
+    assert compiled.forward._compiled is not None, "not compiled: see the warning"
 
 
 def compiled_training_has_the_same_gradients() -> None:
-    network = make_classifier().to(DEVICE).train()
+    network = checks.make_classifier().to(DEVICE).train()
     compiled = CompiledForTraining(network, "Classifier", TOLERANCE_AUTOCAST)
-    with told():
+    with logged():
         for x, t in ((X, T), (NOISE, T.flip(0))):
             gradients = []
             for one in (compiled, network):
@@ -113,3 +104,17 @@ def compiled_training_has_the_same_gradients() -> None:
                 gradients.append(torch.cat([parameter.grad.flatten() for parameter in network.parameters()])[None])
             assert error(*gradients) < 1e-4
     assert compiled._compiled is not network, "not compiled: see the warning"
+
+
+CHECKS = {f"compiled {layer}": partial(compiled_layers_have_the_same_gradients, layer) for layer in LAYERS}
+CHECKS["compiled networks"] = compiled_networks_compute_the_same
+CHECKS["compiled training"] = compiled_training_has_the_same_gradients
+
+
+def run(context: Context) -> None:
+    """Run every check."""
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32
+    if context.tiny:  # the same way through the code, without a compiler
+        compile = torch.compile
+        mock.patch("torch.compile", lambda net, **_: compile(net, backend="aot_eager", dynamic=False)).start()
+    run_all(context, CHECKS)

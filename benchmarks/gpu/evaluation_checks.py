@@ -1,33 +1,28 @@
-"""Are features on a device the CPU's? The tests call these too (tests/benchmarks/test_cuda.py)."""
+"""Checks that features on a device are the CPU's; `CHECKS` holds them by name, as in `checks.py`."""
 
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.gpu import made
+from benchmarks.builders import SMALLEST, random_images, write_network
 from benchmarks.gpu.checks import CPU, DEVICE, error
-from evaluations.classifier_features import ClassifierEngine
-from evaluations.graphdef import Node
-from evaluations.torch_fold import fold_batch_norms
-from evaluations.torch_graph import TorchGraph
-
-POOLS = ("attention", "spatial_v2")
-PREPARATIONS: tuple[Callable, ...] = (dict, fold_batch_norms)
+from evaluations.features.classifier import ClassifierExtractor
+from evaluations.features.graphdef import Node
+from evaluations.features.inception_torch import fold_batch_norms
+from evaluations.features.tf_graph import TorchGraph
 
 
-def random_images(seed: int, count: int, side: int) -> np.ndarray:
-    """Noise in colour, uint8 [count, side, side, 3]."""
-    return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
-
-
-def classifier_features_are_the_cpus(folder: Path, pool: str) -> None:
-    config = dataclasses.replace(made.SMALLEST.classifier, classifier_pool=pool)
-    engine = ClassifierEngine(made.write_network(folder, config, noised=False))
+def classifier_features_are_the_cpus(pool: str) -> None:
+    config = dataclasses.replace(SMALLEST.classifier, classifier_pool=pool)
+    with tempfile.TemporaryDirectory() as folder:
+        engine = ClassifierExtractor(write_network(Path(folder), config, noised=False))
     torch.backends.cudnn.allow_tf32 = True  # the engine does without by itself
     images = random_images(0, 5, 8)
     try:
@@ -42,7 +37,7 @@ def classifier_features_are_the_cpus(folder: Path, pool: str) -> None:
 
 
 def inceptions_operations_are_the_cpus(prepare: Callable[[dict[str, Node]], dict[str, Node]]) -> None:
-    """A small graph of them: resizing, convolution, normalisation, pooling."""
+    """A small graph of Inception's operations: resizing, convolution, normalisation, pooling."""
     random = np.random.default_rng(0)
     statistics = {name: random.uniform(0.5, 2, 8) for name in ("mean", "variance", "beta", "gamma")}
     constants = statistics | {"filter": random.normal(size=(3, 3, 3, 8)) / 5}
@@ -63,3 +58,11 @@ def inceptions_operations_are_the_cpus(prepare: Callable[[dict[str, Node]], dict
     found, expected = (TorchGraph(graph, ["norm", "average"], ["x"], d).run({"x": x.to(d)}) for d in (DEVICE, CPU))
     for one, other in zip(found, expected, strict=True):
         assert one.device.type == DEVICE.type and error(one, other) < 1e-5
+
+
+CHECKS: dict[str, Callable[[], None]] = {
+    f"features {pool}": partial(classifier_features_are_the_cpus, pool) for pool in ("attention", "spatial_v2")
+} | {
+    f"inception's operations {prepare.__name__}": partial(inceptions_operations_are_the_cpus, prepare)
+    for prepare in (dict, fold_batch_norms)
+}

@@ -1,4 +1,4 @@
-"""The device, its driver, torch, and what it can do at best: matrix products, a convolution, copying."""
+"""The device, its driver, torch, and its ceilings: matrix products, a convolution, copying."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.measure import ceilings, seconds
 
 
 def run(context: Context) -> None:
-    """Measure the ceilings."""
+    """Record the device and measure its ceilings."""
     device = torch.device(context.device)
     cuda = device.type == "cuda"
     context.add(
@@ -32,13 +32,13 @@ def run(context: Context) -> None:
 
 
 def measure(context: Context, device: torch.device, name: str, dtype: torch.dtype) -> None:
-    """A large matrix product and a large convolution, TFLOP/s."""
+    """Record TFLOP/s of a large matrix product and of a large convolution."""
     top = ceilings(device, dtype, repeats=2 if context.tiny else 10, tiny=context.tiny)
     context.add(f"ceiling {name}", **{f"{kind}_tflops": value / 1e3 for kind, value in top.items()})
 
 
 def copy(context: Context, device: torch.device) -> None:
-    """Reading and writing memory, GB/s."""
+    """Record GB/s of reading and writing memory."""
     source = torch.empty(2**24 if context.tiny else 2**30, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     target.copy_(source)
@@ -47,7 +47,7 @@ def copy(context: Context, device: torch.device) -> None:
 
 
 def driver() -> str | None:
-    """The driver's version, where nvidia-smi tells it."""
+    """The driver's version by nvidia-smi, None without it."""
     if shutil.which("nvidia-smi") is None:
         return None
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]

@@ -1,17 +1,17 @@
-"""Do the programs do on a device what they do elsewhere? Run in this process, where the device is up already.
+"""Checks that the programs do on a device what they do elsewhere; `CHECKS` holds them by name, as in `checks.py`.
 
-The tests call these too (tests/benchmarks/test_cuda.py). An AssertionError says what is not.
+They run in this process, where the device is up already, in a folder of their own.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,8 +20,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from benchmarks.gpu import made
+from benchmarks.builders import SMALLEST, random_images, write_images, write_network, write_networks
 from benchmarks.gpu.checks import CPU
+from benchmarks.programs import arguments, clean_environment, read_csv, read_npz
 from guided_diffusion.config.configs import SuperResConfig
 from guided_diffusion.runs import failure_log, logger
 
@@ -46,12 +47,12 @@ SUPER_RES = SuperResConfig(
 
 
 def call(script: str, folder: Path, **flags: Any) -> Path:
-    """Run a script in this process; the folder of its files."""
-    argv = [script, *made.words(flags | {"log_dir": folder})]
+    """Run a script in this process; return the folder of its files."""
+    argv = [script, *arguments(flags | {"log_dir": folder})]
     with (
         mock.patch.object(sys, "argv", argv),
         mock.patch.object(failure_log, "keep_warnings", lambda: None),  # they stay this process's
-        mock.patch.dict(os.environ, made.clean_environment(), clear=True),
+        mock.patch.dict(os.environ, clean_environment(), clear=True),
         logger.scoped_configure(dir=folder.parent / "none", format_strs=[]),
     ):
         try:
@@ -63,11 +64,8 @@ def call(script: str, folder: Path, **flags: Any) -> Path:
 
 
 def guided(folder: Path) -> dict[str, Any]:
-    """Flags of classifier_sample with networks made in a folder."""
-    paths = made.make_networks(folder / "networks", made.SMALLEST)
-    return DRAW | {
-        "model_path": paths["model"], "classifier_path": paths["classifier"], "eds": None, "classifier_scale": 2.0,
-    }  # fmt: skip
+    """Flags of classifier_sample for the smallest networks, written below a folder."""
+    return DRAW | write_networks(folder / "networks", SMALLEST) | {"eds": None, "classifier_scale": 2.0}
 
 
 def assert_same_images(found: Path, expected: Path) -> None:
@@ -79,25 +77,24 @@ def assert_same_images(found: Path, expected: Path) -> None:
     assert len(set(map(bytes, one["arr_0"]))) == DRAW["num_samples"]
 
 
-def images_do_not_depend_on_the_batch_size(folder: Path, sampler: str) -> None:
+def images_do_not_depend_on_the_batch_size(sampler: str, folder: Path) -> None:
     flags = guided(folder) | {"sampler": sampler}
     three, five = (call("classifier_sample", folder / str(n), **flags | {"batch_size": n}) for n in (3, 5))
     assert_same_images(five, three)
 
 
 def other_sampling_programs_run(folder: Path) -> None:
-    """What image_sample, super_res_sample and image_nll read, draw and write is on the right side."""
+    """image_sample, super_res_sample and image_nll run on the device, from files to files."""
     draw = DRAW | {"num_samples": 3, "batch_size": 2}
-    model = made.write_network(folder / "model", dataclasses.replace(made.SMALLEST.model, class_cond=False))
-    base = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
-    np.savez(folder / "base.npz", base)
-    enlarged = {"model_path": made.write_network(folder / "enlarging", SUPER_RES), "base_samples": folder / "base.npz"}
+    model = write_network(folder / "model", dataclasses.replace(SMALLEST.model, class_cond=False))
+    np.savez(folder / "base.npz", random_images(0, 3, 4))
+    enlarged = {"model_path": write_network(folder / "enlarging", SUPER_RES), "base_samples": folder / "base.npz"}
     for results in (
         call("image_sample", folder / "images", model_path=model, **draw),
         call("super_res_sample", folder / "large", **enlarged, **draw),
     ):
         assert len(set(map(bytes, read_npz(results / "samples_3x8x8x3.npz")["arr_0"]))) == 3
-    images = made.make_images(folder / "files", 8, 4, 4)
+    images = write_images(folder / "files", 8, 4, 4)
     nll = call("image_nll", folder / "nll", model_path=model, data_dir=images, num_samples=4, batch_size=4,
                timestep_respacing="20")  # fmt: skip
     bits = read_npz(nll / "vb_terms.npz")["arr_0"]
@@ -106,7 +103,7 @@ def other_sampling_programs_run(folder: Path) -> None:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Adam turns the rounding of gradients that vanish into full steps, so it has to be the same every time."""
+    """Make rounding the same every time, as Adam turns the rounding of gradients that vanish into full steps."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
@@ -114,8 +111,8 @@ def deterministic() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-def interrupted_training_equals_an_undisturbed_one(folder: Path, script: str) -> None:
-    flags = JOBS[script] | {"data_dir": made.make_images(folder / "files", 8, 4, 8)}
+def interrupted_training_equals_an_undisturbed_one(script: str, folder: Path) -> None:
+    flags = JOBS[script] | {"data_dir": write_images(folder / "files", 8, 4, 8)}
     with deterministic():
         whole = call(script, folder / "whole", **flags, iterations=4)
         call(script, folder / "cut", **flags, iterations=2)
@@ -131,12 +128,12 @@ def interrupted_training_equals_an_undisturbed_one(folder: Path, script: str) ->
     assert on_host, "on the device Adam's counts of steps are read back, one by one, at every step"
 
 
-def half_precision_trains(folder: Path, script: str, name: str) -> None:
+def half_precision_trains(script: str, name: str, folder: Path) -> None:
     """The loss is finite, the weights move, and float16's loss scale grows."""
     half, loss = {"classifier_use_fp16": None}, "train_loss"
     if script == "image_train":
         half, loss = {"use_fp16": None, "fp16_scale_growth": 0.4}, "loss"
-    images = made.make_images(folder / "files", 8, 4, 8)
+    images = write_images(folder / "files", 8, 4, 8)
     run = call(script, folder / "half", **JOBS[script] | half, data_dir=images, iterations=6, amp_dtype=name)
     rows = read_csv(run / "progress.csv")
     assert len(rows) == 6 and all(np.isfinite(float(row[loss])) for row in rows)
@@ -149,11 +146,10 @@ def half_precision_trains(folder: Path, script: str, name: str) -> None:
     assert sum(not torch.equal(before[key], after[key]) for key in after) > 0.9 * len(after)
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+CHECKS: dict[str, Callable[[Path], None]] = {
+    f"batch size {sampler}": partial(images_do_not_depend_on_the_batch_size, sampler) for sampler in ("ddpm", "ddim")
+}
+CHECKS["other sampling programs"] = other_sampling_programs_run
+for _script in JOBS:
+    CHECKS[f"resumed {_script}"] = partial(interrupted_training_equals_an_undisturbed_one, _script)
+    CHECKS |= {f"{dtype} {_script}": partial(half_precision_trains, _script, dtype) for dtype in ("fp16", "bf16")}

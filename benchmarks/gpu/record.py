@@ -1,4 +1,4 @@
-"""What a stage is told, and where it puts what it has measured: on the disk as soon as it is measured."""
+"""A stage's surroundings, and its results: on the disk as soon as they are measured."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,17 @@ RESULTS = "results.jsonl"
 
 
 class OutOfTime(BaseException):
-    """A case's own limit was over; no Exception, which what is measured may take for a failure of its own."""
+    """The limit of a case is over. No Exception, which the measured code may catch as a failure of its own."""
 
 
 @dataclass(frozen=True)
 class Context:
     """A stage's surroundings.
 
-    :param deadline: of time.monotonic(), when the stage will be killed.
+    :param stage: its name in the results.
+    :param out: the folder of the results.
     :param tiny: smallest sizes, and compilation that only traces ("aot_eager").
+    :param deadline: the time.monotonic() at which the stage will be killed.
     """
 
     stage: str
@@ -41,7 +45,7 @@ class Context:
         append(self.out, {"stage": self.stage, "what": what, **values})
 
     def case(self, name: str, limit: float, measure: Callable[[], None]) -> None:
-        """One measurement that may fail or take too long by itself: that is its result then, and the next begins."""
+        """Run one measurement; if it fails or takes longer than `limit` seconds, that is its result."""
 
         def stop(*_: object) -> None:
             raise OutOfTime(f"not done within {limit:.0f} s")
@@ -61,6 +65,18 @@ class Context:
             signal.signal(signal.SIGALRM, before)
 
 
+def run_all(context: Context, checks: dict[str, Callable[[], None]]) -> None:
+    """Run checks, given by name, each with a limit of its own; one that passes is a result too."""
+
+    def run(name: str) -> None:
+        start = time.perf_counter()
+        checks[name]()
+        context.add(name, passed=True, seconds=round(time.perf_counter() - start, 2))
+
+    for name in checks:
+        context.case(name, 120 if context.tiny else 60, partial(run, name))
+
+
 def append(out: Path, row: dict[str, Any]) -> None:
     """Add a row to the results; it is on the disk when this returns."""
     print(json.dumps(row), flush=True)
@@ -71,11 +87,9 @@ def append(out: Path, row: dict[str, Any]) -> None:
 
 
 def read_rows(out: Path) -> list[dict[str, Any]]:
-    """All whole rows; a last one that was cut off in the middle is left out."""
+    """All complete rows; a last one that was cut off in the middle is left out."""
     rows = []
     for line in (out / RESULTS).read_text().splitlines() if (out / RESULTS).exists() else ():
-        try:
+        with suppress(ValueError):
             rows.append(json.loads(line))
-        except ValueError:
-            continue
     return rows

@@ -1,4 +1,4 @@
-"""From the rows measured so far to summary.json, summary.md and the table on stdout."""
+"""The summaries of the rows measured so far: summary.json, summary.md and the table on stdout."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.record import read_rows
-from guided_diffusion.io.files import write_atomically, write_json
+from guided_diffusion.io.atomic import write_atomically, write_json
 
 LINES = 60
 
 
 def write(out: Path) -> tuple[list[str], bool]:
-    """Write both summaries; the table's lines, at most `LINES`, and whether nothing failed or was cut."""
+    """Write both summaries; return the table's lines, at most `LINES`, and whether nothing failed or was cut."""
     rows = read_rows(out)
     failed = [row for row in rows if "error" in row or row.get("status") in ("failed", "cut")]
     lines = table(rows)
@@ -23,12 +23,12 @@ def write(out: Path) -> tuple[list[str], bool]:
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """One line a row, and first the stages: Markdown, at most `LINES` lines."""
+    """A Markdown table with a line for each row, the stages first, of at most `LINES` lines."""
     lines = ["| stage | what | result |", "| --- | --- | --- |"]
     passed = [row for row in rows if row["stage"] == "correctness" and row.get("passed")]
     if passed:
         lines.append(f"| correctness | checks | {len(passed)} passed |")
-    # What went wrong comes before what there may be no room for.
+    # Failures come first, as the table may have no room for all rows.
     rest = sorted((row for row in rows if row not in passed), key=lambda row: not ("error" in row or "log" in row))
     stages = [row for row in rest if row["what"] == "stage"]
     for row in stages + [row for row in rest if row["what"] != "stage"]:
@@ -54,5 +54,5 @@ def short(value: Any) -> str:
 
 
 def cell(text: str) -> str:
-    """Text that does not end a cell."""
+    """Text without characters that would end a table's cell, at most 160 characters."""
     return " ".join(text.replace("|", "/").split())[:160]

@@ -1,4 +1,4 @@
-"""One stage as a process group of its own: a limit, the end of its log, and nothing left alive."""
+"""Running a stage as a process group with a time limit, of which nothing is left alive."""
 
 from __future__ import annotations
 
@@ -9,20 +9,11 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 GRACE = 2.0  # seconds between SIGTERM and SIGKILL
 _PR_SET_CHILD_SUBREAPER = 36
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a stage ended: "ok", "failed" or "cut" (its limit was over), and the last lines of its log."""
-
-    status: str
-    seconds: float
-    tail: list[str]
 
 
 def adopt_orphans() -> None:
@@ -31,10 +22,11 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def run_stage(command: list[str], log: Path, limit: float, environment: dict[str, str], cwd: Path) -> Outcome:
-    """Run a command for at most `limit` seconds; then it and all that it started is killed.
+def run_stage(command: list[str], log: Path, limit: float, environment: dict[str, str], cwd: Path) -> dict[str, Any]:
+    """Run a command for at most `limit` seconds; then kill it and everything that it started.
 
     :param log: the file that takes its stdout and stderr.
+    :return: "status": "ok", "failed" or "cut" (the limit was over); "seconds"; unless ok "log", its last lines.
     """
     start = time.monotonic()
     with log.open("wb") as output:
@@ -48,12 +40,13 @@ def run_stage(command: list[str], log: Path, limit: float, environment: dict[str
             status = "failed" if process.wait(max(limit, 0.0)) else "ok"
     finally:
         end_all(process)
+    row = {"status": status, "seconds": round(time.monotonic() - start, 1)}
     lines = log.read_text(errors="replace").splitlines()
-    return Outcome(status, time.monotonic() - start, [line[:300] for line in lines[-12:]])
+    return row if status == "ok" else row | {"log": [line[:300] for line in lines[-12:]]}
 
 
 def end_all(process: subprocess.Popen) -> None:
-    """SIGTERM to the process's group and to all descendants of this process, then SIGKILL to what is left."""
+    """Send SIGTERM to the process's group and to all descendants of this process, then SIGKILL to those left."""
     for number, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE)):
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
@@ -74,7 +67,7 @@ def end_all(process: subprocess.Popen) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """All processes below one, as /proc tells; zombies too, until they are waited for."""
+    """All descendants of a process, from /proc; zombies too, until they are waited for."""
     found = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):

@@ -9,18 +9,18 @@ import numpy as np
 from scipy import linalg
 
 from evaluations.metrics.metric import Metric, Sets
-from evaluations.metrics.resampling import Figure, row_by_row, split_intervals
+from evaluations.metrics.significance import Figure, row_by_row, split_interval
 from evaluations.metrics.statistics import Gaussian
 from guided_diffusion.errors import InputError
 
 # A covariance stored in float32 has eigenvalues this far below zero, relative to the largest; not a defect.
 _NEGATIVE_TOLERANCE = 1e-5
-# What the quick way may cost, relative to the distance.
+# Largest error of the quick method, relative to the distance.
 _ACCURACY = 1e-9
 
 
 def frechet_distance(first: Gaussian, second: Gaussian) -> float:
-    """Squared 2-Wasserstein distance |mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2), in float64.
+    """Return the squared 2-Wasserstein distance |mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2), in float64.
 
     No root of the nearly singular, unsymmetric product is taken. With S1 = A A' its trace is the sum of the
     roots of the eigenvalues of the symmetric A' S2 A, where A is S1's Cholesky factor, or the features
@@ -56,16 +56,26 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
 
 
 def factor_of(gaussian: Gaussian) -> np.ndarray:
-    """A [D, R] with A A' = sigma, R <= D: the known one, or from a decomposition that bears any rank."""
+    """Return A [D, R] with A A' = sigma, R <= D: the known one, or from a decomposition that works at any rank.
+
+    Eigenvalues within the rounding error of the decomposition are dropped: their square roots would be noise
+    of 1e-8 relative size in every null direction, which adds up over thousands of dimensions.
+    """
     if gaussian.factor is not None:
         return gaussian.factor
-    return _symmetric_factor(np.atleast_2d(np.asarray(gaussian.sigma, dtype=np.float64)))
+    sigma_DD = np.atleast_2d(np.asarray(gaussian.sigma, dtype=np.float64))
+    values, vectors = linalg.eigh((sigma_DD + sigma_DD.T) / 2, driver="evd")
+    largest = np.abs(values).max(initial=0.0)
+    if values.min(initial=0.0) < -_NEGATIVE_TOLERANCE * largest:
+        raise ValueError(f"expected a covariance, found a matrix with the eigenvalue {values.min():.3g}")
+    kept = values > largest * len(values) * np.finfo(np.float64).eps
+    return vectors[:, kept] * np.sqrt(values[kept])
 
 
 def _quick_trace(
     sigma1: np.ndarray, sigma2: np.ndarray, factor1: np.ndarray | None, factor2: np.ndarray | None
 ) -> tuple[float, float]:
-    """tr (S1 S2)^(1/2) from one symmetric eigenvalue problem, and what rounding may have added to it twice.
+    """Return tr (S1 S2)^(1/2) from one symmetric eigenvalue problem, and a bound on twice its rounding error.
 
     The error is infinite where neither covariance has a known factor or a Cholesky factor.
     """
@@ -88,31 +98,17 @@ def _quick_trace(
 
 
 def _cholesky(sigma_DD: np.ndarray) -> np.ndarray | None:
-    """A [D, D] with A A' = sigma, or None if sigma is not positive definite."""
+    """Return A [D, D] with A A' = sigma, or None if sigma is not positive definite."""
     try:
         return linalg.cholesky(sigma_DD, lower=True)
     except linalg.LinAlgError:
         return None
 
 
-def _symmetric_factor(sigma_DD: np.ndarray) -> np.ndarray:
-    """A [D, rank] with A A' = sigma.
-
-    Eigenvalues within the rounding error of the decomposition are dropped: their square roots would be noise
-    of 1e-8 relative size in every null direction, which adds up over thousands of dimensions.
-    """
-    values, vectors = linalg.eigh((sigma_DD + sigma_DD.T) / 2, driver="evd")
-    largest = np.abs(values).max(initial=0.0)
-    if values.min(initial=0.0) < -_NEGATIVE_TOLERANCE * largest:
-        raise ValueError(f"expected a covariance, found a matrix with the eigenvalue {values.min():.3g}")
-    kept = values > largest * len(values) * np.finfo(np.float64).eps
-    return vectors[:, kept] * np.sqrt(values[kept])
-
-
 def frechet_figure(features_ND: np.ndarray, reference: Gaussian) -> Figure:
-    """The Fréchet distance to a fixed reference, of images that count several times or not at all.
+    """Return the Fréchet distance to a fixed reference as a function of how often each image counts.
 
-    What does not depend on the counts is done once: with the reference covariance A A', the features times A.
+    What does not depend on the counts is computed once: with the reference covariance A A', the features times A.
     A call then needs one product and the eigenvalues of one symmetric matrix. Holds N x D float64 numbers twice.
     """
     centre = features_ND.mean(axis=0, dtype=np.float64)
@@ -154,11 +150,11 @@ def _figure(kind: str, sets: Sets, activations: Any) -> Figure:
 
 
 def _interval(kind: str, sets: Sets, rounds: int, seed: int) -> tuple[float, float] | None:
-    """By random halves; None where the distance is that of stored statistics, not of these images."""
+    """Return the interval from random halves; None where the distance is that of stored statistics."""
     if sets.samples.images.stored:
         return None
-    figure = _figure(kind, sets, sets.samples.seen.activations)
-    return split_intervals({kind: figure}, sets.samples.images.count, rounds, seed)[kind]
+    figure = _figure(kind, sets, sets.samples.features)
+    return split_interval(figure, sets.samples.images.count, rounds, seed)
 
 
 FID, SFID = (

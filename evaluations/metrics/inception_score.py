@@ -8,13 +8,13 @@ import numpy as np
 from scipy.special import rel_entr
 
 from evaluations.metrics.metric import Metric, Sets
-from evaluations.metrics.resampling import Figure, row_by_row, rows_of
+from evaluations.metrics.significance import Figure, row_by_row, rows_of
 
 SPLIT_SIZE = 5000
 
 
 def inception_score(probabilities_NK: np.ndarray, split_size: int = SPLIT_SIZE) -> float:
-    """Mean over splits of exp(mean_n KL(p_n || mean of the split)); between 1 and K.
+    """Return the mean over splits of exp(mean_n KL(p_n || mean of the split)); between 1 and K.
 
     ``probabilities_NK`` are rows that sum to one, taken in file order in splits of ``split_size`` (the last
     one may be shorter and counts as much as the others). Computed in float64.
@@ -38,7 +38,7 @@ def inception_score(probabilities_NK: np.ndarray, split_size: int = SPLIT_SIZE) 
 
 
 def _compute(sets: Sets) -> float | None:
-    probabilities = sets.samples.seen.activations.probabilities
+    probabilities = sets.samples.features.probabilities
     return inception_score(probabilities) if probabilities.shape[1] else None
 
 

@@ -22,7 +22,7 @@ def kernel_distance(
     subset_size: int | None = None,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Mean and standard deviation over random subsets of the squared maximum mean discrepancy.
+    """Return mean and standard deviation over random subsets of the squared maximum mean discrepancy.
 
     The kernel is (uv / D + 1)^3. Subsets of ``subset_size`` images are drawn without replacement. Without it they are
     of 1000; of sets that are not larger than that the mean is over subsets as large as the smaller set, and the
@@ -52,12 +52,12 @@ def kernel_distance(
 
 
 def deviation_size(smaller: int) -> int:
-    """Return of how many images the subsets are whose deviation is given for sets of which one has only ``smaller``."""
+    """Return the size of the subsets whose deviation is given where the smaller set has ``smaller`` images."""
     return SUBSET_SIZE if smaller > SUBSET_SIZE else max(2, smaller // 2)
 
 
 def squared_discrepancy(first_ND: np.ndarray, second_MD: np.ndarray) -> float:
-    """The unbiased estimate of two sets of features, in float64: pairs of one image with itself are left out."""
+    """Return the unbiased estimate for two sets of features, in float64, without pairs of an image with itself."""
     first, second = first_ND.astype(np.float64), second_MD.astype(np.float64)
     within = [_kernel(x, x) for x in (first, second)]
     means = [(k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in within]
@@ -65,10 +65,10 @@ def squared_discrepancy(first_ND: np.ndarray, second_MD: np.ndarray) -> float:
 
 
 def kernel_figure(features_ND: np.ndarray, reference_MD: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """``squared_discrepancy`` to the reference of features that count several times or not at all.
+    """Return ``squared_discrepancy`` to the reference as a function of how often each of the features counts.
 
-    Returned is a function of counts, int [R, N], to float64 [R]. All kernels are computed anew at each call, in
-    blocks: hand it many counts at once.
+    It takes counts, int [R, N], to float64 [R]. Each call computes all kernels anew, in blocks, so that many counts
+    at once are cheaper.
     """
     ones = np.ones((1, len(reference_MD)))
     within_reference = _unbiased_mean(ones, reference_MD)[0]
@@ -100,7 +100,7 @@ def kernel_interval(
     sums_N, squares = np.zeros(count), 0.0
     for rows in _blocks(features_ND):
         for columns in _blocks(features_ND):
-            pairs = _kernel(_wide(features_ND[rows]), _wide(features_ND[columns])) + within_reference
+            pairs = _kernel(features_ND[rows], features_ND[columns]) + within_reference
             pairs -= across_N[rows, None] + across_N[columns]
             if rows == columns:
                 np.fill_diagonal(pairs, 0)
@@ -115,22 +115,22 @@ def kernel_interval(
 
 
 def _across(features_ND: np.ndarray, reference_MD: np.ndarray) -> np.ndarray:
-    """Mean kernel of each image with the reference, float64 [N]."""
+    """Return the mean kernel of each image with the reference, float64 [N]."""
     across_N = np.zeros(len(features_ND))
     for rows in _blocks(features_ND):
         for columns in _blocks(reference_MD):
-            across_N[rows] += _kernel(_wide(features_ND[rows]), _wide(reference_MD[columns])).sum(axis=1)
+            across_N[rows] += _kernel(features_ND[rows], reference_MD[columns]).sum(axis=1)
     return across_N / len(reference_MD)
 
 
 def _unbiased_mean(counts_RN: np.ndarray, features_ND: np.ndarray) -> np.ndarray:
-    """Mean kernel of all pairs of different draws, float64 [R]; an image drawn twice makes a pair with its copy."""
+    """Return the mean kernel of all pairs of different draws, float64 [R]; an image drawn twice pairs with its copy."""
     found = np.zeros(len(counts_RN))
     for rows in _blocks(features_ND):
         for columns in _blocks(features_ND):
             if columns.start < rows.start:
                 continue  # the mirror image of a block already seen
-            kernel = _kernel(_wide(features_ND[rows]), _wide(features_ND[columns]))
+            kernel = _kernel(features_ND[rows], features_ND[columns])
             pairs = ((counts_RN[:, rows] @ kernel) * counts_RN[:, columns]).sum(axis=1)
             found += pairs if rows == columns else 2 * pairs
             if rows == columns:
@@ -143,11 +143,9 @@ def _blocks(features_ND: np.ndarray) -> list[slice]:
     return [slice(begin, begin + _BLOCK) for begin in range(0, len(features_ND), _BLOCK)]
 
 
-def _wide(features_ND: np.ndarray) -> np.ndarray:
-    return features_ND.astype(np.float64)
-
-
 def _kernel(first_ND: np.ndarray, second_MD: np.ndarray) -> np.ndarray:
+    """Return the kernel of all pairs, float64 [N, M]."""
+    first_ND, second_MD = (x.astype(np.float64, copy=False) for x in (first_ND, second_MD))
     return (first_ND @ second_MD.T / first_ND.shape[1] + 1) ** 3
 
 

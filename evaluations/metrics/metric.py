@@ -1,4 +1,4 @@
-"""A metric: its names, how it is computed from two sets of features, and how sure its value is.
+"""Interface of a metric: its names, its computation from two sets of features, and its uncertainty.
 
 A new one is a file beside this one that defines a ``Metric``, and a line in ``registry``.
 """
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from evaluations.metrics.resampling import Figure
+from evaluations.metrics.significance import Figure
 
 if TYPE_CHECKING:
-    from evaluations.engine import Activations, FeatureEngine
-    from evaluations.judged import Judged
+    from evaluations.activations import FeatureSet
+    from evaluations.features.base import Activations, FeatureExtractor
 
 Found = TypeVar("Found")
 
@@ -24,9 +24,9 @@ Found = TypeVar("Found")
 class Sets:
     """The reference and the samples, the network that made their features, and the flags that metrics have."""
 
-    reference: Judged
-    samples: Judged
-    engine: FeatureEngine
+    reference: FeatureSet
+    samples: FeatureSet
+    extractor: FeatureExtractor
     exact_upstream: bool = False
     kid_subset_size: int | None = None
     seed: int = 0
@@ -34,9 +34,9 @@ class Sets:
 
     @property
     def pools(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Pooled features [N, D] of reference and samples; None where the reference is statistics alone."""
-        sides = self.reference.seen, self.samples.seen
-        return None if sides[0] is None else tuple(seen.activations.pool for seen in sides)
+        """The pooled features [N, D] of reference and samples; None where the reference is statistics alone."""
+        both = self.reference.features, self.samples.features
+        return None if both[0] is None else tuple(features.pool for features in both)
 
     def once(self, function: Callable[[Sets], Found]) -> Found:
         """Return ``function(self)``, computed at the first call only, for metrics that share a computation."""
@@ -60,7 +60,7 @@ class Score:
 
     @classmethod
     def mean(cls, per_image: np.ndarray) -> Score:
-        """The mean of one number an image."""
+        """Return the mean of one number an image."""
         return cls(float(per_image.mean()), per_image)
 
 

@@ -1,4 +1,4 @@
-"""All metrics in the order in which they are printed. Flags, printed lines, files, reports and plots read them here."""
+"""All metrics in the order of printing, which flags, printed lines, files, reports and plots read."""
 
 from __future__ import annotations
 

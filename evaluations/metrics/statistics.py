@@ -1,4 +1,4 @@
-"""Mean and covariance of activations: all that the Fréchet distance needs to know about a set of images."""
+"""Mean and covariance of activations, which the Fréchet distance compares."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Gaussian:
 
 
 def fit_gaussian(features_ND: np.ndarray) -> Gaussian:
-    """Mean and unbiased covariance of features [N, D], N >= 2.
+    """Return mean and unbiased covariance of features [N, D], N >= 2.
 
-    The mean keeps the dtype of the features (float32 for both engines), as published figures do. The
+    The mean keeps the dtype of the features (float32 from every extractor), as published figures do. The
     covariance is float64 throughout, with divisor N - 1; it is summed over blocks of rows, so that a large N
     never needs a float64 copy of all features. With N < D the centred features are kept as its factor.
 

@@ -1,1 +1,1 @@
-"""The paper's ablation on photographs: does it help, for which classifiers, and by how much against the noise."""
+"""The paper's ablation on CIFAR-10: does it help, for which classifiers, and by how much against the noise."""

@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig
 from guided_diffusion.config.create import build_classifier, build_diffusion
 from guided_diffusion.config.flags import from_values
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import collectives, shutdown
 from guided_diffusion.errors import InputError
 from guided_diffusion.io import checkpoint
 
@@ -34,7 +35,7 @@ def noised_logits(path: Path, config: dict, images: np.ndarray) -> Tensor:
     """Logits [N, K], float64, of uint8 images [N, S, S, C], each at one random timestep."""
     model = build_classifier(from_values(ClassifierConfig, config | {"classifier_use_fp16": False}))
     checkpoint.load_weights(model, path)
-    model.to(process_group.dev()).eval().requires_grad_(False)
+    model.to(collectives.dev()).eval().requires_grad_(False)
     diffusion = build_diffusion(from_values(DiffusionConfig, config))
     generator = torch.Generator().manual_seed(SEED)
     found = []
@@ -42,22 +43,21 @@ def noised_logits(path: Path, config: dict, images: np.ndarray) -> Tensor:
         x_start = torch.from_numpy(images[begin : begin + BATCH]).permute(0, 3, 1, 2).float() / 127.5 - 1
         t = torch.randint(diffusion.num_timesteps, (len(x_start),), generator=generator)
         x_t = diffusion.q_sample(x_start, t, noise=torch.randn(x_start.shape, generator=generator))
-        found.append(model(x_t.to(process_group.dev()), t.to(process_group.dev())).cpu().double())
+        found.append(model(x_t.to(collectives.dev()), t.to(collectives.dev())).cpu().double())
     return torch.cat(found)
 
 
 def best_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature that minimises the cross entropy of logits [N, K] / temperature and labels [N].
 
-    The cross entropy is convex in 1 / temperature: bisection for where its derivative is 0.
+    The cross entropy is convex in 1 / temperature, which is sought from 1/20 to 20.
     """
-    right = logits.gather(1, labels[:, None])[:, 0]
-    low, high = -_LARGEST, _LARGEST
-    for _ in range(50):
-        middle = (low + high) / 2
-        expected = (logits * F.softmax(logits * math.exp(middle), dim=1)).sum(dim=1)
-        low, high = (middle, high) if (expected - right).mean() < 0 else (low, middle)
-    return math.exp(-low)
+
+    def loss(log_inverse: float) -> float:
+        return float(F.cross_entropy(logits * math.exp(log_inverse), labels))
+
+    found = minimize_scalar(loss, bounds=(-_LARGEST, _LARGEST), method="bounded", options={"xatol": 1e-8})
+    return math.exp(-found.x)
 
 
 def divide_logits(weights: dict[str, Tensor], config: dict, temperature: float) -> dict[str, Tensor]:
@@ -94,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    process_group.run_main(main)
+    shutdown.run_main(main)

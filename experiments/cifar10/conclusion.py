@@ -1,25 +1,28 @@
-"""What the paired differences say: the protocol's questions answered in at most ten sentences."""
+"""Conclusions from the paired differences: the protocol's questions answered in at most ten sentences."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.cifar10.choice import MATCHED, PAIRS, Choice
 from experiments.cifar10.paired_tests import Comparison, Difference
+from experiments.cifar10.tuning import MATCHED, PAIRS, Choice
+from experiments.documents import render
 from experiments.verdict import SAME, by_paired_tests
 
 SUPPORT = -10.0  # percent of FID that the paper claims at least
 BETTER, WORSE, NONE, EDGE = "effect: better", "effect: worse", "no effect shown", "not counted: best at an edge"
-_SAMPLERS = {"": "DDIM", "-ddpm": "DDPM"}
-_MODELS = {"table2": "UADM", "table3": "CADM"}
-_RULES = {"range": "range", "timestep": "timestep-aware", "gradnorm": "gradient norm", "capped": "EDS with a cap"}
-_ETAS = ("0.1", "0.2", "0.5")
-_SHARPENED = "sharpened medium"
-_MULTIPLES = (8,)  # of the medium classifier's logits
-_SHARPNESS = {"weak": "weak", "plain": "medium", "strong": "strong", "calibrated": "calibrated medium"}
+# A row and the row that it is compared with, by what a sentence calls them.
+Pairs = dict[str, tuple[str, str]]
+_MATCHED = {name: (f"{MATCHED}/{name}-entropy", f"{MATCHED}/{name}-constant") for name in PAIRS}
+_TIMESTEP = {
+    "medium": ("rules/entropy", "rules/timestep"),
+    "sharpened medium": ("sharpness/sharpened-entropy", "sharpness/sharpened-timestep"),
+    "logits times 8": ("logits/x8-entropy", "logits/x8-timestep"),
+}
+_ETAS = {f"eta {eta}": (f"eta/ect-{eta}-constant", "eta/plain-constant") for eta in ("0.1", "0.2", "0.5")}
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def judge(choice: Choice, comparison: Comparison, differences: Sequence[Differen
     return Finding(comparison, differences, verdict)
 
 
-def sentences(findings: Sequence[Finding], certainty: Mapping[str, tuple[float, float]]) -> Iterator[str]:
+def sentences(findings: Sequence[Finding], certainty: Mapping[str, tuple[float, float]]) -> list[str]:
     """At most ten, about what has been run.
 
     :param certainty: by classifier, under its best constant scale in the last third of the steps: mean entropy over
@@ -64,104 +67,49 @@ def sentences(findings: Sequence[Finding], certainty: Mapping[str, tuple[float, 
     """
     found = {(f.comparison.row.name, f.comparison.base.name): f for f in findings}
 
-    def of(table: str, row: str, base: str) -> Finding | None:
-        return found.get((f"{table}/{row}", f"{table}/{base}"))
+    def said(pairs: Pairs, all: bool = False) -> str:
+        """The effects of the pairs that are found; "" for none, or where `all` are needed and one is not."""
+        effects = [f"{name} {found[pair].size}, {found[pair].verdict}" for name, pair in pairs.items() if pair in found]
+        return "" if all and len(effects) < len(pairs) else "; ".join(effects)
 
-    for key, name in (("eds", "EDS"), ("ect", "ECT with a constant scale"), ("ect-eds", "ECT and EDS together")):
-        parts = {
-            f"{model}, {sampler}": of(f"{table}{end}", key, "neither")
-            for end, sampler in _SAMPLERS.items()
-            for table, model in _MODELS.items()
-        }
-        yield from _sentence(f"{name} in place of the best constant scale and the plain classifier changes FID", parts)
-    sharp = {name: of("classifiers", f"{key}-entropy", f"{key}-constant") for key, name in _SHARPNESS.items()}
-    sharp[_SHARPENED] = of("sharpness", "sharpened-entropy", "sharpened-constant")
-    yield from _sentence("By classifier, EDS in place of that classifier's best constant scale changes FID", sharp)
-    logits = {
-        f"{name}, times {n}": of("logits", f"x{n}-{key}", f"x{n}-constant")
-        for n in _MULTIPLES
-        for key, name in (("entropy", "EDS"), ("timestep", "timestep-aware"))
-    }
-    yield from _sentence("With multiplied logits the rules in place of the best constant scale change FID", logits)
-    rivals = {
-        "the constant scale of the same time-averaged guidance norm": _said(
-            {name: of(MATCHED, f"{name}-entropy", f"{name}-constant") for name in PAIRS}
-        ),
-        "the timestep-aware rule": _said(_against_timestep(found)),
-    }
-    if any(rivals.values()):
-        texts = (f"against {name}, {text}" for name, text in rivals.items() if text)
-        yield f"EDS changes FID {'; and '.join(texts)}."
-    rules = {name: of("rules", key, "constant") for key, name in _RULES.items()}
-    rules[f"timestep-aware, {_SHARPENED}"] = of("sharpness", "sharpened-timestep", "sharpened-constant")
-    yield from _sentence("The other rules, at their best, in place of the constant one change FID", rules)
-    etas = {f"eta {eta}": of("eta", f"ect-{eta}-constant", "plain-constant") for eta in _ETAS}
-    if all(etas.values()):
-        yield from _sentence("ECT with a constant scale changes FID", etas)
-    counts = {f"{n} classes": of("subclasses", f"{n}-entropy", f"{n}-constant") for n in ("10", "50")}
-    if counts["50 classes"]:
-        yield from _sentence("By the number of classes, EDS in place of the constant scale changes FID", counts)
-    if certainty:
-        parts = (f"{name} {entropy:.2f} and {100 * share:.0f} %" for name, (entropy, share) in certainty.items())
-        yield (
-            "In the last third of the steps, under the best constant scale, mean entropy over log K and gradient norm "
-            f"as a share of its peak are: {'; '.join(parts)}."
-        )
-    if findings:
-        yield verdict(found)
+    text = render(
+        "conclusion.txt", said=said, found=found, certainty=certainty, matched=_MATCHED, timestep=_TIMESTEP, etas=_ETAS
+    )
+    return [line for line in text.splitlines() if line] + [verdict(found)] * bool(findings)
 
 
 def verdict(found: Mapping[tuple[str, str], Finding]) -> str:
     """The protocol's list of what would contradict the paper, and what would support it."""
 
-    def of(row: str, base: str) -> Finding | None:
-        return found.get((row, base))
+    def of(*pairs: tuple[str, str]) -> list[Finding]:
+        return [found[pair] for pair in pairs if pair in found]
 
-    tables = [of(f"{t}{end}/eds", f"{t}{end}/neither") for t in _MODELS for end in _SAMPLERS]
-    strong, weak = (of(f"classifiers/{key}-entropy", f"classifiers/{key}-constant") for key in ("strong", "weak"))
-    sharpened = of("sharpness/sharpened-entropy", "sharpness/sharpened-constant")
-    multiplied = [of(f"logits/x{n}-entropy", f"logits/x{n}-constant") for n in _MULTIPLES]
-    eds = [finding for finding in (*tables, strong, sharpened, *multiplied) if finding]
+    def none_better(findings: Sequence[Finding]) -> bool:
+        return all(finding.verdict != BETTER for finding in findings)
+
+    tables = of(*((f"{table}/eds", f"{table}/neither") for table in ("table2", "table3", "table2-ddpm", "table3-ddpm")))
+    strong, weak = (of((f"classifiers/{key}-entropy", f"classifiers/{key}-constant")) for key in ("strong", "weak"))
+    sharpened = ("sharpness/sharpened-entropy", "sharpness/sharpened-constant")
+    eds = [*tables, *strong, *of(sharpened, ("logits/x8-entropy", "logits/x8-constant"))]
     helps = [finding for finding in eds if finding.verdict == BETTER]
-    matched = [of(f"{MATCHED}/{name}-entropy", f"{MATCHED}/{name}-constant") for name in PAIRS]
-    matched = [finding for finding in matched if finding]
-    rivals = [finding for finding in _against_timestep(found).values() if finding]
-    etas = [of(f"eta/ect-{eta}-constant", "eta/plain-constant") for eta in _ETAS]
-    against, both = [], of("table2/ect-eds", "table2/neither")
-    if strong and not any(finding.verdict == BETTER for finding in (*tables, strong) if finding):
+    matched, rivals, etas = of(*_MATCHED.values()), of(*_TIMESTEP.values()), of(*_ETAS.values())
+    against = []
+    if strong and none_better([*tables, *strong]):
         against.append("EDS is better neither with the plain classifier nor with the strong one")
-    if helps and matched and all(finding.verdict != BETTER for finding in matched):
+    if helps and matched and none_better(matched):
         against.append("where EDS helps, it is a larger scale and no more")
-    if helps and rivals and all(finding.verdict != BETTER for finding in rivals):
+    if helps and rivals and none_better(rivals):
         against.append(
             "EDS is not shown to be better than the timestep-aware rule (growth towards t = 0 may be all that counts)"
         )
-    if helps and strong and weak and weak.verdict == BETTER and weak.percent <= strong.percent:
+    if helps and strong and weak and not none_better(weak) and weak[0].percent <= strong[0].percent:
         against.append("EDS helps the weak classifier as much as the strong one")
-    if all(finding and finding.verdict != BETTER for finding in etas):
+    if len(etas) == len(_ETAS) and none_better(etas):
         against.append("ECT is better at no eta")
-    parts = [f"against the paper speaks that {'; '.join(against)}"] if against else []
-    large = [finding for finding in helps if finding.percent <= SUPPORT]
-    if large:
-        most = both and both.verdict == BETTER and both.percent < min(f.percent for f in tables if f)
+    parts = [f"evidence against the paper: {'; '.join(against)}"] if against else []
+    if large := [finding for finding in helps if finding.percent <= SUPPORT]:
+        both = of(("table2/ect-eds", "table2/neither"))
+        most = both and not none_better(both) and both[0].percent < min(finding.percent for finding in tables)
         text = f"EDS lowers FID by 10 % or more in {len(large)} of {len(eds)} comparisons"
-        parts.append(f"for the paper speaks that {text}{', and ECT and EDS together lower it most' if most else ''}")
-    return f"By the protocol's list, {'; '.join(parts) or 'nothing here contradicts the paper or supports it'}."
-
-
-def _against_timestep(found: Mapping[tuple[str, str], Finding]) -> dict[str, Finding | None]:
-    """EDS against the timestep-aware rule, by classifier."""
-    return {
-        "medium": found.get(("rules/entropy", "rules/timestep")),
-        _SHARPENED: found.get(("sharpness/sharpened-entropy", "sharpness/sharpened-timestep")),
-        **{f"logits times {n}": found.get((f"logits/x{n}-entropy", f"logits/x{n}-timestep")) for n in _MULTIPLES},
-    }
-
-
-def _sentence(text: str, parts: Mapping[str, Finding | None]) -> Iterator[str]:
-    if said := _said(parts):
-        yield f"{text}: {said}."
-
-
-def _said(parts: Mapping[str, Finding | None]) -> str:
-    return "; ".join(f"{name} {finding.size}, {finding.verdict}" for name, finding in parts.items() if finding)
+        parts.append(f"evidence for the paper: {text}{', and ECT and EDS together lower it most' if most else ''}")
+    return f"By the protocol's criteria, {'; '.join(parts) or 'nothing here contradicts the paper or supports it'}."

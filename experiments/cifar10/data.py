@@ -1,4 +1,4 @@
-"""CIFAR-10's photographs as folders of PNGs and reference files, in three disjoint parts.
+"""CIFAR-10 as folders of PNGs and reference files, in three disjoint parts.
 
     python experiments/cifar10/data.py --size 16 FOLDER
 
@@ -6,7 +6,7 @@ reads cifar10_train.zip and cifar10_test.zip (JPEG files class_number.jpg, 32x32
 that CIFAR10_ZIPS names, else from ../shared/data beside the repository.
 
     train       four fifths of the training images: the diffusion models and the classifiers that guide them
-    evaluator   the others: the feature network that judges the samples, which never guides
+    evaluator   the others: the network that extracts the samples' features, which never guides
     heldout     the test images, the reference that samples are compared with; nothing is trained on them
 
 The same command again writes what is missing.
@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,21 +24,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from guided_diffusion.distributed import process_group
+from experiments.image_parts import write_part
+from guided_diffusion.distributed import shutdown
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 
 VARIABLE = "CIFAR10_ZIPS"
 FILES = {"train": "cifar10_train.zip", "evaluator": "cifar10_train.zip", "heldout": "cifar10_test.zip"}
-SIDE = 32  # of the photographs, pixels
+SIDE = 32  # of the images, pixels
 TRAIN_SHARE = 0.8  # of every class; the rest is the evaluator's
 SPLIT_SEED = 0
 
 
 def zips_folder(given: Path | None = None) -> Path:
-    """Where the archives are. InputError, saying where else they may be, if they are not there."""
+    """The folder with the archives. InputError, saying where else they may be, if they are not there."""
     folder = given or Path(os.environ.get(VARIABLE) or ROOT.parent / "shared" / "data")
     for name in sorted(set(FILES.values())):
         if not (folder / name).is_file():
@@ -65,10 +64,10 @@ def class_of(name: str) -> str:
     return Path(name).name.split("_")[0]
 
 
-def read_photograph(archive: zipfile.ZipFile, name: str, size: int) -> np.ndarray:
-    """uint8 [size, size, 3]; smaller than the photograph, every pixel is the mean of a square of it.
+def read_image(archive: zipfile.ZipFile, name: str, size: int) -> np.ndarray:
+    """uint8 [size, size, 3]; smaller than 32, every pixel is the mean of a square of it.
 
-    InputError for what is no 32x32 photograph.
+    InputError for what is no 32x32 image.
     """
     try:
         image = Image.open(io.BytesIO(archive.read(name))).convert("RGB")
@@ -79,50 +78,37 @@ def read_photograph(archive: zipfile.ZipFile, name: str, size: int) -> np.ndarra
     return np.asarray(image.reduce(SIDE // size))
 
 
-def write_part(zips: Path, directory: Path, part: str, size: int) -> None:
-    """Write `<part>/<class>_<number>.png` and then `<part>.npz` (arr_0 uint8 NHWC, arr_1 labels), if not there.
+def write_from_zip(zips: Path, directory: Path, part: str, size: int) -> None:
+    """Write `<part>/<class>_<number>.png` and then `<part>.npz`, if they are not there.
 
-    Both appear under their names only when they are whole.
+    InputError for an archive that holds something else, or an npz file of images of another size.
     """
-    folder, reference = directory / part, directory / f"{part}.npz"
-    if folder.is_dir() and reference.is_file():
-        _check_size(reference, size)
+    reference = directory / f"{part}.npz"
+    if (directory / part).is_dir() and reference.is_file():
+        with np.load(reference) as file:
+            found = file["arr_0"].shape[1]
+        if found != size:
+            raise InputError(f"{reference}: found images of side {found}, expected {size}; use another folder")
         return
     with zipfile.ZipFile(zips / FILES[part]) as archive:
         names = part_members([name for name in archive.namelist() if name.endswith(".jpg")], part)
-        images = np.stack([read_photograph(archive, name, size) for name in names])
-    classes = sorted({class_of(name) for name in names})
-    labels = np.array([classes.index(class_of(name)) for name in names], np.int64)
-    unfinished = directory / f"{part}.unfinished"
-    for path in (unfinished, folder):
-        shutil.rmtree(path, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    for name, image in zip(names, images, strict=True):
-        Image.fromarray(image).save(unfinished / f"{Path(name).stem}.png")
-    unfinished.rename(folder)
-    with write_atomically(reference) as file:
-        np.savez(file, arr_0=images, arr_1=labels)
-    print(f"{folder}: {len(names):,} images of {len(classes)} classes, {size}x{size}", flush=True)
-
-
-def _check_size(reference: Path, size: int) -> None:
-    with np.load(reference) as file:
-        found = file["arr_0"].shape[1]
-    if found != size:
-        raise InputError(f"{reference}: found images of side {found}, expected {size}; use another folder")
+        images = np.stack([read_image(archive, name, size) for name in names])
+    classes, labels = np.unique([class_of(name) for name in names], return_inverse=True)
+    write_part(reference, images, labels, (Path(name).stem for name in names))
+    print(f"{directory / part}: {len(names):,} images of {len(classes)} classes, {size}x{size}", flush=True)
 
 
 def main() -> None:
     """Write the three parts. InputError for archives that are missing or hold something else."""
-    parser = argparse.ArgumentParser(description="Write the photographs' three parts into a folder.")
+    parser = argparse.ArgumentParser(description="Write CIFAR-10's three parts into a folder.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", type=int, choices=(8, 16, 32), default=SIDE, help="side of the images, pixels (32)")
     parser.add_argument("--zips", type=Path, metavar="DIR", help=f"with the archives (${VARIABLE}, ../shared/data)")
     args = parser.parse_args()
     zips = zips_folder(args.zips)
     for part in FILES:
-        write_part(zips, args.folder, part, args.size)
+        write_from_zip(zips, args.folder, part, args.size)
 
 
 if __name__ == "__main__":
-    process_group.run_main(main)
+    shutdown.run_main(main)

@@ -9,17 +9,16 @@ as <label>-<cluster>_<number>.png.
 from __future__ import annotations
 
 import argparse
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from scipy.cluster.vq import ClusterError, kmeans2
 
-from evaluations.classifier_features import ClassifierEngine
-from guided_diffusion.distributed import process_group
+from evaluations.features.classifier import ClassifierExtractor
+from experiments.image_parts import write_part
+from guided_diffusion.distributed import shutdown
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import write_atomically
 
 SEED = 0
 BATCH = 100
@@ -45,41 +44,32 @@ def sub_labels(features_ND: np.ndarray, labels_N: np.ndarray, clusters: int) -> 
     return found
 
 
-def write_part(path: Path, images: np.ndarray, labels: np.ndarray, clusters: int) -> None:
-    """The folder of images, then the npz file; each appears under its name when it is whole."""
-    folder, unfinished = path.with_suffix(""), path.with_suffix(".unfinished")
-    for old in (folder, unfinished):
-        shutil.rmtree(old, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    # Names sort as labels do: the order in which training numbers its classes.
+def names(labels: np.ndarray, clusters: int) -> Iterator[str]:
+    """File names <label>-<cluster>_<number>, which sort as sub-labels do: the order in which training numbers them."""
     width = len(str(labels.max() // clusters)), len(str(clusters - 1))
-    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-        name = f"{label // clusters:0{width[0]}d}-{label % clusters:0{width[1]}d}_{number:06d}.png"
-        Image.fromarray(image).save(unfinished / name)
-    unfinished.rename(folder)
-    with write_atomically(path) as file:
-        np.savez(file, arr_0=images, arr_1=labels)
+    for number, label in enumerate(labels):
+        yield f"{label // clusters:0{width[0]}d}-{label % clusters:0{width[1]}d}_{number:06d}"
 
 
 def main() -> None:
     """Read, cluster, write. InputError for files that are missing or do not fit each other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clusters", type=int, default=5, help="of each class (5)")
-    for name in ("checkpoint", "images", "new"):
-        parser.add_argument(name, type=Path)
+    for argument in ("checkpoint", "images", "new"):
+        parser.add_argument(argument, type=Path)
     args = parser.parse_args()
     if args.clusters < 2:
         raise InputError(f"--clusters: found {args.clusters}, expected 2 or more")
-    engine = ClassifierEngine(args.checkpoint, BATCH)
+    engine = ClassifierExtractor(args.checkpoint, BATCH)
     with np.load(args.images, allow_pickle=False) as file:
         images, labels = file["arr_0"], file["arr_1"]
     engine.check(str(args.images), images.shape)
     batches = [images[begin : begin + BATCH] for begin in range(0, len(images), BATCH)]
     labels = sub_labels(engine.compute_activations(batches).pool, labels, args.clusters)
-    write_part(args.new, images, labels, args.clusters)
+    write_part(args.new, images, labels, names(labels, args.clusters))
     sizes = np.bincount(labels)
     print(f"{args.new.absolute()}: {len(sizes)} sub-classes of {sizes.min()} to {sizes.max()} images", flush=True)
 
 
 if __name__ == "__main__":
-    process_group.run_main(main)
+    shutdown.run_main(main)

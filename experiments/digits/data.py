@@ -3,7 +3,7 @@
     python experiments/digits/data.py FOLDER
 
     train       the diffusion model and the classifiers that guide it
-    evaluator   the feature network that judges the samples, which never guides
+    evaluator   the network that extracts the samples' features, which never guides
     heldout     the reference that samples are compared with; nothing is trained on it
 """
 
@@ -13,12 +13,10 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from sklearn.datasets import load_digits
 
-from guided_diffusion.io.files import write_atomically
+from experiments.image_parts import write_part
 
-NUM_CLASSES = 10
 # Cuts as shares of every class, in the order of a permutation with a fixed seed.
 PARTS = {"train": (0.0, 0.5), "evaluator": (0.5, 0.75), "heldout": (0.75, 1.0)}
 SPLIT_SEED = 0
@@ -34,7 +32,7 @@ def split(labels: np.ndarray) -> dict[str, np.ndarray]:
     """Sorted image numbers of each part: disjoint, together all, classes in equal shares up to rounding."""
     random = np.random.RandomState(SPLIT_SEED)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in PARTS}
-    for digit in range(NUM_CLASSES):
+    for digit in range(10):
         members = random.permutation(np.flatnonzero(labels == digit))
         for name, (begin, end) in PARTS.items():
             parts[name].append(members[round(begin * len(members)) : round(end * len(members))])
@@ -42,15 +40,11 @@ def split(labels: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def write_parts(directory: Path) -> None:
-    """Write `<part>/<class>_<number>.png` (8-bit grey) and `<part>.npz` (arr_0 uint8 NHWC, arr_1 labels)."""
+    """Write `<part>/<class>_<number>.png` (8-bit grey) and `<part>.npz` for every part."""
     images, labels = load_images()
     for name, numbers in split(labels).items():
-        folder = directory / name
-        folder.mkdir(parents=True, exist_ok=True)
-        for number in numbers:
-            Image.fromarray(images[number]).save(folder / f"{labels[number]}_{number:04d}.png")
-        with write_atomically(directory / f"{name}.npz") as file:
-            np.savez(file, arr_0=images[numbers][..., None], arr_1=labels[numbers])
+        names = (f"{labels[number]}_{number:04d}" for number in numbers)
+        write_part(directory / f"{name}.npz", images[numbers][..., None], labels[numbers], names)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.commands import Commands, Options
+from experiments.commands import Commands
 from experiments.digits.page import TABLE, TRACED_SCALE, Page
 from experiments.plan import plan, preparation
 from experiments.runner import Runner
-from experiments.spec import Book, short
+from experiments.spec import Spec, short
 from experiments.spec_files import load
 from experiments.steps import claim
-from guided_diffusion.distributed.process_group import run_main
+from guided_diffusion.distributed.shutdown import run_main
 from guided_diffusion.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,16 +29,16 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPES = Path("experiments/digits/recipes")
 
 
-def quick(book: Book) -> Book:
-    """The book with so few samples, steps and iterations that it means nothing: everything happens, fast."""
-    networks = dict(book.networks)
+def quick(spec: Spec) -> Spec:
+    """The spec with so few samples, steps and iterations that it means nothing: everything happens, fast."""
+    networks = dict(spec.networks)
     for name, network in networks.items():
         if network.training:
-            few = {"iterations": 40 if name == book.features else 20}
+            few = {"iterations": 40 if name == spec.features else 20}
             networks[name] = replace(network, training=replace(network.training, flags=network.training.flags | few))
     few = {"num_samples": 40, "batch_size": 20, "timestep_respacing": "ddim5"}
-    runs = {name: replace(run, flags=run.flags | few) for name, run in book.runs.items()}
-    return replace(book, networks=networks, runs=runs, seeds=(0,))
+    runs = {name: replace(run, flags=run.flags | few) for name, run in spec.runs.items()}
+    return replace(spec, networks=networks, runs=runs, seeds=(0,))
 
 
 def main() -> None:
@@ -48,9 +48,9 @@ def main() -> None:
     args = parser.parse_args()
     out = short(args.out)
     os.chdir(ROOT)
-    book = load(ROOT / RECIPES)
-    rows = book.tables[TABLE].rows
-    book = quick(book) if args.quick else book
+    spec = load(ROOT / RECIPES)
+    rows = spec.tables[TABLE].rows
+    spec = quick(spec) if args.quick else spec
     if (out / "settings.json").exists():
         raise InputError(f"{out}: found a demo of an earlier version, expected none: remove it, or use another --out")
     claim(out / "book.json", {"recipes": str(RECIPES), "rehearsal": False, "quick": args.quick})
@@ -59,14 +59,14 @@ def main() -> None:
     # training two steps at a time are faster than one of two processes, most of whose time would be their start.
     started, runner = time.perf_counter(), Runner(out, {"OMP_NUM_THREADS": "1"}, show=False)
     print(f"logs: {runner.logs}", flush=True)
-    commands = Commands(book, Options(out=out, processes=1))
-    first = preparation(Commands(book, Options(out=out, processes=2)), rows)
+    commands = Commands(spec, out=out, processes=1)
+    first = preparation(Commands(spec, out=out, processes=2), rows)
     made = {step.name for step in first}
-    traced = Commands(book, replace(commands.options, trace=True))  # slower, so only what the page looks at
+    traced = replace(commands, trace=True)  # slower, so only what the page looks at
     traced = {step.name: step for step in plan(traced, rows) if f"-{TRACED_SCALE:g}-" in step.name}
     then = [traced.get(step.name, step) for step in plan(commands, rows) if step.name not in made]
     runner.run(first)
-    runner.run(then, at_once=2)
+    runner.run(then, jobs=2)
 
     print("drawing the report", flush=True)
     table = Page(commands).write([runner.line(step.command) for step in (*first, *then)])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from experiments.digits.data import write_parts
 from guided_diffusion.config.configs import DiffusionConfig, ModelConfig
-from guided_diffusion.config.flags import Given
+from guided_diffusion.config.flags import ParsedFlags
 from guided_diffusion.io import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,31 +31,22 @@ FLAGS = (
 
 
 def main() -> None:
+    """Train, then store the averaged weights as float16, with the flags that build the model and its process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5000, help="training steps (default 5000)")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "demo_model", help="training's folder")
-    model = Path(__file__).with_name("model")
-    parser.add_argument("--model_dir", type=Path, default=model, help="where the model ends")
+    parser.add_argument("--model_dir", type=Path, default=Path(__file__).with_name("model"), help="for the model")
     args = parser.parse_args()
-    write_parts(args.work / "data")
-    log_dir = args.work.absolute() / "training"
-    train(args.work.absolute() / "data" / "train", log_dir, args.steps)
-    ship(sorted(log_dir.glob("ema_*.pt"))[-1], args.model_dir / "uncond.safetensors")
-
-
-def train(data_dir: Path, log_dir: Path, steps: int) -> None:
-    """Run scripts/image_train.py, which goes on from its newest checkpoint where there is one."""
-    command = [sys.executable, "scripts/image_train.py", "--data_dir", str(data_dir), "--log_dir", str(log_dir)]
-    command += shlex.split(FLAGS) + ["--lr_anneal_steps", str(steps)]
+    data, log_dir = args.work.absolute() / "data", args.work.absolute() / "training"
+    write_parts(data)
+    command = [sys.executable, "scripts/image_train.py", "--data_dir", str(data / "train"), "--log_dir", str(log_dir)]
+    command += shlex.split(FLAGS) + ["--lr_anneal_steps", str(args.steps)]
     print(shlex.join(command), flush=True)
     subprocess.run(command, cwd=ROOT, env={"OMP_NUM_THREADS": "1", **os.environ}, check=True)
-
-
-def ship(average: Path, model: Path) -> None:
-    """Store averaged weights as float16, with the flags that say how to build the model and its process."""
-    weights = {name: tensor.half() for name, tensor in checkpoint.read_state_dict(average).items()}
-    checkpoint.save(weights, model)
-    checkpoint.write_config(model.parent, Given(checkpoint.read_config(average)).resolve(ModelConfig, DiffusionConfig))
+    average, model = sorted(log_dir.glob("ema_*.pt"))[-1], args.model_dir / "uncond.safetensors"
+    checkpoint.save({name: tensor.half() for name, tensor in checkpoint.read_state_dict(average).items()}, model)
+    flags = ParsedFlags(checkpoint.read_config(average))
+    checkpoint.write_config(model.parent, flags.resolve(ModelConfig, DiffusionConfig))
     print(f"{model.absolute()}: {model.stat().st_size / 1e6:.2f} MB")
 
 

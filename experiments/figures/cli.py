@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
-from experiments.figures import compare, gradient_maps, sampler_curves, sweep, vanishing, vanishing_points
+from experiments.figures import compare, gradient_maps, sampler_curves, style, sweep, vanishing, vanishing_points
+from experiments.figures.inputs import check_labels
 from guided_diffusion.errors import InputError
 
 FIGURES = {
@@ -48,16 +51,27 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         parser.add_argument(
             "--out", type=_png, default=_png(f"{name}.png"), metavar="FILE.png", help=f"the figure ({name}.png)"
         )
-        parser.set_defaults(draw=module.draw)
+        parser.set_defaults(draw=partial(_draw, module))
     return figure
 
 
 def draw(words: Sequence[object], path: Path) -> None:
-    """A figure from within a program, by the command's words. InputError where it cannot be drawn."""
+    """Draw a figure from within a program, by the command's words. InputError where it cannot be drawn."""
     parser = argparse.ArgumentParser(prog="ed-dpm", exit_on_error=False)
     add_parser(parser.add_subparsers())
     args = parser.parse_args(["figure", *map(str, words), "--out", str(path)])
     args.draw(args)
+
+
+def _draw(module: ModuleType, args: argparse.Namespace) -> list[Path]:
+    """Draw, and write the data that the figure shows beside it; returns both paths."""
+    data = args.out.with_suffix(".csv")
+    if "files" in args:
+        check_labels(args.files)
+    elif data.resolve() == args.table.resolve():
+        raise InputError(f"--out: found {args.out}, whose data would replace {data}; expected another name")
+    style.write_csv(data, module.draw(args))
+    return [args.out, data]
 
 
 def _png(text: str) -> Path:

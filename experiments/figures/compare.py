@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from experiments.figures import style
 from experiments.figures.inputs import (
     Labelled,
     add_class_names,
-    check_labels,
     class_name,
     indices,
     labelled,
@@ -32,9 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_class_names(parser)
 
 
-def draw(args: argparse.Namespace) -> list[Path]:
-    """Write the figure and what identifies its images; returns their paths."""
-    check_labels(args.files)
+def draw(args: argparse.Namespace) -> list[dict]:
+    """Write the figure and return what identifies its images, a row each."""
     names = read_class_names(args.class_names, args.files)
     images, labels, chosen = _read(args.files, args.samples)
     titles = ["" if labels is None else class_name(names, int(labels[i])) for i in chosen]
@@ -48,14 +45,12 @@ def draw(args: argparse.Namespace) -> list[Path]:
             rows=[style.plain(label, 20) for label in images],
             columns=[style.plain(title, 11) or str(i) for title, i in zip(titles, chosen, strict=True)],
         )  # fmt: skip
-    rows = []
-    for label, stack in images.items():
-        for i, title in zip(chosen, titles, strict=True):
-            number = None if labels is None else int(labels[i])
-            rows.append({"label": label, "sample": i, "class": number, "class_name": title} | identity(stack[i]))
-    data = style.beside(args.out)
-    style.write_csv(data, rows)
-    return [args.out, data]
+    return [
+        {"label": label, "sample": i, "class": None if labels is None else int(labels[i]), "class_name": title}
+        | identity(stack[i])
+        for label, stack in images.items()
+        for i, title in zip(chosen, titles, strict=True)
+    ]
 
 
 def identity(image_HWC: np.ndarray) -> dict[str, Any]:
@@ -80,16 +75,10 @@ def _read(
         if other.shape[1:] != first.shape[1:]:
             shapes = f"{list(first.shape[1:])} and {list(other.shape[1:])}"
             raise InputError(f"{both}: found images of {shapes}, expected the same shape")
-        if not _equal(labels, other_labels, chosen):
+        a, b = (None if found is None else found[chosen] for found in (labels, other_labels))
+        if not np.array_equal(a, b):  # neither file having classes is fine
             raise InputError(f"{both}: found different labels (arr_1) of the samples shown, expected the same")
     return images, labels, chosen
-
-
-def _equal(a: np.ndarray | None, b: np.ndarray | None, chosen: list[int]) -> bool:
-    """Whether the samples have the same classes; neither file having any is fine."""
-    if a is None or b is None:
-        return a is b
-    return np.array_equal(a[chosen], b[chosen])
 
 
 def _shown(image_HWC: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ A picture is 0.5 + magnify * g / 2, clipped to [0, 1]: no guidance is mid grey, 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 
@@ -15,7 +14,6 @@ from experiments.figures.inputs import (
     Labelled,
     Maps,
     add_class_names,
-    check_labels,
     class_name,
     labelled_trace,
     read_class_names,
@@ -26,26 +24,25 @@ from guided_diffusion.errors import InputError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The figure's own options."""
-    parser.add_argument("traces", nargs="+", type=labelled_trace, metavar="LABEL=TRACE",
+    parser.add_argument("files", nargs="+", type=labelled_trace, metavar="LABEL=TRACE",
                         help="two or more, npz of --trace, or a run's folder with it")  # fmt: skip
     parser.add_argument("--count", type=int, default=3, metavar="N", help="samples shown, from the first on (3)")
     parser.add_argument("--magnify", type=float, default=50.0, metavar="F", help="factor on the guidance (50)")
     add_class_names(parser)
 
 
-def draw(args: argparse.Namespace) -> list[Path]:
-    """Write the figure and the size of every map; returns their paths."""
-    check_labels(args.traces)
-    names = read_class_names(args.class_names, args.traces)
-    if len(args.traces) < 2:
-        raise InputError(f"gradient-maps: found one trace, {args.traces[0].path}, expected two or more to compare")
-    maps = {file.label: read_maps(file) for file in args.traces}
-    first = maps[args.traces[0].label]
+def draw(args: argparse.Namespace) -> list[dict]:
+    """Write the figure and return the size of every map, a row each."""
+    names = read_class_names(args.class_names, args.files)
+    if len(args.files) < 2:
+        raise InputError(f"gradient-maps: found one trace, {args.files[0].path}, expected two or more to compare")
+    maps = {file.label: read_maps(file) for file in args.files}
+    first = maps[args.files[0].label]
     available = min(len(m.y) for m in maps.values())
     if not 1 <= args.count <= available:
         raise InputError(f"--count: found {args.count}, expected 1 to {available}, as many samples have maps")
-    for file in args.traces[1:]:
-        _check_same_start(args.traces[0], first, file, maps[file.label], args.count)
+    for file in args.files[1:]:
+        _check_same_start(args.files[0], first, file, maps[file.label], args.count)
 
     rows, blocks, shares = [], [], []
     for sample in range(args.count):
@@ -65,13 +62,11 @@ def draw(args: argparse.Namespace) -> list[Path]:
             right=[f"{share:.0%} clipped" for share in shares],
         )  # fmt: skip
         figure.suptitle(f"guidance \N{MULTIPLICATION SIGN} {args.magnify:g}")
-    data = style.beside(args.out)
-    style.write_csv(data, rows)
-    return [args.out, data]
+    return rows
 
 
 def sizes(label: str, sample: int, maps: Maps, magnify: float) -> list[dict]:
-    """A row a map: sample, trace, class, t, rms and largest |g|, and the share of values that are clipped."""
+    """Rows of a sample, one a map: sample, trace, class, t, rms and largest |g|, the share of clipped values."""
     g_kCHW = maps.guidance[sample].astype(np.float64)
     return [
         {

@@ -1,4 +1,4 @@
-"""What figures are made from: LABEL=FILE arguments, traces, samples, names of classes. Bad ones: InputError."""
+"""Inputs of figures: LABEL=FILE arguments, traces, samples, names of classes. InputError for bad ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from guided_diffusion.config.configs import NUM_CLASSES
 from guided_diffusion.data.image_files import is_image_archive
 from guided_diffusion.errors import InputError, some_of
 from guided_diffusion.io import checkpoint
-from guided_diffusion.io.files import check_readable, decoding, list_names, open_regular, read_json
+from guided_diffusion.io.reading import check_readable, decoding, list_names, open_regular, read_json
 from guided_diffusion.runs.run_directory import read_manifest
 
 SERIES = ("entropy_ratio", "grad_norm", "scale", "relative_guidance")
@@ -36,7 +36,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Maps:
-    """What a trace kept of its first n samples at k steps."""
+    """The maps that a trace has of its first n samples at k steps."""
 
     t: np.ndarray  # int64 [k], decreasing
     y: np.ndarray  # int64 [n]: classes
@@ -57,7 +57,7 @@ class Trace:
 
 
 def labelled(text: str) -> Labelled:
-    """The type of a LABEL=SAMPLES argument: a file or a folder."""
+    """Parse a LABEL=SAMPLES argument: a file or a folder."""
     label, separator, name = text.partition("=")
     if not separator or not label.strip() or not name:
         raise InputError(f"{text}: expected LABEL=FILE")
@@ -67,7 +67,7 @@ def labelled(text: str) -> Labelled:
 
 
 def labelled_trace(text: str) -> Labelled:
-    """The type of a LABEL=TRACE argument: a file, or a run's folder with one trace in it."""
+    """Parse a LABEL=TRACE argument: a file, or a run's folder with one trace in it."""
     file = labelled(text)
     if not file.path.is_dir():
         return file
@@ -157,7 +157,7 @@ def read_class_names(path: Path | None, files: Sequence[Labelled] = ()) -> list[
     Without a path: of the first checkpoint that the run.json beside one of the files names; None if there are none.
     """
     if path is None:
-        return next(filter(None, (_names_of_run(_folder(file.path)) for file in files)), None)
+        return next(filter(None, (_names_of_run(file.path) for file in files)), None)
     if path.suffix == ".json":
         if names := _names(read_json(path, "a checkpoint's config"), path.with_name("model.pt")):
             return names
@@ -166,13 +166,9 @@ def read_class_names(path: Path | None, files: Sequence[Labelled] = ()) -> list[
         return [name.strip() for name in file.read().decode().splitlines()]
 
 
-def _folder(path: Path) -> Path:
-    return path if path.is_dir() else path.parent
-
-
-def _names_of_run(folder: Path) -> list[str] | None:
+def _names_of_run(path: Path) -> list[str] | None:
     with suppress(InputError, OSError):
-        run = read_manifest(folder)
+        run = read_manifest(path if path.is_dir() else path.parent)
         for flag in ("classifier_path", "model_path"):
             if run.get(flag) and (names := _names(checkpoint.read_config(run[flag]) or {}, run[flag])):
                 return names
@@ -191,7 +187,7 @@ def _names(saved: Mapping[str, Any], path: str | Path) -> list[str]:
 
 
 def class_name(names: list[str] | None, label: int) -> str:
-    """Its name, or its number where there are no names."""
+    """The name of a class, or its number where there are no names."""
     if names is None:
         return f"class {label}"
     if not 0 <= label < len(names):
@@ -200,7 +196,7 @@ def class_name(names: list[str] | None, label: int) -> str:
 
 
 def indices(text: str) -> list[int]:
-    """The type of a list of samples such as 0,3,5."""
+    """Parse a list of samples such as 0,3,5."""
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:

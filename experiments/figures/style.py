@@ -1,22 +1,21 @@
-"""How all figures look and are saved: PNG at 200 dpi with the data as CSV beside it, legible in grey.
+"""The look of all figures, and how they are saved: PNG at 200 dpi with the data as CSV beside it, legible in grey.
 
 matplotlib is imported when a figure is drawn, so that the other commands of `ed-dpm` do without it.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from experiments.documents import csv_text, write_text
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import write_atomically
+from guided_diffusion.io.atomic import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,29 +66,14 @@ def new_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_RC, "backend": "agg"}):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.05)
-    write(path, buffer.getvalue())
-
-
-def beside(path: Path, suffix: str = "") -> Path:
-    """The CSV file of a figure: a.png has its data in a.csv, or a-SUFFIX.csv where there are two kinds of it."""
-    return path.with_name(f"{path.stem}-{suffix}.csv" if suffix else f"{path.stem}.csv")
+        with write_atomically(path) as file:
+            figure.savefig(file, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.05)
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Rows with the same keys under a line of their names; None is an empty field, a float has 7 digits."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: _field(value) for key, value in row.items()} for row in rows)
-    write(path, text.getvalue().encode(errors="backslashreplace"))
-
-
-def write(path: Path, data: bytes) -> None:
-    """All of it or nothing. InputError when it cannot be written there."""
-    with write_atomically(path) as file:
-        file.write(data)
+    """Write rows with the same keys under a line of their names; None is an empty field, a float has 7 digits."""
+    fields = ({key: _field(value) for key, value in row.items()} for row in rows)
+    write_text(path, csv_text(list(rows[0]), fields))
 
 
 def _field(value: Any) -> Any:
@@ -104,20 +88,21 @@ def sampling_axis(axes: Axes, t_S: np.ndarray) -> None:
     axes.set_xlabel("t  (noise \N{RIGHTWARDS ARROW} image)")
 
 
-def log_axis(axes: Axes) -> None:
-    """Make y logarithmic: powers of ten at the ticks, and 2 and 5 times these where there would be few of them."""
+def log_axis(axes: Axes, name: Literal["x", "y"] = "y") -> None:
+    """Make an axis logarithmic: powers of ten at the ticks, and 2 and 5 times these where there would be few."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    if not np.isfinite(axes.dataLim.intervaly).all():  # such as the scale of a run without guidance
+    axis = axes.yaxis if name == "y" else axes.xaxis
+    if not np.isfinite(axes.dataLim.get_points()[:, name == "y"]).all():  # such as the scale of a run without guidance
         axes.text(0.5, 0.5, "nothing above 0", ha="center", va="center", transform=axes.transAxes)
-        axes.set_yticks([])
+        axis.set_ticks([])
         return
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set(**{f"{name}scale": "log"})
+    low, high = axis.get_view_interval()
+    axis.set_minor_formatter(NullFormatter())
     if high / low < 100:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
 
 
 def picture(x_CHW: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from experiments.figures import style
 from experiments.figures.inputs import (
     Trace,
     add_class_names,
-    check_labels,
     class_name,
     labelled_trace,
     read_class_names,
@@ -39,18 +37,17 @@ TITLES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The figure's own options."""
-    parser.add_argument("traces", nargs="+", type=labelled_trace, metavar="LABEL=TRACE",
+    parser.add_argument("files", nargs="+", type=labelled_trace, metavar="LABEL=TRACE",
                         help="npz of --trace, or a run's folder with it")  # fmt: skip
     parser.add_argument("--sample", type=int, default=0, metavar="I", help="whose pictures are shown (0)")
     parser.add_argument("--magnify", type=float, default=50.0, metavar="F", help="factor on the guidance shown (50)")
     add_class_names(parser)
 
 
-def draw(args: argparse.Namespace) -> list[Path]:
-    """Write the figure and its curves; returns their paths."""
-    check_labels(args.traces)
-    names = read_class_names(args.class_names, args.traces)
-    traces = [read_trace(file, with_maps=True) for file in args.traces]
+def draw(args: argparse.Namespace) -> list[dict]:
+    """Write the figure and return its curves, a row each."""
+    names = read_class_names(args.class_names, args.files)
+    traces = [read_trace(file, with_maps=True) for file in args.files]
     pictured = [trace for trace in traces if trace.maps is not None]
     for trace in pictured:
         if not 0 <= args.sample < len(trace.maps.y):
@@ -70,13 +67,11 @@ def draw(args: argparse.Namespace) -> list[Path]:
         _draw_curves(parts[0], traces, curves)
         for part, grid in zip(parts[1:], grids, strict=True):
             _draw_pictures(part.subplots(), grid, args.sample, args.magnify, cell, names)
-    data = style.beside(args.out)
-    style.write_csv(data, [row for rows in curves.values() for row in rows])
-    return [args.out, data]
+    return [row for rows in curves.values() for row in rows]
 
 
 def summarize(trace: Trace) -> list[dict[str, Any]]:
-    """A row a step: trace, t, mean entropy_ratio, then median and quartiles (_low, _high) of the others."""
+    """Rows of a trace, one a step: t, mean entropy_ratio, median and quartiles (_low, _high) of the others."""
     columns: dict[str, Any] = {"entropy_ratio": trace.series["entropy_ratio"].mean(axis=0)}
     for name in ("grad_norm", "relative_guidance", "scale"):
         low, middle, high = np.quantile(trace.series[name], (0.25, 0.5, 0.75), axis=0)

@@ -1,4 +1,4 @@
-"""Where the gradient vanishes (Fig. 3): a histogram over samples, under three definitions of the point.
+"""Vanishing points of the gradient (Fig. 3): a histogram over samples, under three definitions of the point.
 
 The paper's "the gradient norm is smaller than 0.15" is also met near t = T, where the classifier knows nothing
 yet, and by a gradient that comes back. So beside it: from when on the norm stays below, and from when on it does
@@ -8,13 +8,12 @@ so while the classifier is certain (low entropy), which is the vanishing that th
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from experiments.figures import style
-from experiments.figures.inputs import Trace, check_labels, labelled_trace, read_trace
+from experiments.figures.inputs import Trace, labelled_trace, read_trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +25,7 @@ _BINS = 40  # at most
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The figure's own options."""
-    parser.add_argument("traces", nargs="+", type=labelled_trace, metavar="LABEL=TRACE",
+    parser.add_argument("files", nargs="+", type=labelled_trace, metavar="LABEL=TRACE",
                         help="npz of --trace, or a run's folder with it")  # fmt: skip
     parser.add_argument("--threshold", type=float, default=VANISHED_NORM, metavar="M",
                         help=f"of the gradient's norm ({VANISHED_NORM:g})")  # fmt: skip
@@ -34,10 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help=f"certain below this H / log K ({CERTAIN_ENTROPY:g})")  # fmt: skip
 
 
-def draw(args: argparse.Namespace) -> list[Path]:
-    """Write the figure and every sample's points; returns their paths."""
-    check_labels(args.traces)
-    traces = [read_trace(file) for file in args.traces]
+def draw(args: argparse.Namespace) -> list[dict]:
+    """Write the figure and return every sample's points, a row each."""
+    traces = [read_trace(file) for file in args.files]
     points = [vanishing_points(trace, args.threshold, args.entropy) for trace in traces]
     titles = {
         "first_below": f"first t with gradient norm < {args.threshold:g}",
@@ -54,12 +52,12 @@ def draw(args: argparse.Namespace) -> list[Path]:
             axes.set(title=title, ylabel="share of samples")
             axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.03), borderaxespad=0, frameon=False)
         style.sampling_axis(panels[-1], edges)
-    data = style.beside(args.out)
-    style.write_csv(data, [
-        {"trace": trace.label, "sample": sample} | {name: _or_none(found[name][sample]) for name in titles}
-        for trace, found in zip(traces, points, strict=True) for sample in range(len(found["first_below"]))
-    ])  # fmt: skip
-    return [args.out, data]
+    return [
+        {"trace": trace.label, "sample": sample}
+        | {name: None if np.isnan(found[name][sample]) else int(found[name][sample]) for name in titles}
+        for trace, found in zip(traces, points, strict=True)
+        for sample in range(len(found["first_below"]))
+    ]
 
 
 def vanishing_points(trace: Trace, threshold: float, entropy: float) -> dict[str, np.ndarray]:
@@ -103,7 +101,3 @@ def _histogram(axes: Axes, label: str, points_N: np.ndarray, edges: np.ndarray, 
     shares = np.histogram(np.clip(found, edges[0], edges[-1]), edges)[0] / len(points_N)
     face = {"fill": True, "facecolor": (*[0.5] * 3, 0.25)} if index == 0 else {"fill": False}
     axes.stairs(shares, edges, label=text, edgecolor=look["color"], linestyle=look["linestyle"], linewidth=1.4, **face)
-
-
-def _or_none(t: float) -> int | None:
-    return None if np.isnan(t) else int(t)

@@ -1,4 +1,4 @@
-"""Builders of the three networks and of the process, from plain arguments; upstream's signatures come first."""
+"""Builders of the three networks and of the process from plain arguments, beginning with upstream's."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from guided_diffusion.config.configs import NUM_CLASSES
-from guided_diffusion.diffusion.gaussian import LossType, ModelMeanType, ModelVarType, get_named_beta_schedule
+from guided_diffusion.diffusion.enums import LossType, ModelMeanType, ModelVarType
 from guided_diffusion.diffusion.respace import SpacedDiffusion, space_timesteps
+from guided_diffusion.diffusion.schedules import get_named_beta_schedule
 from guided_diffusion.errors import InputValueError
 from guided_diffusion.models.layers import NORM_GROUPS
 from guided_diffusion.models.unet import EncoderUNetModel, SuperResModel, UNetModel
@@ -16,7 +17,7 @@ from guided_diffusion.system.malloc import machine_memory
 
 Built = TypeVar("Built")
 
-# Width of each level over the first one's. 64 and up are the published models'; 32 is the ED-DPM release's.
+# Width of each level relative to the first. Sizes from 64 are upstream's; 32 is the ED-DPM release's.
 CHANNEL_MULT = {
     512: (0.5, 1, 1, 2, 2, 4, 4),
     256: (1, 1, 2, 2, 4, 4),
@@ -43,7 +44,7 @@ def create_gaussian_diffusion(
     rescale_learned_sigmas: bool = False,
     timestep_respacing: str | list[int] = "",
 ) -> SpacedDiffusion:
-    """The process that the flags describe. ValueError (shown as one line) for an unknown respacing."""
+    """Build the process that the flags describe. InputError (a ValueError) for an unknown respacing."""
     betas = get_named_beta_schedule(noise_schedule, steps)
     mse_type = LossType.RESCALED_MSE if rescale_learned_sigmas else LossType.MSE
     fixed_variance = ModelVarType.FIXED_SMALL if sigma_small else ModelVarType.FIXED_LARGE
@@ -82,32 +83,11 @@ def create_model(
     resblock_updown: bool = False,
     use_fp16: bool = False,
     use_new_attention_order: bool = False,
-    num_classes: int = NUM_CLASSES,
+    num_classes: int | None = None,
     in_channels: int = 3,
 ) -> UNetModel:
-    """The diffusion network. InputError (a ValueError) naming flags that do not fit together."""
-    levels = _levels("image_size", image_size, "channel_mult", channel_mult, CHANNEL_MULT)
-    return _network(
-        UNetModel,
-        ("num_channels", "channel_mult", "num_heads", "num_head_channels"),
-        image_size=image_size,
-        in_channels=in_channels,
-        model_channels=num_channels,
-        out_channels=in_channels * (2 if learn_sigma else 1),
-        num_res_blocks=num_res_blocks,
-        attention_resolutions=_downsample_rates("attention_resolutions", image_size, attention_resolutions),
-        dropout=dropout,
-        channel_mult=levels,
-        num_classes=num_classes if class_cond else None,
-        use_checkpoint=use_checkpoint,
-        use_fp16=use_fp16,
-        num_heads=num_heads,
-        num_head_channels=num_head_channels,
-        num_heads_upsample=num_heads_upsample,
-        use_scale_shift_norm=use_scale_shift_norm,
-        resblock_updown=resblock_updown,
-        use_new_attention_order=use_new_attention_order,
-    )
+    """Build the diffusion network. InputError (a ValueError) naming flags that do not fit together."""
+    return _unet(UNetModel, "image_size", CHANNEL_MULT, locals())
 
 
 def create_classifier(
@@ -119,12 +99,12 @@ def create_classifier(
     classifier_use_scale_shift_norm: bool,
     classifier_resblock_updown: bool,
     classifier_pool: str,
-    num_classes: int = NUM_CLASSES,
+    num_classes: int | None = None,
     in_channels: int = 3,
     classifier_num_head_channels: int = 64,
     classifier_channel_mult: str = "",
 ) -> EncoderUNetModel:
-    """The noise-aware classifier. InputError (a ValueError) naming flags that do not fit together."""
+    """Build the noise-aware classifier. InputError (a ValueError) naming flags that do not fit together."""
     levels = _levels("image_size", image_size, "classifier_channel_mult", classifier_channel_mult, CHANNEL_MULT)
     return _network(
         EncoderUNetModel,
@@ -132,7 +112,7 @@ def create_classifier(
         image_size=image_size,
         in_channels=in_channels,
         model_channels=classifier_width,
-        out_channels=num_classes,
+        out_channels=NUM_CLASSES if num_classes is None else num_classes,
         num_res_blocks=classifier_depth,
         attention_resolutions=_downsample_rates(
             "classifier_attention_resolutions", image_size, classifier_attention_resolutions
@@ -162,37 +142,37 @@ def sr_create_model(
     dropout,
     resblock_updown,
     use_fp16,
-    num_classes=NUM_CLASSES,
+    num_classes=None,
     in_channels=3,
     channel_mult="",
 ) -> SuperResModel:
-    """The super-resolution network. InputError (a ValueError) naming flags that do not fit together."""
-    levels = _levels("large_size", large_size, "channel_mult", channel_mult, SR_CHANNEL_MULT)
-    return _network(
-        SuperResModel,
-        ("num_channels", "channel_mult", "num_heads", "num_head_channels"),
-        image_size=large_size,
-        in_channels=in_channels,
-        model_channels=num_channels,
-        out_channels=in_channels * (2 if learn_sigma else 1),
-        num_res_blocks=num_res_blocks,
-        attention_resolutions=_downsample_rates("attention_resolutions", large_size, attention_resolutions),
-        dropout=dropout,
-        channel_mult=levels,
-        num_classes=num_classes if class_cond else None,
-        use_checkpoint=use_checkpoint,
-        num_heads=num_heads,
-        num_head_channels=num_head_channels,
-        num_heads_upsample=num_heads_upsample,
-        use_scale_shift_norm=use_scale_shift_norm,
-        resblock_updown=resblock_updown,
-        use_fp16=use_fp16,
-    )
+    """Build the super-resolution network. InputError (a ValueError) naming flags that do not fit together."""
+    return _unet(SuperResModel, "large_size", SR_CHANNEL_MULT, locals())
+
+
+def _unet(
+    constructor: Callable[..., Built], size_flag: str, table: dict[int, tuple[float, ...]], flags: dict[str, Any]
+) -> Built:
+    """Build a UNet from the arguments of `create_model` or `sr_create_model`. size_flag: the flag of the image side."""
+    size, channels, channel_mult = flags[size_flag], flags["in_channels"], flags["channel_mult"]
+    num_classes = NUM_CLASSES if flags["num_classes"] is None else flags["num_classes"]
+    renamed = ("num_channels", "learn_sigma", "class_cond", "large_size", "small_size")
+    arguments = {name: value for name, value in flags.items() if name not in renamed}
+    arguments |= {
+        "image_size": size,
+        "model_channels": flags["num_channels"],
+        "out_channels": channels * (2 if flags["learn_sigma"] else 1),
+        "channel_mult": _levels(size_flag, size, "channel_mult", channel_mult, table),
+        "attention_resolutions": _downsample_rates("attention_resolutions", size, flags["attention_resolutions"]),
+        "num_classes": num_classes if flags["class_cond"] else None,
+    }
+    return _network(constructor, ("num_channels", "channel_mult", "num_heads", "num_head_channels"), **arguments)
 
 
 def _network(constructor: Callable[..., Built], names: Sequence[str], **arguments) -> Built:
-    """A network, unless its widths do not divide, it has too many blocks, or it needs more memory than the machine has
-    by a low estimate of its parameters and of one feature map.
+    """Build a network. InputError if widths do not divide, or for too many blocks or more memory than the machine has.
+
+    The memory is a low estimate, of the parameters and one feature map.
 
     :param names: of the flags for width, levels, heads ("" for none) and channels per head.
     """
@@ -219,7 +199,7 @@ def _network(constructor: Callable[..., Built], names: Sequence[str], **argument
 
 
 def _check_widths(names: Sequence[str], widths: Sequence[int], arguments: Mapping[str, Any]) -> None:
-    """InputError where a level's width has no 32 equal groups, or no equal heads where there is attention."""
+    """Raise InputError where a level's width has no 32 equal groups, or with attention no equal heads."""
     width, levels, heads, head_channels = names
     if any(channels % NORM_GROUPS for channels in widths):
         raise InputValueError(
@@ -251,7 +231,7 @@ def _build(constructor: Callable[..., Built], flags: str, **arguments) -> Built:
 def _levels(
     size_flag: str, size: int, mult_flag: str, mult: str, table: dict[int, tuple[float, ...]]
 ) -> tuple[float, ...]:
-    """Level widths: the flag's, else the table's for this image size."""
+    """Return the levels' relative widths: the flag's, else the table's for this image size."""
     if mult == "":
         if size not in table:
             known = ", ".join(map(str, sorted(table)))
@@ -274,7 +254,7 @@ def _levels(
 
 
 def _downsample_rates(flag: str, size: int, resolutions: str) -> tuple[int, ...]:
-    """Sides in pixels, "32,16,8", as downsampling rates of an image of `size` pixels."""
+    """Convert image sides in pixels, "32,16,8", to downsampling rates of an image of `size` pixels."""
     try:
         return tuple(size // int(side) for side in resolutions.split(","))
     except (ValueError, ZeroDivisionError):

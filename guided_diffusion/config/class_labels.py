@@ -1,4 +1,4 @@
-"""The classes of a network: how many, what they are called, and which of them its training data had."""
+"""The classes of a network: their number, their names, and which of them its training data had."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from guided_diffusion.config.configs import NUM_CLASSES
-from guided_diffusion.config.flags import Given
-from guided_diffusion.distributed import process_group
+from guided_diffusion.config.flags import ParsedFlags
 from guided_diffusion.errors import InputError, counted, some_of
 from guided_diffusion.io import checkpoint, checkpoint_flags
 from guided_diffusion.runs import logger
 
-_SHOWN = 50  # classes that a line lists
+_SHOWN = 50  # classes listed in a line
 
 
 @dataclass(frozen=True)
 class Classes:
     """A network's classes, numbered from 0.
 
-    :param names: of the first of them, by number; empty where nobody knows.
-    :param seen: the numbers that were in the training data, ascending; None where nobody knows.
+    :param names: of the first of them, by number; empty where unknown.
+    :param seen: the numbers that were in the training data, ascending; None where unknown.
     """
 
     count: int
@@ -32,9 +31,9 @@ class Classes:
 
     @classmethod
     def from_config(cls, count: int, saved: Mapping[str, Any] | None, path: str) -> Classes:
-        """What the config.json beside a checkpoint says about its classes; InputError, naming it, if that is nonsense.
+        """Read the classes from the config.json beside a checkpoint; InputError, naming it, for invalid ones.
 
-        Training writes `class_names`, and `seen_classes` where the data had others than those with a name.
+        Training writes `class_names`, and `seen_classes` where the data had not all of those with a name.
         """
         names = (saved or {}).get("class_names") or []
         if type(count) is not int or count < 1:
@@ -49,21 +48,20 @@ class Classes:
 
     @classmethod
     def of_checkpoint(cls, path: str, count: int) -> Classes:
-        """The classes of the network in a checkpoint, by the config.json beside it."""
+        """Return the classes of a checkpoint's network, from the config.json beside it."""
         return cls.from_config(count, checkpoint.read_config(path), path)
 
     def choose(self, text: str) -> list[int]:
-        """The classes to sample, by --classes: numbers or names separated by commas; "": all that training has seen.
+        """Return the classes to sample by --classes: numbers or names separated by commas; "": all seen in training.
 
-        `name:X` is the class called X, whatever X looks like. InputError for a class that is not there, and for a
-        number that is also the name of another class.
+        `name:X` is the class called X, even if X is a number. InputError for an unknown class, and for a number that
+        is also the name of another class.
         """
         if not text:
             return list(range(self.count) if self.seen is None else self.seen)
         chosen = [self._number(part.strip()) for part in text.split(",")]
         if unseen := self.unseen(chosen):
-            line = f"--classes: training never saw {self.listed(unseen)}: such samples show nothing in particular"
-            logger.warning(line)
+            logger.warning(f"--classes: training never saw {self.listed(unseen)}: such samples are meaningless")
         return chosen
 
     def _number(self, part: str) -> int:
@@ -89,39 +87,35 @@ class Classes:
         return f"numbers from 0 to {self.count - 1}, or names: {_shortened(self.names)}"
 
     def unseen(self, numbers: Sequence[int]) -> list[int]:
-        """Those of the classes that are known not to have been in the training data, ascending."""
+        """Return those classes known not to have been in the training data, ascending."""
         return [] if self.seen is None else sorted(set(numbers) - set(self.seen))
 
     def listed(self, numbers: Sequence[int]) -> str:
-        """The classes with their names, "0 = cat, 1 = dog"."""
+        """Return the classes with their names, "0 = cat, 1 = dog"."""
         return _shortened([f"{n} = {self.names[n]}" if n < len(self.names) else str(n) for n in numbers])
 
     def describe(self) -> str:
-        """How many there are, and their names where they are known: "3 classes (cat, dog, fox)"."""
+        """Return the number of classes and their known names: "3 classes (cat, dog, fox)"."""
         return counted(self.count, "classes") + (f" ({_shortened(self.names)})" if self.names else "")
 
     def clash(self, other: Classes) -> str | None:
-        """The first class that two networks call by different names, in words; None where there is none."""
+        """Describe the first class that two networks name differently; None where there is none."""
         pairs = enumerate(zip(self.names, other.names, strict=False))
         return next((f"class {n} is {ours!r}, but {theirs!r}" for n, (ours, theirs) in pairs if ours != theirs), None)
 
 
-def count_classes(given: Given, data_dir: str, names: Sequence[str], resume: str = "") -> Classes:
-    """The classes of a network to be trained on a folder's images.
+def count_classes(parsed: ParsedFlags, data_dir: str, names: Sequence[str], resume: str = "") -> Classes:
+    """Return the classes of a network to be trained on a folder's images, on rank 0.
 
     Their number is that of --num_classes, else of the checkpoints in the log's directory, else of the checkpoint
-    to resume, else counted in the folder. Names that the checkpoint knows keep their numbers; otherwise the folder's
-    own are numbered in their order.
+    to resume, else counted in the folder. Names known to the checkpoint keep their numbers; otherwise the folder's
+    classes are numbered in their order.
 
     :param names: of the classes in the folder. resume: path of a checkpoint to resume; "": none.
-    :raises InputError: the folder holds more classes than that. A collective.
+    :raises InputError: the folder has more classes than that.
     """
-    return process_group.from_rank_0(lambda: _count_classes(given, data_dir, names, resume))
-
-
-def _count_classes(given: Given, data_dir: str, names: Sequence[str], resume: str) -> Classes:
     before, source = _classes_before(resume)
-    wanted = given.values.get("num_classes")
+    wanted = parsed.values.get("num_classes")
     count = wanted or (before.count if before else len(names))
     classes, found = counted(count, "classes"), counted(len(names), "classes")
     if len(names) > count:
@@ -155,7 +149,7 @@ def _count_classes(given: Given, data_dir: str, names: Sequence[str], resume: st
 
 
 def run_classes() -> Classes | None:
-    """The classes of the run in the log's directory; None where its config.json does not tell."""
+    """Return the classes of the run in the log's directory; None where no config.json has them."""
     path = os.path.join(logger.get_dir(), "model.pt")
     saved = checkpoint.read_config(path)
     count = (saved or {}).get("num_classes")
@@ -163,9 +157,9 @@ def run_classes() -> Classes | None:
 
 
 def _classes_before(resume: str) -> tuple[Classes | None, str]:
-    """The classes of the network to train on, and where that is known from; None where a new one is made.
+    """Return the classes of the network to resume and their source; None where a new network is made.
 
-    InputError when the checkpoint to resume is a diffusion model's that takes no labels.
+    InputError when the checkpoint to resume is an unconditional diffusion model.
     """
     own = run_classes()
     if own is not None and any(Path(logger.get_dir()).glob("model*.pt")):

@@ -1,4 +1,4 @@
-"""The typed configs of the base: what upstream's flags say. `script_util` builds the models from them."""
+"""Typed configs with upstream's flags and ours, from which create.py builds networks and process."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class _UNetConfig:
-    """What the two UNets have in common."""
+    """The flags that both UNets share."""
 
     num_channels: int = flag(128, "width of the first level, a multiple of 32", minimum=32, architecture=True)
-    num_res_blocks: int = flag(2, "residual blocks a level", minimum=1, architecture=True)
+    num_res_blocks: int = flag(2, "residual blocks per level", minimum=1, architecture=True)
     num_heads: int = flag(4, "attention heads, where --num_head_channels is -1", minimum=1, architecture=True)
     num_heads_upsample: int = flag(-1, "heads in the expanding half; -1: as --num_heads", architecture=True)
-    num_head_channels: int = flag(-1, "channels an attention head; -1: use --num_heads", architecture=True)
+    num_head_channels: int = flag(-1, "channels per attention head; -1: use --num_heads", architecture=True)
     attention_resolutions: str = flag("16,8", "image sides, pixels, at which attention is used", architecture=True)
     channel_mult: str = flag("", 'width of each level over --num_channels, "1,2,0.5"; "": by size', architecture=True)
-    dropout: float = flag(0.0, "share of activations dropped in training", minimum=0.0, maximum=1.0)
-    class_cond: bool = flag(False, "the model is given the class label", architecture=True)
+    dropout: float = flag(0.0, "probability of dropping an activation in training", minimum=0.0, maximum=1.0)
+    class_cond: bool = flag(False, "condition the model on the class label", architecture=True)
     use_checkpoint: bool = flag(False, "recompute activations in the backward pass: less memory, more time")
     use_scale_shift_norm: bool = flag(True, "the embedding scales and shifts the norms", architecture=True)
     resblock_updown: bool = flag(False, "resample inside residual blocks", architecture=True)
@@ -64,7 +64,7 @@ class ModelConfig(_UNetConfig):
 class SuperResConfig(_UNetConfig):
     """Super-resolution model (UNet)."""
 
-    large_size: int = flag(256, "side of the images to make, pixels", minimum=1, architecture=True)
+    large_size: int = flag(256, "side of the upsampled images, pixels", minimum=1, architecture=True)
     small_size: int = flag(64, "side of the low-resolution images, pixels", minimum=1, architecture=True)
 
 
@@ -75,7 +75,7 @@ class ClassifierConfig:
     image_size: int = flag(64, "side of the images, pixels", minimum=1, architecture=True)
     classifier_use_fp16: bool = flag(False, "mixed precision for the classifier, see --amp_dtype")
     classifier_width: int = flag(128, "width of the first level, a multiple of 32", minimum=32, architecture=True)
-    classifier_depth: int = flag(2, "residual blocks a level", minimum=1, architecture=True)
+    classifier_depth: int = flag(2, "residual blocks per level", minimum=1, architecture=True)
     classifier_attention_resolutions: str = flag("32,16,8", "image sides with attention, pixels", architecture=True)
     classifier_use_scale_shift_norm: bool = flag(True, "the embedding scales and shifts the norms", architecture=True)
     classifier_resblock_updown: bool = flag(True, "resample inside residual blocks", architecture=True)
@@ -87,17 +87,17 @@ class ClassifierConfig:
     )
     num_classes: int = flag(NUM_CLASSES, "classes of the data", minimum=1, architecture=True)
     in_channels: int = flag(3, "channels of the images, grey or colour", choices=(1, 3), architecture=True)
-    classifier_num_head_channels: int = flag(64, "channels an attention head", minimum=1, architecture=True)
-    classifier_channel_mult: str = flag("", 'width of each level, "1,2,4"; "": by size', architecture=True)
+    classifier_num_head_channels: int = flag(64, "channels per attention head", minimum=1, architecture=True)
+    classifier_channel_mult: str = flag("", 'relative width of each level, "1,2,4"; "": by size', architecture=True)
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """Run."""
 
-    log_dir: str = flag("", "where files go; default runs/<script>-<time>, or OPENAI_LOGDIR")
+    log_dir: str = flag("", "directory of the run's files; default runs/<script>-<time>, or OPENAI_LOGDIR")
     seed: int = flag(0, "seed of all random draws", minimum=0)
-    amp_dtype: str = flag("fp16", "dtype of mixed precision where it is on", choices=("fp16", "bf16"))
+    amp_dtype: str = flag("fp16", "dtype of mixed precision, where enabled", choices=("fp16", "bf16"))
     meet_timeout: int = flag(meeting.DEFAULT, meeting.HELP, minimum=0)
 
 
@@ -106,8 +106,8 @@ class SamplingConfig:
     """Sampling."""
 
     clip_denoised: bool = flag(True, "clamp the model's guess of x_0 to [-1, 1]")
-    num_samples: int = flag(10000, "images to make", minimum=1)
-    batch_size: int = flag(16, "images at a time in each process", minimum=1)
+    num_samples: int = flag(10000, "number of images to sample", minimum=1)
+    batch_size: int = flag(16, "images per batch in each process", minimum=1)
     use_ddim: bool = flag(False, "sample with DDIM (deterministic) instead of DDPM")
     sampler: str = flag(
         "", 'dpmpp2m and unipc need fewer steps; "": ddim with --use_ddim, else ddpm', choices=SAMPLERS
@@ -115,10 +115,10 @@ class SamplingConfig:
     model_path: str = flag("", "checkpoint of the diffusion model, .pt or .safetensors, or its training's folder")
     save_images: bool = flag(False, "also write a PNG grid of the first images beside the npz")
     compile: bool = flag(
-        None, "compile the networks, one to three minutes each (not given: on CUDA in long runs)", type=bool
+        None, "compile the networks, one to three minutes each; by default on CUDA in long runs", type=bool
     )
     nonfinite: str = flag(
-        "stop", "at a sample with inf or nan: stop, or skip it and list it in nonfinite.json", choices=nonfinite.MODES
+        "stop", "for a sample with inf or nan: stop, or skip it and list it in nonfinite.json", choices=nonfinite.MODES
     )
 
 
@@ -128,24 +128,24 @@ class LabelConfig:
 
     classes: str = flag(
         "",
-        'classes to draw from, by number or name, "3,dog"; name:10 is the one called 10; "": all that training saw',
+        'classes to sample, by number or name, "3,dog"; name:10 is the class called 10; "": all seen in training',
     )
-    balanced: bool = flag(False, "take the classes in turn instead of at random")
+    balanced: bool = flag(False, "cycle through the classes instead of drawing them at random")
 
 
 @dataclass(frozen=True)
 class ReadingConfig:
-    """How image files are read."""
+    """Reading of image files."""
 
-    bit_depth: int = flag(16, "bits that the values of 16-bit files use", minimum=8, maximum=16)
-    exif_transpose: bool = flag(False, "turn images as their EXIF orientation says")
+    bit_depth: int = flag(16, "bits used by the values of 16-bit files", minimum=8, maximum=16)
+    exif_transpose: bool = flag(False, "rotate images by their EXIF orientation")
     alpha: str = flag(
-        "keep", "colour behind transparent pixels; keep: the colours they hide", choices=("keep", "white", "black")
+        "keep", "colour behind transparent pixels; keep: their hidden colours", choices=("keep", "white", "black")
     )
 
     @property
     def reading(self) -> Reading:
-        """How images become 8 bits."""
+        """Return how pixels become 8 bits."""
         return Reading(self.bit_depth, self.exif_transpose, self.alpha)
 
 
@@ -156,11 +156,11 @@ class DataConfig(ReadingConfig):
     data_dir: str = flag("", "folder of images, searched recursively, or a zip or tar archive")
     labels: str = flag("auto", image_labels.HELP)
     random_flip: bool = flag(True, "mirror images left to right at random")
-    data_workers: int = flag(1, "processes that read images ahead, for each process that trains", minimum=1)
+    data_workers: int = flag(1, "processes that read images ahead, per training process", minimum=1)
 
 
 def decay_rates(text: str) -> str:
-    """Rates such as "0.99,0.9999", checked; argparse.ArgumentTypeError unless each is in 0..1."""
+    """Check rates such as "0.99,0.9999"; argparse.ArgumentTypeError unless each is in 0..1."""
     for rate in text.split(","):
         try:
             valid = 0 <= float(rate) <= 1
@@ -172,54 +172,48 @@ def decay_rates(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Training."""
+class _AnyTrainConfig:
+    """The flags that both kinds of training share."""
 
     schedule_sampler: str = flag(
         "uniform", "which timesteps to train on", choices=("uniform", "loss-second-moment")
     )
-    lr: float = flag(1e-4, "learning rate of AdamW", minimum=0.0)
     weight_decay: float = flag(0.0, "weight decay of AdamW", minimum=0.0)
-    lr_anneal_steps: int = flag(0, "let the rate fall to 0 over so many steps, then stop; 0: keep it", minimum=0)
-    batch_size: int = flag(1, "images at a time in each process", minimum=1)
-    microbatch: int = flag(-1, "images at a time in memory; -1: the whole batch", minimum=-1)
-    ema_rate: str = flag("0.9999", "decay of the averaged weights, 0 to 1; several as 0.99,0.9999", type=decay_rates)
-    log_interval: int = flag(10, "steps between lines of the log", minimum=1)
-    save_interval: int = flag(10000, "steps between checkpoints, from which the same command goes on", minimum=1)
-    keep: int = flag(0, "keep so many of the newest checkpoints; 0: all", minimum=0)
-    resume_checkpoint: str = flag("", "model%06d.pt of another run to begin with, or that run's folder")
-    init_from: str = flag(
-        "", "checkpoint whose weights a new run begins with; its classes may be others, or none"
-    )
-    fp16_scale_growth: float = flag(1e-3, "growth of log2(loss scale) a step in float16", minimum=0.0)
-    iterations: int = flag(0, "stop after so many steps in all; 0: as --lr_anneal_steps says", minimum=0)
+    microbatch: int = flag(-1, "images per forward and backward pass, to save memory; -1: the whole batch", minimum=-1)
+    log_interval: int = flag(10, "steps between entries of the log", minimum=1)
+    save_interval: int = flag(10000, "steps between checkpoints, from which the same command resumes", minimum=1)
+    keep: int = flag(0, "number of newest checkpoints to keep; 0: all", minimum=0)
+    init_from: str = flag("", "checkpoint whose weights a new run starts from; it may have other classes, or none")
     compile: bool = flag(False, "compile the network first, a minute or more; changes the weights by rounding")
 
 
 @dataclass(frozen=True)
-class ClassifierTrainConfig:
+class TrainConfig(_AnyTrainConfig):
+    """Training."""
+
+    lr: float = flag(1e-4, "learning rate of AdamW", minimum=0.0)
+    lr_anneal_steps: int = flag(0, "steps over which the learning rate falls to 0, then stop; 0: constant", minimum=0)
+    batch_size: int = flag(1, "images per step in each process", minimum=1)
+    ema_rate: str = flag(
+        "0.9999", "decay of the averaged weights, 0 to 1; several separated by commas: 0.99,0.9999", type=decay_rates
+    )
+    resume_checkpoint: str = flag("", "model%06d.pt of another run to resume from, or that run's folder")
+    fp16_scale_growth: float = flag(1e-3, "growth of log2(loss scale) per step in float16", minimum=0.0)
+    iterations: int = flag(0, "total number of steps; 0: as --lr_anneal_steps says", minimum=0)
+
+
+@dataclass(frozen=True)
+class ClassifierTrainConfig(_AnyTrainConfig):
     """Classifier training."""
 
     val_data_dir: str = flag("", "folder of validation images; none: no validation")
     noised: bool = flag(True, "train on noised images; False: on clean ones, as a feature network")
-    iterations: int = flag(150000, "steps", minimum=1)
+    iterations: int = flag(150000, "number of steps", minimum=1)
     lr: float = flag(3e-4, "learning rate of AdamW", minimum=0.0)
-    weight_decay: float = flag(0.0, "weight decay of AdamW", minimum=0.0)
     anneal_lr: bool = flag(False, "let the learning rate fall linearly to 0")
-    batch_size: int = flag(4, "images at a time in each process", minimum=1)
-    microbatch: int = flag(-1, "images at a time in memory; -1: the whole batch", minimum=-1)
-    schedule_sampler: str = flag(
-        "uniform", "which timesteps to train on", choices=("uniform", "loss-second-moment")
-    )
+    batch_size: int = flag(4, "images per step in each process", minimum=1)
     resume_checkpoint: str = flag(
-        "", "model%06d.pt of another run to begin with, with opt%06d.pt beside it, or that run's folder"
+        "", "model%06d.pt of another run to resume from, with opt%06d.pt beside it, or that run's folder"
     )
-    init_from: str = flag(
-        "", "checkpoint whose weights a new run begins with; its classes may be others, or none"
-    )
-    log_interval: int = flag(10, "steps between lines of the log", minimum=1)
     eval_interval: int = flag(5, "steps between validation batches", minimum=1)
-    save_interval: int = flag(10000, "steps between checkpoints, from which the same command goes on", minimum=1)
-    keep: int = flag(0, "keep so many of the newest checkpoints; 0: all", minimum=0)
     random_crop: bool = flag(True, "crop training images at random scale and place")
-    compile: bool = flag(False, "compile the network first, a minute or more; changes the weights by rounding")

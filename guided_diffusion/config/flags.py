@@ -1,12 +1,12 @@
-"""Command-line flags from dataclasses: one typed field is one flag, with its help, unit and range.
+"""Command-line flags from dataclasses: each typed field is a flag, with its help, unit and range.
 
     @dataclass(frozen=True)
     class SamplingConfig:
         num_samples: int = flag(10000, "images to make", minimum=1)
 
     parser = Parser("What the program does.", SamplingConfig, ModelConfig)
-    given = parser.parse()
-    sampling = given.make(SamplingConfig)
+    parsed = parser.parse()
+    sampling = parsed.make(SamplingConfig)
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn, TextIO, TypeVar
 
 from guided_diffusion import __version__
 from guided_diffusion.config import release_flags
-from guided_diffusion.distributed.process_group import get_rank, waited_for_rank_0
+from guided_diffusion.distributed.collectives import get_rank
+from guided_diffusion.distributed.shutdown import waited_for_rank_0
 from guided_diffusion.errors import InputError
 
 Config = TypeVar("Config")
@@ -42,28 +44,19 @@ def flag(
     aliases: Sequence[str] = (),
     architecture: bool = False,
 ) -> Any:
-    """A dataclass field that is a flag.
+    """Return a dataclass field that is a flag.
 
-    :param type: of the value; the default's type when not given (needed where the default is None).
+    :param type: of the value; by default the default's type (required where the default is None).
     :param choices: the values allowed besides the default. A registry may grow until the flags are parsed.
     :param aliases: other names of the flag, without dashes.
-    :param architecture: part of what a checkpoint is; read from its config.json when not given.
+    :param architecture: the flag describes a checkpoint's network; by default it is read from the config.json there.
     """
-    kind = type or default.__class__
-    metadata = {
-        "help": help,
-        "type": kind,
-        "minimum": minimum,
-        "maximum": maximum,
-        "choices": choices,
-        "aliases": tuple(aliases),
-        "architecture": architecture,
-    }
+    metadata = locals() | {"type": type or default.__class__}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def str2bool(v: str | bool) -> bool:
-    """yes/true/t/y/1 or no/false/f/n/0, in any case; argparse.ArgumentTypeError otherwise."""
+    """Convert yes/true/t/y/1 or no/false/f/n/0, in any case, to bool; argparse.ArgumentTypeError otherwise."""
     if isinstance(v, bool):
         return v
     if v.lower() in _TRUE:
@@ -74,50 +67,43 @@ def str2bool(v: str | bool) -> bool:
 
 
 def from_values(config: type[Config], values: Mapping[str, Any]) -> Config:
-    """An instance of a config class with those of the values that it has fields for, else with its defaults."""
+    """Return an instance of a config class with those values that are fields of it, and defaults for the others."""
     names = {field.name for field in dataclasses.fields(config)}
     return config(**{name: value for name, value in values.items() if name in names})
 
 
 @dataclass(frozen=True)
-class Given:
-    """What the command line said: only the flags that were given, and all flags' defaults."""
+class ParsedFlags:
+    """The values of the flags on the command line, and the defaults of all flags."""
 
     values: dict[str, Any]
     defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def make(self, config: type[Config], **overrides: Any) -> Config:
-        """An instance of a config class: flags given, else `overrides`, else defaults."""
+        """Return an instance of a config class: parsed values, else `overrides`, else defaults."""
         return from_values(config, {**overrides, **self.values})
 
-    def resolve(self, *configs: type) -> dict[str, Any]:
-        """All values of the config classes as one flat dict, as config.json stores it."""
+    def resolve(self, *configs: Any) -> dict[str, Any]:
+        """Return all values of config classes, or instances of them, as one flat dict, as config.json stores it."""
         merged: dict[str, Any] = {}
         for config in configs:
-            merged.update(dataclasses.asdict(self.make(config)))
+            merged |= dataclasses.asdict(self.make(config) if isinstance(config, type) else config)
         return merged
 
 
-class FirstRankParser(argparse.ArgumentParser):
-    """Prints help and version, all that goes to standard output, from the first rank only."""
-
-    def _print_message(self, message: str, file: TextIO | None = None) -> None:
-        if file is not sys.stdout or get_rank() == 0:
-            super()._print_message(message, file)
-
-
-class Parser(FirstRankParser):
-    """Flags of several config classes; a flag that two classes share is one flag."""
+class Parser(argparse.ArgumentParser):
+    """A parser of the flags of several config classes, which may share flags. Only rank 0 prints --help."""
 
     def __init__(self, description: str, *configs: type):
-        super().__init__(description=description, formatter_class=_HelpFormatter)
+        layout = partial(argparse.RawDescriptionHelpFormatter, max_help_position=36, width=110)
+        super().__init__(description=description, formatter_class=layout)
         self._defaults_by_name: dict[str, Any] = {}
         for config in configs:
             group = self.add_argument_group((config.__doc__ or config.__name__).splitlines()[0].rstrip("."))
             for field in dataclasses.fields(config):
                 self._add(group, field)
-        told = {"version": f"ed-dpm {__version__}", "help": "print the version and end (no default)"}
-        self.add_argument("--version", action="version", **told)
+        version, text = f"ed-dpm {__version__}", "print the version and exit (no default)"
+        self.add_argument("--version", action="version", version=version, help=text)
         release_flags.add_to(self, self._defaults_by_name)
 
     def _add(self, group, field: dataclasses.Field) -> None:
@@ -127,26 +113,30 @@ class Parser(FirstRankParser):
         self._defaults_by_name[field.name] = field.default
         kind = field.metadata["type"]
         names = [f"--{name}" for name in (field.name, *field.metadata["aliases"])]
-        # SUPPRESS: a flag that is not given leaves no value, so that a checkpoint's config can supply it.
+        # SUPPRESS: a missing flag leaves no value, so that a checkpoint's config can supply it.
         options = {"default": argparse.SUPPRESS, "help": _help(field), "dest": field.name}
         if kind is bool:
             options.update(type=str2bool, nargs="?", const=True, metavar="BOOL")
         else:
-            options.update(type=_checked(field), metavar=_metavar(field))
+            options.update(type=_checked(field), metavar={int: "N", float: "X"}.get(kind, "TEXT"))
         group.add_argument(*names, **options)
 
-    def parse(self, argv: Sequence[str] | None = None) -> Given:
+    def parse(self, argv: Sequence[str] | None = None) -> ParsedFlags:
         """Parse the command line. SystemExit 2 with one line on stderr when it is wrong, 0 for --help."""
-        return Given(vars(self.parse_args(argv)), self._defaults_by_name)
+        return ParsedFlags(vars(self.parse_args(argv)), self._defaults_by_name)
+
+    def _print_message(self, message: str, file: TextIO | None = None) -> None:
+        if file is not sys.stdout or get_rank() == 0:
+            super()._print_message(message, file)
 
     def error(self, message: str) -> NoReturn:
-        """One line, from the first rank only, and status 2."""
+        """Print one line, from rank 0 only, and exit with status 2."""
         says_it = get_rank() == 0 or waited_for_rank_0()
         self.exit(2, f"error: {InputError(message)} (--help lists the flags)\n" if says_it else None)
 
 
 def _checked(field: dataclasses.Field):
-    """The flag's converter: type, then range or choices."""
+    """Return the flag's converter, which checks type, range and choices."""
     kind = field.metadata["type"]
 
     def convert(text: str) -> Any:
@@ -162,11 +152,11 @@ def _checked(field: dataclasses.Field):
 
 
 def _expected_instead(field: dataclasses.Field, value: Any) -> str | None:
-    """What a flag's value should have been, or None when it is right."""
-    low, high, choices = (field.metadata["minimum"], field.metadata["maximum"], _choices(field))
+    """Return what a flag's value should have been, or None when it is valid."""
+    low, high, choices = field.metadata["minimum"], field.metadata["maximum"], _choices(field)
     if choices:
         return None if value in choices else f"one of {', '.join(map(str, choices))}"
-    # Written so that nan, which compares false with everything, is refused as well.
+    # Written to refuse nan too, which compares false with everything.
     if (low is not None and not value >= low) or (high is not None and not value <= high):
         return _range(low, high)
     if isinstance(value, float) and not math.isfinite(value):
@@ -189,10 +179,6 @@ def _range(low: float | None, high: float | None) -> str:
     return f"at most {high}" if low is None else f"{low} to {high}"
 
 
-def _metavar(field: dataclasses.Field) -> str:
-    return {int: "N", float: "X"}.get(field.metadata["type"], "TEXT")
-
-
 def _help(field: dataclasses.Field) -> str:
     meta = field.metadata
     notes = []
@@ -204,17 +190,12 @@ def _help(field: dataclasses.Field) -> str:
     return f"{meta['help']} ({'; '.join(notes)})".replace("%", "%%")
 
 
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=36, width=110)
-
-
 def architecture_from(
-    given: Given, config: type[Config], saved: dict[str, Any] | None, checkpoint: str
+    parsed: ParsedFlags, config: type[Config], saved: dict[str, Any] | None, checkpoint: str
 ) -> Config:
-    """A model's config: flags given, else what its checkpoint's config.json says, else defaults.
+    """Return a model's config: parsed flags, else its checkpoint's config.json, else defaults.
 
-    :param saved: the contents of config.json, or None where there is none.
+    :param saved: the content of config.json, or None where there is none.
     :raises InputError: a flag contradicts config.json (the line names every such flag); config.json holds a
         value that the flag would refuse.
     """
@@ -227,10 +208,10 @@ def architecture_from(
         if expected:
             raise InputError(f"{checkpoint}: config.json beside it has {name} {value!r}, expected {expected}")
     clashes = [
-        f"--{name} {given.values[name]} (the checkpoint has {value})"
+        f"--{name} {parsed.values[name]} (the checkpoint has {value})"
         for name, value in stored.items()
-        if name in given.values and given.values[name] != value
+        if name in parsed.values and parsed.values[name] != value
     ]
     if clashes:
         raise InputError(f"{checkpoint}: config.json beside it contradicts {', '.join(clashes)}")
-    return given.make(config, **stored)
+    return parsed.make(config, **stored)

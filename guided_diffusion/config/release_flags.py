@@ -1,4 +1,4 @@
-"""Flags of the authors' release: accepted where they have another name here, else an error that names ours."""
+"""Flags of the authors' release: accepted if only the name differs here, else refused with the name of ours."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ ALIASES = {
     "classifier_out_channel": "num_classes",
     "save_imgs_for_visualization": "save_images",
 }
-_DATASETS = {"imagenet1000": "folder", "cifar10": "filename"}  # how the release names the two rules for labels
+_DATASETS = {"imagenet1000": "folder", "cifar10": "filename"}  # the release's names of the two label rules
 
 
 def add_to(parser: argparse.ArgumentParser, known: Mapping[str, Any]) -> None:
-    """Let a parser accept them, without a line in its --help.
-
-    :param known: its own flags, without dashes.
-    """
+    """Add them to a parser, but not to its --help. known: its own flags, without dashes."""
 
     def add(*names: str, **options: Any) -> None:
         parser.add_argument(*names, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **options)
@@ -35,7 +32,7 @@ def add_to(parser: argparse.ArgumentParser, known: Mapping[str, Any]) -> None:
 
 
 def as_positions(argv: Sequence[str], positions: Sequence[str], renamed: Mapping[str, str]) -> list[str]:
-    """A command line in which values given by flags stand in their positions, and flags have our names."""
+    """Return a command line with positional values instead of the flags `positions`, and other flags renamed."""
     found, rest = {}, []
     words = iter(argv)
     for word in words:
@@ -51,7 +48,7 @@ def as_positions(argv: Sequence[str], positions: Sequence[str], renamed: Mapping
 
 class _Ignored(argparse.Action):
     def __call__(self, *_: Any) -> None:
-        """Keep nothing."""
+        """Ignore the value."""
 
 
 def _always_seeded(text: str) -> str:

@@ -1,6 +1,6 @@
 """Images as endless batches of training data: cropped to a square, perhaps flipped, and scaled to [-1, 1].
 
-Which files they are is in image_files.py, what class they have in image_labels.py.
+image_files.py lists the files, image_labels.py reads their classes.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from guided_diffusion.data.image_files import SUFFIXES, UPSTREAMS, ImageFiles, list_images, open_image_file
 from guided_diffusion.data.image_labels import Labels, read_labels
 from guided_diffusion.data.image_oddities import warn_of_oddities
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import collectives
 from guided_diffusion.errors import InputError, InputValueError, counted
-from guided_diffusion.io.files import decoding
 from guided_diffusion.io.images import NO_IMAGE, Reading, read_image
+from guided_diffusion.io.reading import decoding
 from guided_diffusion.runs import logger
 
 _MODES = {1: "L", 3: "RGB"}
@@ -41,78 +41,68 @@ def load_data(
     random_flip: bool = True,
     channels: int = 3,
     class_names: Sequence[str] | None = None,
-    labels: str = "filename",
+    labels: str | Labels = "filename",
     files: ImageFiles | None = None,
     reading: Reading | None = None,
 ) -> Iterator[Batch]:
-    """Batches for ever from the images under ``data_dir``, which is searched recursively.
+    """Yield endless batches of the images under ``data_dir``, which is searched recursively.
 
     Each batch is ``(images, condition)``: float32 ``[batch_size, channels, image_size, image_size]`` in
     [-1, 1], and a dict that holds int64 ``y`` ``[batch_size]`` when ``class_cond`` is set. With several
     processes rank r gets every world-size-th file from the r-th; incomplete last batches are dropped.
 
-    data_dir: local, or remote in a form that blobfile knows; a zip or tar archive too.
+    data_dir: a folder, local or remote in a form that blobfile knows, or a zip or tar archive.
     deterministic: keep the files' order; otherwise each epoch is shuffled with torch's global generator.
     random_crop: crop at random scale and place, otherwise the centre.
     random_flip: mirror left to right with probability 1/2.
     channels: 3 for RGB, 1 for grey.
-    class_names: number the labels by this list (a classifier's, say) rather than by the folder's own.
-    labels: where labels are read, as ``read_labels`` knows; upstream's rule unless given.
-    files: what ``find_images`` found in data_dir; unless given, files of upstream's four suffixes only.
-    reading: how pixels become 8 bits; as upstream does unless given.
+    class_names: number the labels by this list (such as a classifier's) instead of the folder's own.
+    labels: a rule of ``read_labels``, by default upstream's, or its result.
+    files: the result of ``find_images``; by default the files with upstream's four suffixes.
+    reading: how pixels become 8 bits; by default as upstream does.
 
     Arguments and folder are checked here, before the first batch. Raises ``InputError`` if the folder is
     missing, empty or too small for a batch on every rank, if a label is not in ``class_names``, or, while
     iterating, if an image cannot be read; for an empty ``data_dir`` the error is a ``ValueError`` too.
     """
+    files, found = files or find_images(data_dir, UPSTREAMS), None
+    if class_cond:
+        found = read_labels(files, labels, class_names) if isinstance(labels, str) else labels
     dataset = open_dataset(
-        data_dir=data_dir,
-        batch_size=batch_size,
-        image_size=image_size,
-        class_cond=class_cond,
+        files,
+        batch_size,
+        found,
+        class_names,
+        reading,
+        resolution=image_size,
         random_crop=random_crop,
         random_flip=random_flip,
         channels=channels,
-        class_names=class_names,
-        labels=labels,
-        files=files or find_images(data_dir, UPSTREAMS),
-        reading=reading,
-        shard=process_group.get_rank(),
-        num_shards=process_group.get_world_size(),
+        shard=collectives.get_rank(),
+        num_shards=collectives.get_world_size(),
     )
     return _batches_for_ever(dataset, batch_size, shuffle=not deterministic)
 
 
 def open_dataset(
-    *,
-    data_dir: str,
+    files: ImageFiles,
     batch_size: int,
-    image_size: int,
-    class_cond: bool = False,
-    random_crop: bool = False,
-    random_flip: bool = True,
-    channels: int = 3,
+    labels: Labels | None = None,
     class_names: Sequence[str] | None = None,
-    labels: str | Labels = "filename",
-    files: ImageFiles | None = None,
     reading: Reading | None = None,
-    shard: int = 0,
-    num_shards: int = 1,
+    **options: Any,
 ) -> ImageDataset:
-    """The images under ``data_dir`` as a dataset, checked as ``load_data`` does, which explains the arguments.
+    """Open images as a dataset, with `labels` numbered by `class_names` (None: by their own classes).
 
     Logs how many images and classes there are and what was skipped, and warns of what is unusual.
 
-    labels: a rule, or what it gave. files: what ``find_images`` found, where that is known. shard, num_shards: only
-    every num_shards-th file from the shard-th. batch_size: of each process; what the number of images must suffice
-    for.
+    batch_size: of each process; ``InputError`` where the images do not suffice for it. options: of ``ImageDataset``.
     """
     if batch_size < 1:
         raise InputValueError(f"batch_size: expected at least 1, found {batch_size}")
-    files = files or find_images(data_dir)
     if skipped := files.describe_skipped():
         logger.warning(skipped)
-    world_size = process_group.get_world_size()
+    world_size = collectives.get_world_size()
     smallest_share = len(files) // world_size
     if smallest_share < batch_size:
         shared = f", {smallest_share} for each of {world_size} processes" if world_size > 1 else ""
@@ -120,37 +110,29 @@ def open_dataset(
             f"{files.title}: found {counted(len(files), 'images')}{shared}, expected at least a batch of "
             f"--batch_size {batch_size}; lower --batch_size or add images"
         )
-    found = None
-    if class_cond:
-        found = read_labels(files, labels, class_names) if isinstance(labels, str) else labels
-    logger.log(f"{files.title}: {found.describe() if found else counted(len(files), 'images')}")
-    warn_of_labels(found)
-    if process_group.get_rank() == 0:
+    logger.log(f"{files.title}: {labels.describe() if labels else counted(len(files), 'images')}")
+    warn_of_labels(labels)
+    if collectives.get_rank() == 0:
         warn_of_oddities(files, reading, logger.warning)
     return ImageDataset(
-        image_size,
-        [files.path(name) for name in files.names],
-        classes=found.number(files, class_names) if found else None,
-        shard=shard,
-        num_shards=num_shards,
-        random_crop=random_crop,
-        random_flip=random_flip,
-        channels=channels,
+        image_paths=[files.path(name) for name in files.names],
+        classes=labels.number(files, class_names) if labels else None,
         open_file=files.open,
         reading=reading,
+        **options,
     )
 
 
 def warn_of_labels(labels: Labels | None) -> None:
-    """Log what labels carry of warnings."""
+    """Log the warnings about labels."""
     for line in labels.warnings if labels else ():
         logger.warning(line)
 
 
 def find_images(data_dir: str, suffixes: Collection[str] = SUFFIXES, flag: str = "data_dir") -> ImageFiles:
-    """The images of a folder or archive to learn from: at least one, each of which can be opened by itself.
+    """List the images of a folder or archive to train on. InputError unless there is one and each can be opened alone.
 
-    :param flag: that lines about it name.
+    :param flag: the one that names data_dir, for errors.
     """
     if not data_dir:
         raise InputValueError(f"{flag}: expected a folder of images, found an empty string")
@@ -165,7 +147,7 @@ def find_images(data_dir: str, suffixes: Collection[str] = SUFFIXES, flag: str =
 
 
 def fingerprint(dataset: ImageDataset, data_dir: str) -> str:
-    """What stands for a folder's images in a run's flags: how many, and a digest of their names in it."""
+    """Return the number of images and a digest of their names in data_dir, for a run's flags."""
     names = "\n".join(path.removeprefix(data_dir).lstrip("/") for path in dataset.local_images)
     digest = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:12]
     return f"{len(dataset)} with names of SHA-256 {digest}"
@@ -178,7 +160,7 @@ class ImageDataset(Dataset):
     with int64 ``y`` if ``classes`` (one number a path) are given. Crops and flips draw from Python's global
     ``random``. Reading raises ``InputError`` naming a file that is no image.
 
-    open_file: opens what a path names. reading: how pixels become 8 bits.
+    open_file: opens a path. reading: how pixels become 8 bits.
     """
 
     def __init__(
@@ -220,25 +202,25 @@ class ImageDataset(Dataset):
         return image_CHW, {"y": np.array(self.local_classes[idx], dtype=np.int64)}
 
     def _read(self, path: str) -> Image.Image:
-        """The first frame. Raises ``InputError`` naming the file if it is no image."""
+        """Read the first frame. Raises ``InputError`` naming the file if it is no image."""
         with decoding(path, NO_IMAGE, InputError), self._open_file(path) as file:
             return read_image(path, file, _MODES[self.channels], self._reading)
 
 
 def center_crop_arr(pil_image: Image.Image, image_size: int) -> np.ndarray:
-    """The middle square of an image whose short side is first brought to ``image_size``.
+    """Return the middle square of an image whose short side is first resized to ``image_size``.
 
     Returns the image's own values, ``[image_size, image_size]`` or with a last axis for the channels.
     """
     pixels = np.asarray(_resize_short_side(pil_image, image_size))
-    spare_rows, spare_columns = pixels.shape[0] - image_size, pixels.shape[1] - image_size
-    return _window(pixels, spare_rows // 2, spare_columns // 2, image_size)
+    top, left = (pixels.shape[0] - image_size) // 2, (pixels.shape[1] - image_size) // 2
+    return pixels[top : top + image_size, left : left + image_size]
 
 
 def random_crop_arr(
     pil_image: Image.Image, image_size: int, min_crop_frac: float = 0.8, max_crop_frac: float = 1.0
 ) -> np.ndarray:
-    """A random square whose side is between two fractions of the image's short side, at ``image_size``.
+    """Return a random square whose side is between two fractions of the image's short side, at ``image_size``.
 
     Draws three numbers from Python's global ``random``: the short side to resize to, the first row, the
     first column. Returns as ``center_crop_arr`` does.
@@ -247,7 +229,7 @@ def random_crop_arr(
     pixels = np.asarray(_resize_short_side(pil_image, short_side))
     top = random.randint(0, pixels.shape[0] - image_size)
     left = random.randint(0, pixels.shape[1] - image_size)
-    return _window(pixels, top, left, image_size)
+    return pixels[top : top + image_size, left : left + image_size]
 
 
 def _resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
@@ -259,72 +241,47 @@ def _resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
     return image.resize(size, resample=Image.Resampling.BICUBIC)
 
 
-def _window(pixels: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
-    return pixels[top : top + side, left : left + side]
-
-
 def _list_image_files_recursively(data_dir: str) -> list[str]:
-    """All image files below a folder: depth first, files and subfolders in one sorted order."""
+    """Return all image files below a folder: depth first, files and subfolders in one sorted order."""
     files = list_images(data_dir, suffixes=UPSTREAMS)
     return [files.path(name) for name in files.names]
 
 
 def _batches_for_ever(dataset: ImageDataset, batch_size: int, shuffle: bool) -> Iterator[Batch]:
-    """Epoch after epoch from one worker process that stays.
-
-    The random numbers are those of a loader made anew for each epoch, as the original's is: one draw from
-    torch's global generator seeds ``random`` in the worker, the next the shuffling.
-    """
-    order = _SeededOrder(RandomSampler(dataset) if shuffle else SequentialSampler(dataset))
+    """Yield epoch after epoch, each from a new worker process, as upstream does: the random numbers are the same."""
     loader = DataLoader(
-        _WorkerDataset(dataset),
+        WorkerItems(dataset),
         batch_size=batch_size,
-        sampler=order,
+        shuffle=shuffle,
         num_workers=1,
         drop_last=True,
-        persistent_workers=True,
         collate_fn=collate_or_error,
     )
     while True:
-        for batch in loader:
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch
-        order.seed = int(torch.empty((), dtype=torch.int64).random_())
+        yield from batches_of(loader)
 
 
-class _SeededOrder(Sampler):
-    """Indices with the seed of their epoch; None in the first, for which DataLoader seeds the worker."""
-
-    def __init__(self, order: Sampler):
-        self.order = order
-        self.seed: int | None = None
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __iter__(self) -> Iterator[tuple[int | None, int]]:
-        return ((self.seed, index) for index in self.order)
+def batches_of(loader: DataLoader) -> Iterator[Batch]:
+    """Yield a loader's batches; raise an ``InputError`` that `collate_or_error` returns."""
+    for batch in loader:
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
 
 
-class _WorkerDataset(Dataset):
-    """What runs in the worker: reseeds at each new epoch, and hands an ``InputError`` over as an item.
+class WorkerItems(Dataset):
+    """A dataset for worker processes: an ``InputError`` is returned as an item.
 
-    Raised in the worker the error would reach the user with two tracebacks folded into its line.
+    Raised in the worker it would reach the user with two tracebacks folded into its line.
     """
 
     def __init__(self, dataset: ImageDataset):
         self.dataset = dataset
-        self.seed: int | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, item: tuple[int | None, int]) -> Any:
-        seed, index = item
-        if seed != self.seed:
-            self.seed = seed
-            random.seed(seed)
+    def __getitem__(self, index: int) -> Any:
         try:
             return self.dataset[index]
         except InputError as error:
@@ -332,5 +289,5 @@ class _WorkerDataset(Dataset):
 
 
 def collate_or_error(items: list[Any]) -> Any:
-    """A batch of items, or the first ``InputError`` among them."""
+    """Return a batch of items, or the first ``InputError`` among them."""
     return next((item for item in items if isinstance(item, InputError)), None) or default_collate(items)

@@ -1,4 +1,4 @@
-"""The image files of a folder, a zip or a tar archive: which they are, in what order, and what is passed over.
+"""The image files of a folder, a zip or a tar archive: their names, their order, and what is skipped.
 
 Training, evaluation, references, conversion and super-resolution all list and open images here.
 """
@@ -11,13 +11,15 @@ import stat
 import tarfile
 import zipfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from functools import partial
 from typing import Any, BinaryIO
 
 from guided_diffusion.errors import InputError, counted
-from guided_diffusion.io.files import blobfile, decoding, exists, file_errors, is_remote, join, open_regular, reason
 from guided_diffusion.io.images import NO_IMAGE
+from guided_diffusion.io.reading import decoding, exists, open_regular, reason
+from guided_diffusion.io.remote import blobfile, file_errors, is_remote, join
 
 SUFFIXES = frozenset(("bmp", "gif", "jpeg", "jpg", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp"))
 UPSTREAMS = frozenset(("gif", "jpeg", "jpg", "png"))  # all that upstream's own functions look for
@@ -28,14 +30,14 @@ _LARGEST = 1 << 28  # bytes of one file in an archive
 
 
 class ImageFiles:
-    """The image files of one place, in order; ``len`` is how many.
+    """The image files of one place, in order; ``len`` is their number.
 
-    place: folder or archive. title: what an error calls it. names: paths inside it, with slashes. skipped: how many
-    files of each suffix are no images, and how many folders (their names end in a slash) are not looked into.
+    place: folder or archive. title: its name in messages. names: paths inside it, with slashes. skipped: the number of
+    files that are no images by suffix, and of folders that are not read (their names end in a slash).
     """
 
     is_folder = True
-    random_access = True  # whether opening a file does not mean reading all before it
+    random_access = True  # False where opening a file means reading all before it
 
     def __init__(self, place: str, title: str, names: Sequence[str], skipped: Counter[str]):
         self.place, self.title, self.names, self.skipped = place, title, list(names), skipped
@@ -44,15 +46,15 @@ class ImageFiles:
         return len(self.names)
 
     def path(self, name: str) -> str:
-        """Return a file's path for opening and for messages, that of the place before its name."""
+        """Return a file's path, with that of the place, for opening it and for messages."""
         return join(self.place, name)
 
     def open(self, path: str) -> BinaryIO:
-        """Open the file that ``path`` gave the path of; ``InputError`` or ``OSError`` where that fails."""
+        """Open a file by what ``path`` returns; ``InputError`` or ``OSError`` where that fails."""
         return open_image_file(path)
 
     def stream(self) -> Iterator[tuple[str, BinaryIO]]:
-        """Yield all names in order, each with its open file, which is closed before the next."""
+        """Yield each name in order with its open file, which is closed before the next."""
         for name in self.names:
             with decoding(f"{self.title}: {name}", NO_IMAGE):
                 file = self.open(self.path(name))
@@ -60,7 +62,7 @@ class ImageFiles:
                 yield name, file
 
     def read_label_file(self) -> bytes | None:
-        """Return what the dataset.json of EDM at the top holds; None where there is none."""
+        """Return the content of EDM's dataset.json at the top; None where there is none."""
         path = self.path(LABEL_FILE)
         if is_remote(path) or not exists(path):
             return None
@@ -68,50 +70,46 @@ class ImageFiles:
             return file.read()
 
     def describe_skipped(self) -> str:
-        """Return a line that counts what was passed over, by suffix; "" for nothing."""
-        files = [(kind, count) for kind, count in self.skipped.most_common() if not kind.endswith("/")]
-        folders = [(kind, count) for kind, count in self.skipped.most_common() if kind.endswith("/")]
+        """Return a line that counts what was skipped, by suffix; "" for nothing."""
         parts = []
-        for things, found in (("files", files), ("folders", folders)):
+        for things, is_folder in (("files", False), ("folders", True)):
+            found = [(kind, count) for kind, count in self.skipped.most_common() if kind.endswith("/") == is_folder]
             if total := sum(count for _, count in found):
                 kinds = ", ".join(f"{count} {kind}" for kind, count in found[:6]) + (", ..." if len(found) > 6 else "")
                 parts.append(f"{counted(total, things)} skipped: {kinds}")
         return f"{self.title}: {'; '.join(parts)}" if parts else ""
 
     def describe_subfolders(self) -> str:
-        """Return a line that counts the images of each folder, where some are in subfolders; else ""."""
+        """Return a line that counts the images of each folder where some are in subfolders, else ""."""
         counts = Counter(name.rpartition("/")[0] for name in self.names)
         if not any(counts):
             return ""
         shown = ", ".join(f"{folder or 'itself'} {count}" for folder, count in list(counts.items())[:6])
-        folders = f"{len(counts)} folders" if len(counts) > 1 else "1 folder"
-        more = ", ..." if len(counts) > 6 else ""
+        folders, more = counted(len(counts), "folders"), ", ..." if len(counts) > 6 else ""
         return f"{self.title}: reading {len(self)} images of {folders} in it: {shown}{more}"
 
 
 def list_images(place: str, title: str = "", suffixes: Collection[str] = SUFFIXES) -> ImageFiles:
-    """Find the image files of a folder (searched recursively) or an archive; perhaps none.
+    """List the image files of a folder (searched recursively) or an archive; there may be none.
 
-    Those of a folder come depth first, files and subfolders in one sorted order; those of an archive in its own. Hidden
-    folders, __MACOSX and files called ._* are skipped. Links to folders are followed.
+    A folder is read depth first, files and subfolders in one sorted order; an archive in its own order. Hidden folders,
+    __MACOSX and files called ._* are skipped. Links to folders are followed.
 
-    :param title: what errors call the place; itself when not given. suffixes: of images, in lower case.
-    :raises InputError: nothing there, a part that cannot be listed, a link to nothing, no archive or a damaged one.
+    :param title: name of the place in errors; by default its path. suffixes: of images, in lower case.
+    :raises InputError: missing, a subfolder that cannot be listed, a broken link, no archive or a damaged one.
     """
     title = title or place
     skipped: Counter[str] = Counter()
-    if is_remote(place):
-        return ImageFiles(place, title, list(_walk_remote(place, title, suffixes, skipped)), skipped)
     try:
-        mode = os.stat(place).st_mode
+        is_folder = is_remote(place) or stat.S_ISDIR(os.stat(place).st_mode)
     except FileNotFoundError as error:
         if os.path.islink(place):
             raise InputError(_broken(place, title)) from error
         raise InputError(f"{title}: no such folder") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{title}: cannot be listed: {_why(error)}") from error
-    if stat.S_ISDIR(mode):
-        return ImageFiles(place, title, list(_walk(place, "", title, suffixes, skipped)), skipped)
+    if is_folder:
+        return ImageFiles(place, title, list(_walk(place, title, suffixes, skipped)), skipped)
     with _listing(title), open_regular(place, title) as file:
         if zipfile.is_zipfile(file):
             return _ZipFiles(place, title, suffixes)
@@ -126,7 +124,7 @@ def open_image_file(path: str) -> BinaryIO:
 
 
 def is_image_archive(path: str) -> bool:
-    """Return whether a local file is a tar archive or a zip archive other than an npz file; perhaps a damaged one."""
+    """Return whether a local file is a tar or a zip archive, even a damaged one, but no npz file."""
     if path.endswith(".npz"):
         return False
     if _is_tar(path):
@@ -140,7 +138,7 @@ def is_image_archive(path: str) -> bool:
 def _is_tar(path: str) -> bool:
     try:
         return tarfile.is_tarfile(path)
-    except Exception:  # it begins like a packed one and is damaged: reading it will say how
+    except Exception:  # it starts like a compressed archive and is damaged: reading it gives the error
         return True
 
 
@@ -154,7 +152,7 @@ class _Archive(ImageFiles):
         return path.removeprefix(f"{self.place}/")
 
     def _choose(self, members: Iterator[tuple[str, int]], suffixes: Collection[str]) -> None:
-        """Sort the archive's files, of these names and sizes, into images and others."""
+        """Sort the archive's files, given as (name, size), into images and others."""
         for name, size in members:
             *folders, base = name.split("/")
             hidden = next((f"{folder}/" for folder in folders if _is_hidden_folder(folder)), None)
@@ -182,7 +180,7 @@ class _ZipFiles(_Archive):
         return self.__dict__ | {"_opened": None}
 
     def _archive(self) -> zipfile.ZipFile:
-        """This process's own: processes that share an open file share its position."""
+        """Return this process's own open archive: processes that share an open file share its position."""
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = os.getpid(), zipfile.ZipFile(self.place)
         return self._opened[1]
@@ -201,7 +199,9 @@ class _TarFiles(_Archive):
         super().__init__(place, title, (), Counter())
         self._places: dict[str, tuple[int, int]] = {}  # offset and size of each file's bytes
         self._label_file: bytes | None = None
-        self.random_access = _is_plain_tar(place)
+        self.random_access = False
+        with suppress(tarfile.TarError), tarfile.open(place, "r:"):  # not compressed
+            self.random_access = True
         with self._members() as members:
             self._choose(self._note(members), suffixes)
 
@@ -213,7 +213,7 @@ class _TarFiles(_Archive):
     def _note(self, members: Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]]) -> Iterator[tuple[str, int]]:
         for name, member, archive in members:
             self._places[name] = member.offset_data, member.size
-            if name == LABEL_FILE and member.size <= _LARGEST:  # else it is refused
+            if name == LABEL_FILE and member.size <= _LARGEST:  # larger ones are refused
                 self._label_file = archive.extractfile(member).read()
             yield name, member.size
 
@@ -224,7 +224,7 @@ class _TarFiles(_Archive):
             return io.BytesIO(file.read(size))
 
     def stream(self) -> Iterator[tuple[str, BinaryIO]]:
-        """Yield as for other places; a packed archive is unpacked once, from its beginning."""
+        """Yield each name with its open file; a compressed archive is unpacked once, from its beginning."""
         if self.random_access:
             yield from super().stream()
             return
@@ -239,58 +239,36 @@ class _TarFiles(_Archive):
         return self._label_file
 
 
-def _is_plain_tar(path: str) -> bool:
-    try:
-        tarfile.open(path, "r:").close()
-    except tarfile.TarError:
-        return False
-    return True
-
-
-def _walk(
-    place: str, inside: str, title: str, suffixes: Collection[str], skipped: Counter[str]
-) -> Iterator[str]:
-    folder = os.path.join(place, inside)
-    with _listing(title if not inside else f"{title}: {inside.rstrip('/')}"), os.scandir(folder) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
-    for entry in found:
-        kind = _other_kind(entry.name, suffixes)
-        with _listing(f"{title}: {inside}{entry.name}"):  # a link to itself
-            is_folder = kind is not None and entry.is_dir()
-        if is_folder:
-            if _is_hidden_folder(entry.name):
-                skipped[f"{entry.name}/"] += 1
-                continue
-            target = os.path.realpath(entry.path) if entry.is_symlink() else ""
-            if target and os.path.commonpath((os.path.realpath(folder), target)) == target:
-                raise InputError(f"{title}: {inside}{entry.name} links to a folder that it is in; remove the link")
-            yield from _walk(place, f"{inside}{entry.name}/", title, suffixes, skipped)
-        elif entry.is_symlink() and (kind is None or "." not in entry.name) and not os.path.exists(entry.path):
-            raise InputError(_broken(entry.path, f"{title}: {inside}{entry.name}"))
-        elif kind is None:
-            yield inside + entry.name
-        elif inside or entry.name != LABEL_FILE:
-            skipped[kind] += 1
-
-
-def _walk_remote(
-    place: str, title: str, suffixes: Collection[str], skipped: Counter[str], inside: str = ""
-) -> Iterator[str]:
-    with _listing(title):
-        names = sorted(blobfile().listdir(join(place, inside) if inside else place))
-    for name in names:
-        kind = _other_kind(name, suffixes)
-        if kind is None:
-            yield inside + name
-            continue
-        with _listing(title):
-            is_folder = blobfile().isdir(join(place, inside + name))
-        if not is_folder:
-            skipped[kind] += 1
-        elif _is_hidden_folder(name):
+def _walk(place: str, title: str, suffixes: Collection[str], skipped: Counter[str], inside: str = "") -> Iterator[str]:
+    """Yield the images below a folder, local or remote, depth first; count what is skipped."""
+    folder = join(place, inside) if inside else place
+    with _listing(f"{title}: {inside.rstrip('/')}" if inside else title):
+        found = sorted(_entries(folder), key=lambda entry: entry[0])
+    for name, is_dir, is_link in found:
+        kind, path = _other_kind(name, suffixes), join(folder, name)
+        with _listing(f"{title}: {inside}{name}"):  # a link to itself
+            is_folder = kind is not None and is_dir()
+        if is_folder and _is_hidden_folder(name):
             skipped[f"{name}/"] += 1
-        else:
-            yield from _walk_remote(place, title, suffixes, skipped, f"{inside}{name}/")
+        elif is_folder:
+            target = os.path.realpath(path) if is_link else ""
+            if target and os.path.commonpath((os.path.realpath(folder), target)) == target:
+                raise InputError(f"{title}: {inside}{name} links to a folder that it is in; remove the link")
+            yield from _walk(place, title, suffixes, skipped, f"{inside}{name}/")
+        elif is_link and (kind is None or "." not in name) and not os.path.exists(path):
+            raise InputError(_broken(path, f"{title}: {inside}{name}"))
+        elif kind is None:
+            yield inside + name
+        elif inside or name != LABEL_FILE or is_remote(place):
+            skipped[kind] += 1
+
+
+def _entries(folder: str) -> list[tuple[str, Callable[[], bool], bool]]:
+    """Return (name, function that tells whether it is a folder, whether it is a link) of everything in a folder."""
+    if is_remote(folder):
+        return [(name, partial(blobfile().isdir, join(folder, name)), False) for name in blobfile().listdir(folder)]
+    with os.scandir(folder) as entries:
+        return [(entry.name, entry.is_dir, entry.is_symlink()) for entry in entries]
 
 
 def _is_hidden_folder(name: str) -> bool:
@@ -298,8 +276,8 @@ def _is_hidden_folder(name: str) -> bool:
 
 
 def _other_kind(name: str, suffixes: Collection[str]) -> str | None:
-    """Return what a file that is no image counts as; None for an image, by its name."""
-    if name.startswith("._"):  # what macOS keeps beside a file
+    """Return the kind under which a file that is no image is counted; None for an image (by its name)."""
+    if name.startswith("._"):  # macOS writes these beside files
         return "._*"
     stem, dot, suffix = name.rpartition(".")
     if dot and suffix.lower() in suffixes:
@@ -315,8 +293,6 @@ def _broken(path: str, title: str) -> str:
 def _listing(title: str) -> Iterator[None]:
     try:
         yield
-    except InputError:
-        raise
     except FileNotFoundError as error:
         raise InputError(f"{title}: no such folder") from error
     except file_errors() as error:

@@ -14,15 +14,15 @@ from dataclasses import dataclass, replace
 
 from guided_diffusion.data.image_files import LABEL_FILE, ImageFiles
 from guided_diffusion.errors import InputError, counted, some_of
-from guided_diffusion.io.files import decoding, open_readable, parse_json
+from guided_diffusion.io.reading import decoding, open_readable, parse_json
 
 RULES = ("auto", "folder", "filename")
 HELP = (
-    "where the class of an image is read: auto, folder (the first one below the data), filename (up to the first _, as "
+    "source of the class labels: auto, folder (the first below the data folder), filename (up to the first _, as "
     'upstream), or a FILE.csv with lines "file,label"'
 )
 _REMEDY = 'give --labels FILE.csv with lines "file,label"'
-# What cameras, phones and programs call files and folders: a word and perhaps digits, a date, or nothing ("_MG_1.jpg").
+# Names that cameras, phones and programs give files and folders: a word with or without digits, a date, or nothing.
 _NO_CLASS = re.compile(
     r"(?:(?:img|imag|(?:image|photo|picture|frame|screenshot)s?|dscn?|dscf|dcim|pxl|mvimg|mvi|mov|cimg|sam|pict?|foto"
     r"|gopr|g[phx]|dji|hpim|kic|wp|win|vid|video|burst|pano|scan|screen|snapshot|capture|sample|fb|received"
@@ -39,10 +39,10 @@ _NUMBERED = {  # of at most 63 bits
 
 @dataclass(frozen=True)
 class Labels:
-    """One label an image, in the images' order.
+    """One label per image, in the images' order.
 
-    source: what they were read from, as "file name". remark: why from there, for the line about them; "" for nothing.
-    warnings: what a user must know of the choice and of the labels, a line each.
+    source: where they were read, such as "file name". remark: the reason, for the log; "" for none. warnings: one line
+    for each thing that a user must know about them.
     """
 
     labels: tuple[str, ...]
@@ -52,13 +52,14 @@ class Labels:
 
     @property
     def names(self) -> list[str]:
-        """The classes in the order of their numbers: sorted as upstream does; by value where a file lists numbers."""
+        """The classes by number: sorted as upstream does, by value where a file lists numbers."""
         found = set(self.labels)
-        by_value = self.source not in _BY_NAME and all(map(_is_number, found))
+        numbers = all(label.isascii() and label.isdecimal() and len(label) < 19 for label in found)
+        by_value = numbers and self.source not in _BY_NAME
         return sorted(found, key=int) if by_value else sorted(found)
 
     def number(self, files: ImageFiles, class_names: Sequence[str] | None = None) -> list[int]:
-        """Return each image's class number among these classes; ``InputError`` for a label that is none of them."""
+        """Return each image's class number among these classes; ``InputError`` for any other label."""
         names = self.names if class_names is None else class_names
         numbers = {name: number for number, name in enumerate(names)}
         for name, label in zip(files.names, self.labels, strict=True):
@@ -70,7 +71,7 @@ class Labels:
         return [numbers[label] for label in self.labels]
 
     def describe(self) -> str:
-        """Return the line that every run prints: images, classes, and how many of each."""
+        """Return the line that every run prints: the number of images, of classes, and of images per class."""
         counts = Counter(self.labels)
         shown = self.names if len(counts) <= 20 else self.names[:5]
         table = ", ".join(f"{name} {counts[name]}" for name in shown) + (", ..." if len(shown) < len(counts) else "")
@@ -80,7 +81,7 @@ class Labels:
         return f"{found}; {self.remark}" if self.remark else found
 
     def digest(self) -> str:
-        """Return what stands for all labels in order in a run's flags."""
+        """Return a digest of all labels in order, for a run's flags."""
         whole = "\n".join(self.labels).encode(errors="surrogateescape")
         return f"SHA-256 {hashlib.sha256(whole).hexdigest()[:12]}"
 
@@ -88,20 +89,19 @@ class Labels:
 def read_labels(files: ImageFiles, rule: str = "auto", class_names: Sequence[str] | None = None) -> Labels:
     """Read the label of every image.
 
-    ``auto`` takes dataset.json where there is one; else of N images the file names' labels if every name has a "_" and
-    there are 2 to N/2 of them, not all as cameras call them, else the folders' within the same bounds. With
-    ``class_names`` it takes the one of these, whatever their number, that gives such names most often; without, the
-    labels carry warnings of what is odd about them.
+    ``auto`` takes dataset.json where it exists; else, for N images, the file names' labels if every name has a "_" and
+    there are 2 to N/2 labels that are not all typical of cameras, else the folders' within the same bounds. With
+    ``class_names`` it takes the source that gives these names most often; without, unusual labels cause warnings.
 
     :param rule: auto, folder, filename, or the path of a CSV file.
-    :raises InputError: the rule cannot be applied, or auto finds none that fits; the line names the remedies.
+    :raises InputError: the rule cannot be applied, or auto finds no labels; the line names the remedies.
     """
     found = _read_labels(files, rule, class_names)
     return with_warnings(files, found) if class_names is None else found
 
 
 def with_warnings(files: ImageFiles, found: Labels) -> Labels:
-    """Return labels with warnings of what is odd about them."""
+    """Return the labels with warnings of what is unusual about them."""
     return replace(found, warnings=(*found.warnings, *_oddities(files.title, found.labels, found.source in _BY_NAME)))
 
 
@@ -130,18 +130,18 @@ def _read_labels(files: ImageFiles, rule: str, class_names: Sequence[str] | None
 
 
 def numbered(names: Iterable[str], labelled: bool) -> list[tuple[int, int]] | None:
-    """Return label and index of files that are called LABEL_INDEX as samples are, or INDEX where not ``labelled``.
+    """Return (class number, index) of files called LABEL_INDEX, as samples are, or INDEX (class 0) if not ``labelled``.
 
-    None unless all are called so. The label is then the number of the class; it is 0 where there is none.
+    None unless all are called so.
     """
     found = [_NUMBERED[labelled].fullmatch(_base(name).rpartition(".")[0]) for name in names]
     return [(int(match["label"] or 0), int(match["index"])) for match in found] if all(found) else None
 
 
 def read_sample_labels(files: ImageFiles) -> list[int] | None:
-    """Return the classes' numbers in the names of samples, LABEL_INDEX; None unless all files are called so.
+    """Return the class numbers in file names LABEL_INDEX; None unless all are called so.
 
-    Those of a folder are sorted by INDEX first, the order that the samples had.
+    The files of a folder are sorted by INDEX first, the order of the samples.
     """
     found = numbered(files.names, labelled=True)
     if found and files.is_folder:
@@ -158,7 +158,7 @@ def _by_name(files: ImageFiles) -> tuple[str, ...]:
 
 
 def _by_folder(files: ImageFiles) -> tuple[str, ...] | None:
-    """Return the first folder of each, below those that all share; None where an image is in no folder."""
+    """Return each image's first folder, below those shared by all; None where an image is in no folder."""
     folders = [name.split("/")[:-1] for name in files.names]
     while folders and all(len(path) > 1 and path[0] == folders[0][0] for path in folders):
         folders = [path[1:] for path in folders]
@@ -166,7 +166,7 @@ def _by_folder(files: ImageFiles) -> tuple[str, ...] | None:
 
 
 def _choose(files: ImageFiles) -> Labels:
-    """Return the labels that auto takes of names and folders."""
+    """Return the labels that auto takes from file names or folders."""
     count, most = len(files), len(files) // 2
     names, folders = _by_name(files), _by_folder(files)
     bare = sum("_" not in _base(name) for name in files.names)
@@ -182,7 +182,8 @@ def _choose(files: ImageFiles) -> Labels:
             )
             return Labels(names, "file name", warnings=(warning,))
         return Labels(names, "file name")
-    if folders_fit and last != folders and 2 <= len(set(last)) <= most and not _refines(last, folders):
+    refines = len(set(zip(last, folders or (), strict=False))) == len(set(last))  # each below a single first folder
+    if folders_fit and last != folders and 2 <= len(set(last)) <= most and not refines:
         raise InputError(
             f"{files.title}: folders lie in folders: the first ones give {_some(folders)}, the last {_some(last)}; "
             "--labels folder takes the first, as ImageFolder of torchvision does; else begin with a folder further in, "
@@ -200,13 +201,8 @@ def _choose(files: ImageFiles) -> Labels:
     )
 
 
-def _refines(last: Sequence[str], first: Sequence[str]) -> bool:
-    """Return whether each last folder's name occurs below one first folder only, as those of sessions do."""
-    return len(set(zip(last, first, strict=True))) == len(set(last))
-
-
 def _is_no_class(labels: Iterable[str]) -> bool:
-    """Return whether all are what cameras and programs write: of classes they say nothing."""
+    """Return whether all are names that cameras and programs write, which are no classes."""
     return all(map(_NO_CLASS.fullmatch, set(labels)))
 
 
@@ -218,10 +214,7 @@ def _some(labels: Sequence[str]) -> str:
 
 
 def _oddities(title: str, labels: Sequence[str], by_name: bool) -> list[str]:
-    """Return a warning of classes with one image, and of those that a reader may take for the same.
-
-    by_name: of files or folders; then also of names that cameras write.
-    """
+    """Return warnings of classes with one image, of look-alike labels and, if `by_name`, of camera names."""
     counts, alike = Counter(labels), defaultdict(list)
     for label in sorted(counts):
         alike["".join(unicodedata.normalize("NFC", label).casefold().split())].append(label)
@@ -247,7 +240,7 @@ def _oddities(title: str, labels: Sequence[str], by_name: bool) -> list[str]:
 
 
 def _read_label_file(files: ImageFiles) -> Labels | None:
-    """Return what EDM's dataset.json says: {"labels": [["a/0.png", 3], ...]}; None where it has no labels."""
+    """Read EDM's dataset.json, {"labels": [["a/0.png", 3], ...]}; None where it has no labels."""
     data = files.read_label_file()
     if data is None:
         return None
@@ -272,7 +265,7 @@ def _read_csv(files: ImageFiles, path: str) -> Labels:
         text = _decode(file.read(), title)
     with decoding(title, "no CSV file", InputError):
         readings = [[row for row in csv.reader(io.StringIO(text), delimiter=mark) if row] for mark in ",;\t"]
-    rows = max(readings, key=lambda rows: sum(len(row) == 2 for row in rows))  # where all are as good, with commas
+    rows = max(readings, key=lambda rows: sum(len(row) == 2 for row in rows))  # ties: commas
     for number, row in enumerate(rows, start=1):
         if len(row) != 2:
             raise InputError(f'{title}: row {number} has {len(row)} columns, expected two: "file,label"')
@@ -292,7 +285,7 @@ def _read_csv(files: ImageFiles, path: str) -> Labels:
 
 
 def _decode(data: bytes, title: str) -> str:
-    """Return the text of a file in UTF-8, or in UTF-16 with its mark, with "\\n" at the end of lines."""
+    """Decode a file in UTF-8, or in UTF-16 with a byte order mark, to text with "\\n" line ends."""
     try:
         text = data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
     except UnicodeDecodeError as error:
@@ -302,7 +295,7 @@ def _decode(data: bytes, title: str) -> str:
 
 
 def _look_up(files: ImageFiles, table: dict[str, str], title: str, source: str) -> Labels:
-    """Return each image's label from a table of paths, names, or names without suffix."""
+    """Look up each image's label in a table of paths, names, or names without suffix."""
     found = []
     for name in files.names:
         keys = (*_paths(files, name), _base(name).rpartition(".")[0])
@@ -322,7 +315,7 @@ def _look_up(files: ImageFiles, table: dict[str, str], title: str, source: str) 
 
 
 def _paths(files: ImageFiles, name: str) -> tuple[str, str, str]:
-    """Return what a list may call an image: by its path in the folder, by that before it too, or by its name."""
+    """Return the ways in which a list may name an image: path in the folder, whole path, file name."""
     return name, _plain(files.path(name)), _base(name)
 
 
@@ -332,7 +325,3 @@ def _plain(path: str) -> str:
 
 def _base(name: str) -> str:
     return name.rpartition("/")[2]
-
-
-def _is_number(label: str) -> bool:
-    return label.isascii() and label.isdecimal() and len(label) < 19

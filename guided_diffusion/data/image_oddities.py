@@ -1,4 +1,4 @@
-"""What is unusual about images and easily missed, counted before they are used: turned, dark, clipped, transparent."""
+"""Counts of images that are easily misread, made before they are used: turned, dark, clipped, transparent."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from PIL import ExifTags, Image
 
 from guided_diffusion.data.image_files import ImageFiles
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import decoding
 from guided_diffusion.io.images import NO_IMAGE, Reading, has_transparent_pixels, open_image
+from guided_diffusion.io.reading import decoding
 
-_LOOKING = 10  # seconds; a header takes a fraction of a millisecond, the pixels of a photograph ten
+_LOOKING = 10  # seconds; reading a header takes a fraction of a millisecond, decoding a photograph ten
 _ORIENTATION = ExifTags.Base.Orientation
-_WITH_ORIENTATION = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"}  # what PIL reads it from in a PNG file
+_WITH_ORIENTATION = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"}  # where PIL finds it in a PNG file
 
 _ODDITIES = {
     "turned": ("say in EXIF that they are to be turned, and are not", "--exif_transpose True turns them"),
@@ -43,7 +43,7 @@ _ODDITIES = {
 
 
 class Oddities:
-    """What is unusual about the images that it is shown, counted. ``describe`` gives a warning for each kind."""
+    """A counter of unusual images; ``describe`` returns a warning for each kind."""
 
     def __init__(self, reading: Reading | None = None):
         self._reading = reading or Reading()
@@ -51,9 +51,9 @@ class Oddities:
         self._counts: Counter[str] = Counter()
 
     def look(self, image: Image.Image) -> None:
-        """Look at an image as ``open_image`` opens it; decodes it only where its header leaves a question."""
+        """Count an image opened by ``open_image``; it is decoded only where its header does not suffice."""
         self._seen += 1
-        # PIL decodes all of a PNG file to search behind the pixels too, where hardly any program writes it.
+        # PIL would decode a whole PNG file to search behind the pixels, where hardly any program writes EXIF.
         may_be_turned = image.format != "PNG" or _WITH_ORIENTATION & image.info.keys()
         if not self._reading.exif_transpose and may_be_turned and image.getexif().get(_ORIENTATION, 1) != 1:
             self._counts["turned"] += 1
@@ -68,10 +68,7 @@ class Oddities:
             self._counts["transparent"] += has_transparent_pixels(image)
 
     def describe(self, title: str, total: int | None = None) -> list[str]:
-        """Return a line for each kind that was found, with the flag of ``Reading`` that remedies it.
-
-        total: how many images there are, if not all of them were looked at.
-        """
+        """Return a line for each kind found, with the flag that remedies it; total: number of images if more."""
         partly = total is not None and total > self._seen
         seen = f"the {self._seen:,} images looked at (of {total:,})" if partly else f"{self._seen:,} images looked at"
         found = []
@@ -82,10 +79,7 @@ class Oddities:
 
 
 def warn_of_oddities(files: ImageFiles, reading: Reading | None, warn: Callable[[str], None]) -> None:
-    """Warn of what is unusual about the images: about all, or as many of them, spread out, as ten seconds allow.
-
-    One that cannot be read is left to its reader.
-    """
+    """Warn of unusual images among all, or among as many, spread out, as ten seconds allow; skip unreadable ones."""
     oddities, end = Oddities(reading), time.monotonic() + _LOOKING
     for index in _spread_out(len(files)):
         path = files.path(files.names[index])
@@ -103,7 +97,7 @@ def warn_of_oddities(files: ImageFiles, reading: Reading | None, warn: Callable[
 
 
 def _spread_out(count: int) -> Iterator[int]:
-    """Yield 0 to count - 1, at any time about evenly spaced: steps of the golden section, which visit each once."""
+    """Yield 0 to count - 1, each once, in steps of the golden section: always about evenly spaced."""
     step = round(count * 0.618)
     while math.gcd(step, count) > 1:
         step += 1

@@ -1,6 +1,6 @@
-"""Randomness of a training run: every draw is a function of the seed and of where in the run it is made.
+"""Random numbers of a training run: every draw is a function of the seed and its place in the run.
 
-So nothing about random numbers needs to be kept in a checkpoint, and going on from an older one draws the same.
+So checkpoints hold no generator state, and resuming from an older one repeats the same draws.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 
 class Purpose(IntEnum):
-    """What numbers are drawn for; different purposes have nothing in common."""
+    """The use of random numbers; the streams of different purposes are independent."""
 
     STEP = 1
     ORDER = 2
@@ -24,7 +24,7 @@ class Purpose(IntEnum):
 
 
 def seed_sequence(seed: int, purpose: Purpose, first: int, second: int = 0) -> np.random.SeedSequence:
-    """The numbers for a place in the run: (rank, step) of a step, the epoch of an order, (epoch, item) of an image."""
+    """Return the seed of a place: (rank, step) of a step, the epoch of an order, (epoch, item) of an image."""
     return np.random.SeedSequence((purpose, first, second, seed))
 
 

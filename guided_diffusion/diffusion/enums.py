@@ -1,4 +1,4 @@
-"""What the network predicts and what it is trained on."""
+"""Kinds of prediction, of variance and of training objective."""
 
 from __future__ import annotations
 

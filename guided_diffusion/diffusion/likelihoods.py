@@ -13,9 +13,7 @@ _EDGE = 0.999
 _PROBABILITY_FLOOR = 1e-12
 
 
-def normal_kl(
-    mean1: Tensor | float, logvar1: Tensor | float, mean2: Tensor | float, logvar2: Tensor | float
-) -> Tensor:
+def normal_kl(mean1: Tensor | float, logvar1: Tensor | float, mean2: Tensor | float, logvar2: Tensor | float) -> Tensor:
     """KL(N(mean1, exp logvar1) || N(mean2, exp logvar2)) in nats, elementwise, with broadcasting.
 
     Scalars are allowed, but ValueError when no argument is a tensor.

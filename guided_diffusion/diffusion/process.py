@@ -1,21 +1,45 @@
 """The diffusion process: its tables, q(x_t | x_0), p(x_{t-1} | x_t) and how guidance enters.
 
 Notation of Ho et al. 2020 and Dhariwal & Nichol 2021; t is a 0-based index into the (respaced) process.
-The samplers and training objectives over it are plain functions in `samplers` and `objectives`.
+The samplers over it are plain functions in `samplers`; `gaussian` adds the training objectives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from guided_diffusion.diffusion.enums import LossType, ModelMeanType, ModelVarType
-from guided_diffusion.diffusion.schedules import diffusion_tables, with_first
+from guided_diffusion.diffusion.schedules import diffusion_tables
 
-_LEARNED = (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
+LEARNED = (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
+_FIXED = {  # the tables of the variance and of its logarithm
+    ModelVarType.FIXED_SMALL: ("posterior_variance", "posterior_log_variance_clipped"),
+    ModelVarType.FIXED_LARGE: ("_large_variance", "_log_large_variance"),
+}
+
+
+class TimestepMap:
+    """Timesteps that models get for a process's t: those of the original process, on a 1000-step scale if wanted.
+
+    :param timesteps: that of the original process for each t.
+    :param rescale: multiply by 1000 / original_num_steps (float).
+    """
+
+    def __init__(self, timesteps: Sequence[int], rescale: bool, original_num_steps: int):
+        self.timesteps, self.rescale, self.original_num_steps = list(timesteps), rescale, original_num_steps
+        self._tensors: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def __call__(self, t: Tensor) -> Tensor:
+        """Return the timesteps [B] for t [B], of its dtype unless rescaled."""
+        key = (t.device, t.dtype)
+        if key not in self._tensors:  # kept: copying it to the device every time would make the host wait
+            self._tensors[key] = torch.tensor(self.timesteps, device=t.device, dtype=t.dtype)
+        original = self._tensors[key][t]
+        return original.float() * (1000.0 / self.original_num_steps) if self.rescale else original
 
 
 class DiffusionProcess:
@@ -24,27 +48,13 @@ class DiffusionProcess:
     :param betas: variances of q(x_t | x_{t-1}), [T], each in (0, 1]; ValueError otherwise.
     :param model_mean_type, model_var_type: what the network predicts.
     :param loss_type: what `training_losses` returns.
-    :param rescale_timesteps: hand the network t * 1000 / T (float) instead of t, so that it always sees
-        the scale of a 1000-step process.
+    :param rescale_timesteps: give the network t * 1000 / T (float) instead of t, on the scale of a 1000-step process.
 
     Models are called as model(x_t, t, **model_kwargs) and guidance as cond_fn(x_t, t, **model_kwargs),
-    which returns the gradient of log p(y | x_t), already scaled, shaped like x_t. The tables below are
-    computed from the betas by `schedules.diffusion_tables`, float64 [T] each.
+    which returns the gradient of log p(y | x_t), already scaled, shaped like x_t; one with the attribute wants_x0 is
+    also given x_0, the predicted x_0, and one with wants_variance the variance of p(x_{t-1} | x_t), both shaped like
+    x_t. The tables of `schedules.diffusion_tables` (betas, alphas_cumprod, ...) are attributes, float64 [T] each.
     """
-
-    betas: np.ndarray
-    alphas_cumprod: np.ndarray
-    alphas_cumprod_prev: np.ndarray
-    alphas_cumprod_next: np.ndarray
-    sqrt_alphas_cumprod: np.ndarray
-    sqrt_one_minus_alphas_cumprod: np.ndarray
-    log_one_minus_alphas_cumprod: np.ndarray
-    sqrt_recip_alphas_cumprod: np.ndarray
-    sqrt_recipm1_alphas_cumprod: np.ndarray
-    posterior_variance: np.ndarray
-    posterior_log_variance_clipped: np.ndarray
-    posterior_mean_coef1: np.ndarray
-    posterior_mean_coef2: np.ndarray
 
     def __init__(
         self,
@@ -60,28 +70,24 @@ class DiffusionProcess:
         self.loss_type = loss_type
         self.rescale_timesteps = rescale_timesteps
 
-        tables = diffusion_tables(betas)
-        self.num_timesteps = len(tables["betas"])
-        vars(self).update(tables)
+        vars(self).update(diffusion_tables(betas))
+        self.num_timesteps = len(self.betas)
+        self.model_timesteps = TimestepMap(range(self.num_timesteps), rescale_timesteps, self.num_timesteps)
         self._float32_tables: dict[tuple[str, torch.device], Tensor] = {}
-
-    def _table(self, name: str, values: Callable[[], np.ndarray], t: Tensor, like: Tensor) -> Tensor:
-        """Entries t [B] of a float64 table, as float32 [B, 1, ...] of like's rank; kept on t's device."""
-        key = (name, t.device)
-        if key not in self._float32_tables:
-            self._float32_tables[key] = torch.from_numpy(values()).to(t.device, torch.float32)
-        return _broadcast(self._float32_tables[key][t], like)
 
     def at(self, name: str, t: Tensor, like: Tensor) -> Tensor:
         """Return entries t [B] of the table `name`, as float32 [B, 1, ...] of like's rank, on t's device."""
-        return self._table(name, lambda: getattr(self, name), t, like)
+        key = (name, t.device)
+        if key not in self._float32_tables:
+            self._float32_tables[key] = torch.from_numpy(getattr(self, name)).to(t.device, torch.float32)
+        return self._float32_tables[key][t].reshape(-1, *[1] * (like.dim() - 1))
 
     # --- q: adding noise -------------------------------------------------------------------------------
 
     def q_mean_variance(self, x_start: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and log-variance of q(x_t | x_0), shaped like x_start (Eq. 2 of the paper)."""
         mean = self.at("sqrt_alphas_cumprod", t, x_start) * x_start
-        variance = self._table("1-abar", lambda: 1.0 - self.alphas_cumprod, t, x_start).expand_as(x_start)
+        variance = self.at("_one_minus_alphas_cumprod", t, x_start).expand_as(x_start)
         log_variance = self.at("log_one_minus_alphas_cumprod", t, x_start).expand_as(x_start)
         return mean, variance, log_variance
 
@@ -122,7 +128,7 @@ class DiffusionProcess:
         if t.shape != (x.shape[0],):
             raise ValueError(f"t: found shape {tuple(t.shape)}, expected ({x.shape[0]},)")
         output = self.call(model, x, t, model_kwargs)
-        learned = self.model_var_type in _LEARNED
+        learned = self.model_var_type in LEARNED
         expected = (x.shape[0], x.shape[1] * (2 if learned else 1), *x.shape[2:])
         if output.shape != expected:
             raise ValueError(f"model output: found shape {tuple(output.shape)}, expected {expected}")
@@ -131,7 +137,8 @@ class DiffusionProcess:
             log_variance = self._learned_log_variance(variance_output, x, t)
             variance = torch.exp(log_variance)
         else:
-            variance, log_variance = self._fixed_variance(x, t)
+            tables = _FIXED[self.model_var_type]
+            variance, log_variance = (self.at(name, t, x).expand_as(x) for name in tables)
 
         def refine(x_start: Tensor) -> Tensor:
             x_start = x_start if denoised_fn is None else denoised_fn(x_start)
@@ -151,91 +158,65 @@ class DiffusionProcess:
         if self.model_var_type is ModelVarType.LEARNED:
             return output
         lowest = self.at("posterior_log_variance_clipped", t, x)
-        highest = self._table("log betas", lambda: np.log(self.betas), t, x)
+        highest = self.at("_log_betas", t, x)
         fraction = (output + 1) / 2
         return fraction * highest + (1 - fraction) * lowest
 
-    def _fixed_variance(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        if self.model_var_type is ModelVarType.FIXED_SMALL:
-            variance = self.at("posterior_variance", t, x)
-            log_variance = self.at("posterior_log_variance_clipped", t, x)
-        else:
-            # beta_0 makes the decoder's likelihood worse than the posterior variance does (Ho et al. 2020).
-            large = with_first(self.betas, self.posterior_variance)
-            variance = self._table("large", lambda: large, t, x)
-            log_variance = self._table("log large", lambda: np.log(large), t, x)
-        return variance.expand_as(x), log_variance.expand_as(x)
-
     def _predict_xstart_from_eps(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         _expect_same_shape(x_t, eps)
-        return (
-            self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t - self.at("sqrt_recipm1_alphas_cumprod", t, x_t) * eps
-        )
+        return self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t - self.at("sqrt_recipm1_alphas_cumprod", t, x_t) * eps
 
     def _predict_xstart_from_xprev(self, x_t: Tensor, t: Tensor, xprev: Tensor) -> Tensor:
         _expect_same_shape(x_t, xprev)
-        weight_prev = self._table("1/coef1", lambda: 1.0 / self.posterior_mean_coef1, t, x_t)
-        weight_t = self._table(
-            "coef2/coef1", lambda: self.posterior_mean_coef2 / self.posterior_mean_coef1, t, x_t
-        )
-        return weight_prev * xprev - weight_t * x_t
-
-    def _predict_eps_from_xstart(self, x_t: Tensor, t: Tensor, pred_xstart: Tensor) -> Tensor:
-        scaled = self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t
-        return (scaled - pred_xstart) / self.at("sqrt_recipm1_alphas_cumprod", t, x_t)
+        return self.at("_xprev_weight", t, x_t) * xprev - self.at("_x_t_weight", t, x_t) * x_t
 
     def predict_eps(self, x_t: Tensor, t: Tensor, pred_xstart: Tensor) -> Tensor:
         """Return the noise in x_t if x_0 is `pred_xstart`, shaped like x_t."""
-        return self._predict_eps_from_xstart(x_t, t, pred_xstart)
+        scaled = self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t
+        return (scaled - pred_xstart) / self.at("sqrt_recipm1_alphas_cumprod", t, x_t)
+
+    _predict_eps_from_xstart = predict_eps  # upstream's name
 
     def call(self, model: Callable, x: Tensor, t: Tensor, model_kwargs: dict | None = None) -> Tensor:
-        """Return what a model or cond_fn gives for x_t at this process's t, told to it as its own timesteps."""
-        return self._wrap_model(model)(x, self._scale_timesteps(t), **(model_kwargs or {}))
-
-    def _wrap_model(self, model: Callable) -> Callable:
-        """The model or cond_fn as this process's timesteps want it: a hook for respaced processes."""
-        return model
+        """Return the output of a model or cond_fn for x_t; it gets `model_timesteps` of this process's t."""
+        if not getattr(model, "maps_timesteps", False):
+            t = self.model_timesteps(t)
+        return model(x, t, **(model_kwargs or {}))
 
     def _scale_timesteps(self, t: Tensor) -> Tensor:
         return t.float() * (1000.0 / self.num_timesteps) if self.rescale_timesteps else t
 
     # --- guidance --------------------------------------------------------------------------------------
 
-    def condition_mean(
-        self,
-        cond_fn: Callable,
-        p_mean_var: dict[str, Tensor],
-        x: Tensor,
-        t: Tensor,
-        model_kwargs: dict | None = None,
+    def _guidance(
+        self, cond_fn: Callable, p_mean_var: dict[str, Tensor], x: Tensor, t: Tensor, model_kwargs: dict | None
     ) -> Tensor:
-        """The mean shifted by variance * gradient, evaluated at x_t (Eq. 8; Dhariwal & Nichol, Alg. 1)."""
-        gradient = self.call(cond_fn, x, t, model_kwargs)
+        """What a cond_fn returns for x_t. One that says `wants_x0` or `wants_variance` is told these of the model."""
+        wanted = {"x_0": ("wants_x0", "pred_xstart"), "variance": ("wants_variance", "variance")}
+        told = {name: p_mean_var[key] for name, (asks, key) in wanted.items() if getattr(cond_fn, asks, False)}
+        return self.call(cond_fn, x, t, {**(model_kwargs or {}), **told})
+
+    def condition_mean(
+        self, cond_fn: Callable, p_mean_var: dict[str, Tensor], x: Tensor, t: Tensor, model_kwargs: dict | None = None
+    ) -> Tensor:
+        """Return the mean shifted by variance * gradient, evaluated at x_t (Eq. 8; Dhariwal & Nichol, Alg. 1)."""
+        gradient = self._guidance(cond_fn, p_mean_var, x, t, model_kwargs)
         return p_mean_var["mean"].float() + p_mean_var["variance"] * gradient.float()
 
     def condition_score(
-        self,
-        cond_fn: Callable,
-        p_mean_var: dict[str, Tensor],
-        x: Tensor,
-        t: Tensor,
-        model_kwargs: dict | None = None,
+        self, cond_fn: Callable, p_mean_var: dict[str, Tensor], x: Tensor, t: Tensor, model_kwargs: dict | None = None
     ) -> dict[str, Tensor]:
-        """`p_mean_var` with eps shifted by -sqrt(1 - abar_t) * gradient (Alg. 1, DDIM branch).
+        """Return `p_mean_var` with eps shifted by -sqrt(1 - abar_t) * gradient (Alg. 1, DDIM branch).
 
         eps is recovered from the (clipped) pred_xstart; the new pred_xstart and mean are not clipped again.
         """
         abar = self.at("alphas_cumprod", t, x)
-        eps = self._predict_eps_from_xstart(x, t, p_mean_var["pred_xstart"])
-        gradient = self.call(cond_fn, x, t, model_kwargs)
+        eps = self.predict_eps(x, t, p_mean_var["pred_xstart"])
+        gradient = self._guidance(cond_fn, p_mean_var, x, t, model_kwargs)
         eps = eps - (1 - abar).sqrt() * gradient
         pred_xstart = self._predict_xstart_from_eps(x, t, eps)
         mean, _, _ = self.q_posterior_mean_variance(x_start=pred_xstart, x_t=x, t=t)
         return {**p_mean_var, "pred_xstart": pred_xstart, "mean": mean}
-
-
-def _broadcast(values_B: Tensor, like: Tensor) -> Tensor:
-    return values_B.reshape(-1, *[1] * (like.dim() - 1))
 
 
 def _expect_same_shape(a: Tensor, b: Tensor) -> None:

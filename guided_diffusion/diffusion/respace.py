@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from guided_diffusion.diffusion.gaussian import GaussianDiffusion
+from guided_diffusion.diffusion.process import TimestepMap
 
 
 def space_timesteps(num_timesteps: int, section_counts: str | Sequence[int]) -> set[int]:
@@ -87,34 +87,28 @@ class SpacedDiffusion(GaussianDiffusion):
         self.timestep_map = [t for t in range(self.original_num_steps) if t in self.use_timesteps]
         abar = original.alphas_cumprod[self.timestep_map]
         super().__init__(**{**kwargs, "betas": 1 - abar / np.append(1.0, abar[:-1])})
-        self._map_tensors: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self.model_timesteps = TimestepMap(self.timestep_map, self.rescale_timesteps, self.original_num_steps)
+        if _WrappedModel.__module__ != __name__:  # assigned to upstream's hook
+            self.call = self._call_wrapped
 
-    def _wrap_model(self, model: Callable) -> _WrappedModel:
-        if isinstance(model, _WrappedModel):
-            return model
-        wrapped = _WrappedModel(model, self.timestep_map, self.rescale_timesteps, self.original_num_steps)
-        wrapped.map_tensors = self._map_tensors
-        return wrapped
+    def _call_wrapped(self, model: Callable, x: Tensor, t: Tensor, model_kwargs: dict | None = None) -> Tensor:
+        if not isinstance(model, _WrappedModel):
+            model = _WrappedModel(model, self.timestep_map, self.rescale_timesteps, self.original_num_steps)
+        return model(x, t, **(model_kwargs or {}))
 
     def _scale_timesteps(self, t: Tensor) -> Tensor:
-        return t  # _WrappedModel maps and rescales
+        return t  # as upstream's, whose _WrappedModel maps and rescales
 
 
 class _WrappedModel:
-    """A model or cond_fn that takes indices of the respaced process."""
+    """Upstream's form of a model or cond_fn that takes indices of the respaced process; our processes need none."""
+
+    maps_timesteps = True
 
     def __init__(self, model: Callable, timestep_map: Sequence[int], rescale_timesteps: bool, original_num_steps: int):
-        self.model = model
-        self.timestep_map = timestep_map
-        self.rescale_timesteps = rescale_timesteps
-        self.original_num_steps = original_num_steps
-        self.map_tensors: dict[tuple[torch.device, torch.dtype], Tensor] = {}  # a process shares its own with all
+        self.model, self.timestep_map = model, timestep_map
+        self.rescale_timesteps, self.original_num_steps = rescale_timesteps, original_num_steps
+        self._original = TimestepMap(timestep_map, rescale_timesteps, original_num_steps)
 
     def __call__(self, x: Tensor, ts: Tensor, **kwargs):
-        key = (ts.device, ts.dtype)
-        if key not in self.map_tensors:  # kept: copying it to the device every time would make the host wait
-            self.map_tensors[key] = torch.tensor(self.timestep_map, device=ts.device, dtype=ts.dtype)
-        original = self.map_tensors[key][ts]
-        if self.rescale_timesteps:
-            original = original.float() * (1000.0 / self.original_num_steps)
-        return self.model(x, original, **kwargs)
+        return self.model(x, self._original(ts), **kwargs)

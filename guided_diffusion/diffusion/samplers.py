@@ -6,8 +6,8 @@ A step takes (diffusion, model, x_t, t, ...) and returns {"sample": x_{t-1}, "pr
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,16 +15,15 @@ from torch import Tensor
 from guided_diffusion.diffusion.enums import ModelMeanType
 from guided_diffusion.diffusion.process import DiffusionProcess
 
-NoiseFn = Callable[[Tensor], Tensor]
-
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one step of a sampling loop computed, on the way from x_t. Nothing here makes the host wait.
+    """Results of one step of a sampling loop from x_t. Reading them does not make the host wait.
 
     :param x_t: [B, C, ...]; model_output: what the network returned, with its variance if it learned one.
     :param pred_xstart: x_0 as the step returned it: guided, but by DDPM, whose guidance shifts the mean alone.
-    :param guidance: what the cond_fn returned, None without one; logits: its `logits`, None if it has none.
+    :param guidance: what the cond_fn returned, None without one; logits: its `logits`, None if it has none; peaks: its
+        `peaks`, which are numbers [B] by place, not finite where a sample's values at this place are not.
     """
 
     diffusion: DiffusionProcess
@@ -34,6 +33,7 @@ class StepOutput:
     pred_xstart: Tensor
     guidance: Tensor | None = None
     logits: Tensor | None = None
+    peaks: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def eps(self) -> Tensor:
@@ -62,19 +62,35 @@ class StepOutput:
 Callback = Callable[[int, int, StepOutput], None]
 
 
+def guided_prediction(
+    diffusion: DiffusionProcess,
+    model: Callable,
+    x: Tensor,
+    t: Tensor,
+    cond_fn: Callable | None = None,
+    model_kwargs: dict | None = None,
+    **refining,
+) -> dict[str, Tensor]:
+    """Return `p_mean_variance`, with eps shifted by the guidance where there is a cond_fn (`condition_score`).
+
+    :param refining: clip_denoised and denoised_fn, see `p_mean_variance`, which says what is raised.
+    """
+    out = diffusion.p_mean_variance(model, x, t, model_kwargs=model_kwargs, **refining)
+    return out if cond_fn is None else diffusion.condition_score(cond_fn, out, x, t, model_kwargs=model_kwargs)
+
+
 def ddpm_step(
     diffusion: DiffusionProcess,
     model: Callable,
     x: Tensor,
     t: Tensor,
-    clip_denoised: bool = True,
-    denoised_fn: Callable | None = None,
     cond_fn: Callable | None = None,
     model_kwargs: dict | None = None,
-    noise_fn: NoiseFn = torch.randn_like,
+    noise_fn: Callable[[Tensor], Tensor] = torch.randn_like,
+    **refining,
 ) -> dict[str, Tensor]:
     """Draw x_{t-1} from p(x_{t-1} | x_t), its mean shifted by the guidance (Eq. 8)."""
-    out = diffusion.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+    out = diffusion.p_mean_variance(model, x, t, model_kwargs=model_kwargs, **refining)
     noise = noise_fn(x)
     mean = out["mean"]
     if cond_fn is not None:
@@ -88,21 +104,17 @@ def ddim_step(
     model: Callable,
     x: Tensor,
     t: Tensor,
-    clip_denoised: bool = True,
-    denoised_fn: Callable | None = None,
-    cond_fn: Callable | None = None,
-    model_kwargs: dict | None = None,
-    noise_fn: NoiseFn = torch.randn_like,
+    noise_fn: Callable[[Tensor], Tensor] = torch.randn_like,
     eta: float = 0.0,
+    **options,
 ) -> dict[str, Tensor]:
     """One step of Song et al. 2021 (Eq. 4), eps shifted by the guidance.
 
     :param eta: share of DDPM's noise that is kept, 0 (deterministic) to 1. The noise is drawn in any case,
         so that the random stream does not depend on eta.
+    :param options: see `guided_prediction`.
     """
-    out = diffusion.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
-    if cond_fn is not None:
-        out = diffusion.condition_score(cond_fn, out, x, t, model_kwargs=model_kwargs)
+    out = guided_prediction(diffusion, model, x, t, **options)
     eps = diffusion.predict_eps(x, t, out["pred_xstart"])
     abar = diffusion.at("alphas_cumprod", t, x)
     abar_prev = diffusion.at("alphas_cumprod_prev", t, x)
@@ -113,18 +125,14 @@ def ddim_step(
 
 
 def ddim_reverse_step(
-    diffusion: DiffusionProcess,
-    model: Callable,
-    x: Tensor,
-    t: Tensor,
-    clip_denoised: bool = True,
-    denoised_fn: Callable | None = None,
-    model_kwargs: dict | None = None,
-    eta: float = 0.0,
+    diffusion: DiffusionProcess, model: Callable, x: Tensor, t: Tensor, eta: float = 0.0, **options
 ) -> dict[str, Tensor]:
-    """The deterministic DDIM step backwards: x_{t+1} from x_t. AssertionError unless eta is 0."""
+    """The deterministic DDIM step backwards: x_{t+1} from x_t. AssertionError unless eta is 0.
+
+    :param options: see `guided_prediction`.
+    """
     assert eta == 0.0, f"eta: found {eta}, expected 0 (only the deterministic path can be reversed)"
-    out = diffusion.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+    out = guided_prediction(diffusion, model, x, t, **options)
     eps = diffusion.predict_eps(x, t, out["pred_xstart"])
     abar_next = diffusion.at("alphas_cumprod_next", t, x)
     sample = out["pred_xstart"] * torch.sqrt(abar_next) + torch.sqrt(1 - abar_next) * eps
@@ -168,8 +176,8 @@ def sample_progressively(
         with torch.no_grad():
             result = step(diffusion, model, x, torch.full((shape[0],), t, device=device), cond_fn=guide, **step_options)
         if callback is not None:
-            logits = getattr(cond_fn, "logits", None)
-            output = StepOutput(diffusion, t, x, pred_xstart=result["pred_xstart"], logits=logits, **returned)
+            noted = {name: getattr(cond_fn, name) for name in ("logits", "peaks") if hasattr(cond_fn, name)}
+            output = StepOutput(diffusion, t, x, pred_xstart=result["pred_xstart"], **returned, **noted)
             callback(number, t, output)
         yield result
         x = result["sample"]
@@ -180,11 +188,13 @@ def _noting(function: Callable[..., Tensor], returned: dict[str, Tensor], name: 
         returned[name] = function(*args, **kwargs)
         return returned[name]
 
+    for attribute in ("wants_x0", "wants_variance"):  # see `DiffusionProcess`
+        setattr(noting, attribute, getattr(function, attribute, False))
     return noting
 
 
 def last(results: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The final item of a progressive loop."""
+    """Return the final item of a progressive loop."""
     return deque(results, maxlen=1).pop()
 
 

@@ -18,12 +18,8 @@ def get_named_beta_schedule(schedule_name: str, num_diffusion_timesteps: int) ->
         stretch = 1000 / num_diffusion_timesteps
         return np.linspace(stretch * 0.0001, stretch * 0.02, num_diffusion_timesteps, dtype=np.float64)
     if schedule_name == "cosine":
-        return betas_for_alpha_bar(num_diffusion_timesteps, _squared_cosine)
+        return betas_for_alpha_bar(num_diffusion_timesteps, lambda t: math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2)
     raise NotImplementedError(f"noise_schedule: found {schedule_name!r}, expected 'linear' or 'cosine'")
-
-
-def _squared_cosine(time: float) -> float:
-    return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
 
 
 def betas_for_alpha_bar(
@@ -38,10 +34,13 @@ def betas_for_alpha_bar(
 
 
 def diffusion_tables(betas: np.ndarray) -> dict[str, np.ndarray]:
-    """Every table of a process that follows from its betas [T], float64 [T] each, by the names they are known by.
+    """Return every table of a process that follows from its betas [T], float64 [T] each, by upstream's names or ours.
 
     abar is the running product of 1 - beta. The posterior_* tables belong to q(x_{t-1} | x_t, x_0), whose
     variance is 0 at t = 0; its "clipped" logarithm repeats the entry of t = 1 there.
+
+    The large variance is beta_t, ModelVarType.FIXED_LARGE, with the posterior's at t = 0: beta_0 makes the decoder's
+    likelihood worse (Ho et al. 2020). x_0 is xprev_weight * x_{t-1} - x_t_weight * x_t.
 
     :raises ValueError: betas that are no vector of numbers in (0, 1].
     """
@@ -54,6 +53,10 @@ def diffusion_tables(betas: np.ndarray) -> dict[str, np.ndarray]:
     before, after = np.concatenate([[1.0], abar[:-1]]), np.concatenate([abar[1:], [0.0]])
     lost = 1.0 - abar
     variance = betas * (1.0 - before) / lost
+    large = _with_first(betas, variance)
+    coef1, coef2 = betas * np.sqrt(before) / lost, (1.0 - before) * np.sqrt(keep) / lost
+    with np.errstate(divide="ignore", invalid="ignore"):  # a process of one step has no variance
+        log_large, xprev_weight, x_t_weight = np.log(large), 1.0 / coef1, coef2 / coef1
     return {
         "betas": betas,
         "alphas_cumprod": abar,
@@ -65,12 +68,18 @@ def diffusion_tables(betas: np.ndarray) -> dict[str, np.ndarray]:
         "sqrt_recip_alphas_cumprod": np.sqrt(1.0 / abar),
         "sqrt_recipm1_alphas_cumprod": np.sqrt(1.0 / abar - 1),
         "posterior_variance": variance,
-        "posterior_log_variance_clipped": np.log(with_first(variance, variance)),
-        "posterior_mean_coef1": betas * np.sqrt(before) / lost,
-        "posterior_mean_coef2": (1.0 - before) * np.sqrt(keep) / lost,
+        "posterior_log_variance_clipped": np.log(_with_first(variance, variance)),
+        "posterior_mean_coef1": coef1,
+        "posterior_mean_coef2": coef2,
+        "_one_minus_alphas_cumprod": lost,
+        "_log_betas": np.log(betas),
+        "_large_variance": large,
+        "_log_large_variance": log_large,
+        "_xprev_weight": xprev_weight,
+        "_x_t_weight": x_t_weight,
     }
 
 
-def with_first(table: np.ndarray, donor: np.ndarray) -> np.ndarray:
+def _with_first(table: np.ndarray, donor: np.ndarray) -> np.ndarray:
     """`table` with its entry 0 replaced by entry 1 of `donor` (a one-step process keeps its own)."""
     return np.append(donor[min(1, len(donor) - 1)], table[1:])

@@ -18,33 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from guided_diffusion.diffusion import samplers
+from guided_diffusion.diffusion.process import DiffusionProcess
 from guided_diffusion.errors import InputError
-
-if TYPE_CHECKING:
-    from guided_diffusion.diffusion.gaussian import GaussianDiffusion
-
-
-class Prediction(NamedTuple):
-    """x' = keep x + level m + slope (m - m_past), with m the newest x_0."""
-
-    keep: float
-    level: float
-    slope: float
-
-
-class Correction(NamedTuple):
-    """The same with the x_0 found at x': x' = keep x + level m + past (m_past - m) + new (m' - m)."""
-
-    keep: float
-    level: float
-    past: float
-    new: float
 
 
 class DPMSolverPP2M:
@@ -53,34 +34,29 @@ class DPMSolverPP2M:
     :param diffusion: the process, respaced or not; its T steps are taken in order.
     """
 
-    def __init__(self, diffusion: GaussianDiffusion):
+    def __init__(self, diffusion: DiffusionProcess):
         self._grid = Grid(diffusion.alphas_cumprod)
         self._done = 0  # steps, counted: reading t would wait for the device
         self._past: Tensor | None = None  # x_0 as predicted a step ago
 
     def __call__(
         self,
-        diffusion: GaussianDiffusion,
+        diffusion: DiffusionProcess,
         model: Callable,
         x: Tensor,
         t: Tensor,
-        clip_denoised: bool = True,
-        denoised_fn: Callable | None = None,
-        cond_fn: Callable | None = None,
-        model_kwargs: dict | None = None,
         noise_fn: Callable | None = None,
+        **options,
     ) -> dict[str, Tensor]:
-        """From x_t [B, C, ...] to the next point: {"sample", "pred_xstart"}, shaped like x. `noise_fn` is not used.
+        """Step from x_t [B, C, ...] to the next point: {"sample", "pred_xstart"}, shaped like x. `noise_fn` is unused.
 
         :param t: [B], T - 1 at the first call and one less at each that follows.
+        :param options: see `samplers.guided_prediction`.
         :raises ValueError: called more than T times, or shapes as in `p_mean_variance`.
         """
         if self._done == self._grid.steps:
             raise ValueError(f"solver: found more steps than the {self._grid.steps} of its process, expected a new one")
-        out = diffusion.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
-        if cond_fn is not None:
-            out = diffusion.condition_score(cond_fn, out, x, t, model_kwargs=model_kwargs)
-        x_start = out["pred_xstart"]
+        x_start = samplers.guided_prediction(diffusion, model, x, t, **options)["pred_xstart"]
         sample = self._predict(self._correct(x, x_start), x_start)
         self._past = x_start
         self._done += 1
@@ -90,9 +66,9 @@ class DPMSolverPP2M:
         return x
 
     def _predict(self, x: Tensor, x_start: Tensor) -> Tensor:
-        weights = self._grid.prediction(self._done)
-        sample = weights.keep * x + weights.level * x_start
-        return sample if self._past is None else sample + weights.slope * (x_start - self._past)
+        keep, level, slope = self._grid.prediction(self._done)
+        sample = keep * x + level * x_start
+        return sample if self._past is None else sample + slope * (x_start - self._past)
 
 
 class UniPC2(DPMSolverPP2M):
@@ -103,17 +79,17 @@ class UniPC2(DPMSolverPP2M):
     there; "sample" is the point before its correction.
     """
 
-    def __init__(self, diffusion: GaussianDiffusion):
+    def __init__(self, diffusion: DiffusionProcess):
         super().__init__(diffusion)
         self._from: Tensor | None = None  # the corrected x of the step before
         self._older: Tensor | None = None  # x_0 as predicted two steps ago
 
     def _correct(self, x: Tensor, x_start: Tensor) -> Tensor:
         if self._past is not None:
-            weights = self._grid.correction(self._done - 1)
-            x = weights.keep * self._from + weights.level * self._past + weights.new * (x_start - self._past)
+            keep, level, past, new = self._grid.correction(self._done - 1)
+            x = keep * self._from + level * self._past + new * (x_start - self._past)
             if self._older is not None:
-                x = x + weights.past * (self._older - self._past)
+                x = x + past * (self._older - self._past)
         self._from, self._older = x, self._past
         return x
 
@@ -131,30 +107,34 @@ class Grid:
         with np.errstate(divide="ignore"):  # lambda is infinite at the image
             self._lambda = np.log(self._alpha) - np.log(self._sigma)
 
-    def prediction(self, n: int) -> Prediction:
-        """Slope as in 2211.01095, Alg. 2, but for the first step and the last two."""
+    def prediction(self, n: int) -> tuple[float, float, float]:
+        """Return (keep, level, slope) of x' = keep x + level m + slope (m - m_past), with m the newest x_0.
+
+        The slope is that of 2211.01095, Alg. 2, and 0 in the first step and the last two.
+        """
         keep, level, h = self._first_order(n)
         second_order = 0 < n < self.steps - 2
         slope = 0.5 * level * h / (self._lambda[n] - self._lambda[n - 1]) if second_order else 0.0
-        return Prediction(keep, level, float(slope))
+        return keep, level, float(slope)
 
-    def correction(self, n: int) -> Correction:
-        """Weights that integrate the parabola through the three x_0 exactly: the conditions of 2302.04867, Theorem 3.1.
+    def correction(self, n: int) -> tuple[float, float, float, float]:
+        """Return (keep, level, past, new) of x' = keep x + level m + past (m_past - m) + new (m' - m), m' found at x'.
 
-        B(h) cancels in them. In the first step, where there are two x_0, the one weight is half of B(h).
+        They integrate the parabola through the three x_0 exactly: the conditions of 2302.04867, Theorem 3.1, in which
+        B(h) cancels. In the first step, where there are two x_0, the one weight is half of B(h).
         """
         keep, level, h = self._first_order(n)
         if n == 0:
-            return Correction(keep, level, 0.0, 0.5 * level)
+            return keep, level, 0.0, 0.5 * level
         # The integrals of u and u^2 in place of x_0(u), by parts.
         first = self._alpha[n + 1] - level / h
         second = self._alpha[n + 1] - 2 * first / h
         past_u = (self._lambda[n - 1] - self._lambda[n]) / h
         past = (second - first) / (past_u**2 - past_u)
-        return Correction(keep, level, float(past), float(first - past * past_u))
+        return keep, level, float(past), float(first - past * past_u)
 
     def _first_order(self, n: int) -> tuple[float, float, float]:
-        """sigma'/sigma; the integral of a constant 1, alpha' (1 - exp(-h)); h."""
+        """Return sigma'/sigma; the integral of a constant 1, alpha' (1 - exp(-h)); h."""
         h = self._lambda[n + 1] - self._lambda[n]
         return float(self._sigma[n + 1] / self._sigma[n]), float(-self._alpha[n + 1] * np.expm1(-h)), float(h)
 
@@ -163,29 +143,25 @@ class Sampler(NamedTuple):
     """A sampler: its name in reports, and its loop for a process, with the arguments of `sample_progressively`."""
 
     title: str
-    loop: Callable[[GaussianDiffusion], Callable[..., Tensor]]
+    loop: Callable[[DiffusionProcess], Callable[..., Tensor]]
 
 
-def _of_steps(solver: type[DPMSolverPP2M]) -> Callable[[GaussianDiffusion], Callable[..., Tensor]]:
-    return lambda diffusion: partial(_solve, diffusion, solver)
-
-
-def _solve(diffusion: GaussianDiffusion, solver: type[DPMSolverPP2M], model: Callable, shape, **options) -> Tensor:
+def _solve(solver: type[DPMSolverPP2M], diffusion: DiffusionProcess, model: Callable, shape, **options) -> Tensor:
     steps = samplers.sample_progressively(diffusion, solver(diffusion), model, shape, **options)
     return samplers.last(steps)["sample"]
 
 
-# What --sampler offers, and reports know.
+# Samplers by their names in --sampler and in reports.
 SAMPLERS = {
     "ddpm": Sampler("DDPM", lambda diffusion: diffusion.p_sample_loop),
     "ddim": Sampler("DDIM", lambda diffusion: diffusion.ddim_sample_loop),
-    "dpmpp2m": Sampler("DPM-Solver++(2M)", _of_steps(DPMSolverPP2M)),
-    "unipc": Sampler("UniPC", _of_steps(UniPC2)),
+    "dpmpp2m": Sampler("DPM-Solver++(2M)", lambda diffusion: partial(_solve, DPMSolverPP2M, diffusion)),
+    "unipc": Sampler("UniPC", lambda diffusion: partial(_solve, UniPC2, diffusion)),
 }
 
 
-def sampling_loop(diffusion: GaussianDiffusion, sampler: str = "", use_ddim: bool = False) -> Callable[..., Tensor]:
-    """The loop that the flags ask for: (model, shape, noise, noise_fn, clip_denoised, cond_fn, ...) -> samples.
+def sampling_loop(diffusion: DiffusionProcess, sampler: str = "", use_ddim: bool = False) -> Callable[..., Tensor]:
+    """Return the loop that the flags ask for: (model, shape, noise, noise_fn, clip_denoised, cond_fn, ...) -> samples.
 
     :param sampler: a name in SAMPLERS; "": ddim with `use_ddim`, else ddpm, as upstream.
     InputError when the two contradict each other.

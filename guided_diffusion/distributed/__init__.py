@@ -1,1 +1,1 @@
-"""What several processes do together: meet, talk, stop, show progress."""
+"""Several processes: rendezvous, collectives, signals, shutdown, watchdog, progress."""

@@ -1,4 +1,4 @@
-"""The group of this program's processes: rank, device, and what all of them do together."""
+"""The rank, world size and device of this process, and its collective operations."""
 
 from __future__ import annotations
 
@@ -11,33 +11,40 @@ import torch.distributed as dist
 from guided_diffusion.errors import InputError
 from guided_diffusion.system import launch
 
+_ALL_GPUS = 8
+# Upstream's hook: a program that sets another number uses so many of a machine's GPUs at most.
+GPUS_PER_NODE = _ALL_GPUS
+
 
 def dev() -> torch.device:
-    """The GPU of this local rank (the visible GPUs are dealt out in turn), or the CPU if there is none."""
+    """Return the GPU of this local rank (ranks take the visible GPUs in turn), or the CPU if there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", launch.detect().local_rank % torch.cuda.device_count())
+    gpus = torch.cuda.device_count()
+    if GPUS_PER_NODE != _ALL_GPUS:
+        gpus = min(gpus, GPUS_PER_NODE)
+    return torch.device("cuda", launch.detect().local_rank % gpus)
 
 
 def get_rank() -> int:
-    """This process's rank; the launcher's word for it before ``setup_dist``."""
+    """Return this process's rank; before ``setup_dist`` that which the launcher's variables give."""
     return dist.get_rank() if dist.is_initialized() else launch.detect().rank
 
 
 def get_world_size() -> int:
-    """The number of processes; the launcher's word for it before ``setup_dist``."""
+    """Return the number of processes; before ``setup_dist`` that which the launcher's variables give."""
     return dist.get_world_size() if dist.is_initialized() else launch.detect().world_size
 
 
 def barrier() -> None:
-    """Wait for all ranks; nothing to wait for without a process group."""
+    """Wait for all ranks; return at once without a process group."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         on_gpu = dist.get_backend() == "nccl"
         dist.barrier(device_ids=[torch.cuda.current_device()] if on_gpu else None)
 
 
 def broadcast_object(value: Any) -> Any:
-    """Rank 0's value on every rank; it must be picklable. A collective; nothing to do without a process group."""
+    """Return rank 0's value, which must be picklable, on every rank. A collective."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
     box = [value]

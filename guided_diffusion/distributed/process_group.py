@@ -1,7 +1,7 @@
-"""The process group and upstream's names for what belongs to it; how a program ends is in `shutdown`.
+"""The process group, which works alike under torchrun, mpiexec, Slurm's srun and as a single process.
 
-Works alike under torchrun, mpiexec, Slurm's srun and as a single process; the last needs no network. Under
-srun pass ``--kill-on-bad-exit=1``, because Slurm by default lets the other tasks run on when one fails.
+A single process needs no network. Under srun pass ``--kill-on-bad-exit=1``, because Slurm by default lets the other
+tasks run on when one fails.
 """
 
 from __future__ import annotations
@@ -9,55 +9,21 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from guided_diffusion.distributed import meeting, shutdown
-from guided_diffusion.distributed.collectives import (
-    barrier,
-    broadcast_object,
-    dev,
-    from_rank_0,
-    get_rank,
-    get_world_size,
-    sync_params,
-)
+from guided_diffusion.distributed.collectives import barrier, broadcast_object, dev
 from guided_diffusion.distributed.rendezvous import TIMEOUT, open_store
-from guided_diffusion.distributed.shutdown import fail, report_failure, run_main, waited_for_rank_0
-from guided_diffusion.io import checkpoint
 from guided_diffusion.system import launch
-
-__all__ = [
-    "GPUS_PER_NODE",
-    "SETUP_RETRY_COUNT",
-    "TIMEOUT",
-    "barrier",
-    "broadcast_object",
-    "dev",
-    "fail",
-    "from_rank_0",
-    "get_rank",
-    "get_world_size",
-    "load_state_dict",
-    "report_failure",
-    "run_main",
-    "setup_dist",
-    "sync_params",
-    "waited_for_rank_0",
-]
-
-# Kept because users import them; the number of GPUs on a machine is asked of CUDA instead.
-GPUS_PER_NODE = 8
-SETUP_RETRY_COUNT = 3
 
 
 def setup_dist() -> None:
-    """Join this process to its peers; does nothing if a process group exists already.
+    """Join the process group; does nothing if there is one already.
 
     The backend is NCCL where every rank has a GPU of its own and Gloo otherwise (no GPU, or GPUs shared by
-    several ranks, which NCCL refuses). CUDA_VISIBLE_DEVICES is left alone. RANK, WORLD_SIZE, LOCAL_RANK,
+    several ranks, which NCCL refuses). CUDA_VISIBLE_DEVICES is unchanged. RANK, WORLD_SIZE, LOCAL_RANK,
     MASTER_ADDR and MASTER_PORT are set unless the launcher did.
 
     Raises ``InputError`` if the launcher's variables are malformed or MPI cannot be used. Where ranks do not come in
@@ -75,30 +41,21 @@ def setup_dist() -> None:
     else:
         _share_cores(machines.count(machines[here.rank]))
     dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.world_size, timeout=TIMEOUT)
-    barrier()  # a rank that fails at once must not leave its peers in the middle of connecting
+    barrier()  # a rank that fails at once must not leave the others in the middle of connecting
     if shutdown.heart is not None and here.world_size > 1:
         # A name of its own, because torchrun's store keeps the keys of earlier attempts.
         name = broadcast_object(f"heartbeat/{secrets.token_hex(8)}")
         shutdown.heart.start(dist.PrefixStore(name, store.clone()), here.rank, here.world_size)
 
 
-def load_state_dict(path: str, **kwargs: Any) -> Any:
-    """What ``torch.save`` wrote to ``path``; ``kwargs`` such as ``map_location`` go to ``torch.load``.
-
-    Every rank reads for itself. This is not a collective, so calling it on one rank only is fine. See
-    ``checkpoint.read_object`` for the paths understood and the ``InputError`` raised.
-    """
-    return checkpoint.read_object(path, **kwargs)
-
-
 def _publish(store: dist.Store, here: launch.Launch, topic: str, value: str) -> list[str]:
-    """Tell the peers ``value`` and return theirs, by rank."""
+    """Give ``value`` to the other ranks and return the values of all, by rank."""
     store.set(f"{topic}/{here.rank}", value)
     return [store.get(f"{topic}/{rank}").decode() for rank in range(here.world_size)]
 
 
 def _gpu_identity(here: launch.Launch) -> str:
-    """A name for this rank's GPU that no other GPU has; empty without one."""
+    """Return a name for this rank's GPU that no other GPU has; empty without a GPU."""
     if not torch.cuda.is_available():
         return ""
     device = dev()
@@ -107,7 +64,7 @@ def _gpu_identity(here: launch.Launch) -> str:
 
 
 def _share_cores(local_ranks: int) -> None:
-    """Deal this machine's cores out among its ranks, unless OMP_NUM_THREADS says otherwise."""
+    """Divide this machine's cores among its ranks, unless OMP_NUM_THREADS is set."""
     if local_ranks > 1 and "OMP_NUM_THREADS" not in os.environ:
         share = max(1, (os.cpu_count() or 1) // local_ranks)
         torch.set_num_threads(min(share, torch.get_num_threads()))

@@ -1,4 +1,4 @@
-"""Progress of long work, on rank 0 only: a bar on stderr, `status.json` in the run's directory, a line at the end."""
+"""Progress of long work, on rank 0: a bar on stderr, `status.json` in the run's directory, a line at the end."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from guided_diffusion.distributed.process_group import get_rank
+from guided_diffusion.distributed.collectives import get_rank
 from guided_diffusion.errors import counted
 from guided_diffusion.runs import logger, status
 
 
 class Progress:
-    """done/total, rate and time left, while the work goes on; a context manager.
+    """A context manager that shows done/total, rate and remaining time.
 
     :param initial: how much was done before.
     :param directory: of the run, for its `status.json`; None: no such file.
@@ -29,7 +29,6 @@ class Progress:
         total: int | None,
         unit: str,
         initial: int = 0,
-        description: str = "",
         directory: str | os.PathLike | None = None,
     ):
         # Often on a terminal, a line every ten seconds at most in a log file.
@@ -37,7 +36,6 @@ class Progress:
             total=total,
             initial=initial,
             unit=f" {unit}",
-            desc=description or None,
             disable=get_rank() != 0,
             mininterval=0.2 if sys.stderr.isatty() else 10.0,
             smoothing=0.05,
@@ -59,18 +57,20 @@ class Progress:
             self._status.leave(self.n, **({"state": status.STOPPED} if short else {}))
 
     def update(self, n: int = 1) -> None:
-        """So much more is done."""
+        """Count n more as done."""
         self.n += n
         self._bar.update(n)
         self.alive()
 
     def alive(self) -> None:
-        """A sign of life between two updates that may be minutes apart."""
+        """Give a sign of life between two updates that may be minutes apart."""
         if self._status is not None:
             self._status.alive(self.n)
 
     def finish(self, **more: Any) -> None:
-        """Say what the run took, in the log and in its status, which becomes "finished"; after everything is written.
+        """Log the time and memory of the run and write them to its status, which becomes "finished".
+
+        Called when everything is written.
 
         :param more: other entries of the status's summary.
         """
@@ -89,7 +89,7 @@ class Progress:
 
 
 def note_complete(directory: str | os.PathLike, total: int, unit: str) -> None:
-    """Write "finished" into the status of a run that was ended between its last result and this word; from rank 0."""
+    """Write "finished" to the status of a complete run that ended before it could do so; from rank 0."""
     found = status.read_or_nothing(directory)
     if get_rank() == 0 and found.get("state") != status.FINISHED:
         with Progress(total, unit, initial=total, directory=directory) as progress:
@@ -97,7 +97,7 @@ def note_complete(directory: str | os.PathLike, total: int, unit: str) -> None:
 
 
 def peak_memory() -> dict[str, int]:
-    """The most memory, in bytes, that this process has had: of the machine, and of its GPU where there is one."""
+    """Return the peak memory of this process in bytes: of the machine, and of its GPU where there is one."""
     unit = 1 if sys.platform == "darwin" else 1024
     memory = {"peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if torch.cuda.is_available() and torch.cuda.is_initialized():

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import re
 import socket
-import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
@@ -19,11 +17,11 @@ from guided_diffusion.errors import InputError
 from guided_diffusion.system import launch
 
 TIMEOUT = timedelta(minutes=30)  # how long a rank waits for the others in any one collective
-_LOOK_UP = 5.0  # seconds that a name server has for its answer
+_LOOK_UP = 5.0  # seconds in which a name is looked up again
 
 
 def open_store(here: launch.Launch, end: Callable[[int], None]) -> dist.Store:
-    """Return the store, once there is one; `end`: see `mpi.join`.
+    """Return the store when it can be reached; `end`: see `mpi.join`.
 
     Raises ``InputError`` if the launcher's variables are malformed or MPI cannot be used.
     """
@@ -43,7 +41,7 @@ def open_store(here: launch.Launch, end: Callable[[int], None]) -> dist.Store:
 
 
 def _open_store_through_mpi(here: launch.Launch, end: Callable[[int], None]) -> dist.Store:
-    """Rank 0 listens on a port the system picks and tells the others through MPI."""
+    """Open the store on a port that the system picks, which rank 0 broadcasts through MPI."""
     comm = mpi.join(end).COMM_WORLD
     machines = comm.allgather(socket.gethostname())
     store, place = None, None
@@ -57,7 +55,7 @@ def _open_store_through_mpi(here: launch.Launch, end: Callable[[int], None]) -> 
 
 
 def _open_store_through_slurm(here: launch.Launch) -> dist.Store:
-    """Rank 0 listens on the step's first machine, at a port that every rank can work out."""
+    """Open the store on the step's first machine, at a port that every rank can compute."""
     ours = launch.exported_by_us()
     given = {} if ours else os.environ
     hosts = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "")
@@ -78,29 +76,22 @@ def _listen(address: str, port: int, world_size: int) -> dist.TCPStore:
 
 
 def _check_address(name: str) -> None:
-    """InputError where the name of rank 0's machine means nothing here; connecting would try it for minutes."""
-    found: list[Any] = []
-
-    def look_up() -> None:
-        until = time.monotonic() + _LOOK_UP
-        while not found and time.monotonic() < until:
-            try:
-                found.extend(socket.getaddrinfo(name, None))
-            except OSError:
-                time.sleep(0.5)
-
-    thread = threading.Thread(target=look_up, daemon=True)  # it may wait for a name server for longer
-    thread.start()
-    thread.join(_LOOK_UP + 1)
-    if not found:
-        raise InputError(
-            f"MASTER_ADDR {name}: this name has no address here, expected that of rank 0's machine; on one machine "
-            "start torchrun with --local_addr 127.0.0.1, on several name it with --rdzv_endpoint or --master_addr"
-        )
+    """Raise an InputError where the name of rank 0's machine has no address; connecting would retry for minutes."""
+    until = time.monotonic() + _LOOK_UP
+    while time.monotonic() < until:
+        try:
+            socket.getaddrinfo(name, None)
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise InputError(
+        f"MASTER_ADDR {name}: this name has no address here, expected that of rank 0's machine; on one machine "
+        "start torchrun with --local_addr 127.0.0.1, on several name it with --rdzv_endpoint or --master_addr"
+    )
 
 
 def _own_address() -> str:
-    """The address under which other machines reach this one."""
+    """Return the address under which other machines reach this one."""
     if not launch.exported_by_us() and os.environ.get("MASTER_ADDR"):
         return os.environ["MASTER_ADDR"]
     name = socket.getfqdn()
@@ -114,13 +105,13 @@ def _own_address() -> str:
 
 
 def first_host(nodelist: str) -> str:
-    """The first name in Slurm's notation: ``gpu[07-12,20]`` and ``gpu07,gpu20`` both give ``gpu07``."""
+    """Return the first name in Slurm's notation: ``gpu[07-12,20]`` and ``gpu07,gpu20`` both give ``gpu07``."""
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodelist)[0]
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
 
 
 def slurm_port() -> int:
-    """A port in 20000..59999 that differs between the jobs and steps of one machine."""
+    """Return a port in 20000..59999 that differs between the jobs and steps of one machine."""
     job, step = (os.environ.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     digits = [int(text) if text.isdigit() else 0 for text in (job, step)]
     return 20000 + (digits[0] * 37 + digits[1]) % 40000

@@ -1,4 +1,4 @@
-"""How a program ends: told to the user and to the other ranks, with none of them left hanging."""
+"""The end of a program: the user and the other ranks are told, and no rank is left hanging."""
 
 from __future__ import annotations
 
@@ -20,41 +20,40 @@ import torch.distributed as dist
 
 from guided_diffusion.distributed import mpi
 from guided_diffusion.distributed.collectives import barrier, get_rank, get_world_size
+from guided_diffusion.distributed.watchdog import Heartbeat
 from guided_diffusion.errors import InputError, Stopped, Terminated, first_line
 from guided_diffusion.runs import failure_log, run_directory
-from guided_diffusion.runs.watchdog import Heartbeat
 from guided_diffusion.system import launch, streams
 
-_LEAD = 30.0  # seconds by which a rank may be later than another in reading its command line
+_LEAD = 30.0  # the most seconds between two ranks' reading of their command lines
 
-heart: Heartbeat | None = None  # there in programs that `run_main` runs: it knows when a rank is done
+heart: Heartbeat | None = None  # in programs that `run_main` runs, which knows when a rank is done
 
 
 def run_main(main: Callable[[], None]) -> NoReturn:
-    """Run a program's ``main`` and end the process so that no peer is left hanging.
+    """Run a program's ``main`` and end the process so that no other rank is left hanging.
 
     ``InputError``, and an ``OSError`` such as of a full disk: its line on stderr, exit status 2. Ctrl-C: 130.
-    ``Terminated``: 143.
-    ``SystemExit``: its own status; ``Stopped``: the same, and all ranks part as after success. Any other exception: the
-    traceback, 1. After a failure among several ranks the process leaves without the interpreter's clean-up, which could
-    block in MPI; the launcher then ends the other ranks. Those that it does not reach (frozen, or on other machines)
-    end by themselves: see ``heartbeat``, and ``meeting`` for the time before all have joined.
+    ``Terminated``: 143. ``SystemExit``: its own status; ``Stopped``: the same, and all ranks end as after success. Any
+    other exception: the traceback, 1. After a failure among several ranks the process ends without the interpreter's
+    clean-up, which could block in MPI; the launcher then ends the other ranks. Ranks that it does not reach (frozen, or
+    on other machines) end by themselves: see ``watchdog``, and ``meeting`` for the time before all have joined.
     """
     global heart
     streams.protect()
     heart = Heartbeat(leave_hard)
     try:
         if launch.detect().kind == "mpi" and launch.detect().world_size > 1:
-            # Now rather than in setup_dist: mpiexec does not miss a rank that dies before it joined MPI,
-            # and its peers would wait for it until the deadline.
+            # Before setup_dist: mpiexec does not notice a rank that dies before it joined MPI, and the others would
+            # wait for it until the deadline.
             mpi.join(leave_hard)
         main()
         _leave()
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the peers must not be left waiting
+    except BaseException as error:  # noqa: BLE001 - after any error the other ranks must not be left waiting
         status = report_failure(error)
         if status == 0 or isinstance(error, Stopped):
             _leave()
-        elif _has_peers():
+        elif _is_one_of_several():
             heart.tell(status, _first_line_of(error))
             leave_hard(status)
         run_directory.release()
@@ -72,7 +71,7 @@ def fail(line: str) -> NoReturn:
 
 
 def report_failure(error: BaseException) -> int:
-    """Tell the user about an exception; returns the exit status it stands for."""
+    """Report an exception to the user and the log; return the exit status for it."""
     if isinstance(error, Stopped):
         failure_log.keep_failure(error.line, state="stopped")
     if isinstance(error, SystemExit):
@@ -84,37 +83,34 @@ def report_failure(error: BaseException) -> int:
         terminated = isinstance(error, Terminated)
         failure_log.keep_failure("terminated" if terminated else "interrupted", state="stopped")
         return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
-    system = isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError)
-    line = str(error) if isinstance(error, InputError) else _first_line_of(error)
-    full = None if system else _out_of_memory(error)
-    if system:
-        line = ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
-    elif full:
-        line = full
+    line = _line_for_user(error)
     details = "" if isinstance(error, InputError) else "".join(traceback.format_exception(error))
-    failure_log.keep_failure(line, details, consequence=_lost_a_peer(error))
-    if _has_peers() and _is_said_elsewhere(error):
-        # Meanwhile the rank that says it leaves, and the launcher or the heartbeat ends this one.
-        time.sleep(5 if _lost_a_peer(error) and heart.beating else 1)
-    one_line = system or full or not details
-    sys.stderr.write(f"error: {line}\n" if one_line else details)  # one write: ranks do not interleave
-    return 2 if one_line else 1
+    failure_log.keep_failure(_first_line_of(error) if line is None else line, details, consequence=_lost_a_rank(error))
+    if _is_one_of_several() and _is_reported_elsewhere(error):
+        # Meanwhile the rank that reports it ends, and the launcher or the watchdog ends this one.
+        time.sleep(5 if _lost_a_rank(error) and heart.beating else 1)
+    sys.stderr.write(details if line is None else f"error: {line}\n")  # one write: ranks do not interleave
+    return 1 if line is None else 2
 
 
 def waited_for_rank_0() -> bool:
-    """Leave it to rank 0 to say what is wrong with a command line that all ranks have.
+    """Wait for rank 0 to report an error in a command line that all ranks have.
 
-    A launcher ends all ranks once one has failed. So that this one is not the first, while rank 0 still loads, it
-    waits to be ended. Returns whether that was in vain; False at once where rank 0 is in no danger.
+    A launcher ends all ranks when one has failed; if this rank failed while rank 0 still loads, nothing would be
+    reported. Returns whether this rank was not ended while it waited; False at once without such a launcher.
     """
-    in_danger = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ or mpi.to_sign_off_from()
-    if in_danger:
+    waits = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ or mpi.started_here()
+    if waits:
         time.sleep(_LEAD)
-    return bool(in_danger)
+    return bool(waits)
 
 
-def _out_of_memory(error: BaseException) -> str | None:
-    """The line for a network that does not fit into memory; None for other failures."""
+def _line_for_user(error: BaseException) -> str | None:
+    """Return the line for bad input, a refusal of the system or too little memory; None for errors with a traceback."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):
+        return ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
     text = first_line(error)
     if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "DefaultCPUAllocator" not in text:
         return None
@@ -123,7 +119,7 @@ def _out_of_memory(error: BaseException) -> str | None:
     wanted = f" (for {asked[1]} more)" if asked else ""
     return (
         f"out of {place} memory{wanted}: lower --batch_size, or --microbatch in training; what is finished is kept, "
-        "and the same --log_dir goes on from there"
+        "and the same --log_dir resumes from there"
     )
 
 
@@ -131,21 +127,21 @@ def _first_line_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _is_said_elsewhere(error: BaseException) -> bool:
-    """Whether another rank probably reports this failure, or the one that it follows from."""
+def _is_reported_elsewhere(error: BaseException) -> bool:
+    """Return whether another rank probably reports this failure, or the one that it follows from."""
     if isinstance(error, InputError):
-        return get_rank() > 0  # bad input mostly meets all ranks: let rank 0 say it
-    return _lost_a_peer(error)
+        return get_rank() > 0  # bad input mostly concerns all ranks: rank 0 reports it
+    return _lost_a_rank(error)
 
 
-def _lost_a_peer(error: BaseException) -> bool:
-    """Whether a collective failed because another rank, or the way to it, is gone."""
+def _lost_a_rank(error: BaseException) -> bool:
+    """Return whether a collective failed because another rank, or the connection to it, is gone."""
     if isinstance(error, dist.DistError):
         return dist.is_initialized()  # before that it may as well be this rank's own address or port
     return isinstance(error, RuntimeError) and "/gloo/transport/" in str(error)  # Gloo's failures have no type
 
 
-def _has_peers() -> bool:
+def _is_one_of_several() -> bool:
     try:
         return get_world_size() > 1
     except InputError:
@@ -153,10 +149,8 @@ def _has_peers() -> bool:
 
 
 def _leave() -> None:
-    """Part from the peers after success: everyone has arrived before anyone goes."""
+    """Leave the process group after success: no rank ends before all have come here."""
     run_directory.release()
-    if heart is not None:
-        heart.expect_leavers()
     if dist.is_initialized():
         barrier()
         if heart is not None:
@@ -166,8 +160,8 @@ def _leave() -> None:
 
 
 def leave_hard(status: int) -> NoReturn:
-    """End now. What is buffered gets out; nothing that could wait for a peer is run."""
-    # From the heartbeat the main thread may hold a lock that flushing needs, or be inside MPI.
+    """End the process now. Buffers are flushed; nothing that could wait for another rank is run."""
+    # When the watchdog calls, the main thread may hold a lock that flushing needs, or be inside MPI.
     last_resort = threading.Timer(5, os._exit, (status,))
     last_resort.daemon = True
     last_resort.start()
@@ -180,9 +174,9 @@ def leave_hard(status: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # a closed pipe, a closed stream
             stream.flush()
-    if running := mpi.to_sign_off_from():
+    if running := mpi.started_here():
         # Unlike a bare exit this passes the status on reliably, and mpiexec does not wait for pipes that
-        # other ranks' data workers still hold. What MPI itself has to say about it helps nobody.
+        # other ranks' data workers still hold. MPI's own messages about it are of no use.
         time.sleep(0.3)  # mpiexec drops output that it has not yet passed on
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         running.COMM_WORLD.Abort(status)

@@ -1,4 +1,4 @@
-"""Signals that ask a training to save: SIGUSR1 and go on, SIGTERM and SIGINT and stop; SIGTERM while sampling."""
+"""Signals: SIGUSR1 asks a training to save, SIGTERM and SIGINT to save and stop; SIGTERM stops a sampling run."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import rendezvous
 from guided_diffusion.errors import Stopped, Terminated
 from guided_diffusion.runs import logger
 
-# In order of weight, where ranks got different ones.
+# In order of precedence, where ranks got different ones.
 _KNOWN = (None, signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
 _TOGETHER = 1.0  # seconds; launchers and timeout(1) send one request twice, to a process and to its group
 
 
 class StopSignals:
-    """Catches the signals inside a with-block and lets all ranks agree on them between two steps.
+    """A context manager that catches the signals, on which all ranks agree between two steps.
 
     A second SIGTERM or SIGINT, more than a second after the first, ends the process at once.
     """
@@ -32,11 +32,11 @@ class StopSignals:
         self._stop: signal.Signals | None = None
         self._stop_time = 0.0
         self._save = False
-        # A group of its own: whatever the main one is made of, a few bytes on the CPU must not wait for a GPU.
+        # A Gloo group of its own, because a few bytes on the CPU must not wait for a GPU.
         several = dist.is_initialized() and dist.get_world_size() > 1
-        self._group = dist.new_group(backend="gloo", timeout=process_group.TIMEOUT) if several else None
+        self._group = dist.new_group(backend="gloo", timeout=rendezvous.TIMEOUT) if several else None
         self._before = {}
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python lets nobody catch signals
+        if threading.current_thread() is threading.main_thread():  # the only one that may catch signals
             self._before = {number: signal.signal(number, self._catch) for number in _KNOWN[1:]}
         return self
 
@@ -53,7 +53,7 @@ class StopSignals:
             _end_if_another(number, self._stop_time)
 
     def asked(self) -> signal.Signals | None:
-        """What any rank has been asked for since the last call, the same on all of them. A collective."""
+        """Return the signal that any rank got since the last call, the same on all ranks. A collective."""
         save, self._save = self._save, False
         mine = self._stop or (signal.SIGUSR1 if save else None)
         if self._group is None:
@@ -65,11 +65,11 @@ class StopSignals:
 
 @contextmanager
 def terminating(consequence: str, tell: Callable[[str], None] = logger.log) -> Iterator[None]:
-    """Let SIGTERM raise ``Terminated`` inside a with-block, as Ctrl-C raises KeyboardInterrupt; say it of both.
+    """Let SIGTERM raise ``Terminated`` inside a with-block, as Ctrl-C raises KeyboardInterrupt; log either.
 
     A second one, more than a second after the first, ends the process at once.
 
-    :param consequence: what becomes of the work, for the line that says what stopped it.
+    :param consequence: what happens to the work, for the line that says what stopped it.
     """
     first: list[float] = []
 
@@ -89,7 +89,7 @@ def terminating(consequence: str, tell: Callable[[str], None] = logger.log) -> I
         tell(f"{'stopped by SIGTERM' if isinstance(error, Terminated) else 'interrupted'}; {consequence}")
         raise
     finally:
-        if not first:  # else the process ends, and launchers may say so twice
+        if not first:  # else the process ends, and launchers may send the signal twice
             signal.signal(signal.SIGTERM, before)
 
 
@@ -101,8 +101,8 @@ def _end_if_another(number: int, first: float) -> None:
 
 
 def how_to_resume() -> str:
-    """How an interrupted run is resumed; without the flag the same command might begin a new one."""
-    return f"the same command with --log_dir {shlex.quote(logger.get_dir())} goes on from there"
+    """Return how an interrupted run is resumed; without the flag the same command might begin a new run."""
+    return f"the same command with --log_dir {shlex.quote(logger.get_dir())} resumes from there"
 
 
 def leave(number: signal.Signals | None, saved: str) -> None:

@@ -1,1 +1,1 @@
-"""Files: atomic writing, checkpoints, images, downloads."""
+"""Files: atomic writes, reading, remote paths, checkpoints, images, downloads."""

@@ -1,4 +1,4 @@
-"""Reading untrusted checkpoints safely, loading them strictly, writing them atomically."""
+"""Checkpoints: untrusted ones are read safely, weights loaded strictly, files written atomically."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Any, BinaryIO
 
 import torch
@@ -21,20 +20,9 @@ from torch import Tensor, nn
 
 from guided_diffusion.errors import InputError, brief
 from guided_diffusion.io import checkpoint_flags
-from guided_diffusion.io.files import (
-    beside,
-    blobfile,
-    check_readable,
-    file_errors,
-    is_remote,
-    join,
-    open_readable,
-    parse_json,
-    read_json,
-    reason,
-    write_atomically,
-    write_json,
-)
+from guided_diffusion.io.atomic import write_atomically, write_json
+from guided_diffusion.io.reading import open_readable, parse_json, read_json, reason
+from guided_diffusion.io.remote import beside, blobfile, file_errors, is_remote, join
 from guided_diffusion.system import launch
 
 _PATIENCE = 60.0  # seconds without an answer
@@ -54,18 +42,18 @@ _OPTIMIZER = re.compile(r"opt(\d{6,})\.pt")
 
 
 class OtherNetwork(InputError):
-    """A checkpoint of another kind of network than the one that is wanted."""
+    """A checkpoint of another kind of network than expected."""
 
 
 log = logging.getLogger(__name__)
 
 
-def read_object(path: str | os.PathLike, **kwargs: Any) -> Any:
-    """Whatever ``torch.save`` wrote (weights, optimizer state), or the tensors of a ``.safetensors`` file.
+def load_state_dict(path: str | os.PathLike, **kwargs: Any) -> Any:
+    """Return what ``torch.save`` wrote (weights, optimizer state), or the tensors of a ``.safetensors`` file.
 
-    ``path`` is local, or remote in a form that blobfile knows (gs://, az://), or http(s)://. ``kwargs`` such
-    as ``map_location`` go to ``torch.load``. ``weights_only`` is always on: a file that carries code is
-    refused without being run.
+    Every rank reads for itself: this is no collective. ``path`` is local, or remote in a form that blobfile knows
+    (gs://, az://), or http(s)://. ``kwargs`` such as ``map_location`` go to ``torch.load``. ``weights_only`` is always
+    on: a file that carries code is refused without being run.
 
     Raises ``InputError`` naming the file when it is missing, truncated, of another format or refused.
     """
@@ -86,21 +74,20 @@ def read_object(path: str | os.PathLike, **kwargs: Any) -> Any:
             raise InputError(f"{path}: {_why_unreadable(error, file)}") from error
 
 
-def read_state_dict(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> dict[str, Tensor]:
-    """The weights in a ``.pt`` or ``.safetensors`` file: names to tensors (``nn.Parameter`` values are fine).
+def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
+    """Return the weights in a ``.pt`` or ``.safetensors`` file: names to tensors (``nn.Parameter`` values are fine).
 
-    Where a training program put them under "ema", "model" or "state_dict", or wrappers put "module." before every
-    name, the weights themselves are returned, with a warning that says what was done.
+    Weights under "ema", "model" or "state_dict", and names that all begin with "module.", are unwrapped with a warning.
 
-    Raises ``InputError`` as ``read_object`` does, and when the file holds anything but named tensors.
+    Raises ``InputError`` as ``load_state_dict`` does, and when the file holds anything but named tensors.
     """
-    state, how = _unwrap(read_object(path, map_location=map_location), path)
+    state, how = _unwrap(load_state_dict(path, map_location="cpu"), path)
     if how and launch.detect().rank == 0:
         log.warning("warning: %s: %s", path, how)
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise InputError(
-                f"{path}: expected a state dict (names to tensors), found {_describe(value)} under {key!r}"
+                f"{path}: expected a state dict (names to tensors), found a {type(value).__name__} under {key!r}"
             )
         if found := oddity(value):
             raise InputError(f"{path}: {key}: expected a plain tensor of real numbers, found {found}")
@@ -108,15 +95,15 @@ def read_state_dict(path: str | os.PathLike, map_location: str | torch.device = 
 
 
 def read_shapes(path: str | os.PathLike) -> dict[str, torch.Size]:
-    """The names and shapes of a checkpoint's weights, without their values; InputError as ``read_object``."""
-    state, _ = _unwrap(read_object(path, map_location="meta"), path)
+    """Return the shapes of a checkpoint's weights by name, without their values; InputError as ``load_state_dict``."""
+    state, _ = _unwrap(load_state_dict(path, map_location="meta"), path)
     return {key: value.shape for key, value in state.items() if isinstance(value, Tensor) and not value.is_nested}
 
 
 def _unwrap(state: Any, path: str | os.PathLike) -> tuple[Mapping, str]:
-    """The mapping that holds the weights, without prefixes, and what was done to get it; "" for a plain state dict."""
+    """Return the mapping with the weights, without prefixes, and what was done for that; "" for a plain state dict."""
     if not isinstance(state, Mapping):
-        raise InputError(f"{path}: expected a state dict (names to tensors), found {_describe(state)}")
+        raise InputError(f"{path}: expected a state dict (names to tensors), found a {type(state).__name__}")
     if "param_groups" in state and "state" in state:
         match = _OPTIMIZER.fullmatch(Path(path).name)
         instead = f", such as model{match[1]}.pt beside it" if match else ""
@@ -137,7 +124,7 @@ def _unwrap(state: Any, path: str | os.PathLike) -> tuple[Mapping, str]:
 def load_weights(
     model: nn.Module, path: str | os.PathLike, adapt: Callable[[State, State], State] | None = None
 ) -> None:
-    """Copy a checkpoint's weights into ``model``; InputError as ``read_weights``, the model is then unchanged.
+    """Copy a checkpoint's weights into ``model``; InputError as ``read_weights``, with the model unchanged.
 
     A model on the "meta" device, which has no memory of its own, takes that of the weights.
     """
@@ -149,9 +136,9 @@ def load_weights(
 def read_weights(
     model: nn.Module, path: str | os.PathLike, adapt: Callable[[State, State], State] | None = None
 ) -> State:
-    """A checkpoint's weights for ``model``; names and shapes must match exactly, and all must be finite.
+    """Return a checkpoint's weights for ``model``; names and shapes must match exactly, and all must be finite.
 
-    adapt: (weights in the file, weights of the model) -> what to take for the weights in the file.
+    adapt: (weights in the file, weights of the model) -> weights to use in place of those in the file.
 
     Raises ``InputError`` in one line with the first few missing, unexpected and misshapen keys (found and
     expected shape), how many there are and the flags with which they would fit, or the first tensor of integers or
@@ -189,16 +176,18 @@ def read_weights(
 def save(obj: Any, path: str | os.PathLike) -> None:
     """Write ``obj`` to ``path`` atomically: ``torch.save``, or safetensors when the name ends in that."""
     if os.fspath(path).endswith(".safetensors"):
+        import safetensors.torch
+
         # Clones, because safetensors refuses tensors that share memory; contiguous, because it must be.
         tensors = {key: value.detach().cpu().clone().contiguous() for key, value in obj.items()}
-        data = _safetensors().save(tensors)
+        data = safetensors.torch.save(tensors)
         with write_atomically(path) as file:
             file.write(data)
     else:
         with write_atomically(path) as file:
             try:
                 torch.save(obj, file)
-            except RuntimeError as error:  # torch's word for a full disk is "unexpected pos"
+            except RuntimeError as error:  # torch reports a full disk as "unexpected pos"
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from None
                 raise
@@ -210,30 +199,29 @@ def write_config(directory: str | os.PathLike, config: Mapping[str, Any]) -> Non
 
 
 def read_config(checkpoint_path: str | os.PathLike) -> dict[str, Any] | None:
-    """The ``config.json`` beside a checkpoint, or None where there is none.
+    """Return the ``config.json`` beside a checkpoint, or None where there is none.
 
     Raises ``InputError`` if it is there but cannot be read or is not a JSON object.
     """
-    checkpoint_path = os.fspath(checkpoint_path)
-    if not is_remote(checkpoint_path):
-        with suppress(FileNotFoundError, NotADirectoryError):
-            return read_json(Path(checkpoint_path).parent / CONFIG_NAME)
-        return None
     path = beside(checkpoint_path, CONFIG_NAME)
-    if _is_web(path) or not blobfile().exists(path):
-        return None
-    with _open_for_reading(path) as file:
-        return parse_json(file.read(), path)
+    if is_remote(path):
+        found = not _is_web(path) and blobfile().exists(path)
+        return parse_json(_open_for_reading(path).read(), path) if found else None
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return read_json(path)
+    return None
 
 
 def read_network_config(name: str, path: str | os.PathLike, *expected: str) -> dict[str, Any] | None:
-    """The ``config.json`` beside the checkpoint of a network, or None where there is none.
+    """Return the ``config.json`` beside the checkpoint of a network, or None where there is none.
 
-    :param name: what an error calls the checkpoint, perhaps with its flag.
+    :param name: of the checkpoint in an error, perhaps with its flag.
     :param expected: kinds of networks, see ``checkpoint_flags``.
     :raises InputError: there is no such checkpoint. OtherNetwork: ``config.json`` is of another kind.
     """
-    check_there(name, os.fspath(path))  # rather than complain about flags that do not fit
+    path = os.fspath(path)
+    with _open_remote(path, name) if is_remote(path) else open_readable(name, path):
+        pass  # it is there: said before flags are said not to fit
     saved = read_config(path)
     found = checkpoint_flags.kind_by_config(saved or {})
     if found not in (None, *expected):
@@ -245,27 +233,18 @@ def read_network_config(name: str, path: str | os.PathLike, *expected: str) -> d
 
 
 def _is_web(path: str) -> bool:
-    """http(s) addresses that blobfile does not take for Azure storage."""
+    """Return whether a path is an http(s) address other than Azure storage, which blobfile opens."""
     return path.startswith(("http://", "https://")) and ".blob.core.windows.net" not in path
 
 
 def _open_for_reading(path: str) -> BinaryIO:
-    """A seekable binary file; ``InputError`` naming the path if it cannot be had."""
+    """Open a seekable binary file; ``InputError`` naming the path if that fails."""
     if not path:
         raise InputError("no checkpoint path given: expected a file name, found an empty string")
     if is_remote(path):
         with _open_remote(path) as remote:
             return io.BytesIO(remote.read())
     return open_readable(path, path)
-
-
-def check_there(name: str, path: str) -> None:
-    """``InputError``, which calls it ``name``, unless there is such a file or address."""
-    if not is_remote(path):
-        check_readable(name, path)
-        return
-    with _open_remote(path, name):
-        pass
 
 
 @contextmanager
@@ -280,24 +259,15 @@ def _open_remote(path: str, name: str = "") -> Iterator[BinaryIO]:
         raise InputError(f"{name or path}: cannot be fetched: {brief(error)}") from error
 
 
-def _safetensors() -> ModuleType:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise InputError("files named .safetensors need safetensors: pip install safetensors") from error
-    return safetensors.torch
-
-
 def _read_safetensors(file: BinaryIO, map_location: Any) -> dict[str, Tensor]:
-    tensors = _safetensors().load(file.read())  # in no particular order
-    return {
-        key: value if map_location is None else value.to(map_location)
-        for key, value in sorted(tensors.items())
-    }
+    import safetensors.torch
+
+    tensors = safetensors.torch.load(file.read())  # in no particular order
+    return {key: value if map_location is None else value.to(map_location) for key, value in sorted(tensors.items())}
 
 
 def _why_unreadable(error: Exception, file: BinaryIO) -> str:
-    """One clause saying what is wrong with a file that the decoder gave up on."""
+    """Return a clause that says what is wrong with a file that cannot be decoded."""
     text = str(error)
     if code := re.search(r"GLOBAL (\S+)", text):
         return f"refused: it wants to run or build {code[1].rstrip('.')}; expected nothing but tensors"
@@ -305,17 +275,13 @@ def _why_unreadable(error: Exception, file: BinaryIO) -> str:
         return brief(error)
     size = file.seek(0, os.SEEK_END)
     kind = "not a checkpoint, or truncated"
-    if isinstance(error, pickle.UnpicklingError):  # torch's own text suggests weights_only=False: not ours
+    if isinstance(error, pickle.UnpicklingError):  # torch's own text suggests weights_only=False
         return f"{kind} (expected a .pt or .safetensors file, found {size} bytes of something else)"
     return f"{kind} ({size} bytes; {brief(error)})"
 
 
-def _describe(value: Any) -> str:
-    return f"a {type(value).__name__}"
-
-
 def oddity(value: Tensor) -> str | None:
-    """What keeps a tensor from being a plain one of real numbers, each with memory of its own."""
+    """Return what is unusual in a tensor; None for a plain one of real numbers, each with memory of its own."""
     if value.is_meta:
         return "no data"
     if value.is_nested or value.layout is not torch.strided or value.dtype not in _NUMBERS:
@@ -329,7 +295,7 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _list_keys(what: str, keys: list[str]) -> list[str]:
-    """Zero or one clauses for the error line."""
+    """Return zero or one clauses for an error line."""
     if not keys:
         return []
     more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
@@ -337,7 +303,7 @@ def _list_keys(what: str, keys: list[str]) -> list[str]:
 
 
 def check_weights(state: dict[str, Tensor], path: object) -> None:
-    """InputError naming the file and the first of its tensors that holds inf or nan."""
+    """Raise an InputError that names the first tensor with inf or nan."""
     for name, values in state.items():
         if values.is_floating_point() and values.numel() and not bool(values.abs().amax().isfinite()):
             bad = int((~values.isfinite()).sum())

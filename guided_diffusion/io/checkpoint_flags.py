@@ -1,4 +1,4 @@
-"""The flags that a checkpoint's weights ask for, read from their names and shapes."""
+"""The flags that a checkpoint was made with, as far as the names and shapes of its weights tell."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Shapes = Mapping[str, Sequence[int]]
 CLASSIFIER, DIFFUSION_MODEL, SUPER_RES = "classifier", "diffusion model", "super-resolution model"
 _STEM = "input_blocks.0.0.weight"  # [width, channels of the input, 3, 3]
 _LABELS = "label_emb.weight"
-# What names and shapes do not tell, or not without the size of the images.
+# Flags that names and shapes do not tell, or not without the size of the images.
 _UNTOLD = "--attention_resolutions, --channel_mult and --image_size with those of its training"
 _CLASSIFIERS_UNTOLD = (
     "--classifier_attention_resolutions, --classifier_channel_mult, --classifier_depth, --classifier_pool, "
@@ -23,9 +23,9 @@ _HEADS = ("out.2.c_proj", "out.3", "out.2")  # a classifier's last layer, by --c
 
 
 def class_tensors(shapes: Shapes) -> list[str]:
-    """The tensors with a row for every class: of the embedding of labels, or of a classifier's last layer.
+    """Return the names of the tensors with a row for every class: the label embedding, or a classifier's last layer.
 
-    None for an unconditional diffusion model.
+    An unconditional diffusion model has none.
     """
     if _is_diffusion_model(shapes):
         return [_LABELS] if _LABELS in shapes else []
@@ -34,24 +34,26 @@ def class_tensors(shapes: Shapes) -> list[str]:
 
 
 def num_classes(shapes: Shapes) -> int | None:
-    """The number of classes that weights are made for; None where they know no classes."""
+    """Return the number of classes of a network; None for an unconditional one."""
     return next((_size(shapes, name, 0) for name in class_tensors(shapes)), None)
 
 
 def advice(found: Shapes, expected: Shapes) -> str:
-    """Clause for an error line: the flags with which a model would fit the weights, else those that may differ.
+    """Return a clause for an error line: the flags with which a model would fit the weights, or those that may differ.
 
-    "" where one of the two is no network of guided diffusion. Both are of one kind.
+    Both are networks of one kind; "" where one of the two is no network of guided diffusion.
     """
     if _STEM not in found or _STEM not in expected:
         return ""
-    if flags := _flags_that_fit(found, expected):
+    ours = _flags_of(expected)
+    flags = [f"--{name} {value}" for name, value in _flags_of(found).items() if value and value != ours.get(name)]
+    if flags:
         return f"; the file was made with {' '.join(flags)}"
     return f"; compare {_UNTOLD if _is_diffusion_model(found) else _CLASSIFIERS_UNTOLD}"
 
 
 def kind(shapes: Shapes) -> str | None:
-    """What network weights are of, in words; None where they are of none of guided diffusion."""
+    """Return the kind of network that weights belong to; None where it is no network of guided diffusion."""
     if _STEM not in shapes:
         return None
     if not _is_diffusion_model(shapes):
@@ -60,7 +62,7 @@ def kind(shapes: Shapes) -> str | None:
 
 
 def kind_by_config(saved: Mapping[str, Any]) -> str | None:
-    """The same by the config.json beside a checkpoint; None where it does not tell."""
+    """Return the kind of network that a checkpoint's config.json belongs to; None where it does not tell."""
     if ("classifier_width" in saved) == ("num_channels" in saved):
         return None
     if "classifier_width" in saved:
@@ -73,21 +75,15 @@ def _is_diffusion_model(shapes: Shapes) -> bool:
 
 
 def _size(shapes: Shapes, name: str, axis: int) -> int:
-    """A tensor's size along an axis, 0 where there is no such tensor or axis: files hold anything."""
+    """Return a tensor's size along an axis, 0 where there is no such tensor or axis: files may hold anything."""
     shape = shapes.get(name, ())
     return shape[axis] if axis < len(shape) else 0
 
 
-def _flags_that_fit(found: Shapes, expected: Shapes) -> list[str]:
-    """The flags by which two networks of one kind differ, each with the value for the weights found."""
-    ours = _flags_of(expected)
-    return [f"--{name} {value}" for name, value in _flags_of(found).items() if value and value != ours.get(name)]
-
-
 def _flags_of(shapes: Shapes) -> dict[str, str]:
-    """The flags that names and shapes tell, as text; "" where they do not tell."""
+    """Return the flags that names and shapes tell, as text; "" where they do not tell."""
     unet = _is_diffusion_model(shapes)
-    channels = {1: 1, 2: 1, 3: 3, 6: 3}.get(_size(shapes, _STEM, 1), 0)  # super-resolution sees two images
+    channels = {1: 1, 2: 1, 3: 3, 6: 3}.get(_size(shapes, _STEM, 1), 0)  # super-resolution takes two images
     width = _size(shapes, "time_embed.0.weight", 1)
     norm = _size(shapes, "middle_block.0.out_layers.0.weight", 0)
     shift = str(_size(shapes, "middle_block.0.emb_layers.1.weight", 0) == 2 * norm) if norm else ""

@@ -1,4 +1,4 @@
-"""Opening image files that nobody vouches for: few formats, no decompression bombs, 8 bits of grey or colour."""
+"""Opening untrusted image files: few formats, no decompression bombs, 8 bits of grey or colour."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from guided_diffusion.errors import InputError, first_line
-from guided_diffusion.io.files import decoding
+from guided_diffusion.io.reading import decoding
 from guided_diffusion.system import launch
 
 LIMIT_VARIABLE = "ED_DPM_MAX_PIXELS"
@@ -19,14 +19,14 @@ NO_IMAGE = "cannot be read as an image"
 _LIMIT = 89_478_485  # PIL's own, at which it only warns
 _LONGEST = 1000  # times the short side: training scales the short side up, and the long one with it
 
-# What a picture's name promises. PIL knows formats whose decoder starts other programs.
+# PIL also knows formats whose decoder starts other programs.
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM", "TIFF")
-_DEEP = ("F", "I")  # PIL's modes of 32 bits, of whose range nobody knows
+_DEEP = ("F", "I")  # PIL's modes of 32 bits, whose range is unknown
 
 
 @cache
 def pixel_limit() -> int:
-    """Return how many pixels an image may have, 0 for any number: read once from the environment, and told to PIL.
+    """Return how many pixels an image may have, 0 for any number; read once from the environment, and set in PIL.
 
     InputError when ED_DPM_MAX_PIXELS is no whole number.
     """
@@ -36,7 +36,7 @@ def pixel_limit() -> int:
 
 
 def open_image(file: BinaryIO) -> Image.Image:
-    """The image in an open file, its pixels not yet decoded; works as ``Image.open``.
+    """Return the image in an open file, its pixels not yet decoded, as ``Image.open`` does.
 
     ValueError for more pixels than ED_DPM_MAX_PIXELS (0: any number), or than a thousand squares in a row, and for
     32 bits a value; what ``Image.open`` raises where the file is no image; InputError when ED_DPM_MAX_PIXELS
@@ -58,10 +58,10 @@ def open_image(file: BinaryIO) -> Image.Image:
 
 @dataclass(frozen=True)
 class Reading:
-    """How pixels become 8 bits of grey or colour; the defaults are what upstream does.
+    """The conversion of pixels to 8 bits of grey or colour; the defaults are upstream's.
 
-    bit_depth: how many of 16 bits a value uses. exif_transpose: turn as the camera noted. alpha: what is seen through
-    transparent pixels, white or black; keep: the colours that they hide.
+    bit_depth: how many of 16 bits a value uses. exif_transpose: turn the image as its EXIF orientation says. alpha: the
+    background of transparent pixels, white or black; keep: the hidden colours of the transparent pixels.
     """
 
     bit_depth: int = 16
@@ -72,10 +72,10 @@ class Reading:
 def read_image(name: str, file: BinaryIO, mode: str, reading: Reading | None = None) -> Image.Image:
     """Return the first frame of an image in an open file, in 8 bits of grey (mode "L") or "RGB".
 
-    As PIL converts it, but of 16 bits the upper 8 are taken. InputError that begins with ``name`` for what
-    ``open_image`` refuses or a damaged file.
+    Converted by PIL, but of 16 bits the upper 8 are taken. InputError that begins with ``name`` for an image that
+    ``open_image`` refuses, or a damaged file.
 
-    :param reading: what is done otherwise.
+    :param reading: another conversion.
     """
     reading = reading or Reading()
     with decoding(name, NO_IMAGE, InputError), open_image(file) as image:
@@ -91,5 +91,5 @@ def read_image(name: str, file: BinaryIO, mode: str, reading: Reading | None = N
 
 
 def has_transparent_pixels(image: Image.Image) -> bool:
-    """Return whether anything shines through an image; decodes it only where its format allows that."""
+    """Return whether an image has transparent pixels; decodes it only where its format allows them."""
     return image.has_transparency_data and bool(np.asarray(image.convert("RGBA"))[..., 3].min() < 255)

@@ -1,4 +1,4 @@
-"""Any network that classifies as classifier(x_t, t) -> logits: what the networks of other libraries take and return."""
+"""Networks of other libraries as classifier(x_t, t) -> logits."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from guided_diffusion.runs import logger
 
 
 class AnyClassifier:
-    """classifier(x_t [B, ...], t [B]) -> logits [B, K] of a network.
+    """Any network as classifier(x_t [B, ...], t [B]) -> logits [B, K].
 
-    x_t is what the sampler has: images in [-1, 1], scaled and with noise as the process has it at t. A network that
-    learned from another range (0 to 1, or ImageNet's means and deviations) must be wrapped in that conversion; nothing
-    here could tell.
+    x_t is the sampler's: images in [-1, 1], scaled and with the process's noise at t. A network that was trained on
+    another range (0 to 1, or ImageNet's means and deviations) must be wrapped in that conversion, which is not checked.
 
     The network may return its logits as such, or as `logits` in a mapping or an object, as Hugging Face's do. One that
-    takes nothing but images is called without t. The first call warns of what would spoil guidance in silence: no
+    takes nothing but images is called without t. The first call warns of what would spoil guidance unnoticed: no
     timestep, probabilities in place of logits, a network in training mode whose batch norms or dropout act.
     """
 
@@ -30,7 +28,7 @@ class AnyClassifier:
         self._warned = False
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """TypeError unless the network returns logits [B, K] through which gradients reach x."""
+        """Return logits [B, K]. TypeError unless they are that, with gradients that reach x."""
         if not self._warned:
             self._warn_of_network()
         output = self.network(x, t) if self._takes_t else self.network(x)
@@ -42,7 +40,7 @@ class AnyClassifier:
             raise TypeError("classifier: its logits carry no gradient; is it run under torch.no_grad, or detached?")
         if not self._warned:
             self._warned = True
-            if looks_like_probabilities(logits):
+            if not logits.is_meta and _looks_like_probabilities(logits):
                 logger.warning(
                     "classifier: every row of its output is in 0..1 and sums to 1, as probabilities do; taken for the "
                     "logits that are expected, guidance is far too weak: return what goes into the softmax"
@@ -51,7 +49,7 @@ class AnyClassifier:
 
     def _warn_of_network(self) -> None:
         if not self._takes_t:
-            logger.warning("classifier: takes no timestep, so it judges noised images as if they were clean ones")
+            logger.warning("classifier: takes no timestep, so it classifies noised images as if they were clean")
         if isinstance(self.network, nn.Module) and any(map(_acts_in_training, self.network.modules())):
             logger.warning(
                 "classifier: in training mode, so its batch norms move and its dropout draws with every call of "
@@ -59,22 +57,14 @@ class AnyClassifier:
             )
 
 
-def looks_like_probabilities(logits: Tensor) -> bool:
+def _looks_like_probabilities(logits: Tensor) -> bool:
     """Whether every row is in 0..1 and sums to 1 up to rounding."""
-    if logits.is_meta:
-        return False
     rows = logits.detach().float()
     return bool((rows >= 0).all() & ((rows.sum(dim=1) - 1).abs() < 0.01).all())
 
 
-def one_per_sample(value: Any, batch: int, device: torch.device) -> Tensor:
-    """A number, a list or a tensor as a tensor [batch]; anything with more than one value is left in its shape."""
-    values = torch.as_tensor(value, device=device)
-    return values.reshape(1).expand(batch) if values.numel() == 1 else values
-
-
 def _acts_in_training(module: nn.Module) -> bool:
-    """Whether a module is in training mode and behaves otherwise than in evaluation mode."""
+    """Whether a module is in training mode and does something else there than in evaluation mode."""
     if isinstance(module, nn.modules.dropout._DropoutNd):
         return module.training and module.p > 0
     return module.training and isinstance(module, nn.modules.batchnorm._BatchNorm)
@@ -82,11 +72,9 @@ def _acts_in_training(module: nn.Module) -> bool:
 
 def _takes_two(network: Callable[..., Any]) -> bool:
     try:
-        signature = inspect.signature(network.forward if isinstance(network, nn.Module) else network)
-    except ValueError:  # it has none, as some builtins
+        inspect.signature(network.forward if isinstance(network, nn.Module) else network).bind("x", "t")
+    except ValueError:  # it has no signature, as some builtins
         return True
-    try:
-        signature.bind("x", "t")
     except TypeError:
         return False
     return True

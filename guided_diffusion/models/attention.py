@@ -19,7 +19,10 @@ def count_flops_attn(model: nn.Module, _x, y) -> None:
 
 
 class _HeadwiseAttention(nn.Module):
-    """Scaled dot-product attention on packed queries, keys and values: [B, 3*H*C, L] -> [B, H*C, L]."""
+    """Scaled dot-product attention on packed queries, keys and values: [B, 3*H*C, L] -> [B, H*C, L].
+
+    A subclass's `_unpack` knows the order of the channels: [B, 3*H*C, L] -> three tensors [B, H, C, L].
+    """
 
     count_flops = staticmethod(count_flops_attn)
     fused_in_training = False
@@ -28,17 +31,13 @@ class _HeadwiseAttention(nn.Module):
         super().__init__()
         self.n_heads = n_heads
 
-    def _unpack(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, 3*H*C, L] -> three tensors [B, H, C, L]."""
-        raise NotImplementedError
-
     def forward(self, qkv: Tensor) -> Tensor:
         q, k, v = (part.transpose(-1, -2) for part in self._unpack(qkv))
         if v.shape[-2] == 1:
-            # A token alone attends to itself. CUDA's fused kernel in float32 rejects its strides, which say nothing.
+            # A token alone attends to itself. CUDA's fused kernel in float32 rejects its strides, which are arbitrary.
             return v.transpose(-1, -2).flatten(1, 2)
-        # Training on a CPU stays with the unfused form unless told otherwise. Its rounding is upstream's: Adam turns
-        # the rounding of gradients that should vanish (the keys' biases, say) into full steps.
+        # Training on a CPU uses the unfused form by default, whose rounding is upstream's: Adam turns the rounding of
+        # gradients that should vanish (the keys' biases) into full steps.
         if self.training and not self.fused_in_training and qkv.device.type == "cpu":
             root_scale = q.shape[-1] ** -0.25
             weights_BHLL = torch.softmax((q * root_scale) @ (k * root_scale).transpose(-1, -2), dim=-1)

@@ -143,13 +143,10 @@ class ResBlock(TimestepBlock):
             h = norm_out(h + emb_out)
         for layer in rest_out:
             h = layer(h)
-        return self._skip(self.x_upd(x)) + h
-
-    def _skip(self, x: Tensor) -> Tensor:
-        skip = self.skip_connection
+        x, skip = self.x_upd(x), self.skip_connection
         if isinstance(skip, nn.Conv2d) and skip.kernel_size == (1, 1):
-            return pointwise(x, skip.weight, skip.bias)
-        return skip(x)
+            return pointwise(x, skip.weight, skip.bias) + h
+        return skip(x) + h
 
 
 def _expect_channels(x: Tensor, channels: int) -> None:

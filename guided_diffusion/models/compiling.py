@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,20 +12,19 @@ from torch import Tensor, nn
 from guided_diffusion.errors import first_line
 from guided_diffusion.runs import logger
 
-# Largest difference from the network as it is, over its largest output: float32, and autocast, whose roundings
-# between fused operations are others.
+# Largest difference from the network uncompiled, over its largest output: float32, and autocast, which rounds
+# elsewhere between fused operations.
 TOLERANCE, TOLERANCE_AUTOCAST = 1e-3, 5e-2
 
 
 class Compiled:
     """A network that compiles itself at its first call, for inputs like those.
 
-    Inputs of other shapes (the last, smaller batch) go through the network as it is, and so does everything, after
-    one warning, where compiling fails or changes the numbers. On CUDA the calls replay CUDA graphs, in which a
-    kernel's launch costs next to nothing; their outputs lie in memory of their own, copied out here. A gradient lies in
-    that memory until the next call.
+    Inputs of other shapes (the last, smaller batch) go through the network uncompiled, and so do all, after one
+    warning, where compiling fails or changes the numbers. On CUDA the calls replay CUDA graphs, in which a kernel's
+    launch costs next to nothing; outputs are copied out of the graph's memory, gradients lie there until the next call.
 
-    :param tolerance: largest relative difference that passes for the same numbers.
+    :param tolerance: largest relative difference that counts as the same numbers.
     """
 
     def __init__(self, network: nn.Module, name: str, tolerance: float):
@@ -35,43 +35,43 @@ class Compiled:
     def __call__(self, x: Tensor, *args, **kwargs) -> Tensor:
         if self._made_for is None:
             self._made_for = _kind(x)
-            self._compiled = self._compile(x, args, kwargs)
+            self._compile(x, args, kwargs)
         if self._compiled is None or self._made_for != _kind(x):
             return self.network(x, *args, **kwargs)
-        return self._run(self._compiled, x, args, kwargs)
+        return self._run(x, *args, **kwargs)
 
-    def _run(self, compiled: Callable[..., Tensor], x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+    def _run(self, x: Tensor, *args, **kwargs) -> Tensor:
         if not _replays_graphs(x):
-            return compiled(x, *args, **kwargs)
+            return self._compiled(x, *args, **kwargs)
         if not x.requires_grad:  # between a forward pass and its backward pass no new step may begin
             torch.compiler.cudagraph_mark_step_begin()
-        return compiled(x, *args, **kwargs).clone()
+        return self._compiled(x, *args, **kwargs).clone()
 
-    def _compile(self, x: Tensor, args: tuple, kwargs: dict) -> Callable[..., Tensor] | None:
-        """The network compiled, forward and backward; None, with a warning, where that fails."""
+    def _compile(self, x: Tensor, args: tuple, kwargs: dict) -> None:
+        """Compile the network, forward and backward; where that fails, a warning says so."""
         # TorchInductor keeps what it made in a folder of its own, from which later runs take it.
         mode = "reduce-overhead" if _replays_graphs(x) else None
-        compiled = torch.compile(self.network, dynamic=False, mode=mode)
+        self._compiled = torch.compile(self.network, dynamic=False, mode=mode)
+        seconds: list[float] = []
 
-        def run(x: Tensor, *args, **kwargs) -> Tensor:
-            return self._run(compiled, x, args, kwargs)
+        def evaluate(network: Callable[..., Tensor], x: Tensor) -> list[Tensor]:
+            start = time.perf_counter()
+            results = _output_and_gradient(network, x, args, kwargs)
+            seconds.append(time.perf_counter() - start)
+            return results
 
-        try:
-            compiling, _ = _evaluate(run, x, args, kwargs)
-            recording, _ = _evaluate(run, x, args, kwargs)  # of the CUDA graph
-            # On another input than the graph was recorded with.
-            fast, found = _evaluate(run, x / 2, args, kwargs)
-        except Exception as error:  # any: a missing compiler, an unsupported machine, torch's own errors
-            logger.warning(f"--compile: {self.name} stays as it is, compiling failed ({first_line(error)})")
-            return None
-        slow, expected = _evaluate(self.network, x / 2, args, kwargs)
-        if deviation := _deviation(found, expected, self.tolerance):
-            logger.warning(f"--compile: {self.name} stays as it is, {deviation}")
-            return None
-        first, saved = compiling + recording, slow - fast
-        pays = f"pays after {first / saved:,.0f} steps" if saved > 0 else "saves nothing here"
-        logger.log(f"compiled {self.name} in {first:.0f} s: {pays}")
-        return compiled
+        def trial() -> list[Tensor]:
+            evaluate(self._run, x)
+            evaluate(self._run, x)  # records the CUDA graph
+            return evaluate(self._run, x / 2)  # another input than the graph was recorded with
+
+        if not _agree(trial, lambda: evaluate(self.network, x / 2), self.name, self.tolerance):
+            self._compiled = None
+            return
+        compiling, recording, fast, slow = seconds
+        saved = slow - fast
+        pays = f"pays after {(compiling + recording) / saved:,.0f} steps" if saved > 0 else "saves nothing here"
+        logger.log(f"compiled {self.name} in {compiling + recording:.0f} s: {pays}")
 
 
 def _replays_graphs(x: Tensor) -> bool:
@@ -82,40 +82,47 @@ def _kind(x: Tensor) -> tuple:
     return x.shape, x.dtype, x.device, x.requires_grad
 
 
-def _evaluate(network: Callable[..., Tensor], x: Tensor, args: tuple, kwargs: dict) -> tuple[float, list[Tensor]]:
-    """Wall time of one evaluation, and its output, with the gradient for x where x wants one."""
-    start = time.perf_counter()
+def _output_and_gradient(network: Callable[..., Tensor], x: Tensor, args: tuple, kwargs: dict) -> list[Tensor]:
+    """Return [output], or [output, gradient] where x wants a gradient, once they are there."""
     x = x.detach().requires_grad_(x.requires_grad)
     output = network(x, *args, **kwargs)
-    results = [output.detach()]
-    if x.requires_grad:
-        results += torch.autograd.grad(output.sum(), x)
+    results = [output.detach(), *(torch.autograd.grad(output.sum(), x) if x.requires_grad else ())]
     if output.device.type == "cuda":
         torch.cuda.synchronize(output.device)
-    return time.perf_counter() - start, [result.clone() for result in results]
+    return [result.clone() for result in results]
 
 
-def _deviation(found: list[Tensor], expected: list[Tensor], tolerance: float) -> str:
-    """What differs by how much, for [output] or [output, gradient]; "" where nothing does by more than `tolerance`."""
-    differences = dict(zip(("output", "gradient"), map(_difference, found, expected), strict=False))
-    if all(difference <= tolerance for difference in differences.values()):
-        return ""
-    parts = " and ".join(f"{difference:.1e} of its largest {name}" for name, difference in differences.items())
-    return f"compiled it differs by {parts}, expected at most {tolerance:.0e}"
+def _agree(
+    trial: Callable[[], list[Tensor]], reference: Callable[[], list[Tensor]] | None, name: str, tolerance: float
+) -> bool:
+    """Whether a compiled network runs and gives the reference's [output, gradient], if any; a warning says why not."""
+    try:
+        found = trial()
+    except Exception as error:  # any: a missing compiler, an unsupported machine, torch's own errors
+        reason = f"compiling failed ({first_line(error)})"
+    else:
+        expected = reference() if reference is not None else found
+        differences = dict(zip(("output", "gradient"), map(_difference, found, expected), strict=False))
+        parts = " and ".join(f"{difference:.1e} of its largest {part}" for part, difference in differences.items())
+        same = all(difference <= tolerance for difference in differences.values())
+        reason = "" if same else f"compiled it differs by {parts}, expected at most {tolerance:.0e}"
+    if reason:
+        logger.warning(f"--compile: {name} is kept as it is, {reason}")
+    return not reason
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest magnitude; 0 where both are 0."""
+    """Return the largest difference over the largest magnitude; 0 where both are 0."""
     scale = expected.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
     return float((found - expected).abs().max() / scale)
 
 
 class CompiledForTraining(nn.Module):
-    """A network that is compiled at its first call with gradients; without gradients it runs as it is.
+    """A network that is compiled at its first call with gradients; without gradients it runs uncompiled.
 
-    It stays as it is, after one warning, where compiling fails or changes output or gradients.
+    It is kept uncompiled, after one warning, where compiling fails or changes output or gradients.
 
-    :param tolerance: as for `Compiled`; not looked at where dropout makes every pass another one.
+    :param tolerance: as for `Compiled`; not applied where dropout makes every pass another one.
     """
 
     def __init__(self, network: nn.Module, name: str, tolerance: float):
@@ -124,7 +131,7 @@ class CompiledForTraining(nn.Module):
         self._compiled: Callable[..., Tensor] | None = None
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
-        """As the network's; `x` is x_t [B, ...]."""
+        """Return the network's output for x_t [B, ...]."""
         if not torch.is_grad_enabled():
             return self.network(x, *args, **kwargs)
         if self._compiled is None:
@@ -136,21 +143,16 @@ class CompiledForTraining(nn.Module):
     def _compile(self, x: Tensor, args: tuple, kwargs: dict) -> Callable[..., Tensor]:
         start = time.perf_counter()
         compiled = torch.compile(self.network, dynamic=False)
-        try:
-            found = self._output_and_gradients(compiled, x, args, kwargs)
-        except Exception as error:  # as in `Compiled`
-            logger.warning(f"--compile: {self.name} stays as it is, compiling failed ({first_line(error)})")
-            return self.network
         drops = any(isinstance(module, nn.Dropout) and module.p for module in self.network.modules())
-        expected = found if drops else self._output_and_gradients(self.network, x, args, kwargs)
-        if deviation := _deviation(found, expected, self.tolerance):
-            logger.warning(f"--compile: {self.name} stays as it is, {deviation}")
+        trial = partial(self._output_and_gradients, compiled, x, args, kwargs)
+        reference = None if drops else partial(self._output_and_gradients, self.network, x, args, kwargs)
+        if not _agree(trial, reference, self.name, self.tolerance):
             return self.network
         logger.log(f"compiled {self.name} in {time.perf_counter() - start:.0f} s")
         return compiled
 
     def _output_and_gradients(self, network: Callable[..., Tensor], x: Tensor, args: tuple, kwargs: dict):
-        """[output, all parameters' gradients as one vector]: some of them alone are nothing but rounding."""
+        """Return [output, all parameters' gradients as one vector]: some of them alone are nothing but rounding."""
         parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         output = network(x, *args, **kwargs)
         gradients = torch.autograd.grad(output.float().square().mean(), parameters, materialize_grads=True)

@@ -1,6 +1,6 @@
 """Upstream's half-precision training: float16 weights in the network, float32 master copies for the optimizer.
 
-Our scripts use autocast instead (`amp`); this module serves code written for upstream.
+Our scripts use autocast instead (`mixed_precision`); this module serves code written for upstream.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def convert_module_to_f16(l: nn.Module) -> None:  # noqa: E741 (upstream's argument name)
-    """Turn a convolution's weights into float16, in place; other modules are left alone."""
+    """Turn a convolution's weights into float16, in place; other modules are not changed."""
     _cast_convolution(l, torch.float16)
 
 
 def convert_module_to_f32(l: nn.Module) -> None:  # noqa: E741
-    """Turn a convolution's weights into float32, in place; other modules are left alone."""
+    """Turn a convolution's weights into float32, in place; other modules are not changed."""
     _cast_convolution(l, torch.float32)
 
 
@@ -111,7 +111,7 @@ def state_dict_to_master_params(model: nn.Module, state_dict: dict[str, Tensor],
 def flat_optimizer_state(opt: torch.optim.Optimizer) -> dict[str, Any]:
     """The state dict of an optimizer on a float32 network, laid out as upstream's in half precision.
 
-    There the optimizer sees two flat tensors (see `make_master_params`), so its file has two entries. On the CPU; a
+    There the optimizer has two flat tensors (see `make_master_params`), so its file has two entries. On the CPU; a
     parameter that never had a gradient has zeros.
     """
     state = opt.state_dict()
@@ -228,41 +228,28 @@ class MixedPrecisionTrainer:
 
     def optimize(self, opt: torch.optim.Optimizer) -> bool:
         """Take one step; False when it was skipped because of overflow. Logs grad_norm and param_norm."""
-        return self._optimize_half(opt) if self.use_fp16 else self._optimize_full(opt)
-
-    def _optimize_full(self, opt: torch.optim.Optimizer) -> bool:
-        self._log_norms(*self._norms())
-        opt.step()
-        return True
-
-    def _optimize_half(self, opt: torch.optim.Optimizer) -> bool:
-        logger.logkv_mean("lg_loss_scale", self.lg_loss_scale)
-        model_grads_to_master_grads(self.param_groups_and_shapes, self.master_params)
-        scale = 2**self.lg_loss_scale
-        grad_norm, param_norm = self._norms()
-        if check_overflow(grad_norm):
+        if self.use_fp16:
+            logger.logkv_mean("lg_loss_scale", self.lg_loss_scale)
+            model_grads_to_master_grads(self.param_groups_and_shapes, self.master_params)
+        grad_norm = global_norm([p.grad for p in self.master_params if p.grad is not None])
+        param_norm = global_norm([p.detach() for p in self.master_params])
+        scale = 2**self.lg_loss_scale if self.use_fp16 else 1
+        if self.use_fp16 and check_overflow(grad_norm):
             self.lg_loss_scale -= 1
             logger.log(f"gradients overflowed: step skipped, lg_loss_scale is now {self.lg_loss_scale}")
             zero_master_grads(self.master_params)
             return False
-        self._log_norms(grad_norm / scale, param_norm)
-        for master in self.master_params:
-            master.grad.mul_(1.0 / scale)
-        opt.step()
-        zero_master_grads(self.master_params)
-        master_params_to_model_params(self.param_groups_and_shapes, self.master_params)
-        self.lg_loss_scale += self.fp16_scale_growth
-        return True
-
-    def _norms(self) -> tuple[float, float]:
-        """L2 norms of all gradients and of all parameters."""
-        grads = [p.grad for p in self.master_params if p.grad is not None]
-        return global_norm(grads), global_norm([p.detach() for p in self.master_params])
-
-    @staticmethod
-    def _log_norms(grad_norm: float, param_norm: float) -> None:
-        logger.logkv_mean("grad_norm", grad_norm)
+        logger.logkv_mean("grad_norm", grad_norm / scale)
         logger.logkv_mean("param_norm", param_norm)
+        if self.use_fp16:
+            for master in self.master_params:
+                master.grad.mul_(1.0 / scale)
+        opt.step()
+        if self.use_fp16:
+            zero_master_grads(self.master_params)
+            master_params_to_model_params(self.param_groups_and_shapes, self.master_params)
+            self.lg_loss_scale += self.fp16_scale_growth
+        return True
 
     def master_params_to_state_dict(self, master_params: Sequence[Tensor]) -> dict[str, Tensor]:
         """See the function of the same name."""

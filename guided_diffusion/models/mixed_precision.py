@@ -9,12 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from guided_diffusion.errors import InputError
-from guided_diffusion.models.fp16 import (
-    INITIAL_LOG_LOSS_SCALE,
-    global_norm,
-    master_params_to_state_dict,
-    state_dict_to_master_params,
-)
+from guided_diffusion.models import fp16
 from guided_diffusion.runs import logger
 
 AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -30,20 +25,26 @@ def amp_dtype(enabled: bool, name: str) -> torch.dtype | None:
 
 
 class LowPrecision(nn.Module):
-    """A network run under autocast, with float32 in and out. dtype None: the network as it is."""
+    """A network run under autocast, with float32 in and out; dtype None: without autocast.
+
+    In evaluation mode the output is contiguous: torch.randn_like draws other numbers, for the same seed, on any other
+    layout.
+    """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype | None):
         super().__init__()
         self.network, self.compute_dtype = network, dtype
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
-        """As the network's; `x` is x_t [B, ...]."""
+        """Return the network's output for x_t [B, ...]."""
         if self.compute_dtype is None:
-            return self.network(x, *args, **kwargs)
-        if self.compute_dtype is torch.float16:
-            x = x.clamp(-_LARGEST_HALF_INPUT, _LARGEST_HALF_INPUT)
-        with torch.autocast(x.device.type, self.compute_dtype):
-            return self.network(x, *args, **kwargs).float()
+            out = self.network(x, *args, **kwargs)
+        else:
+            if self.compute_dtype is torch.float16:
+                x = x.clamp(-_LARGEST_HALF_INPUT, _LARGEST_HALF_INPUT)
+            with torch.autocast(x.device.type, self.compute_dtype):
+                out = self.network(x, *args, **kwargs).float()
+        return out if self.training else out.contiguous()
 
 
 class OptimizerStepper:
@@ -62,7 +63,7 @@ class OptimizerStepper:
         dtype: torch.dtype | None,
         device: torch.device,
         scale_growth: float = 1e-3,
-        initial_lg_loss_scale: float = INITIAL_LOG_LOSS_SCALE,
+        initial_lg_loss_scale: float = fp16.INITIAL_LOG_LOSS_SCALE,
     ):
         self.model, self.use_fp16 = model, dtype is not None
         self.model_params = self.master_params = list(model.parameters())
@@ -75,8 +76,7 @@ class OptimizerStepper:
 
     def zero_grad(self) -> None:
         """Clear the gradients."""
-        for parameter in self.master_params:
-            parameter.grad = None
+        fp16.zero_master_grads(self.master_params)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of the (scaled) loss."""
@@ -91,14 +91,14 @@ class OptimizerStepper:
         scaler = self.scaler
         if scaler.is_enabled():
             scaler.unscale_(opt)
-            logger.logkv_mean("lg_loss_scale", math.log2(scaler.get_scale()))
-        grad_norm = global_norm([p.grad for p in self.master_params if p.grad is not None])
+            logger.logkv_mean("lg_loss_scale", self.lg_loss_scale)
+        grad_norm = fp16.global_norm([p.grad for p in self.master_params if p.grad is not None])
         finite = math.isfinite(grad_norm)
         if not finite and not scaler.is_enabled():
             raise InputError(f"training diverged: gradient norm {grad_norm}; expected a finite one (lower --lr?)")
         if finite:
             logger.logkv_mean("grad_norm", grad_norm)
-            logger.logkv_mean("param_norm", global_norm([p.detach() for p in self.master_params]))
+            logger.logkv_mean("param_norm", fp16.global_norm([p.detach() for p in self.master_params]))
         scaler.step(opt)
         scaler.update()
         if scaler.is_enabled() and scaler.get_scale() < 1.0:
@@ -115,8 +115,8 @@ class OptimizerStepper:
 
     def master_params_to_state_dict(self, master_params: Sequence[Tensor]) -> dict[str, Tensor]:
         """The network's state dict with these values: its own parameters, or averages of them."""
-        return master_params_to_state_dict(self.model, None, master_params, use_fp16=False)
+        return fp16.master_params_to_state_dict(self.model, None, master_params, use_fp16=False)
 
     def state_dict_to_master_params(self, state_dict: dict[str, Tensor]) -> list[Tensor]:
         """The inverse of `master_params_to_state_dict`."""
-        return state_dict_to_master_params(self.model, state_dict, use_fp16=False)
+        return fp16.state_dict_to_master_params(self.model, state_dict, use_fp16=False)

@@ -5,66 +5,109 @@ The parameters' names are those of the published checkpoints; there are no buffe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from guided_diffusion.models.attention import (
-    AttentionBlock,
-    AttentionPool2d,
-    QKVAttention,
-    QKVAttentionLegacy,
-    count_flops_attn,
-)
-from guided_diffusion.models.blocks import Downsample, ResBlock, TimestepBlock, TimestepEmbedSequential, Upsample
-from guided_diffusion.models.encoder import EncoderConfig, build_encoder
+from guided_diffusion.models.attention import AttentionBlock, AttentionPool2d
+from guided_diffusion.models.blocks import Downsample, ResBlock, TimestepEmbedSequential, Upsample
 from guided_diffusion.models.fp16 import convert_module_to_f16, convert_module_to_f32
 from guided_diffusion.models.layers import SiLU, conv_nd, linear, normalization, timestep_embedding, zero_module
 
-__all__ = [
-    "AttentionBlock",
-    "AttentionPool2d",
-    "Downsample",
-    "EncoderUNetModel",
-    "QKVAttention",
-    "QKVAttentionLegacy",
-    "ResBlock",
-    "SuperResModel",
-    "TimestepBlock",
-    "TimestepEmbedSequential",
-    "UNetModel",
-    "Upsample",
-    "count_flops_attn",
-]
+# The modules that run in half precision; the classifier has no output blocks.
+BLOCKS = ("input_blocks", "middle_block", "output_blocks")
+
+
+class _Encoder:
+    """The contracting half: levels of residual blocks, with attention where the downsampling rate is in
+    `attention_resolutions`, a downsampler after each level but the last, and the middle block.
+
+    Attributes: `input_blocks`, `middle_block`; `skip_channels`, the width of every input block's output, in order;
+    `channels`, the width at the bottom; `downsample_rate`, image side over side at the bottom; and the constructors of
+    the network's blocks, residual(channels, out_channels=..., down=...) and attention(channels, num_heads=...).
+
+    :param arguments: those of the network's constructor, see `UNetModel`, by name.
+    :param embed_dim: width of the timestep embedding.
+    """
+
+    def __init__(self, arguments: Mapping[str, Any], embed_dim: int):
+        given = SimpleNamespace(**arguments)
+        self.residual = partial(
+            ResBlock,
+            emb_channels=embed_dim,
+            dropout=given.dropout,
+            dims=given.dims,
+            use_checkpoint=given.use_checkpoint,
+            use_scale_shift_norm=given.use_scale_shift_norm,
+        )
+        self.attention = partial(
+            AttentionBlock,
+            num_heads=given.num_heads,
+            num_head_channels=given.num_head_channels,
+            use_checkpoint=given.use_checkpoint,
+            use_new_attention_order=given.use_new_attention_order,
+        )
+        widths = [int(mult * given.model_channels) for mult in given.channel_mult]
+        self.channels, self.downsample_rate = widths[0], 1
+        self.input_blocks, self.skip_channels = nn.ModuleList(), []
+        self._append(conv_nd(given.dims, given.in_channels, self.channels, 3, padding=1))
+        for level, width in enumerate(widths):
+            for _ in range(given.num_res_blocks):
+                layers: list[nn.Module] = [self.residual(self.channels, out_channels=width)]
+                self.channels = width
+                if self.downsample_rate in given.attention_resolutions:
+                    layers.append(self.attention(width))
+                self._append(*layers)
+            if level < len(widths) - 1:
+                self._append(
+                    self.residual(width, out_channels=width, down=True)
+                    if given.resblock_updown
+                    else Downsample(width, given.conv_resample, dims=given.dims, out_channels=width)
+                )
+                self.downsample_rate *= 2
+        self.middle_block = TimestepEmbedSequential(
+            self.residual(self.channels), self.attention(self.channels), self.residual(self.channels)
+        )
+
+    def _append(self, *layers: nn.Module) -> None:
+        """Add an input block, whose output has `channels` channels."""
+        self.input_blocks.append(TimestepEmbedSequential(*layers))
+        self.skip_channels.append(self.channels)
 
 
 class _TimestepNetwork(nn.Module):
-    """What both networks share: the timestep embedding and the switch to half precision."""
+    """Shared parts of both networks: the timestep embedding, the contracting half, and the switch to half precision."""
 
-    def _init_common(self, model_channels: int, use_fp16: bool) -> int:
-        self.model_channels = model_channels
+    def _build(self, arguments: Mapping[str, Any], num_classes: int | None = None) -> _Encoder:
+        """Make the shared layers from the arguments of the network's constructor; return the contracting half."""
+        super().__init__()
+        for name in ("image_size", "in_channels", "out_channels", "model_channels"):
+            setattr(self, name, arguments[name])
         # The dtype of the blocks' activations. Upstream's contract: the constructor sets it, and
         # convert_to_fp16() converts the weights to match.
-        self.dtype = torch.float16 if use_fp16 else torch.float32
-        embed_dim = 4 * model_channels
-        self.time_embed = nn.Sequential(linear(model_channels, embed_dim), SiLU(), linear(embed_dim, embed_dim))
-        return embed_dim
-
-    def _half_blocks(self) -> list[nn.Module]:
-        blocks = (getattr(self, name, None) for name in ("input_blocks", "middle_block", "output_blocks"))
-        return [block for block in blocks if block is not None]
+        self.dtype = torch.float16 if arguments["use_fp16"] else torch.float32
+        width = 4 * self.model_channels
+        self.time_embed = nn.Sequential(linear(self.model_channels, width), SiLU(), linear(width, width))
+        if num_classes is not None:
+            self.label_emb = nn.Embedding(num_classes, width)
+        encoder = _Encoder(arguments, width)
+        self.input_blocks, self.middle_block = encoder.input_blocks, encoder.middle_block
+        return encoder
 
     def convert_to_fp16(self) -> None:
-        """Turn the convolutions of the blocks (not of the head) into float16; the rest stays float32."""
-        for block in self._half_blocks():
-            block.apply(convert_module_to_f16)
+        """Turn the convolutions of the blocks (not of the head) into float16; the rest is kept in float32."""
+        for name in BLOCKS:
+            getattr(self, name, nn.Module()).apply(convert_module_to_f16)
 
     def convert_to_fp32(self) -> None:
         """Undo `convert_to_fp16`."""
-        for block in self._half_blocks():
-            block.apply(convert_module_to_f32)
+        for name in BLOCKS:
+            getattr(self, name, nn.Module()).apply(convert_module_to_f32)
 
     def _embed(self, x: Tensor, timesteps: Tensor) -> Tensor:
         with full_precision(x):
@@ -109,19 +152,10 @@ class UNetModel(_TimestepNetwork):
         resblock_updown: bool = False,
         use_new_attention_order: bool = False,
     ):
-        config = EncoderConfig.of(locals())
-        super().__init__()
-        self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
+        encoder = self._build(locals(), num_classes)
         self.num_res_blocks, self.attention_resolutions = num_res_blocks, attention_resolutions
         self.channel_mult, self.num_classes = channel_mult, num_classes
-        embed_dim = self._init_common(model_channels, use_fp16)
-        if num_classes is not None:
-            self.label_emb = nn.Embedding(num_classes, embed_dim)
-
-        residual, attention = config.block_factories(embed_dim)
-        encoder = build_encoder(config, residual, attention)
-        self.input_blocks, self.middle_block = encoder.input_blocks, encoder.middle_block
-
+        residual, attention = encoder.residual, encoder.attention
         self.output_blocks = nn.ModuleList()
         channels, rate, skips = encoder.channels, encoder.downsample_rate, encoder.skip_channels
         upsample_heads = num_heads if num_heads_upsample == -1 else num_heads_upsample
@@ -169,13 +203,13 @@ class UNetModel(_TimestepNetwork):
 
 
 class SuperResModel(UNetModel):
-    """UNet that also sees a low-resolution image, resized bilinearly and stacked on the input channels."""
+    """UNet whose input is also a low-resolution image, resized bilinearly and stacked on the input channels."""
 
     def __init__(self, image_size: int, in_channels: int, *args, **kwargs):
         super().__init__(image_size, in_channels * 2, *args, **kwargs)
 
     def forward(self, x: Tensor, timesteps: Tensor, low_res: Tensor | None = None, **kwargs) -> Tensor:
-        """As `UNetModel.forward`, with low_res [B, in_channels, s, s] in [-1, 1]."""
+        """Predict as `UNetModel.forward` does, with low_res [B, in_channels, s, s] in [-1, 1]."""
         if low_res is None:
             raise ValueError("low_res missing: the super-resolution model needs the low-resolution images")
         resized = F.interpolate(low_res, x.shape[2:], mode="bilinear")
@@ -212,23 +246,9 @@ class EncoderUNetModel(_TimestepNetwork):
         use_new_attention_order: bool = False,
         pool: str = "adaptive",
     ):
-        config = EncoderConfig.of(locals())
-        super().__init__()
-        self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
+        encoder = self._build(locals())
         self.pool = pool
-        embed_dim = self._init_common(model_channels, use_fp16)
-        residual, attention = config.block_factories(embed_dim)
-        encoder = build_encoder(config, residual, attention)
-        self.input_blocks, self.middle_block = encoder.input_blocks, encoder.middle_block
-        self.out = _build_pool(
-            pool,
-            dims=dims,
-            channels=encoder.channels,
-            pyramid_channels=sum(encoder.skip_channels) + encoder.channels,
-            side=image_size // encoder.downsample_rate,
-            num_head_channels=num_head_channels,
-            out_channels=out_channels,
-        )
+        self.out = _build_pool(pool, encoder, dims, image_size, num_head_channels, out_channels)
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         """Logits (or any vector) for x_t, in x's dtype, float32 under autocast."""
@@ -244,17 +264,10 @@ class EncoderUNetModel(_TimestepNetwork):
 
 
 def _build_pool(
-    pool: str,
-    *,
-    dims: int,
-    channels: int,
-    pyramid_channels: int,
-    side: int,
-    num_head_channels: int,
-    out_channels: int,
-    hidden: int = 2048,
+    pool: str, encoder: _Encoder, dims: int, image_size: int, num_head_channels: int, out_channels: int
 ) -> nn.Sequential:
-    """The classifier's head. The positions in the sequence are part of the checkpoint format."""
+    """Return the classifier's head. The positions in the sequence are part of the checkpoint format."""
+    channels, pyramid, hidden = encoder.channels, sum(encoder.skip_channels) + encoder.channels, 2048
     if pool == "adaptive":
         mean = nn.AdaptiveAvgPool2d((1, 1))
         project = zero_module(conv_nd(dims, channels, out_channels, 1))
@@ -262,12 +275,10 @@ def _build_pool(
     if pool == "attention":
         if num_head_channels == -1:
             raise ValueError("pool 'attention': num_head_channels not given, expected a divisor of the width")
-        attend = AttentionPool2d(side, channels, num_head_channels, out_channels)
+        attend = AttentionPool2d(image_size // encoder.downsample_rate, channels, num_head_channels, out_channels)
         return nn.Sequential(normalization(channels), SiLU(), attend)
     if pool == "spatial":
-        return nn.Sequential(linear(pyramid_channels, hidden), nn.ReLU(), linear(hidden, out_channels))
+        return nn.Sequential(linear(pyramid, hidden), nn.ReLU(), linear(hidden, out_channels))
     if pool == "spatial_v2":
-        return nn.Sequential(
-            linear(pyramid_channels, hidden), normalization(hidden), SiLU(), linear(hidden, out_channels)
-        )
+        return nn.Sequential(linear(pyramid, hidden), normalization(hidden), SiLU(), linear(hidden, out_channels))
     raise NotImplementedError(f"pool: found {pool!r}, expected adaptive, attention, spatial or spatial_v2")

@@ -1,1 +1,1 @@
-"""What a run keeps beside its results: log, status, settings, checkpoints, failures."""
+"""Files of a run beside its results: log, status, manifest, checkpoints, failures."""

@@ -1,4 +1,4 @@
-"""The weights to use of a training's folder, and when an average of weights is not worth using yet."""
+"""The weights of a training's folder to use, and averages of weights that are still too close to the start."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ import re
 from pathlib import Path
 
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import list_names, reading
+from guided_diffusion.io.reading import list_names, reading_errors
 from guided_diffusion.runs import logger
 from guided_diffusion.runs.checkpoint_folder import CheckpointFolder
 
 AVERAGE = re.compile(r"ema_(\d+(?:\.\d+)?)_(\d{6,})\.pt")
-_MOSTLY = 0.1  # an average of which a larger share is the weights that training began with makes worse samples
+_MOSTLY = 0.1  # a larger share of the initial weights in an average makes worse samples
 
 
 def share_of_start(path: str | os.PathLike) -> float:
-    """The share of the weights that training began with in an average ema_RATE_NNNNNN.pt; 0 for any other file."""
+    """Return the share of the initial weights in an average ema_RATE_NNNNNN.pt; 0 for any other file."""
     match = AVERAGE.fullmatch(Path(path).name)
     return 0.0 if match is None else float(match[1]) ** max(1, int(match[2]))
 
 
 def best_weights(directory: str | os.PathLike) -> str | None:
-    """The file of a training's folder to sample from: the slowest average that has moved away from the start, else
-    the weights themselves, of the newest checkpoint; a folder's only checkpoint under another name; None without any.
+    """Return the file of a training's folder to sample from; None without any.
 
-    InputError where there are several under other names, or the folder cannot be read.
+    Of the newest checkpoint the slowest average that has moved away from the initial weights, else the weights
+    themselves; in a folder without checkpoints the only .pt or .safetensors file.
+
+    :raises InputError: there are several such files, or the folder cannot be read.
     """
     folder = Path(directory)
-    with reading(folder):
+    with reading_errors(folder):
         number, names = CheckpointFolder(folder).newest_whole(), list_names(folder)
     if number is None:
         others = sorted(name for name in names if name.endswith((".pt", ".safetensors")))
@@ -41,13 +43,13 @@ def best_weights(directory: str | os.PathLike) -> str | None:
 
 
 def newest_weights(directory: str | os.PathLike) -> str | None:
-    """The file of a training's folder to resume from, modelNNNNNN.pt; None without any."""
+    """Return the file of a training's folder to resume from, modelNNNNNN.pt; None without any."""
     number = CheckpointFolder(Path(directory)).newest_whole()
     return None if number is None else str(Path(directory) / f"model{number:06d}.pt")
 
 
 def warn_of_start(path: str | os.PathLike) -> None:
-    """Warn where a file is an average that is still much of what training began with, and name a better one."""
+    """Warn of an average that still has much of the initial weights, and name a better file."""
     share = share_of_start(path)
     if share <= _MOSTLY:
         return

@@ -1,4 +1,4 @@
-"""The checkpoints of a training run in its folder: whole or known not to be.
+"""The checkpoints of a training run in its folder, each known to be intact or not.
 
 A checkpoint is upstream's files modelNNNNNN.pt, optNNNNNN.pt and ema_RATE_NNNNNN.pt, and stateNNNNNN.json. The
 last is written last and holds the others' sizes and SHA-256, so a checkpoint is there when its state is, and intact
@@ -19,16 +19,8 @@ from typing import Any
 
 from guided_diffusion.errors import DamagedError, InputError
 from guided_diffusion.io import checkpoint
-from guided_diffusion.io.files import (
-    hash_file,
-    list_names,
-    read_json,
-    reading,
-    reason,
-    set_aside,
-    write_atomically,
-    write_json,
-)
+from guided_diffusion.io.atomic import set_aside, write_atomically, write_json
+from guided_diffusion.io.reading import hash_file, list_names, open_readable, read_json, reading_errors, reason
 from guided_diffusion.runs import logger
 from guided_diffusion.runs.run_directory import check_held
 
@@ -54,13 +46,13 @@ class Checkpoint:
 
 
 class CheckpointFolder:
-    """A run's folder. Only rank 0 uses it."""
+    """The checkpoints in a run's folder. Only rank 0 uses it."""
 
     def __init__(self, directory: Path):
         self.directory = directory
 
     def numbers(self) -> list[int]:
-        """Of the checkpoints that have a state, the newest first."""
+        """Return the numbers of the checkpoints that have a state, the newest first."""
         return sorted(self._numbers("state"), reverse=True)
 
     def _numbers(self, kind: str) -> list[int]:
@@ -68,19 +60,16 @@ class CheckpointFolder:
         return [int(match[2]) for match in found if match and match[1] == kind]
 
     def newest_state(self) -> dict[str, Any] | None:
-        """What the newest checkpoint with an undamaged state keeps, be it intact or not.
-
-        InputError where a state cannot be read.
-        """
+        """Return the newest undamaged state, be its checkpoint intact or not; InputError if one cannot be read."""
         for number in self.numbers():
             with suppress(DamagedError):
                 return self._read(number)["state"]
         return None
 
     def newest_whole(self) -> int | None:
-        """The number of the newest checkpoint whose files are all there in their sizes; nothing is changed.
+        """Return the number of the newest checkpoint whose files are all there with their sizes.
 
-        That of the newest weights where no checkpoint has a state, as in a folder of upstream's; None without any.
+        Where no checkpoint has a state, as in a folder of upstream's: that of the newest weights; None without any.
         """
         states = self.numbers()
         for number in states:
@@ -91,9 +80,9 @@ class CheckpointFolder:
         return None if states else max(self._numbers("model"), default=None)
 
     def newest_intact(self) -> Checkpoint | None:
-        """The newest intact checkpoint; newer ones, which are damaged, are set aside with a warning.
+        """Return the newest intact checkpoint; newer, damaged ones are renamed to *.damaged with a warning.
 
-        InputError, and nothing is changed, where one cannot be read: it may well be intact.
+        InputError, and nothing is changed, where one cannot be read: it may be intact.
         """
         found, damaged = None, {}
         for number in self.numbers():
@@ -112,7 +101,7 @@ class CheckpointFolder:
             warnings.append(f"{self.directory}/model{name}.pt: unfinished, it has no state{name}.json")
         instead = f"checkpoint {found.number:06d}" if found else "the run's beginning"
         for warning in warnings:
-            logger.warning(f"{warning}; going on from {instead}")
+            logger.warning(f"{warning}; resuming from {instead}")
         return found
 
     def save(self, number: int, objects: Mapping[str, Any], state: dict[str, Any]) -> None:
@@ -127,7 +116,7 @@ class CheckpointFolder:
         for name, content in objects.items():
             path = self.directory / name
             checkpoint.save(content, path)
-            with reading(path):
+            with reading_errors(path):
                 files[name] = {"size": path.stat().st_size, "sha256": hash_file(path)}
             logger.log(f"saved {path}")
         self._write_state(number, {"state": state, "files": files})
@@ -135,31 +124,33 @@ class CheckpointFolder:
     def prune(self, keep: int) -> None:
         """Delete all checkpoints but the newest `keep`; none where that is 0.
 
-        First a state becomes deletedNNNNNN.json: the checkpoint no longer counts, and the next call finds what an
-        interrupted one has left.
+        A state is first renamed to deletedNNNNNN.json: the checkpoint no longer counts, and a call after an interrupted
+        one finds its remaining files.
         """
         for number in self.numbers()[keep:] if keep else []:
             with _deleting(number):
-                self._state_path(number).rename(self._deleted_path(number))
+                self._path("state", number).rename(self._path("deleted", number))
         for number in self._numbers("deleted"):
             with _deleting(number):
                 for path in self._files(number):
                     path.unlink(missing_ok=True)
 
     def _make_way(self, number: int) -> None:
-        """Take the number away from an intact checkpoint.
+        """Renumber an intact checkpoint that has this number.
 
-        At a run's end the number is the count of steps, on the way the step just trained, which is one less. Where
-        a run goes on after its end, the end's checkpoint becomes one on the way before the number is used again.
+        A checkpoint at a run's end has the count of steps for its number, an earlier one the step just trained, which
+        is one less. When a run is resumed after its end, the number of its last checkpoint is used again.
         """
         if number in self.numbers() and not self._is_intact(number - 1):
             self._set_aside(number - 1)
             entry = self._read(number)
             for name in entry["files"]:
-                _link(self.directory / name, self.directory / _renumbered(name, number - 1))
+                path, copy = self.directory / name, self.directory / _renumbered(name, number - 1)
+                with open_readable(str(path), path) as old, write_atomically(copy) as new:
+                    shutil.copyfileobj(old, new)
             files = {_renumbered(name, number - 1): expected for name, expected in entry["files"].items()}
             self._write_state(number - 1, entry | {"files": files})
-        for path in (self._state_path(number), self._deleted_path(number)):
+        for path in (self._path("state", number), self._path("deleted", number)):
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
@@ -176,23 +167,20 @@ class CheckpointFolder:
             set_aside(path)
 
     def _files(self, number: int) -> list[Path]:
-        """A checkpoint's files, the state last: without it nobody would know what the others are."""
+        """Return a checkpoint's files, the state last: without it the others would belong to nothing."""
         found = {name: _NUMBERED.fullmatch(name) for name in list_names(self.directory)}
         names = [name for name, match in found.items() if match and int(match[2]) == number]
         return [self.directory / name for name in sorted(names, key=lambda name: name.endswith(".json"))]
 
-    def _state_path(self, number: int) -> Path:
-        return self.directory / f"state{number:06d}.json"
-
-    def _deleted_path(self, number: int) -> Path:
-        return self.directory / f"deleted{number:06d}.json"
+    def _path(self, kind: str, number: int) -> Path:
+        return self.directory / f"{kind}{number:06d}.json"
 
     def _write_state(self, number: int, entry: dict[str, Any]) -> None:
-        write_json(self._state_path(number), entry | {"sha256": _digest(entry)})
+        write_json(self._path("state", number), entry | {"sha256": _digest(entry)})
 
     def _read(self, number: int) -> dict[str, Any]:
-        """A state file. DamagedError when it is damaged, InputError when it cannot be read."""
-        path = self._state_path(number)
+        """Return a state file's contents. DamagedError when it is damaged, InputError when it cannot be read."""
+        path = self._path("state", number)
         try:
             entry = read_json(path, "a checkpoint's state")
         except FileNotFoundError:
@@ -202,13 +190,12 @@ class CheckpointFolder:
         return entry
 
     def _check(self, number: int) -> Checkpoint:
-        """A checkpoint. DamagedError naming the first of its files that is not as it was written, InputError one that
-        cannot be read."""
+        """Return a checkpoint. DamagedError names its first damaged file, InputError one that cannot be read."""
         entry = self._read(number)
         for name, expected in entry["files"].items():
             path = self.directory / name
             try:
-                with reading(path):
+                with reading_errors(path):
                     size = path.stat().st_size
                 if size != expected["size"]:
                     raise DamagedError(f"{path}: damaged (found {size} bytes, expected {expected['size']})")
@@ -222,25 +209,11 @@ class CheckpointFolder:
 
 @contextmanager
 def _deleting(number: int) -> Iterator[None]:
-    """Make a failure of the block a warning: what is kept is whole."""
+    """Turn a failure of the block into a warning: the checkpoints that are kept are intact."""
     try:
         yield
     except OSError as error:
         logger.warning(f"checkpoint {number:06d} cannot be deleted, tried again later: {error}")
-
-
-def _link(path: Path, new: Path) -> None:
-    """A second name for a file, or a copy where the file system knows no such thing."""
-    with write_atomically(new, lambda temporary: _relink(path, temporary)):
-        pass
-
-
-def _relink(path: Path, temporary: Path) -> None:
-    temporary.unlink()
-    try:
-        temporary.hardlink_to(path)
-    except OSError:
-        shutil.copyfile(path, temporary)
 
 
 def _renumbered(name: str, number: int) -> str:

@@ -1,4 +1,4 @@
-"""What goes wrong in a run, kept in its directory: in each rank's log, the last error in `status.json` too."""
+"""Warnings and failures of a run, written to each rank's log file; the last error to `status.json`, too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from guided_diffusion.runs.log_formats import HumanOutputFormat
 
 
 class _StderrAndLog(logging.StreamHandler):
-    """Python's warnings and log records as they are without any handler, and in the rank's log file."""
+    """A handler that writes warnings and log records to stderr and to the rank's log file."""
 
     def emit(self, record: logging.LogRecord) -> None:
         super().emit(record)
@@ -17,7 +17,7 @@ class _StderrAndLog(logging.StreamHandler):
 
 
 def keep_warnings() -> None:
-    """From now on warnings, and what libraries log from that level on, go to the rank's log file too."""
+    """Write warnings, and records of libraries from that level on, to the rank's log file too."""
     handlers = logging.getLogger().handlers
     if not any(isinstance(handler, _StderrAndLog) for handler in handlers):
         logging.getLogger().addHandler(_StderrAndLog())
@@ -25,7 +25,7 @@ def keep_warnings() -> None:
 
 
 def keep_failure(line: str, details: str = "", state: str = status.FAILED, consequence: bool = False) -> None:
-    """Note in a run's directory, if this process has one, that it ends and why.
+    """Write to a run's directory, if this process has one, that the run ends and why.
 
     :param line: for `status.json`; details: for the rank's log, in place of the line.
     :param state, consequence: see `status.note_failure`.
@@ -37,7 +37,7 @@ def keep_failure(line: str, details: str = "", state: str = status.FAILED, conse
 
 
 def write_to_log(text: str) -> None:
-    """To the log file alone, not to the screen."""
+    """Write text to the log file alone, not to the screen."""
     if logger.Logger.CURRENT is None:
         return
     for writer in logger.Logger.CURRENT.output_formats:

@@ -1,4 +1,4 @@
-"""The formats that the logger writes: a text table, JSON lines, CSV, TensorBoard.
+"""The formats of the logger: a text table, JSON lines, CSV, TensorBoard.
 
 A writer given an existing file adds to it, so that a resumed run continues its own record.
 """
@@ -17,8 +17,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from guided_diffusion.errors import InputError, InputValueError
-from guided_diffusion.io.files import write_atomically
+from guided_diffusion.errors import InputValueError
+from guided_diffusion.io.atomic import write_atomically
 from guided_diffusion.system.streams import LogFile
 
 _COLUMN = 30  # widest cell of the text table, in characters
@@ -26,14 +26,14 @@ _QUARTILES = ("_q0", "_q1", "_q2", "_q3")
 
 
 class KVWriter:
-    """Something that records one set of named values at a time."""
+    """Base class of writers that record one set of named values at a time."""
 
     def writekvs(self, kvs: Mapping[str, Any]) -> None:
         raise NotImplementedError(f"{type(self).__name__}.writekvs")
 
 
 class SeqWriter:
-    """Something that records a line of text at a time."""
+    """Base class of writers that record a line of text at a time."""
 
     def writeseq(self, seq: Iterable[str]) -> None:
         raise NotImplementedError(f"{type(self).__name__}.writeseq")
@@ -52,9 +52,9 @@ class HumanOutputFormat(KVWriter, SeqWriter):
             raise TypeError(f"expected a file name or an open text file, found {filename_or_file!r}")
 
     def writekvs(self, kvs: Mapping[str, Any]) -> None:
-        """A table sorted by name, case ignored; cells longer than 30 characters are cut.
+        """Write a table sorted by name, case ignored; cells longer than 30 characters are cut.
 
-        The quartiles NAME_q0 to NAME_q3 of a value NAME, by timestep, stand in its line.
+        The quartiles NAME_q0 to NAME_q3 of a value NAME, by timestep, are in its row.
         """
         if not kvs:
             warnings.warn("nothing was logged since the last dump: no table written", stacklevel=2)
@@ -68,7 +68,7 @@ class HumanOutputFormat(KVWriter, SeqWriter):
         self._write_line("\n".join(table))
 
     def writeseq(self, seq: Iterable[str]) -> None:
-        """One line, the parts separated by blanks."""
+        """Write one line, the parts separated by blanks."""
         self._write_line(" ".join(seq))
 
     def close(self) -> None:
@@ -112,7 +112,7 @@ class CSVOutputFormat(_FileWriter):
             self._add_columns([])
 
     def writekvs(self, kvs: Mapping[str, Any]) -> None:
-        """One row; without what is new where the file cannot be replaced."""
+        """Write one row; without the new names where the file cannot be replaced."""
         if not self.keys or set(kvs) - set(self.keys):
             with self.file.attempt():
                 self._add_columns(kvs)
@@ -135,11 +135,9 @@ class TensorBoardOutputFormat(_FileWriter):
     """Scalars for TensorBoard, one step a dump, beginning with 1. Values that are no numbers are left out."""
 
     def __init__(self, dir: str | os.PathLike):
-        try:
-            from tensorboard.compat.proto.event_pb2 import Event
-            from tensorboard.summary.writer.record_writer import RecordWriter
-        except ImportError as error:
-            raise InputError("the log format tensorboard needs the tensorboard package") from error
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
         self._event, self._record_writer = Event, RecordWriter
         self.dir = os.fspath(dir)
         self.step = 1
@@ -159,7 +157,7 @@ class TensorBoardOutputFormat(_FileWriter):
 
 
 def make_output_format(format: str, ev_dir: str | os.PathLike, log_suffix: str = "") -> KVWriter:
-    """The writer called ``format`` for the directory ``ev_dir``, which is made if need be.
+    """Return the writer called ``format`` for the directory ``ev_dir``, which is made if need be.
 
     stdout; log (``log.txt``); json (``progress.json``); csv (``progress.csv``); tensorboard (``tb/``).
     ``log_suffix`` goes before a file's extension. Any other name raises ``InputError``, which here is a
@@ -192,7 +190,7 @@ def _cut(text: str) -> str:
 
 
 def _quartiles(name: str, kvs: Mapping[str, Any]) -> str:
-    """What follows a value that has quartiles: theirs, a dash for one without samples."""
+    """Return the text of a value's quartiles, a dash for one without samples; "" for a value without quartiles."""
     if not any(name + quartile in kvs for quartile in _QUARTILES):
         return ""
     values = (_as_text(kvs[name + quartile]).strip() if name + quartile in kvs else "-" for quartile in _QUARTILES)
@@ -200,7 +198,7 @@ def _quartiles(name: str, kvs: Mapping[str, Any]) -> str:
 
 
 def _as_number(value: Any) -> float | None:
-    """A Python, NumPy or torch scalar as a float; None for anything else."""
+    """Return a Python, NumPy or torch scalar as a float; None for anything else."""
     if not hasattr(value, "__float__"):
         return None
     try:
@@ -215,5 +213,5 @@ def _as_text(value: Any) -> str:
 
 
 def _as_cell(value: Any) -> str:
-    """NumPy prints its scalars as Python does; torch does not."""
+    """Return a value's text, that of a scalar tensor as Python prints numbers."""
     return str(value.item() if type(value).__module__ == "torch" and value.numel() == 1 else value)

@@ -1,4 +1,4 @@
-"""A logger of text and of named values, with one current instance that the module's functions speak to.
+"""A logger of text and of named values, with one current instance that the module's functions use.
 
 OPENAI_LOGDIR names the directory, OPENAI_LOG_FORMAT rank 0's formats (default ``stdout,log,csv``) and
 OPENAI_LOG_FORMAT_MPI those of the other ranks (default ``log``). Files of ranks above 0 end in ``-rank007``.
@@ -6,7 +6,6 @@ OPENAI_LOG_FORMAT_MPI those of the other ranks (default ``log``). Files of ranks
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 import time
@@ -21,24 +20,8 @@ from typing import Any
 import torch.distributed as dist
 
 from guided_diffusion.errors import InputError
-from guided_diffusion.runs.log_formats import (
-    CSVOutputFormat,
-    HumanOutputFormat,
-    JSONOutputFormat,
-    KVWriter,
-    SeqWriter,
-    TensorBoardOutputFormat,
-    make_output_format,
-)
+from guided_diffusion.runs.log_formats import KVWriter, SeqWriter, make_output_format
 from guided_diffusion.system import launch
-
-__all__ = [
-    "DEBUG", "INFO", "WARN", "ERROR", "DISABLED", "Logger", "KVWriter", "SeqWriter", "HumanOutputFormat",
-    "JSONOutputFormat", "CSVOutputFormat", "TensorBoardOutputFormat", "make_output_format", "configure",
-    "scoped_configure", "reset", "get_current", "logkv", "logkv_mean", "logkvs", "dumpkvs", "getkvs", "log",
-    "debug", "info", "warn", "warning", "error", "set_level", "set_comm", "get_dir", "record_tabular", "dump_tabular",
-    "profile_kv", "profile", "get_rank_without_mpi_import", "mpi_weighted_mean",
-]  # fmt: skip
 
 DEBUG = 10
 INFO = 20
@@ -48,7 +31,7 @@ DISABLED = 50
 
 
 class Logger:
-    """Collects named values between dumps and passes them, and lines of text, to its writers.
+    """Collector of named values between dumps, which passes them, and lines of text, to its writers.
 
     dir: where the files are; only reported. comm: an MPI communicator over which ``dumpkvs`` averages the
     values, weighted by how often each was logged; None to keep each rank's own.
@@ -116,7 +99,7 @@ class Logger:
 
 
 def get_current() -> Logger:
-    """The current logger; one configured from the environment alone if there is none yet."""
+    """Return the current logger; one configured from the environment alone if there is none yet."""
     if Logger.CURRENT is None:
         configure()
         Logger.DEFAULT = Logger.CURRENT
@@ -129,7 +112,7 @@ def configure(
     comm: Any = None,
     log_suffix: str = "",
 ) -> None:
-    """Make a new current logger and say where it writes.
+    """Make a new current logger and log where it writes.
 
     dir: see ``make_directory``.
     format_strs: names that ``make_output_format`` knows, else what the environment says.
@@ -209,7 +192,7 @@ def dumpkvs() -> dict[str, Any]:
 
 
 def getkvs() -> dict[str, Any]:
-    """The values collected since the last dump, live."""
+    """Return the values collected since the last dump; later ones appear in the same dictionary."""
     return get_current().name2val
 
 
@@ -231,7 +214,7 @@ def warn(*args: Any) -> None:
 
 
 def warning(text: str) -> None:
-    """Warn of what is merely unusual; ``warn``, as upstream's, writes its words as they are."""
+    """Log a warning of something unusual; ``warn``, as upstream's, adds no prefix."""
     warn(f"warning: {text}")
 
 
@@ -240,7 +223,7 @@ def error(*args: Any) -> None:
 
 
 def set_level(level: int) -> None:
-    """Text below this level is dropped from now on."""
+    """Drop text below this level from now on."""
     get_current().set_level(level)
 
 
@@ -250,7 +233,7 @@ def set_comm(comm: Any) -> None:
 
 
 def get_dir() -> str | None:
-    """The absolute path of the directory that files are written to."""
+    """Return the absolute path of the directory that files are written to."""
     return get_current().get_dir()
 
 
@@ -269,21 +252,12 @@ def profile_kv(scopename: str) -> Iterator[None]:
 
 
 def profile(n: str) -> Callable[[Callable], Callable]:
-    """Decorator: ``profile_kv(n)`` around every call."""
-
-    def decorate(function: Callable) -> Callable:
-        @functools.wraps(function)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with profile_kv(n):
-                return function(*args, **kwargs)
-
-        return timed
-
-    return decorate
+    """Decorate a function with ``profile_kv(n)`` around every call."""
+    return profile_kv(n)
 
 
 def get_rank_without_mpi_import() -> int:
-    """This process's rank by the launcher's variables, else by the process group; MPI is not started."""
+    """Return this process's rank by the launcher's variables, else by the process group; MPI is not started."""
     here = launch.detect()
     if here.world_size > 1:
         return here.rank
@@ -293,10 +267,10 @@ def get_rank_without_mpi_import() -> int:
 
 
 def mpi_weighted_mean(comm: Any, local_name2valcount: Mapping[str, tuple[Any, float]]) -> dict[str, float]:
-    """Means over the ranks of an MPI communicator of ``{name: (value, weight)}``.
+    """Average ``{name: (value, weight)}`` over the ranks of an MPI communicator. A collective.
 
-    A collective. Rank 0 gets ``{name: mean}`` over the ranks that have the name, the others ``{}``. Values
-    that are no numbers are left out with a warning.
+    Rank 0 gets ``{name: mean}`` over the ranks that have the name, the others ``{}``. Values that are no numbers are
+    left out with a warning.
     """
     gathered = comm.gather(local_name2valcount)
     if comm.rank != 0:
@@ -315,10 +289,10 @@ def mpi_weighted_mean(comm: Any, local_name2valcount: Mapping[str, tuple[Any, fl
 
 
 def _agree_on_new_directory() -> Path:
-    """A directory that did not exist before; with a process group, the same one on every rank.
+    """Make a directory that did not exist before; with a process group, the same one on every rank.
 
-    The first rank to ask chooses and leaves the path in the group's key-value store, where the others find
-    it. That is no collective: a rank that logs alone does not wait for the others.
+    The first rank to ask writes the path to the group's key-value store, where the others find it. This is no
+    collective: a rank that logs alone does not wait for the others.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return _make_new_directory()
@@ -333,7 +307,7 @@ _agreements = count()
 
 
 def _make_new_directory() -> Path:
-    """``runs/<script>-<time>``, made here; a number is added if another run began in the same second."""
+    """Make ``runs/<script>-<time>``; a number is added if another run began in the same second."""
     path = Path.cwd() / "runs" / f"{_program_name()}-{time.strftime('%Y-%m-%d-%H-%M-%S')}"
     for suffix in chain([""], (f"-{number}" for number in count(2))):
         with suppress(FileExistsError):

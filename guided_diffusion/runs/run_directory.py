@@ -1,8 +1,8 @@
-"""A run's directory: the one process that owns it, what the run is (`run.json`), and no left-overs.
+"""The directory of a run: the one process that owns it, and its manifest `run.json`.
 
-The owner holds `owner.json`, made exclusively, touched every ten seconds and removed at the end. After a crash it is
-left behind: a process of the same machine that has ended frees the directory at once, any other one after a minute
-without a touch, measured by the clock of the file system. Links and times are all that this needs, so it works on NFS.
+The owner makes `owner.json` exclusively, touches it every ten seconds and removes it at the end. A crash leaves the
+file behind: the directory is free at once where its process ran on this machine and has ended, else after a minute
+without a touch, by the clock of the file system. Links and times are all that this needs, so it works on NFS.
 """
 
 from __future__ import annotations
@@ -26,23 +26,14 @@ import numpy as np
 import torch
 
 from guided_diffusion.errors import DamagedError, InputError
-from guided_diffusion.io.files import (
-    create_exclusively,
-    hash_file,
-    open_regular,
-    parse_json,
-    read_json,
-    reading,
-    remove_leftovers,
-    temporary_path,
-    write_json,
-)
+from guided_diffusion.io.atomic import create_exclusively, remove_leftovers, temporary_path, write_json
+from guided_diffusion.io.reading import hash_file, open_regular, parse_json, read_json, reading_errors
 from guided_diffusion.runs import logger
 from guided_diffusion.system import processes
 
 OWNER, MANIFEST = "owner.json", "run.json"
 TOUCH_SECONDS, SILENT_SECONDS = 10.0, 60.0
-_NOTES = ("sha256", "versions", "results", "commands")  # entries of run.json that are not flags
+_NOTES = ("sha256", "versions", "results", "commands")  # entries of run.json that are no flags
 
 
 @dataclass(frozen=True)
@@ -68,7 +59,7 @@ class Owner:
 
 
 class _Claim:
-    """A directory that this process owns, and the thread that touches its owner file."""
+    """This process's ownership of a directory, with the thread that touches the owner file."""
 
     def __init__(self, directory: Path, owner: Owner, lost: Callable[[str], None]):
         self.path, self.owner, self._lost = directory / OWNER, owner, lost
@@ -77,8 +68,8 @@ class _Claim:
         self._thread.start()
 
     def is_held(self) -> bool:
-        """Return whether the owner file is still this process's. OSError where nobody can tell."""
-        for wait in (0.5, 0.0):  # another process may just be looking at it more closely, see `_free`
+        """Return whether the owner file is still this process's. OSError where it cannot be read."""
+        for wait in (0.5, 0.0):  # another process may have renamed it for a moment, see `_free`
             with suppress(FileNotFoundError, NotADirectoryError):
                 if _look(self.path)[0] == self.owner:
                     return True
@@ -105,12 +96,12 @@ _claims: dict[Path, _Claim] = {}
 
 
 def claim(directory: str | os.PathLike, lost: Callable[[str], None]) -> None:
-    """Make this process the owner of a run's directory until `release`; remove what killed processes left there.
+    """Make this process the owner of a run's directory until `release`; remove temporary files of killed processes.
 
-    Waits, up to a minute, where only time can tell whether the owner on another machine is alive.
+    Waits up to a minute where only time can tell whether an owner on another machine is alive.
 
-    :param lost: called from a thread, with one line, when somebody else has taken the directory over meanwhile
-        (this process was frozen for long) or it was moved; has to end this process.
+    :param lost: called from a thread, with one line, when another process has taken the directory over meanwhile
+        (this one was frozen for long) or it was moved; has to end this process.
     :raises InputError: another process owns it, or it cannot be made or written.
     """
     directory = Path(directory).resolve()
@@ -122,16 +113,16 @@ def claim(directory: str | os.PathLike, lost: Callable[[str], None]) -> None:
             create_exclusively(directory / OWNER, asdict(owner))
             break
         except FileExistsError:
-            with reading(directory / OWNER):
+            with reading_errors(directory / OWNER):
                 _free(directory / OWNER)
     _claims[directory] = _Claim(directory, owner, lost)
     remove_leftovers(directory, owned=True)
 
 
 def check_held(directory: str | os.PathLike) -> None:
-    """Raise InputError if this process has claimed a directory and lost it; to be called before writing results."""
+    """Raise InputError if this process has claimed a directory and lost it. Called before results are written."""
     found = _claims.get(Path(directory).resolve())
-    with reading(directory):
+    with reading_errors(directory):
         if found is not None and not found.is_held():
             raise InputError(_lost_line(found.path.parent))
 
@@ -147,20 +138,21 @@ def _lost_line(directory: Path) -> str:
 
 
 def _free(path: Path) -> None:
-    """Remove the owner file of a process that has ended; InputError if it runs, nothing if it has just left."""
+    """Remove the owner file of a process that has ended, if it is still there; InputError if the process runs."""
     with suppress(FileNotFoundError):
         found, signature = _look(path)
         if found is not None and found.machine == processes.machine():
             started = processes.start_time(found.pid)
             lives = started is not None and (started == found.started or "" in (started, found.started))
-            if lives and found.pid != os.getpid():  # else an earlier claim of this very process could not remove it
+            if lives and found.pid != os.getpid():  # an earlier claim of this very process may have left it
                 raise InputError(_in_use(path, str(found)))
         else:
             silent = _wait_for_silence(path, signature, found)
-            _tell(f"{path.parent}: taking over from {found or 'an unknown process'}, silent for {silent:.0f} s")
+            line = f"{path.parent}: taking over from {found or 'an unknown process'}, silent for {silent:.0f} s"
+            sys.stderr.write(f"{line}\n")  # there is no log yet
         aside = temporary_path(path)
         os.rename(path, aside)
-        if _look(aside)[0] != found:  # somebody else was quicker, and that one lives: give it back
+        if _look(aside)[0] != found:  # another process was quicker, and lives: give it back
             try:
                 os.link(aside, path)
             except FileExistsError:
@@ -173,28 +165,28 @@ def _free(path: Path) -> None:
 def _wait_for_silence(path: Path, signature: tuple, found: Owner | None) -> float:
     """Return for how many seconds an owner has not touched its file, at least a minute; InputError once it does."""
     clock = temporary_path(path)
-    told = False
+
+    def silence() -> float:
+        clock.touch()
+        return clock.stat().st_mtime - signature[0]
+
     try:
-        while True:
-            clock.touch()
-            silent = clock.stat().st_mtime - signature[0]
-            if silent > SILENT_SECONDS:
-                return silent
-            if not told:
-                told = True
-                left = SILENT_SECONDS - silent
-                _tell(f"{path.parent}: owned by {found or 'an unknown process'}; looking for {left:.0f} s if it lives")
+        if (left := SILENT_SECONDS - silence()) >= 0:
+            who = found or "an unknown process"
+            sys.stderr.write(f"{path.parent}: owned by {who}; waiting {left:.0f} s to see whether it is alive\n")
+        while (silent := silence()) <= SILENT_SECONDS:
             time.sleep(1)
             if _look(path)[1] != signature:
                 raise InputError(_in_use(path, str(found or "another process")))
+        return silent
     finally:
         clock.unlink(missing_ok=True)
 
 
 def _look(path: Path) -> tuple[Owner | None, tuple]:
-    """Return the owner that a file names, None where it cannot be understood, and what changes when it is touched.
+    """Return the owner that a file names, None where the file is malformed, and what changes when it is touched.
 
-    Opening makes NFS ask the server, which a mere stat would not.
+    Opening makes NFS ask the server, which a stat alone would not.
     """
     with open_regular(path) as file:
         status, data = os.fstat(file.fileno()), file.read()
@@ -209,17 +201,11 @@ def _in_use(path: Path, owner: str) -> str:
     return f"{path.parent}: in use by {owner}; wait for it, stop it, or use another --log_dir or --out"
 
 
-def _tell(line: str) -> None:
-    """Say something before there is a log."""
-    sys.stderr.write(f"{line}\n")
-
-
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """Return what a directory's run.json says: flags, and beside them notes; empty where there is no run.
+    """Return the contents of a directory's run.json, empty where there is no run. InputError if it is unreadable.
 
-    The notes are `sha256` (of the files that flags name, by flag), `versions`, `results` (names of finished files by
-    the sha256 that they have had), and `commands` (the command lines that have worked on the run). InputError when the
-    file cannot be read or is not a JSON object.
+    Besides flags it has `sha256` (of the files that flags name, by flag), `versions`, `results` (names of finished
+    files by the sha256 that they have had), and `commands` (the command lines that have worked on the run).
     """
     with suppress(FileNotFoundError):
         found = read_json(directory / MANIFEST, "the flags of the run in this directory as a JSON object")
@@ -236,12 +222,12 @@ def clashes(
     defaults: Mapping[str, Any],
     facts: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
-    """Return what makes a run another one than that found: a clause of an error's line for each flag that differs.
+    """Return the differences that make two runs different ones, by flag: each as a clause for an error line.
 
-    :param flags, found: the flags of the two. What one of them lacks counts as its default: the flag came later.
+    :param flags, found: the flags of the two. A flag that one of them lacks, being newer, has its default there.
     :param changeable: flags that may differ.
-    :param defaults: of the flags; what has none (a fact, a flag of another program) is nothing where it is lacking.
-    :param facts: entries that are no flags, as the line names them.
+    :param defaults: of the flags.
+    :param facts: names, in the error line, of entries that are no flags.
     """
     pairs = {
         name: [values.get(name, defaults.get(name)) for values in (flags, found)]
@@ -265,12 +251,12 @@ def check_manifest(
 ) -> None:
     """Refuse to mix two runs in one directory, and record this one.
 
-    InputError naming each flag that differs from the run found there, see `clashes`, and each file whose contents
-    differ; where they are known, the file's place does not matter. Other versions are no reason to refuse: they are
-    listed and said.
+    Other library versions are listed and logged.
 
-    :param sha256: digests of the files that flags name, by flag.
-    :param updated: gives the flags found there the form that `flags` have, where earlier versions had another.
+    :param sha256: digests of the files that flags name, by flag; their paths may differ.
+    :param updated: converts flags that an earlier version wrote to the form of `flags`.
+    :raises InputError: naming each flag that differs from the run found there, see `clashes`, and each file whose
+        contents differ.
     """
     found, sha256, versions = updated(read_manifest(directory)), dict(sha256 or {}), dict(versions or {})
     known = {name: digest for name, digest in found.get("sha256", {}).items() if name in sha256}
@@ -308,12 +294,12 @@ def check_manifest(
 
 
 def record_result(directory: Path, path: Path, name: str) -> None:
-    """Note in run.json the digest of a file that is about to become the result `name`."""
+    """Write to run.json the digest of a file that is about to become the result `name`."""
     found = read_manifest(directory)
     write_json(directory / MANIFEST, found | {"results": found.get("results", {}) | {hash_file(path): name}})
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that decide about roundings."""
+    """Return the versions that rounding depends on."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "device": device}

@@ -1,4 +1,4 @@
-"""`status.json` in every run's directory: how far the run is, for people and schedulers who look from outside."""
+"""`status.json` in every run's directory: how far the run is, for people and schedulers."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.files import read_json
+from guided_diffusion.io.atomic import temporary_path
+from guided_diffusion.io.reading import read_json
 
 NAME = "status.json"
-PERIOD = 5.0  # seconds between two writings of a run that goes on
-SILENCE = 60.0  # seconds without a sign of life before that is worth a word
+PERIOD = 5.0  # seconds between two writings of a running run
+SILENCE = 60.0  # seconds without a sign of life before that is reported
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 
 
 class Status:
-    """Writes a run's status; one process of the run does.
+    """The status of a run, written by one of its processes.
 
-    :param total: how much there is to do, in `unit`s; None where nobody knows. done: how much was done before.
+    :param total: how much there is to do, in `unit`s; None if unknown. done: how much was done before.
     """
 
     def __init__(self, directory: str | os.PathLike, total: int | None, unit: str, done: int = 0):
@@ -32,33 +33,21 @@ class Status:
         self._initial, self._began = done, time.monotonic()
         self._last_sign, self._last_written = self._began, -PERIOD
         self._longest = 0.0
-        self._fields = {
-            "state": RUNNING,
-            "done": done,
-            "total": total,
-            "unit": unit,
-            "rate": None,
-            "eta": None,
-            "started": _now(),
-            "updated": None,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "longest_silence": 0.0,
-            "last_error": None,
-        }
+        here = {"started": _now(), "host": socket.gethostname(), "pid": os.getpid()}
+        self._fields = {"state": RUNNING, "total": total, "unit": unit, **here}
         self.write(done=done)
 
     def alive(self, done: int) -> None:
-        """A sign of life, written if the last one written is old enough. Cheap, for every step."""
+        """Write a sign of life if the last one is old enough. Cheap enough for every step."""
         now = time.monotonic()
         self._longest, self._last_sign = max(self._longest, now - self._last_sign), now
         if now - self._last_written >= PERIOD:
             self.write(done=done)
 
     def write(self, *, done: int, **fields: Any) -> None:
-        """Write now, with other fields if need be. What cannot be written (a full disk) is not worth the run."""
-        # Another process of the run may have failed, of which this one has not heard yet.
-        error = read_or_nothing(self._path.parent).get("last_error") if self._fields["updated"] else None
+        """Write now, with further fields. A failure (a full disk) does not stop the run."""
+        # Another process of the run may have failed meanwhile.
+        error = read_or_nothing(self._path.parent).get("last_error") if "updated" in self._fields else None
         self._last_written = time.monotonic()
         seconds, total = self._last_written - self._began, self._fields["total"]
         rate = (done - self._initial) / seconds if done > self._initial else None
@@ -74,18 +63,18 @@ class Status:
         _replace(self._path, self._fields)
 
     def leave(self, done: int, **fields: Any) -> None:
-        """Write for the last time, but for what another process has noted meanwhile about the run's end."""
+        """Write for the last time, keeping the end of the run that another process has noted meanwhile."""
         noted = read_or_nothing(self._path.parent)
         ended = {"state": noted["state"]} if noted.get("state") in (FAILED, STOPPED) else {}
         self.write(done=done, **fields, **ended)
 
 
 def note_failure(directory: str | os.PathLike, line: str, state: str = FAILED, consequence: bool = False) -> None:
-    """Put a run's end into its status, from any of its processes.
+    """Write a run's end to its status, from any of its processes.
 
-    A finished run stays finished: the failure is then that of a command that was refused.
+    A finished run keeps that state: the failure is then that of a command that was refused.
 
-    :param consequence: of another process's failure; that one's line stays.
+    :param consequence: whether it follows from another process's failure, whose line is kept.
     """
     path = Path(directory) / NAME
     found = read_or_nothing(directory)
@@ -98,7 +87,7 @@ def note_failure(directory: str | os.PathLike, line: str, state: str = FAILED, c
 
 
 def read(path: str | os.PathLike) -> dict[str, Any]:
-    """The contents of a status.json. FileNotFoundError if there is none; InputError naming it if it is none."""
+    """Return the contents of a status.json. FileNotFoundError if there is none; InputError if it is malformed."""
     found = read_json(path, "a run's status as JSON")
     if not isinstance(found.get("state"), str):
         raise InputError(f"{path}: expected a run's status, found JSON without a state")
@@ -106,7 +95,7 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_or_nothing(directory: str | os.PathLike) -> dict[str, Any]:
-    """The status of a run; empty where there is none or it is damaged."""
+    """Return the status of a run; empty where there is none or it is damaged."""
     try:
         return read(Path(directory) / NAME)
     except (FileNotFoundError, InputError):
@@ -114,7 +103,7 @@ def read_or_nothing(directory: str | os.PathLike) -> dict[str, Any]:
 
 
 def find(directory: str | os.PathLike) -> dict[Path, dict[str, Any]]:
-    """The statuses of all runs in a tree of directories, by directory. InputError where there are none."""
+    """Return the statuses of all runs in a tree of directories, by directory. InputError where there are none."""
     root = Path(directory)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder, expected that of a run or of several")
@@ -125,13 +114,13 @@ def find(directory: str | os.PathLike) -> dict[Path, dict[str, Any]]:
 
 
 def table(statuses: dict[Path, dict[str, Any]], root: Path, now: datetime | None = None) -> Iterator[str]:
-    """The lines of a table with a run a line; errors, and what is silent for too long, on lines of their own."""
+    """Yield the lines of a table with a row for each run; errors and long silences on lines of their own."""
     rows = [("run", "state", "done", "rate", "left", "updated")]
     notes: list[list[str]] = [[]]
     for directory, status in statuses.items():
         age = silence(status, now)
         name = str(directory.relative_to(root)) if directory != root else directory.absolute().name
-        rows.append((name, status["state"], _done(status), _rate(status), _left(status), f"{_span(age)} ago"))
+        rows.append(_row(name, status, age))
         notes.append([])
         if is_silent(status, now):
             notes[-1].append(f"no sign of life for {_span(age)} (process {status.get('pid')} on {status.get('host')})")
@@ -144,7 +133,7 @@ def table(statuses: dict[Path, dict[str, Any]], root: Path, now: datetime | None
 
 
 def silence(status: dict[str, Any], now: datetime | None = None) -> float:
-    """Seconds since a status was written; inf where it does not say when."""
+    """Return the seconds since a status was written; inf where it does not say when."""
     try:
         age = (now or datetime.now().astimezone()) - datetime.fromisoformat(status["updated"])
         return max(0.0, age.total_seconds())
@@ -153,30 +142,28 @@ def silence(status: dict[str, Any], now: datetime | None = None) -> float:
 
 
 def is_silent(status: dict[str, Any], now: datetime | None = None) -> bool:
-    """Whether a run that should go on has been quiet for a minute, and much longer than between its steps before."""
+    """Return whether a running run was silent for a minute, and much longer than between its earlier steps."""
     longest = status.get("longest_silence")
     usual = longest if isinstance(longest, (int, float)) else 0.0
     return status["state"] == RUNNING and silence(status, now) > max(SILENCE, 5 * usual)
 
 
-def _done(status: dict[str, Any]) -> str:
-    if not isinstance(status.get("done"), int):
-        return "-"
-    total = f"/{status['total']:,}" if isinstance(status.get("total"), int) else ""
-    return f"{status['done']:,}{total} {status.get('unit', '')}"
-
-
-def _rate(status: dict[str, Any]) -> str:
-    return f"{status['rate']:.3g}/s" if isinstance(status.get("rate"), (int, float)) else "-"
-
-
-def _left(status: dict[str, Any]) -> str:
-    going = status["state"] == RUNNING and isinstance(status.get("eta"), (int, float))
-    return _span(status["eta"]) if going else "-"
+def _row(name: str, status: dict[str, Any], age: float) -> tuple[str, ...]:
+    """Return a run's row of the table, with "-" for what its status does not tell."""
+    done, total, rate, eta = (status.get(key) for key in ("done", "total", "rate", "eta"))
+    of = f"/{total:,}" if isinstance(total, int) else ""
+    return (
+        name,
+        status["state"],
+        f"{done:,}{of} {status.get('unit', '')}" if isinstance(done, int) else "-",
+        f"{rate:.3g}/s" if isinstance(rate, (int, float)) else "-",
+        _span(eta) if status["state"] == RUNNING and isinstance(eta, (int, float)) else "-",
+        f"{_span(age)} ago",
+    )
 
 
 def _span(seconds: float) -> str:
-    """Such as "40 s", "12 min", "3.5 h", "2.1 d"."""
+    """Return a duration such as "40 s", "12 min", "3.5 h", "2.1 d"."""
     for size, unit in ((86400, "d"), (3600, "h")):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
@@ -188,11 +175,11 @@ def _now() -> str:
 
 
 def _replace(path: Path, fields: dict[str, Any]) -> None:
-    """Write as a whole or not at all; without waiting for the disk, unlike what must not be lost."""
-    temporary = path.with_name(f".{NAME}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
+    """Write a status atomically, but without waiting for the disk, as results do."""
+    temporary = temporary_path(path)
+    with contextlib.suppress(OSError):
+        try:
+            temporary.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
             temporary.unlink(missing_ok=True)

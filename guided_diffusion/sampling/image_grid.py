@@ -1,4 +1,4 @@
-"""Samples as one PNG, with their classes."""
+"""A PNG grid of samples with their classes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from guided_diffusion.io.files import write_atomically
+from guided_diffusion.io.atomic import write_atomically
 
-_CAPTION_WIDTH, _CAPTION_HEIGHT = 32, 12  # pixels: the narrowest image that has one; its height
+_CAPTION_WIDTH, _CAPTION_HEIGHT = 32, 12  # pixels: the narrowest image with a caption; a caption's height
 
 
 def save_grid(images: np.ndarray, path: Path, columns: int = 8, captions: Sequence[str] | None = None) -> None:
@@ -28,7 +28,7 @@ def save_grid(images: np.ndarray, path: Path, columns: int = 8, captions: Sequen
 
 
 def _caption_strips(captions: Sequence[str], width: int, channels: int) -> np.ndarray:
-    """White on black, uint8 [N, _CAPTION_HEIGHT, width, channels]; what does not fit is cut off."""
+    """Draw captions in white on black, uint8 [N, _CAPTION_HEIGHT, width, channels]; long ones are cut off."""
     strips = []
     for caption in captions:
         strip = Image.new("L", (width, _CAPTION_HEIGHT))

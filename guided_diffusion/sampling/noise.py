@@ -1,4 +1,4 @@
-"""Randomness of a sampling run: sample i draws from a generator of its own, whatever batch it is in."""
+"""Random numbers of a sampling run: sample i has its own generator, whatever batch it is in."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ from torch import Tensor
 
 from guided_diffusion.config.class_labels import Classes
 
-# Noise of several steps at once on CUDA, where a kernel for each sample and step costs more than the numbers.
-_MOST_STEPS, _MOST_NUMBERS = 16, 2**19  # the latter of a sample
+# On CUDA noise is drawn for several steps at once: a kernel launch per sample and step costs more than the numbers.
+_MOST_STEPS, _MOST_NUMBERS = 16, 2**19  # the latter per sample
 
 
 class PerSampleNoise:
-    """Draws for the samples `indices` of a run: labels, starting noise, then one draw a step.
+    """The draws for the samples `indices` of a run: labels, starting noise, then one draw per step.
 
-    Sample i's stream depends on (seed, i) and the kind of device alone, not on batch size, order or
-    number of processes. Calling the object gives noise like x, as samplers' `noise_fn` wants it.
+    Sample i's stream depends only on (seed, i) and the kind of device, not on batch size, order or number of
+    processes. Calling the object returns noise like x, as samplers' `noise_fn` must.
 
-    :param ahead: draw the noise of up to 16 steps at once, which is another stream; None: on CUDA, see `stream`.
+    :param ahead: draw the noise of up to 16 steps at once, which is another stream; None: on CUDA only, see `stream`.
     """
 
     def __init__(self, seed: int, indices: Sequence[int], device: torch.device, ahead: bool | None = None):
         self.device = device
-        self.generators = [torch.Generator(device).manual_seed(_stream_seed(seed, i)) for i in indices]
+        # 63 bits, in which neighbouring samples are independent.
+        words = [np.random.SeedSequence((seed, i)).generate_state(1, np.uint64)[0] >> np.uint64(1) for i in indices]
+        self.generators = [torch.Generator(device).manual_seed(int(word)) for word in words]
         self._ahead = device.type == "cuda" if ahead is None else ahead
         self._drawn: dict[tuple[int, ...], Iterator[Tensor]] = {}  # by shape
 
     def normal(self, shape: Sequence[int]) -> Tensor:
-        """Standard normal float32 [B, *shape]."""
+        """Draw standard normal float32 [B, *shape]."""
         shape = tuple(shape)
         ahead = self._ahead and shape in self._drawn  # not the starting noise: some samplers draw no other
         noise = next(self._drawn.get(shape, iter(())), None)
@@ -46,40 +48,32 @@ class PerSampleNoise:
         return self.normal(x.shape[1:]).to(x.dtype)
 
     def choose(self, count: int) -> Tensor:
-        """One number in 0..count-1 for each sample: int64 [B]."""
+        """Draw one number in 0..count-1 for each sample: int64 [B]."""
         drawn = [torch.randint(count, (), generator=g, device=self.device) for g in self.generators]
         return torch.stack(drawn)
 
 
 def stream(device: torch.device) -> dict[str, str]:
-    """Which stream of `PerSampleNoise` a run's samples are made of, for run.json; nothing for the CPU's.
-
-    It counts the ways in which numbers have been drawn: samples of one run are never made of two.
-    """
+    """Return the version of `PerSampleNoise`'s stream for run.json; {} on the CPU. A run never mixes two versions."""
     return {"noise_stream": "cuda 2"} if device.type == "cuda" else {}
-
-
-def _stream_seed(seed: int, index: int) -> int:
-    """A 63-bit seed in which neighbouring samples have nothing in common."""
-    return int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class LabelPlan:
     """The class of each sample: drawn from its own generator, or in turn.
 
-    :param classes: --classes, see `Classes.choose`, which says what is raised; known: the network's classes.
+    :param classes: --classes, see `Classes.choose` (also for what is raised); known: the network's classes.
     """
 
     def __init__(self, classes: str, balanced: bool, known: Classes):
         self.classes, self.names = known.choose(classes), known.names
         self.balanced = balanced
-        # For run.json: "" stands for all, so that classes that are left out by themselves are on record.
+        # For run.json: "" stands for all classes; those that are left out by default are recorded.
         self.flag = classes or ("" if len(self.classes) == known.count else ",".join(map(str, self.classes)))
 
     def labels(self, indices: Sequence[int], noise: PerSampleNoise) -> Tensor:
-        """int64 [B] on the noise's device."""
+        """Return the classes, int64 [B] on the noise's device."""
         table = torch.tensor(self.classes, device=noise.device)
-        # Drawn in either case, so that the images under balanced and random labels share their noise.
+        # Drawn in either case, so that images with balanced and with random labels share their noise.
         position = noise.choose(len(self.classes))
         if self.balanced:
             position = torch.tensor([i % len(self.classes) for i in indices], device=noise.device)

@@ -1,4 +1,4 @@
-"""Networks ready for use in a program of one's own, from a checkpoint and the config.json beside it.
+"""Networks from a checkpoint and the config.json beside it, for use in other programs.
 
     model = load_model("runs/diffusion/ema_0.9999_100000.pt")
     diffusion = load_diffusion("runs/diffusion/ema_0.9999_100000.pt", timestep_respacing="ddim25")
@@ -18,9 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig, SuperResConfig
 from guided_diffusion.config.create import build_classifier, build_diffusion, build_model, build_super_res_model
-from guided_diffusion.config.flags import Given, architecture_from
+from guided_diffusion.config.flags import ParsedFlags, architecture_from
 from guided_diffusion.diffusion.respace import SpacedDiffusion
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import collectives
 from guided_diffusion.errors import InputError
 from guided_diffusion.io import checkpoint
 from guided_diffusion.io.checkpoint_flags import CLASSIFIER, DIFFUSION_MODEL, SUPER_RES
@@ -35,7 +35,7 @@ class PretrainedModel(Frozen):
         self.config = config
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """As the network's: x_t [B, C, H, W], t [B], labels y [B] -> eps, or eps and variance along C."""
+        """Map x_t [B, C, H, W], t [B] and labels y [B] to eps, or to eps and variance along C."""
         if self.config.class_cond and y is not None:
             kwargs["y"] = y.to(x.device)
         return super().forward(x, t, **kwargs)
@@ -56,19 +56,18 @@ def load_model(
     dtype: torch.dtype | None = None,
     **flags: Any,
 ) -> PretrainedModel:
-    """The diffusion or super-resolution model of a checkpoint, frozen and in evaluation mode.
+    """Load the diffusion or super-resolution model of a checkpoint, frozen and in evaluation mode.
 
     :param device: None: this rank's GPU, or the CPU where there is none.
     :param dtype: torch.float16 or torch.bfloat16 for mixed precision; None: float32.
-    :param flags: as on the command line (image_size=256, ...), for a checkpoint that has no config.json.
-    :raises InputError: there is no such file, it does not fit, or it is a classifier. TypeError: an unknown flag.
+    :param flags: as on the command line (image_size=256, ...), for a checkpoint without config.json.
+    :raises InputError: no such file, it does not fit, or it is a classifier. TypeError: an unknown flag.
     """
     saved = _saved(path, flags, DIFFUSION_MODEL, SUPER_RES)
     kind = SuperResConfig if "large_size" in saved | flags else ModelConfig
     config, diffusion = _configs(path, flags, saved, kind, DiffusionConfig)
     build = build_super_res_model if kind is SuperResConfig else build_model
-    plain = dataclasses.replace(config, use_fp16=False)  # autocast, not half weights
-    network = load_network(lambda: build(plain, diffusion), path, device or process_group.dev())
+    network = load_network(lambda: build(config, diffusion), path, device or collectives.dev())
     return PretrainedModel(network, config, dtype)
 
 
@@ -79,16 +78,15 @@ def load_classifier(
     dtype: torch.dtype | None = None,
     **flags: Any,
 ) -> PretrainedClassifier:
-    """The classifier of a checkpoint, as `load_model` loads a diffusion model; ready for `ClassifierGuidance`."""
+    """Load the classifier of a checkpoint for `ClassifierGuidance`; arguments as those of `load_model`."""
     saved = _saved(path, flags, CLASSIFIER)
     config, _ = _configs(path, flags, saved, ClassifierConfig, DiffusionConfig)
-    plain = dataclasses.replace(config, classifier_use_fp16=False)
-    network = load_network(lambda: build_classifier(plain), path, device or process_group.dev())
+    network = load_network(lambda: build_classifier(config), path, device or collectives.dev())
     return PretrainedClassifier(network, config, dtype)
 
 
 def load_diffusion(path: str | os.PathLike, **flags: Any) -> SpacedDiffusion:
-    """The process that a checkpoint was trained on.
+    """Build the process that a checkpoint was trained on.
 
     :param flags: as on the command line; timestep_respacing="ddim25" or "250" for fewer steps.
     """
@@ -98,15 +96,15 @@ def load_diffusion(path: str | os.PathLike, **flags: Any) -> SpacedDiffusion:
 
 
 def load_network(build: Callable[[], nn.Module], path: str | os.PathLike, device: str | torch.device) -> nn.Module:
-    """A network with a checkpoint's weights; InputError for one that does not fit."""
-    with torch.device("meta"), _WithoutInit():  # memory is that of the file's weights, should they fit
+    """Build a network with a checkpoint's weights; InputError for one that does not fit."""
+    with torch.device("meta"), _WithoutInit():  # only the file's weights take memory
         network = build()
     checkpoint.load_weights(network, path)
     return network.to(device)
 
 
 class _WithoutInit(TorchFunctionMode):
-    """Skips torch.nn.init: nn.Embedding's, on the meta device, would import PyTorch's compiler, which takes 2 s."""
+    """Skip torch.nn.init: nn.Embedding's, on the meta device, would import PyTorch's compiler, which takes 2 s."""
 
     def __torch_function__(
         self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -117,7 +115,7 @@ class _WithoutInit(TorchFunctionMode):
 
 
 def _saved(path: str | os.PathLike, flags: dict[str, Any], *expected: str) -> dict[str, Any]:
-    """A checkpoint's config.json. InputError where it belongs to another kind of network, or there are no flags."""
+    """Read a checkpoint's config.json. InputError for another kind of network, and without config.json and flags."""
     saved = checkpoint.read_network_config(os.fspath(path), path, *expected)
     if saved is None and not flags:
         raise InputError(f"{path}: no config.json beside it; pass the flags of its training, as image_size=256")
@@ -128,4 +126,4 @@ def _configs(path: str | os.PathLike, flags: dict[str, Any], saved: dict[str, An
     known = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     if unknown := sorted(flags.keys() - known):
         raise TypeError(f"{', '.join(unknown)}: no flag of this network")
-    return [architecture_from(Given(flags), kind, saved, os.fspath(path)) for kind in kinds]
+    return [architecture_from(ParsedFlags(flags), kind, saved, os.fspath(path)) for kind in kinds]

@@ -1,10 +1,11 @@
-"""A sampling run: batches dealt out to the processes, finished ones on disk, one npz at the end."""
+"""A sampling run: processes share the batches, finished ones are written at once, and become one npz at the end."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +13,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guided_diffusion.diffusion.nonfinite import Watch, as_records
+from guided_diffusion.diffusion.nonfinite import NonfiniteDetector
 from guided_diffusion.diffusion.samplers import Callback, StepOutput
-from guided_diffusion.distributed import process_group
+from guided_diffusion.distributed import collectives
 from guided_diffusion.distributed.progress import Progress, note_complete
 from guided_diffusion.distributed.stop_signals import how_to_resume, terminating
 from guided_diffusion.errors import DamagedError, InputError, counted
-from guided_diffusion.io.files import (
-    exists,
-    hash_file,
-    open_regular,
-    parse_json,
-    reading,
-    remove_leftovers,
-    set_aside,
-    write_json,
-)
+from guided_diffusion.io.atomic import remove_leftovers, set_aside, write_json
+from guided_diffusion.io.reading import exists, hash_file, read_json
 from guided_diffusion.runs import logger
 from guided_diffusion.runs.run_directory import check_held, check_manifest, read_manifest, record_result, versions
 from guided_diffusion.sampling import tallies
-from guided_diffusion.sampling.background_writer import WriteBehind
 from guided_diffusion.sampling.image_grid import save_grid
 from guided_diffusion.sampling.noise import LabelPlan, PerSampleNoise, stream
 from guided_diffusion.sampling.shards import (
-    PartStore,
-    Piece,
+    Shard,
+    ShardStore,
     assemble,
     check_result,
     missing_batches,
@@ -44,45 +36,48 @@ from guided_diffusion.sampling.shards import (
     result_paths,
     set_damaged_aside,
     without_overlap,
+    writing_behind,
 )
 from guided_diffusion.sampling.tallies import TALLY, Tally
 
-# Flags that do not change what a sample is (but for rounding): a run may be continued with others.
+# Flags that do not change the samples (but for rounding): a run may be resumed with other values.
 CHANGEABLE_FLAGS = ("log_dir", "num_samples", "batch_size", "save_images", "compile", "nonfinite", "meet_timeout")
 
 # Flags that name files which determine the samples.
 INPUT_FLAGS = ("model_path", "classifier_path", "base_samples")
 
-_MOST_PASSES = 20  # in which samples may be missing after they were written
+_MOST_PASSES = 20  # after which samples that are missing although written are an error
 
-NONFINITE = "nonfinite"  # array of a part, and name of the file, that says which samples are not finite
+NONFINITE = "nonfinite"  # array of a shard, and name of the file, that lists the samples which are not finite
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a batch of samples is made from."""
+    """The inputs of a batch of samples."""
 
     indices: range  # numbers of the samples in the run
     labels: Tensor | None  # int64 [B]
     noise: PerSampleNoise
-    callbacks: tuple[Callback, ...]  # what looks at every step
+    callbacks: tuple[Callback, ...]  # called with the output of every step
+    alive: Callable[[], None]  # called after every step
 
     def loop_arguments(self, shape: Sequence[int], *callbacks: Callback) -> dict[str, Any]:
-        """Shape, starting noise (drawn here), step noise, device and callback, as the sampling loops take them.
+        """Return shape, starting noise (drawn here), step noise, device and callback, as the sampling loops take them.
 
         :param callbacks: further ones.
         """
 
-        def call_all(step: int, t: int, output: StepOutput) -> None:
+        def after_step(step: int, t: int, output: StepOutput) -> None:
             for callback in (*self.callbacks, *callbacks):
                 callback(step, t, output)
+            self.alive()
 
         return {
             "shape": (len(self.indices), *shape),
             "noise": self.noise.normal(shape),
             "noise_fn": self.noise,
             "device": self.noise.device,
-            "callback": call_all,
+            "callback": after_step,
         }
 
 
@@ -93,12 +88,13 @@ class SampleRun:
     :param shape: (C, H, W) of a sample.
     :param labels: None: the samples have no labels, and the npz no arr_1.
     :param flags: everything that determines the samples; a directory holds samples of one set of flags.
-    :param extras_flags: flags that say which extras there are, the one that names `extras_path` first. Samples do not
-        depend on them, so a run may go on without its extras, or with extras where it had none.
+    :param extras_path: file for the arrays of `extras`; None: none.
+    :param extras_flags: flags that select the extras, the one that names `extras_path` first. Samples do not depend
+        on them: a run may be resumed without its extras, or with extras where it had none.
     :param defaults: of the flags.
     :param updated: see `run_directory.check_manifest`.
-    :param watch: looks for inf and nan; samples that it lets pass are written as far as they are numbers, and
-        listed in `nonfinite.json`.
+    :param detector: detects inf and nan; samples that it lets pass have nan replaced, and are listed in
+        `nonfinite.json`.
     """
 
     num_samples: int
@@ -110,48 +106,56 @@ class SampleRun:
     defaults: dict[str, Any] = field(default_factory=dict)
     labels: LabelPlan | None = None
     save_images: bool = False
-    extras_path: Path | None = None  # where the arrays of `extras` go
+    extras_path: Path | None = None
     extras_flags: Sequence[str] = ()
     tally: Tally | None = None
     updated: Callable[[dict[str, Any]], dict[str, Any]] = dict
-    watch: Watch = field(default_factory=Watch)
+    detector: NonfiniteDetector = field(default_factory=NonfiniteDetector)
+
+    @classmethod
+    def from_flags(cls, flags: dict[str, Any], **more: Any) -> SampleRun:
+        """Return the run that `flags` describe; more: the other arguments."""
+        own = {name: flags[name] for name in ("num_samples", "batch_size", "seed", "save_images")}
+        return cls(flags=flags, detector=NonfiniteDetector(flags["nonfinite"]), **own, **more)
 
     def generate(
-        self,
-        draw: Callable[[Batch], Tensor],
-        extras: Callable[[], dict[str, np.ndarray]] | None = None,
+        self, draw: Callable[[Batch], Tensor], extras: Callable[[], dict[str, np.ndarray]] = dict
     ) -> Path:
         """Make the samples and return the path of `samples_{N}x{H}x{W}x{C}.npz`.
 
         :param draw: batch -> images [B, C, H, W], nominally in [-1, 1].
-        :param extras: called after each batch for more arrays to keep, samples on the first axis (all of the
-            batch, or those among the first of the run); they end in `extras_path`.
-        :raises InputError: the directory holds another run's samples; a sample is not finite (but see `watch`).
+        :param extras: called after each batch for further arrays, samples on the first axis (all of the batch, or
+            those among the first of the run); they are written to `extras_path`.
+        :raises InputError: the directory holds another run's samples; a sample is not finite (but see `detector`).
         """
-        rank, world_size = process_group.get_rank(), process_group.get_world_size()
+        rank, world_size = collectives.get_rank(), collectives.get_world_size()
         output = self.directory / f"samples_{self.num_samples}x{self._size}.npz"
-        if process_group.from_rank_0(lambda: self._is_complete(output)):
+        if collectives.from_rank_0(lambda: self._is_complete(output)):
             return output
-        # One rank looks, so that all deal out the same list.
-        missing = process_group.from_rank_0(lambda: self._finish_or_miss(output))
+        # One rank looks, so that all share the same list.
+        missing = collectives.from_rank_0(lambda: self._finish_or_miss(output))
         made = self.num_samples - sum(map(len, missing))
         if made:
-            logger.log(f"resuming: {made} of {self.num_samples} images are there")
+            logger.log(f"resuming: {made} of {self.num_samples} images exist")
         kept = f"finished batches are kept; {how_to_resume()}"
         with Progress(self.num_samples, "images", made, directory=self.directory) as progress, terminating(kept):
             passes = 0
             while missing:
-                with WriteBehind(PartStore(self.directory).write) as write:
+                with writing_behind(ShardStore(self.directory).write) as write:
                     for indices in missing[rank::world_size]:
-                        write(indices.start, self._make_part(indices, draw, extras, progress.alive))
+                        write(indices.start, self._make_shard(indices, draw, extras, progress.alive))
                         # Rank 0 shows the whole run: the others advance at about its pace.
                         progress.update(min(len(indices) * world_size, self.num_samples - progress.n))
-                process_group.barrier()
-                missing = process_group.from_rank_0(lambda: self._finish_or_miss(output))
+                collectives.barrier()
+                missing = collectives.from_rank_0(lambda: self._finish_or_miss(output))
                 if missing:
                     passes += 1
-                    self._check_patience(missing, passes)
-                    progress.update(self.num_samples - sum(map(len, missing)) - progress.n)
+                    lost = sum(map(len, missing))
+                    line = f"{self.directory}: {counted(lost, 'samples')} missing although written"
+                    if passes == _MOST_PASSES:
+                        raise InputError(f"{line}, {passes} times: do all ranks see this directory? Is the disk sound?")
+                    logger.warning(f"{line}: making them again")
+                    progress.update(self.num_samples - lost - progress.n)
         logger.log(f"samples: {output}")
         progress.finish(samples=str(output))
         return output
@@ -162,13 +166,13 @@ class SampleRun:
         return f"{height}x{width}x{channels}"
 
     def _is_complete(self, output: Path) -> bool:
-        """Check that this directory is this run's. Whether its result is there; then make what is missing beside it."""
+        """Check that the directory is this run's; return whether its result exists, after completing its grid."""
         named = {name: self.flags.get(name) for name in INPUT_FLAGS}
         sha256 = {name: hash_file(path) for name, path in named.items() if path and Path(path).is_file()}
         changeable = (*CHANGEABLE_FLAGS, *self._changeable_extras_flags())
-        flags = self.flags | stream(process_group.dev())
+        flags = self.flags | stream(collectives.dev())
         check_manifest(self.directory, flags, changeable, sha256, versions(), self.updated, self.defaults)
-        remove_leftovers(PartStore(self.directory).directory, owned=True)
+        remove_leftovers(ShardStore(self.directory).directory, owned=True)
         if self.extras_path is not None:
             remove_leftovers(self.extras_path.parent, self.extras_path.name)
         try:
@@ -188,19 +192,19 @@ class SampleRun:
         return True
 
     def _changeable_extras_flags(self) -> Sequence[str]:
-        """Where both this run and the one there have extras, these must be of the same form."""
+        """Return the extras' flags that may change: where extras exist and are wanted, only their path may."""
         first = self.extras_flags[:1]
         both = any(self.flags.get(name) and read_manifest(self.directory).get(name) for name in first)
         return first if both else self.extras_flags
 
     def _check_result(self, path: Path, count: int) -> None:
-        """DamagedError where a finished file is not what was written; FileNotFoundError where it is not there."""
+        """Raise DamagedError for a finished file that differs from what was written; FileNotFoundError for none."""
         digest, results = hash_file(path), read_manifest(self.directory).get("results", {})
         if results.get(digest) == path.name:
             return
         if path.name in results.values():
             raise DamagedError(f"{path}: damaged (SHA-256 {digest[:12]}, not what was written)", path)
-        # Of an earlier version, which recorded no digest.
+        # The file of an earlier version, which recorded no digest.
         channels, height, width = self.shape
         shapes = {"arr_0": (count, height, width, channels), "arr_1": (count,)}
         check_result(path, {name: shapes[name] for name in self._arrays})
@@ -210,124 +214,113 @@ class SampleRun:
     def _arrays(self) -> list[str]:
         return ["arr_0"] + ["arr_1"] * (self.labels is not None)
 
-    def _finished(self) -> list[Piece]:
-        """What is there already: parts, and the result of a run with another number of samples."""
-        pieces = PartStore(self.directory).pieces()
+    def _finished(self) -> list[Shard]:
+        """Return existing shards, among them the result of a run with another number of samples."""
+        shards = ShardStore(self.directory).shards()
         if self.extras_path is not None:
-            complete = [piece for piece in pieces if self._names_of_extras(piece)]
-            if made := sum(len(piece.indices) for piece in pieces if piece not in complete):
+            complete = [shard for shard in shards if self._names_of_extras(shard)]
+            if made := sum(len(shard.indices) for shard in shards if shard not in complete):
                 count = counted(made, "samples")
-                logger.warning(f"{self.extras_path}: {count} there without what goes into it: made again")
-            pieces = complete
+                logger.warning(f"{self.extras_path}: {count} exist without what goes into it: made again")
+            shards = complete
         if self.extras_path is None or self._owns_extras():
             for path, count in result_paths(self.directory, self._size).items():
                 try:
                     self._check_result(path, count)
-                    piece = Piece(path, 0, range(count), self.extras_path)
-                    if self.extras_path is None or _has_extras(piece):
-                        pieces.append(piece)
+                    shard = Shard(path, 0, range(count), self.extras_path)
+                    if self.extras_path is None or _has_extras(shard):
+                        shards.append(shard)
                 except DamagedError as error:
                     logger.warning(f"{error}; its samples are not used")
-        return without_overlap(pieces, self.num_samples)
+        return without_overlap(shards, self.num_samples)
 
     def _owns_extras(self) -> bool:
-        """Whether the file of extras is as this run left it."""
+        """Return whether the file of extras is the one that this run wrote."""
         try:
             return hash_file(self.extras_path) in read_manifest(self.directory).get("results", {})
         except FileNotFoundError:
             return False
 
-    def _check_patience(self, missing: list[range], passes: int) -> None:
-        """Say that samples are not there though they were written; InputError when that has been said often."""
-        count = counted(sum(map(len, missing)), "samples")
-        line = f"{self.directory}: {count} not there although written"
-        if passes == _MOST_PASSES:
-            raise InputError(f"{line}, {passes} times: does every rank see this directory? Is the disk sound?")
-        logger.warning(f"{line}: making them again")
-
     def _finish_or_miss(self, output: Path) -> list[range]:
-        """The batches that are missing; where none are, write the result."""
+        """Return the batches that are missing; where none are, write the result."""
         while True:
             check_held(self.directory)
-            pieces = self._finished()
-            missing = missing_batches(pieces, self.num_samples, self.batch_size)
+            shards = self._finished()
+            missing = missing_batches(shards, self.num_samples, self.batch_size)
             if missing:
                 return missing
             try:
-                self._assemble(pieces, output)
+                self._assemble(shards, output)
             except DamagedError as error:
                 set_damaged_aside(error)
                 continue
             self._clean_up(output)
             return []
 
-    def _make_part(self, indices: range, draw, extras, alive: Callable[[], None]) -> dict[str, np.ndarray]:
-        noise = PerSampleNoise(self.seed, indices, process_group.dev())
+    def _make_shard(self, indices: range, draw, extras, alive: Callable[[], None]) -> dict[str, np.ndarray]:
+        noise = PerSampleNoise(self.seed, indices, collectives.dev())
         labels = None if self.labels is None else self.labels.labels(indices, noise)
-        self.watch.begin()
-        images = draw(Batch(indices, labels, noise, (lambda *_: alive(), self.watch.step)))
-        found = self.watch.take(images, indices)
+        self.detector.begin()
+        images = draw(Batch(indices, labels, noise, (self.detector.step,), alive))
+        found = self.detector.take(images, indices)
         if found:
             logger.warning(f"not finite: {'; '.join(map(str, found))}")
             images = images.nan_to_num(nan=-1.0)
-        part = {"arr_0": to_uint8(images).cpu().numpy()}
+        shard = {"arr_0": to_uint8(images).cpu().numpy()}
         if found:
-            part[NONFINITE] = np.array([json.dumps(record) for record in as_records(found)])
+            shard[NONFINITE] = np.array([json.dumps(asdict(finding)) for finding in found])
         if labels is not None:
-            part["arr_1"] = labels.cpu().numpy()
+            shard["arr_1"] = labels.cpu().numpy()
         if self.tally is not None:
-            part[TALLY] = tallies.take(self.tally)
-        return part | (extras() if extras is not None else {})
+            shard[TALLY] = np.frombuffer(json.dumps(self.tally.take()).encode(), np.uint8)
+        return shard | extras()
 
-    def _assemble(self, pieces: list[Piece], output: Path) -> None:
-        """Write the result and what goes with it; every file's digest is on record before the file is there.
+    def _assemble(self, shards: list[Shard], output: Path) -> None:
+        """Write the result and its companions; every file's digest is recorded before the file appears.
 
-        DamagedError where a piece is damaged or has vanished; nothing is lost by it.
+        DamagedError where a shard is damaged or has vanished; nothing is lost by it.
         """
-        self._list_nonfinite(pieces)
+        self._list_nonfinite(shards)
         if self.tally is not None:
-            tallies.write_sum(self.tally, pieces, output)
-        others = self._names_of_extras(pieces[-1])
+            tallies.write_sum(self.tally, shards, output)
+        others = self._names_of_extras(shards[-1])
         if others and self.extras_path is not None:
-            assemble(pieces, others, self.extras_path, self._record(str(self.extras_path)))
+            record = partial(record_result, self.directory, name=str(self.extras_path))
+            assemble(shards, others, self.extras_path, record)
             logger.log(f"trace: {self.extras_path}")
-        assemble(pieces, self._arrays, output, self._record(output.name))
+        assemble(shards, self._arrays, output, partial(record_result, self.directory, name=output.name))
 
-    def _names_of_extras(self, piece: Piece) -> list[str]:
-        return [name for name in piece.names() if name not in ("arr_0", "arr_1", NONFINITE, TALLY)]
-
-    def _record(self, name: str) -> Callable[[Path], None]:
-        return lambda path: record_result(self.directory, path, name)
+    def _names_of_extras(self, shard: Shard) -> list[str]:
+        return [name for name in shard.names() if name not in ("arr_0", "arr_1", NONFINITE, TALLY)]
 
     def _clean_up(self, output: Path) -> None:
-        """Draw the grid if it is wanted and not there, then delete the parts of a result that is whole."""
+        """Draw the grid if it is wanted and missing, then delete the shards of a complete result."""
         grid_path = output.with_suffix(".png")
         if self.save_images and not exists(grid_path):
             save_grid(read_array(output, "arr_0", 64), grid_path, captions=self._captions(output))
             logger.log(f"grid: {grid_path}")
-        PartStore(self.directory).remove(below=self.num_samples)
+        ShardStore(self.directory).remove(below=self.num_samples)
 
     def _captions(self, output: Path) -> list[str] | None:
-        """The classes of the grid's samples, by name where it is known."""
+        """Return the classes of the grid's samples, by name where it is known."""
         if self.labels is None:
             return None
         labels, names = read_array(output, "arr_1", 64).tolist(), self.labels.names
         return [names[label] if label < len(names) else str(label) for label in labels]
 
-    def _list_nonfinite(self, pieces: list[Piece]) -> None:
+    def _list_nonfinite(self, shards: list[Shard]) -> None:
         """Write `nonfinite.json` where samples are not finite."""
         path = self.directory / f"{NONFINITE}.json"
         found = []
         try:
-            with reading(path), open_regular(path) as file:  # of an earlier result
-                found = parse_json(file.read(), path, kind=list)
+            found = read_json(path, kind=list)  # of an earlier result
         except FileNotFoundError:
             pass
         except DamagedError as error:
             logger.warning(f"{error}; kept as {set_aside(path).name}")
-        for piece in pieces:
-            if NONFINITE in piece.names():
-                found += [json.loads(text) for text in read_array(piece.path, NONFINITE)]
+        for shard in shards:
+            if NONFINITE in shard.names():
+                found += [json.loads(text) for text in read_array(shard.path, NONFINITE)]
         found = list({json.dumps(record, sort_keys=True): record for record in found}.values())
         if not found:
             return
@@ -335,12 +328,12 @@ class SampleRun:
         logger.warning(f"{len(found)} of {self.num_samples} samples are not finite and better left out: {path}")
 
 
-def _has_extras(result: Piece) -> bool:
-    """Whether the extras of a result are for all of its samples: those of a part are when it has any."""
-    names = Piece(result.extras, 0, result.indices).names()
+def _has_extras(result: Shard) -> bool:
+    """Return whether the extras of a result cover all of its samples; a shard's do where it has any."""
+    names = Shard(result.extras, 0, result.indices).names()
     return any(len(result.rows(name)) == len(result.indices) for name in names)
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """[B, C, H, W] in [-1, 1] -> uint8 [B, H, W, C], truncating as upstream does."""
+    """Convert [B, C, H, W] in [-1, 1] to uint8 [B, H, W, C], truncating as upstream does."""
     return ((images + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -1,11 +1,11 @@
-"""What every script does before its work: join the peers, open the log, read checkpoints and their configs."""
+"""The start of every script: join the process group, open the log, read checkpoints and their configs."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,6 @@ from torch import nn
 
 from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.config.configs import (
-    ClassifierConfig,
     DiffusionConfig,
     LabelConfig,
     ModelConfig,
@@ -23,9 +22,8 @@ from guided_diffusion.config.configs import (
     SamplingConfig,
     SuperResConfig,
 )
-from guided_diffusion.config.create import build_classifier
-from guided_diffusion.config.flags import Given, architecture_from
-from guided_diffusion.distributed import process_group
+from guided_diffusion.config.flags import ParsedFlags, architecture_from
+from guided_diffusion.distributed import collectives, process_group, shutdown
 from guided_diffusion.errors import InputError, counted
 from guided_diffusion.io import checkpoint, checkpoint_flags
 from guided_diffusion.models.inference import Frozen
@@ -38,7 +36,7 @@ from guided_diffusion.system.malloc import keep_freed_memory
 
 Config = TypeVar("Config", ModelConfig, SuperResConfig)
 
-# Steps a rank after which compiling, minutes of work, has surely paid for itself on a GPU.
+# Steps per rank after which compiling, which takes minutes, has surely paid off on a GPU.
 _LONG_RUN = 5000
 
 
@@ -50,11 +48,11 @@ def begin(run: RunConfig) -> Path:
     keep_freed_memory()
     process_group.setup_dist()
     directory = logger.make_directory(run.log_dir or None)
-    process_group.from_rank_0(lambda: run_directory.claim(directory, process_group.fail))
+    collectives.from_rank_0(lambda: run_directory.claim(directory, shutdown.fail))
     logger.configure(dir=directory)
     failure_log.keep_warnings()
     # Different ranks see different data and noise; NumPy accepts 32 bits.
-    seed = (run.seed * 10007 + process_group.get_rank()) % 2**32
+    seed = (run.seed * 10007 + collectives.get_rank()) % 2**32
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -62,17 +60,14 @@ def begin(run: RunConfig) -> Path:
 
 
 def checkpoint_config(flag: str, path: str, expected: str) -> dict[str, Any] | None:
-    """The config.json beside the checkpoint that a flag names.
-
-    InputError when there is no such checkpoint, or it is known to be of another kind than `expected`.
-    """
+    """Return the config.json beside a flag's checkpoint; InputError if that is missing or not of kind `expected`."""
     if not path:
         raise InputError(f"--{flag}: missing, expected the path of a checkpoint")
     return checkpoint.read_network_config(f"--{flag} {path}", path, expected)
 
 
 def output_file(flag: str, path: str) -> Path | None:
-    """Where a flag wants a file; None for "". InputError now, not after the work, when it cannot be written."""
+    """Return the path of a flag's output file; None for "". InputError at once, not after the work, if not writable."""
     if not path:
         return None
     target = Path(path).absolute()
@@ -83,75 +78,54 @@ def output_file(flag: str, path: str) -> Path | None:
 
 
 def wants_compiling(sampling: SamplingConfig, steps: int) -> bool:
-    """Whether to compile: as --compile says, else on CUDA where a rank makes enough steps to pay for it."""
+    """Return whether to compile: as --compile says, else on CUDA if each rank makes enough steps to profit."""
     if sampling.compile is not None:
         return sampling.compile
-    batches = sampling.num_samples / (sampling.batch_size * process_group.get_world_size())
-    return process_group.dev().type == "cuda" and batches * steps >= _LONG_RUN
+    batches = sampling.num_samples / (sampling.batch_size * collectives.get_world_size())
+    return collectives.dev().type == "cuda" and batches * steps >= _LONG_RUN
 
 
-def model_configs(given: Given, path: str, config_class: type[Config]) -> tuple[Config, DiffusionConfig]:
-    """The configs of the diffusion model of --model_path and of its process: from flags and its config.json.
+def model_configs(parsed: ParsedFlags, path: str, config_class: type[Config]) -> tuple[Config, DiffusionConfig]:
+    """Return the configs of --model_path's network and process, from the flags and its config.json.
 
     InputError when there is no such checkpoint, or the flags contradict it.
     """
     expected = checkpoint_flags.SUPER_RES if config_class is SuperResConfig else checkpoint_flags.DIFFUSION_MODEL
     saved = checkpoint_config("model_path", path, expected)
-    return architecture_from(given, config_class, saved, path), architecture_from(given, DiffusionConfig, saved, path)
+    return architecture_from(parsed, config_class, saved, path), architecture_from(parsed, DiffusionConfig, saved, path)
 
 
-def load_model(
-    build: Callable[..., nn.Module],
-    config: Config,
-    diffusion_config: DiffusionConfig,
-    path: str,
-    run: RunConfig,
-    compile: bool = False,
+def load_frozen(
+    build: Callable[[], nn.Module], path: str, use_fp16: bool, run: RunConfig, compile: bool = False
 ) -> Frozen:
-    """The diffusion model, frozen, on this rank's device; InputError for a checkpoint that does not fit.
+    """Load a network for sampling onto this rank's device; InputError for a checkpoint that does not fit."""
+    return Frozen(load_network(build, path, collectives.dev()), amp_dtype(use_fp16, run.amp_dtype), compile)
 
-    :param build: build_model or build_super_res_model.
+
+def choose_files(parsed: ParsedFlags, *flags: str) -> ParsedFlags:
+    """Replace the training folder that any of `flags` names by the checkpoint to use, see `best_weights`.
+
+    A resumed run keeps the file that it began with. InputError for a folder without weights. A collective.
     """
-    plain = dataclasses.replace(config, use_fp16=False)  # autocast, not half weights
-    return _load(lambda: build(plain, diffusion_config), path, amp_dtype(config.use_fp16, run.amp_dtype), compile)
 
+    def choose() -> dict[str, str]:
+        chosen = {flag: parsed.values.get(flag, "") for flag in flags}
+        for flag, path in chosen.items():
+            if os.path.isdir(path):
+                before = run_directory.read_manifest(Path(logger.get_dir())).get(flag)
+                kept = isinstance(before, str) and Path(before).parent == Path(path) and os.path.isfile(before)
+                chosen[flag] = before if kept else file_of(flag, path, best_weights)
+                if kept:
+                    logger.log(f"--{flag} {path}: {Path(before).name}, as when the run here began")
+            if flag == "model_path":
+                warn_of_start(chosen[flag])
+        return {flag: path for flag, path in chosen.items() if path}
 
-def load_classifier(config: ClassifierConfig, path: str, run: RunConfig, compile: bool = False) -> Frozen:
-    """The noise-aware classifier, as `load_model` loads the diffusion model."""
-    plain = dataclasses.replace(config, classifier_use_fp16=False)
-    return _load(lambda: build_classifier(plain), path, amp_dtype(config.classifier_use_fp16, run.amp_dtype), compile)
-
-
-def _load(build: Callable[[], nn.Module], path: str, dtype: torch.dtype | None, compile: bool) -> Frozen:
-    return Frozen(load_network(build, path, process_group.dev()), dtype, compile)
-
-
-def choose_files(given: Given, *flags: str) -> Given:
-    """The flags with a file in place of every folder of a training that one of `flags` names: see `best_weights`.
-
-    A run that is resumed keeps the file that it began with. InputError for a folder without weights. A collective.
-    """
-    chosen = process_group.from_rank_0(lambda: _choose_files(given, flags))
-    return dataclasses.replace(given, values=given.values | chosen)
-
-
-def _choose_files(given: Given, flags: Sequence[str]) -> dict[str, str]:
-    chosen = {}
-    for flag in flags:
-        path = given.values.get(flag, "")
-        if os.path.isdir(path):
-            before = run_directory.read_manifest(Path(logger.get_dir())).get(flag)
-            kept = isinstance(before, str) and Path(before).parent == Path(path) and os.path.isfile(before)
-            chosen[flag] = before if kept else file_of(flag, path, best_weights)
-            if kept:
-                logger.log(f"--{flag} {path}: {Path(before).name}, as when the run here began")
-        if flag == "model_path":
-            warn_of_start(chosen.get(flag, path))
-    return chosen
+    return dataclasses.replace(parsed, values=parsed.values | collectives.from_rank_0(choose))
 
 
 def file_of(flag: str, folder: str, find: Callable[[str], str | None]) -> str:
-    """The file that `find` takes from a folder given to a flag; InputError where there is none."""
+    """Return the file that `find` takes from the folder that a flag names; InputError where there is none."""
     found = find(folder)
     if found is None:
         raise InputError(
@@ -162,7 +136,7 @@ def file_of(flag: str, folder: str, find: Callable[[str], str | None]) -> str:
 
 
 def plan_labels(config: LabelConfig, classes: Classes) -> LabelPlan:
-    """The labels of a sampling run, by --classes and --balanced, once the log has said which classes these are."""
+    """Return the labels of a sampling run, by --classes and --balanced, and log which classes these are."""
     plan = LabelPlan(config.classes, config.balanced, classes)
     if classes.names:
         logger.log(f"classes sampled: {classes.listed(plan.classes)}")
@@ -174,14 +148,14 @@ def plan_labels(config: LabelConfig, classes: Classes) -> LabelPlan:
     return plan
 
 
-def warn_of_unused_labels(given: Given, class_cond: bool) -> None:
-    """Say that --labels, where it is given, does nothing for a network without classes."""
-    rule = given.values.get("labels")
+def warn_of_unused_labels(parsed: ParsedFlags, class_cond: bool) -> None:
+    """Warn that --labels does nothing for a network without classes."""
+    rule = parsed.values.get("labels")
     if rule and not class_cond:
         logger.warning(f"--labels {rule}: not read, without --class_cond True the network has no classes")
 
 
 def save_config(values: dict[str, Any]) -> None:
-    """Write the flags that make a checkpoint beside where it will be, from rank 0."""
-    if process_group.get_rank() == 0:
+    """Write config.json, the flags of the checkpoints to come, from rank 0."""
+    if collectives.get_rank() == 0:
         checkpoint.write_config(logger.get_dir(), values)

@@ -1,1 +1,1 @@
-"""What the machine and its launcher tell: processes, memory, streams."""
+"""The machine and the launcher: processes, ranks, memory, streams."""

@@ -1,6 +1,6 @@
-"""Which launcher started this process, and as which rank.
+"""The launcher that started this process, and the process's rank, read from the environment alone.
 
-Only the environment is read: asking never starts MPI, never opens a socket and never imports torch.
+Nothing here starts MPI, opens a socket or imports torch.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 from guided_diffusion.errors import InputError
 
-# Written by ``export``: says that RANK, WORLD_SIZE and so on come from a process of ours, not from torchrun.
+# Set by ``export``: RANK, WORLD_SIZE and so on come from this package, not from torchrun.
 MARK = "GUIDED_DIFFUSION_EXPORTED"
 _MARKED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A process's place among its peers: ``0 <= rank < world_size``; ``local_rank`` counts on one machine."""
+    """The rank of a process, ``0 <= rank < world_size``; ``local_rank`` counts on one machine."""
 
     kind: str  # torchrun | mpi | slurm | single
     rank: int
@@ -26,7 +26,7 @@ class Launch:
 
 
 def detect() -> Launch:
-    """The launch described by the environment.
+    """Return the launch that the environment describes.
 
     torchrun (RANK, WORLD_SIZE, LOCAL_RANK) is looked for first, then mpiexec (MPICH, Intel MPI, Open MPI),
     then a Slurm step of several tasks; otherwise this is a single process. Inside a Slurm step plain
@@ -52,8 +52,8 @@ def detect() -> Launch:
 def export(launch: Launch, address: str, port: int) -> None:
     """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for code that reads them.
 
-    Child processes inherit these variables. The mark set beside them lets ``detect`` in a child tell our
-    copies from those of a launcher that the child itself was started with.
+    Child processes inherit these variables. By the mark set beside them ``detect`` in a child tells them from those of
+    a launcher that started the child itself.
     """
     values = (launch.rank, launch.world_size, launch.local_rank, address, port)
     os.environ.update({name: str(value) for name, value in zip(_MARKED, values, strict=True)})
@@ -61,7 +61,7 @@ def export(launch: Launch, address: str, port: int) -> None:
 
 
 def exported_by_us() -> bool:
-    """Whether RANK, MASTER_ADDR and so on hold what ``export`` wrote here or in a parent process."""
+    """Return whether RANK, MASTER_ADDR and so on are as ``export`` set them here or in a parent process."""
     return os.environ.get(MARK) == _fingerprint()
 
 
@@ -83,7 +83,7 @@ def _launch(kind: str, rank_name: str, size_name: str, local_name: str) -> Launc
 
 
 def whole_number(name: str, default: int | None = None) -> int:
-    """An environment variable's value; ``InputError`` naming it if it is missing or no number."""
+    """Return an environment variable's value; ``InputError`` naming it if it is missing or no number."""
     text = os.environ.get(name)
     if text is None:
         if default is None:

@@ -1,25 +1,25 @@
-"""How much memory there is, and what the C library does with freed memory."""
+"""The size of the memory, and the C library's handling of freed memory."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 
-# Of glibc's malloc.h.
+# From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST = 2**30
 
 
 def machine_memory() -> int:
-    """Return the bytes of this machine's memory."""
+    """Return the size of this machine's memory in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, for its next tensors; glibc only, nothing happens elsewhere.
+    """Let this process keep the memory that it frees, for its next tensors; without effect where there is no glibc.
 
-    By default buffers of many megabytes go back to the system, and every page of the next ones is faulted in anew: a
-    tenth of the time of a network on a CPU. MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ in the environment win.
+    By default buffers of many megabytes go back to the system, and every page of the next ones causes a fault: a tenth
+    of the time of a network on a CPU. MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ in the environment win.
     """
     if "MALLOC_TRIM_THRESHOLD_" in os.environ or "MALLOC_MMAP_THRESHOLD_" in os.environ:
         return

@@ -1,4 +1,4 @@
-"""Processes of this machine: telling them apart and whether they still run."""
+"""The identity of processes on this machine, and whether they still run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @cache
 def machine() -> str:
-    """Return a name that two processes share exactly if they see each other's process ids."""
+    """Return a name that two processes share if and only if they see each other's process ids."""
     boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     try:
         return f"{socket.gethostname()} {boot.read_text().strip()} {namespace.readlink()}"
@@ -26,9 +26,9 @@ def machine_digest() -> str:
 
 
 def start_time(pid: int) -> str | None:
-    """Return when a process started, in clock ticks after the boot; None if it has ended, "" if nobody can tell.
+    """Return when a process started, in clock ticks after the boot; None if it has ended, "" if that is unknown.
 
-    A process that waits for its parent to take notice has ended.
+    A zombie process has ended.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()

@@ -1,4 +1,4 @@
-"""Output that no run dies of: standard streams and log files drop what cannot be written."""
+"""Output that cannot end a run: standard streams and log files drop what cannot be written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class BestEffort:
-    """A text stream that is written to as far as that is possible; otherwise the one that it wraps."""
+    """A text stream that drops what cannot be written; otherwise the stream that it wraps."""
 
     def __init__(self, stream: TextIO):
         self.wrapped = stream
@@ -37,22 +37,22 @@ class BestEffort:
 
 
 def protect() -> None:
-    """Open the standard descriptors that are closed, on nothing, and make sys.stdout and sys.stderr best effort."""
+    """Open closed standard descriptors on the null device, and make sys.stdout and sys.stderr best effort."""
     while (nowhere := os.open(os.devnull, os.O_RDWR)) < 3:  # the system gives the lowest that is free
         os.set_inheritable(nowhere, True)
     os.close(nowhere)
     for name in ("stdout", "stderr"):
-        # None if it was closed at the start; its descriptor may be some other file's by now.
+        # None if it was closed at the start; its descriptor may belong to another file by now.
         stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115
         if not isinstance(stream, BestEffort):
-            with suppress(AttributeError):  # it is of some other kind
+            with suppress(AttributeError):  # another kind of stream
                 stream.reconfigure(errors="backslashreplace")  # names of files need not be text
             setattr(sys, name, BestEffort(stream))
             atexit.register(_settle, stream)
 
 
 def _settle(stream: TextIO) -> None:
-    """Leave nothing on which Python, when it ends, would fail: its exit status would be 120."""
+    """Flush a stream, or point it to the null device: Python would fail to at its end, with exit status 120."""
     try:
         stream.flush()
     except (OSError, ValueError):
@@ -61,7 +61,7 @@ def _settle(stream: TextIO) -> None:
 
 
 def print_result(lines: Iterable[str]) -> None:
-    """Print what a program is there for. InputError if that fails, but a reader that left (`| head`) saw enough."""
+    """Print a program's result. InputError if that fails, except where the reader has left (`| head`)."""
     try:
         with suppress(BrokenPipeError):
             print("\n".join(lines), file=getattr(sys.stdout, "wrapped", sys.stdout), flush=True)
@@ -70,7 +70,7 @@ def print_result(lines: Iterable[str]) -> None:
 
 
 class LogFile:
-    """A file to add to. A failure is one warning in the file's life; what comes later is tried anew."""
+    """A file to append to. The first failure is a warning; what comes later is tried anew."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
@@ -79,7 +79,7 @@ class LogFile:
         self.write("")
 
     def write(self, text: str | bytes) -> None:
-        """Add all of it or nothing; in UTF-8, with escapes for what is no text, such as the bytes of a file's name."""
+        """Append all of a text or nothing; in UTF-8, with escapes for bytes that are no text, as in names of files."""
         with self.attempt():
             if self._file is None or self._file.closed:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,23 +91,23 @@ class LogFile:
             except OSError:
                 self.close()
                 with suppress(OSError):
-                    os.truncate(self.path, size)  # half a line would spoil the next one
+                    os.truncate(self.path, size)  # half a line would damage the next one
                 raise
 
     def close(self) -> None:
-        """Let go of the file, which another text opens again."""
+        """Close the file; the next text opens it again."""
         if self._file is not None:
             with suppress(OSError):
                 self._file.close()
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
-        """Go on after a block that could not read or write the file."""
+        """Continue after a block that could not read or write the file, with a warning the first time."""
         try:
             yield
         except (OSError, InputError, csv.Error) as error:
             self.close()
             if not self._warned:
-                self._warned = True  # first, because the warning may be meant for this very file
+                self._warned = True  # first, because the warning may be written to this very file
                 why = getattr(error.__cause__ or error, "strerror", None) or error
-                _log.warning("warning: %s: %s; the run goes on, with gaps in this file", self.path, why)
+                _log.warning("warning: %s: %s; the run continues, with gaps in this file", self.path, why)

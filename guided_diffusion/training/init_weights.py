@@ -1,4 +1,4 @@
-"""A new training that begins with the weights of another network: for more classes, other ones, or the first ones."""
+"""Initial weights of a training from another network, which may have fewer, other or no classes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from guided_diffusion.runs import logger
 
 
 def init_weights(model: nn.Module, path: str, names: Sequence[str] | None) -> None:
-    """Load what a checkpoint has for the model; rows for classes that it does not know stay as they are.
+    """Load a checkpoint's weights into a model; the rows of classes that it does not have keep their values.
 
-    Rows go by the classes' names where both are known, else by number. All other weights must fit; InputError as
-    `checkpoint.load_weights`, also where the file's config.json names no classes.
+    Rows are matched by the classes' names where both are known, else by number. All other weights must fit; InputError
+    as of `checkpoint.load_weights`, and for an invalid config.json.
 
     :param names: of the model's classes, by number.
     """
@@ -53,7 +53,7 @@ def init_weights(model: nn.Module, path: str, names: Sequence[str] | None) -> No
 
 
 def _pairs(old_count: int, new_count: int, old_names: Sequence[str], new_names: Sequence[str]) -> list[tuple[int, int]]:
-    """(old number, new number) of the classes that two networks have in common."""
+    """Return (old number, new number) of the classes that two networks have in common."""
     if old_names and new_names:
         numbers = {name: number for number, name in enumerate(old_names[:old_count])}
         return [(numbers[name], new) for new, name in enumerate(new_names[:new_count]) if name in numbers]

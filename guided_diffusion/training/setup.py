@@ -1,11 +1,12 @@
-"""From flags to a running training: what the three training scripts share."""
+"""Set-up of a training from its flags, shared by the three training scripts."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,12 @@ from guided_diffusion.config.configs import (
     TrainConfig,
 )
 from guided_diffusion.config.create import build_diffusion
-from guided_diffusion.config.flags import Given
+from guided_diffusion.config.flags import ParsedFlags
 from guided_diffusion.data.datasets import ImageDataset, find_images, fingerprint, open_dataset, warn_of_labels
 from guided_diffusion.data.image_files import ImageFiles
 from guided_diffusion.data.image_labels import Labels, read_labels, with_warnings
-from guided_diffusion.data.order import ResumableBatches
-from guided_diffusion.data.seeding import Purpose
-from guided_diffusion.distributed import process_group
+from guided_diffusion.data.order import resumable_batches
+from guided_diffusion.distributed import collectives
 from guided_diffusion.distributed.progress import note_complete
 from guided_diffusion.errors import InputError
 from guided_diffusion.runs import best_checkpoint, logger
@@ -40,96 +40,137 @@ from guided_diffusion.training.resume import CHANGEABLE, TrainingRun, open_run
 from guided_diffusion.training.timestep_samplers import create_named_schedule_sampler
 
 
+class Training:
+    """A training script's images, labels and run. Joins the process group, opens the log and looks for what to resume.
+
+    :param train: the flags of the training loop.
+    :param class_cond: whether to read labels and count classes; `labels` and `classes` are None otherwise.
+    """
+
+    def __init__(self, parsed: ParsedFlags, train: TrainConfig | ClassifierTrainConfig, class_cond: bool):
+        self.parsed, self.train, self.data = parsed, train, parsed.make(DataConfig)
+        setup.begin(parsed.make(RunConfig))
+        setup.warn_of_unused_labels(parsed, class_cond)
+        self.resume, self.files = starting_point(train), find_images(self.data.data_dir)
+        self.labels = _read_run_labels(self.files, self.data.labels) if class_cond else None
+        self.classes: Classes | None = None
+        if class_cond:
+            count = partial(count_classes, parsed, self.data.data_dir, self.labels.names, self.resume)
+            self.classes = collectives.from_rank_0(count)
+
+    def open_dataset(
+        self, files: ImageFiles, labels: Labels | None, image_size: int, channels: int, random_crop: bool = False
+    ) -> ImageDataset:
+        """Open images of training or validation, their labels numbered by the network's classes."""
+        return open_dataset(
+            files,
+            self.train.batch_size,
+            labels,
+            self.classes and self.classes.names,
+            self.data.reading,
+            resolution=image_size,
+            random_crop=random_crop,
+            random_flip=self.data.random_flip,
+            channels=channels,
+        )
+
+    def find_run(self, config: Any, dataset: ImageDataset, changeable: Collection[str], **more: Any) -> TrainingRun:
+        """Return the run that the flags describe, with its progress so far in the log's directory. See `open_run`.
+
+        :param config: of the network; more: flags of other config classes.
+        :param changeable: names of flags that may differ from before, besides CHANGEABLE.
+        """
+        flags = self.parsed.resolve(DataConfig, self.train, DiffusionConfig, RunConfig, config) | more
+        flags["class_names"] = self.classes and list(self.classes.names)
+        if self.classes and len(self.classes.seen) != len(self.classes.names):  # see `Classes.from_config`
+            flags["seen_classes"] = list(self.classes.seen)
+        processes = collectives.get_world_size()
+        flags |= {"labels": self.labels and self.labels.digest(), "images": fingerprint(dataset, self.data.data_dir)}
+        flags |= {"processes": processes, "global_batch": processes * self.train.batch_size}
+        init_from = self.train.init_from
+        if os.path.isdir(init_from):
+            init_from = collectives.from_rank_0(lambda: setup.file_of("init_from", init_from, best_weights))
+        defaults = self.parsed.defaults | {"labels": flags["labels"]}  # a digest; the first runs noted none
+        return open_run(flags, CHANGEABLE.union(changeable), self.resume, init_from, defaults)
+
+    def is_complete(self, run: TrainingRun, limit: str, steps: int | None, purpose: str, saved: bool = True) -> bool:
+        """Return whether an earlier call has trained all steps, log it and note it in the status; else check that there
+        are steps left.
+
+        :param limit: the flag that sets the number of steps; steps: its value, None for no limit.
+        :param saved: whether the last checkpoint bears the number that the end gives it.
+        """
+        done = run.state is not None and steps is not None and run.first_step >= steps
+        if not (done and saved):
+            check_steps_left(run, limit, steps)
+            return False
+        more = f" ({run.first_step} steps are done, {limit} {steps} asks for fewer)" if run.first_step > steps else ""
+        logger.log(f"already complete: {run.model_path}{more}")
+        note_complete(logger.get_dir(), run.first_step, "steps")
+        say_what_to_use(purpose)
+        return True
+
+    def conclude(self, purpose: str) -> None:
+        """Log where the checkpoints are and which to use; repeat the labels' warnings, which have scrolled away."""
+        logger.log(f"checkpoints: {logger.get_dir()}")
+        warn_of_labels(self.labels)
+        say_what_to_use(purpose)
+
+
 def train_diffusion_model(
-    given: Given,
+    parsed: ParsedFlags,
     config: ModelConfig | SuperResConfig,
     image_size: int,
     build: Callable[..., nn.Module],
     adapt: Callable[[Iterator], Iterator] = iter,
 ) -> None:
-    """Train on the images of --data_dir until the flags say stop.
+    """Train on the images of --data_dir for as many steps as the flags say.
 
     :param config: of the network; its num_classes is counted in the folder when the model is conditional.
     :param image_size: side of the training images, pixels.
     :param build: build(config, diffusion_config) -> network.
-    :param adapt: turns the iterator of (images, conditioning) into the one to train on.
+    :param adapt: maps the iterator of (images, conditioning) to the one to train on.
     """
-    run_config, data_config, train = given.make(RunConfig), given.make(DataConfig), given.make(TrainConfig)
-    diffusion_config = given.make(DiffusionConfig)
-    setup.begin(run_config)
-    setup.warn_of_unused_labels(given, config.class_cond)
-    resume, files, labels, classes = starting_point(train), find_images(data_config.data_dir), None, None
-    if config.class_cond:
-        labels = read_run_labels(files, data_config.labels)
-        classes = count_classes(given, data_config.data_dir, labels.names, resume)
-        config = dataclasses.replace(config, num_classes=classes.count)
-    dataset = open_dataset(
-        data_dir=data_config.data_dir,
-        batch_size=train.batch_size,
-        image_size=image_size,
-        class_cond=config.class_cond,
-        random_flip=data_config.random_flip,
-        channels=config.in_channels,
-        class_names=classes and classes.names,
-        labels=labels,
-        files=files,
-        reading=data_config.reading,
-    )
-    flags = given.resolve(DataConfig, TrainConfig, DiffusionConfig, RunConfig) | dataclasses.asdict(config)
-    flags |= class_flags(classes) | {"labels": labels and labels.digest()}
-    run = find_run(given, flags, CHANGEABLE | {"iterations"}, train, dataset, resume)
+    train, diffusion_config = parsed.make(TrainConfig), parsed.make(DiffusionConfig)
+    training = Training(parsed, train, config.class_cond)
+    if training.classes:
+        config = dataclasses.replace(config, num_classes=training.classes.count)
+    dataset = training.open_dataset(training.files, training.labels, image_size, config.in_channels)
+    run = training.find_run(config, dataset, changeable={"iterations"})
     steps = min((n for n in (train.lr_anneal_steps, train.iterations) if n), default=None)
     # A run's last checkpoint bears the count of steps, unless there was one on the way after the last step.
     saves_at_end = steps is not None and (steps - 1 - run.began) % train.save_interval != 0
+    saved = not saves_at_end or run.first_step > steps or run.number == steps
     limit = "--iterations" if steps == train.iterations else "--lr_anneal_steps"
-    if run.has_done(steps) and (run.first_step > steps or run.number == steps or not saves_at_end):
-        say_complete(run, limit, steps)
-        say_what_to_use("sample from")
+    if training.is_complete(run, limit, steps, "sample from", saved):
         return
-    check_steps_left(run, limit, steps)
     diffusion = build_diffusion(diffusion_config)
     settings = dataclasses.asdict(train)
     del settings["keep"], settings["init_from"]
-    with batches(dataset, train.batch_size, run, data_config.data_workers) as data:
+    workers = training.data.data_workers
+    with resumable_batches(dataset, train.batch_size, run.seed, run.first_step, workers=workers) as data:
         loop = TrainLoop(
-            model=build(dataclasses.replace(config, use_fp16=False), diffusion_config).to(process_group.dev()),
+            model=build(config, diffusion_config).to(collectives.dev()),
             diffusion=diffusion,
             data=adapt(data),
             use_fp16=config.use_fp16,
-            amp_name=run_config.amp_dtype,
+            amp_name=parsed.make(RunConfig).amp_dtype,
             run=run,
             **settings | {"schedule_sampler": create_named_schedule_sampler(train.schedule_sampler, diffusion)},
         )
         setup.save_config(run.flags)
         loop.run_loop()
-    say_where_it_is(labels)
-    say_what_to_use("sample from")
-
-
-def say_where_it_is(labels: Labels | None) -> None:
-    """Log the checkpoints' folder and, again, the labels' warnings: by now the first ones have scrolled away."""
-    logger.log(f"checkpoints: {logger.get_dir()}")
-    warn_of_labels(labels)
-
-
-def say_complete(run: TrainingRun, limit: str, steps: int) -> None:
-    """Log that an earlier call has trained all steps, and note it in the status. limit: the flag that asks for them."""
-    more = f" ({run.first_step} steps are done, {limit} {steps} asks for fewer)" if run.first_step > steps else ""
-    logger.log(f"already complete: {run.model_path}{more}")
-    note_complete(logger.get_dir(), run.first_step, "steps")
+    training.conclude("sample from")
 
 
 def say_what_to_use(purpose: str) -> None:
     """Log which of the run's files to use, as the last line of a training."""
-    if process_group.get_rank() == 0:
+    if collectives.get_rank() == 0:
         logger.log(f"to {purpose}: {best_weights(logger.get_dir())}")
 
 
 def check_steps_left(run: TrainingRun, limit: str, steps: int | None) -> None:
-    """InputError where the checkpoint to resume is at the last step or beyond it; a warning where one step is left.
-
-    :param limit: the flag that says how many steps there are in all; steps: its value, None for no limit.
-    """
+    """Raise InputError where the checkpoint to resume has reached the last step; warn where one step is left."""
     if run.state is not None or not run.number or steps is None or run.began < steps - 1:
         return
     left = f"{limit} {steps} is reached" if run.began >= steps else f"of {limit} {steps} one step is left"
@@ -143,10 +184,10 @@ def check_steps_left(run: TrainingRun, limit: str, steps: int | None) -> None:
 
 
 def starting_point(train: TrainConfig | ClassifierTrainConfig) -> str:
-    """The path of the checkpoint to resume, "" for none; of a folder its newest. A collective.
+    """Return the path of the checkpoint to resume, the newest of a folder, or "" for none. A collective.
 
-    In a folder nothing is looked up once the run has checkpoints of its own: by then there may be newer ones.
-    InputError for a folder without checkpoints, or with --init_from beside it.
+    A folder is ignored once the run has checkpoints of its own: by then it may hold newer ones.
+    InputError for a folder without checkpoints, or together with --init_from.
     """
     path = diffusion_loop.find_resume_checkpoint() or train.resume_checkpoint
     if path and train.init_from:
@@ -154,7 +195,7 @@ def starting_point(train: TrainConfig | ClassifierTrainConfig) -> str:
     if average := best_checkpoint.AVERAGE.fullmatch(Path(path).name):
         logger.warning(
             f"--resume_checkpoint {path}: an average of weights; training begins with it at step 0, with a new "
-            f"optimizer. model{average[2]}.pt beside it goes on at step {int(average[2])}"
+            f"optimizer. model{average[2]}.pt beside it resumes at step {int(average[2])}"
         )
     if not os.path.isdir(path):
         return path
@@ -164,63 +205,16 @@ def starting_point(train: TrainConfig | ClassifierTrainConfig) -> str:
             return ""
         return setup.file_of("resume_checkpoint", path, newest_weights)
 
-    return process_group.from_rank_0(newest)
+    return collectives.from_rank_0(newest)
 
 
-def class_flags(classes: Classes | None) -> dict[str, Any]:
-    """What config.json says about the classes of the training data, see `Classes.from_config`."""
-    if classes is None:
-        return {"class_names": None}
-    names = {"class_names": list(classes.names)}
-    return names if len(classes.seen) == len(classes.names) else names | {"seen_classes": list(classes.seen)}
-
-
-def read_run_labels(files: ImageFiles, rule: str) -> Labels:
-    """The labels to train with, auto's those that the run in the log's directory has, if they can be had so."""
+def _read_run_labels(files: ImageFiles, rule: str) -> Labels:
+    """Return the images' labels: with rule auto, those that the run in the log's directory has, where they fit."""
     before = None
-    with suppress(InputError):  # a damaged config.json: find_run has the flags from another file too
+    with suppress(InputError):  # a damaged config.json: open_run has the flags from another file too
         before = run_classes()
     if rule == "auto" and before is not None and before.names:
         found = read_labels(files, rule, before.names)
         if found.names == list(before.names):
             return with_warnings(files, found)
     return read_labels(files, rule)
-
-
-def find_run(
-    given: Given,
-    flags: dict[str, Any],
-    changeable: frozenset[str],
-    train: TrainConfig | ClassifierTrainConfig,
-    dataset: ImageDataset,
-    resume: str,
-) -> TrainingRun:
-    """The run that the flags describe, as far as it has come in the log's directory. See `open_run`.
-
-    :param flags: all of them; changeable: the names of those that may differ from before.
-    :param resume: the `starting_point`.
-    """
-    processes = process_group.get_world_size()
-    facts = {"processes": processes, "global_batch": processes * train.batch_size}
-    facts["images"] = fingerprint(dataset, flags["data_dir"])
-    init_from = train.init_from
-    if os.path.isdir(init_from):
-        init_from = process_group.from_rank_0(lambda: setup.file_of("init_from", init_from, best_weights))
-    defaults = given.defaults | {"labels": flags["labels"]}  # a digest; the first runs noted none
-    return open_run(
-        logger.get_dir(), flags | facts, changeable, flags["seed"], train.keep, resume, init_from, defaults
-    )
-
-
-def batches(dataset: ImageDataset, batch_size: int, run: TrainingRun, workers: int) -> ResumableBatches:
-    """This rank's batches from the run's next step on, read by so many processes; to be used in a with-block."""
-    rank, world_size = process_group.get_rank(), process_group.get_world_size()
-    return ResumableBatches(dataset, batch_size, run.seed, run.first_step, rank, world_size, workers=workers)
-
-
-def validation_batches(dataset: ImageDataset, batch_size: int, run: TrainingRun, interval: int) -> ResumableBatches:
-    """This rank's validation batches, of which every interval-th step uses one."""
-    made = -(-(run.first_step - run.began) // interval)
-    rank, world_size = process_group.get_rank(), process_group.get_world_size()
-    purposes = (Purpose.VALIDATION_ORDER, Purpose.VALIDATION_AUGMENTATION)
-    return ResumableBatches(dataset, batch_size, run.seed, made, rank, world_size, *purposes)

@@ -1,4 +1,4 @@
-"""Which timesteps to train on: distributions over t, with importance weights."""
+"""Distributions over the timesteps to train on, with importance weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def create_named_schedule_sampler(name: str, diffusion) -> ScheduleSampler:
-    """Sampler by name: "uniform" or "loss-second-moment"; NotImplementedError for others."""
+    """Return the sampler "uniform" or "loss-second-moment"; NotImplementedError for other names."""
     if name == "uniform":
         return UniformSampler(diffusion)
     if name == "loss-second-moment":
@@ -22,11 +22,11 @@ def create_named_schedule_sampler(name: str, diffusion) -> ScheduleSampler:
 
 
 class ScheduleSampler(ABC):
-    """A distribution over timesteps; the weights keep the expected loss that of uniform sampling."""
+    """A distribution over timesteps; importance weights keep the expected loss equal to that of uniform sampling."""
 
     @abstractmethod
     def weights(self) -> np.ndarray:
-        """Positive weights [T], not necessarily normalised."""
+        """Return positive weights [T], not necessarily normalised."""
 
     def sample(self, batch_size: int, device) -> tuple[Tensor, Tensor]:
         """Draw from NumPy's global generator: int64 timesteps [B], float32 importance weights [B]."""
@@ -37,15 +37,15 @@ class ScheduleSampler(ABC):
         return torch.from_numpy(drawn).long().to(device), torch.from_numpy(importance).float().to(device)
 
     def state_dict(self) -> dict[str, Any]:
-        """What it has learned, as JSON values."""
+        """Return the learned state as JSON values."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - nothing to take over by default
-        """Go on from a `state_dict`."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - no state by default
+        """Restore a `state_dict`."""
 
 
 class UniformSampler(ScheduleSampler):
-    """Every timestep alike."""
+    """The uniform distribution."""
 
     def __init__(self, diffusion):
         self.diffusion = diffusion
@@ -56,7 +56,7 @@ class UniformSampler(ScheduleSampler):
 
 
 class LossAwareSampler(ScheduleSampler):
-    """A sampler that learns from the losses seen."""
+    """A sampler that learns from the losses."""
 
     def update_with_local_losses(self, local_ts: Tensor, local_losses: Tensor) -> None:
         """Share this rank's timesteps [B] and losses [B] (B may differ between ranks), then update.

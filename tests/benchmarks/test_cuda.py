@@ -12,10 +12,8 @@ import pytest
 import torch
 
 from benchmarks.gpu import checks, compiled_checks, evaluation_checks, program_checks
-from benchmarks.gpu.checks import DEVICE, RULES, TOLERANCE
-from benchmarks.upstream import require_peer
-from guided_diffusion.diffusion import samplers
-from guided_diffusion.diffusion.solvers import SAMPLERS
+from benchmarks.gpu.checks import DEVICE
+from benchmarks.upstream import require_upstream
 from tests.support.helpers import read_csv
 
 pytestmark = [
@@ -31,57 +29,23 @@ def without_tf32() -> Iterator[None]:
         yield
 
 
-both_networks = pytest.mark.parametrize(("make", "labels"), checks.NETWORKS.values(), ids=checks.NETWORKS)
+CHECKS = checks.CHECKS | evaluation_checks.CHECKS
 
 
-@both_networks
-@pytest.mark.parametrize("dtype", ["plain", *TOLERANCE])
-def test_networks_compute_what_float64_does(make, labels, dtype):
-    checks.networks_compute_what_float64_does(make, labels, dtype)
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+def test_the_device_computes_what_the_cpu_does(check):
+    check()
 
 
-def test_normalisation_keeps_the_layout():
-    checks.normalisation_keeps_the_layout()
+@pytest.mark.parametrize("check", checks.UPSTREAM_CHECKS.values(), ids=checks.UPSTREAM_CHECKS)
+def test_networks_are_upstreams(check):
+    require_upstream()
+    check()
 
 
-@pytest.mark.parametrize("name", checks.UPSTREAMS)
-@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
-def test_networks_are_the_peers(name, half):
-    checks.networks_are_upstreams(require_peer().unet, name, half)
-
-
-by_name = {"ids": lambda rule: type(rule).__name__}
-
-
-@pytest.mark.parametrize("rule", RULES, **by_name)
-def test_guidance_is_float64s(rule):
-    checks.guidance_is_float64s(rule)
-
-
-@pytest.mark.parametrize("rule", RULES[:2], **by_name)
-def test_guidance_of_an_almost_certain_float16_classifier(rule):
-    checks.guidance_of_an_almost_certain_classifier(rule)
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_guided_samples_are_the_cpus(sampler):
-    checks.guided_samples_are_the_cpus(sampler)
-
-
-def test_noise_of_a_sample_does_not_depend_on_its_batch():
-    checks.noise_does_not_depend_on_the_batch()
-
-
-@pytest.mark.skipif(DEVICE.type != "cuda", reason="asks CUDA; elsewhere: sampling/test_host_waits.py")
-@pytest.mark.parametrize("dtype", [None, torch.float16])
-@pytest.mark.parametrize("step", [samplers.ddpm_step, samplers.ddim_step])
-def test_the_host_does_not_wait_in_a_guided_step(step, dtype):
-    checks.host_does_not_wait(step, dtype)
-
-
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
-def test_images_do_not_depend_on_the_batch_size(tmp_path, sampler):
-    program_checks.images_do_not_depend_on_the_batch_size(tmp_path, sampler)
+@pytest.mark.parametrize("check", program_checks.CHECKS.values(), ids=program_checks.CHECKS)
+def test_programs_do_what_they_do_elsewhere(check, tmp_path):
+    check(tmp_path)
 
 
 @pytest.mark.parametrize("launcher", ["fork2", "mpiexec"])
@@ -94,26 +58,6 @@ def test_two_processes_sample_on_one_gpu(run, launcher, tmp_path):
     program_checks.assert_same_images(tmp_path / "two", alone)
 
 
-def test_the_other_sampling_programs_run(tmp_path):
-    program_checks.other_sampling_programs_run(tmp_path)
-
-
-@both_networks
-def test_losses_and_their_gradients_are_the_cpus(make, labels):
-    checks.losses_are_the_cpus(make, labels)
-
-
-@pytest.mark.parametrize("script", program_checks.JOBS)
-def test_an_interrupted_training_equals_an_undisturbed_one(tmp_path, script):
-    program_checks.interrupted_training_equals_an_undisturbed_one(tmp_path, script)
-
-
-@pytest.mark.parametrize("name", ["fp16", "bf16"])
-@pytest.mark.parametrize("script", program_checks.JOBS)
-def test_training_in_half_precision(tmp_path, script, name):
-    program_checks.half_precision_trains(tmp_path, script, name)
-
-
 def test_two_processes_train_on_one_gpu(run, images, tmp_path):
     flags = program_checks.JOBS["classifier_train"] | {"data_dir": images, "iterations": 3, "log_dir": "run"}
     run("classifier_train", flags, launcher="fork2", timeout=60)
@@ -121,27 +65,7 @@ def test_two_processes_train_on_one_gpu(run, images, tmp_path):
     assert len(losses) == 3
 
 
-@pytest.mark.parametrize("pool", evaluation_checks.POOLS)
-def test_features_of_a_classifier_are_the_cpus(tmp_path, pool):
-    evaluation_checks.classifier_features_are_the_cpus(tmp_path, pool)
-
-
-@pytest.mark.parametrize("prepare", evaluation_checks.PREPARATIONS)
-def test_a_graph_of_inceptions_operations_is_the_cpus(prepare):
-    evaluation_checks.inceptions_operations_are_the_cpus(prepare)
-
-
 @pytest.mark.slow
-def test_compiled_networks_compute_the_same():
-    compiled_checks.compiled_networks_compute_the_same()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("layer", compiled_checks.LAYERS)
-def test_compiled_layers_have_the_same_gradients(layer):
-    compiled_checks.compiled_layers_have_the_same_gradients(layer)
-
-
-@pytest.mark.slow
-def test_compiled_training_has_the_same_gradients():
-    compiled_checks.compiled_training_has_the_same_gradients()
+@pytest.mark.parametrize("check", compiled_checks.CHECKS.values(), ids=compiled_checks.CHECKS)
+def test_compiled_networks_compute_what_they_did(check):
+    check()

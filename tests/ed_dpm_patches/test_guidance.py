@@ -85,7 +85,7 @@ def test_half_precision_classifiers_keep_the_signal(batch, dtype, doubt, eds):
     rows = []
     for row in logits.tolist():
         with mp.workdps(exact.digits_for(row)):
-            rows.append([float(v) for v in exact.cotangent(row, 4, 2.0, eds)])
+            rows.append([float(v) for v in exact.gradient_on_logits(row, 4, 2.0, eds)])
     x_in = x.clone().requires_grad_(True)
     v = torch.tensor(rows, dtype=torch.float64)
     size = v.abs().sum(1, keepdim=True)
@@ -210,7 +210,7 @@ def test_a_sample_with_broken_logits_goes_unguided_alone(batch):
     assert guidance.report.summary()["nonfinite"] == 1
 
 
-def test_cap_bounds_the_cotangent_and_keeps_its_direction(batch):
+def test_cap_bounds_the_gradient_on_the_logits_and_keeps_its_direction(batch):
     x, t, y = batch
     bias = torch.zeros(CLASSES)
     bias[0] = 30.0
@@ -246,7 +246,7 @@ def test_report_gives_the_quantiles():
     report = ScaleReport()
     for chunk in np.split(scales, 10):
         flags = torch.zeros(len(chunk), dtype=torch.bool)
-        report.update(torch.from_numpy(chunk), capped=flags, nonfinite=flags)
+        report.update(torch.from_numpy(chunk), capped=flags, nonfinite=flags, active=~flags)
     summary = report.summary()
     assert summary["median"] == pytest.approx(np.median(scales), rel=0.01)
     assert summary["p999"] == pytest.approx(np.quantile(scales, 0.999), rel=0.02)

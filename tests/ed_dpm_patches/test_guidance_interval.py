@@ -48,6 +48,18 @@ def test_outside_the_classifier_is_not_called():
     assert not found.any() and found.shape == X.shape and (evaluations, calls) == (0, 0)
 
 
+def test_outside_nothing_is_left_of_the_call_before():
+    guidance = ClassifierGuidance(linear_classifier, EntropyRule(2.0), interval=(100, 300))
+    guidance(X, 200, y=Y)
+    assert guidance.logits.shape == (4, linear_classifier(X, X).shape[1])
+    assert {place: size.shape for place, size in guidance.peaks.items()} == {
+        "classifier logits": (4,),
+        "guidance gradient": (4,),
+    }
+    guidance(X, 400, y=Y)
+    assert guidance.logits is None and guidance.peaks == {}
+
+
 def test_an_observer_sees_what_did_not_act():
     found, evaluations, calls, records = guide([301, 400, 99, 0], watch=True)
     assert not found.any() and (evaluations, calls) == (0, 1)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evaluations.classifier_features import ClassifierEngine, match_channels
+from evaluations.features.classifier import ClassifierExtractor, match_channels
 from guided_diffusion.errors import InputError
 from guided_diffusion.io.checkpoint import write_config
 from guided_diffusion.nn import timestep_embedding
@@ -18,7 +18,7 @@ from tests.support.evaluations import CLASSIFIER_CONFIG, make_images, write_clas
 
 @pytest.mark.parametrize("pool", ["adaptive", "attention", "spatial", "spatial_v2"])
 def test_features_are_those_of_the_definition(tmp_path, pool):
-    engine = ClassifierEngine(write_classifier(tmp_path, classifier_pool=pool))
+    engine = ClassifierExtractor(write_classifier(tmp_path, classifier_pool=pool))
     images = make_images(0, 5, 16)
     found = engine.compute_activations([images])
     assert {array.dtype for array in vars(found).values()} == {np.dtype(np.float32)}
@@ -46,7 +46,7 @@ def test_features_are_those_of_the_definition(tmp_path, pool):
 
 @pytest.mark.parametrize("pool", ["attention", "spatial_v2"])
 def test_batch_size_changes_nothing(tmp_path, pool):
-    engine = ClassifierEngine(write_classifier(tmp_path, classifier_pool=pool))
+    engine = ClassifierExtractor(write_classifier(tmp_path, classifier_pool=pool))
     images = make_images(1, 7, 16)
     whole = engine.compute_activations([images])
     for size in (1, 3):
@@ -59,15 +59,15 @@ def test_half_precision_training_is_judged_in_full_precision(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     images = [make_images(2, 3, 16)]
-    full = ClassifierEngine(write_classifier(tmp_path / "a")).compute_activations(images)
-    half = ClassifierEngine(write_classifier(tmp_path / "b", classifier_use_fp16=True)).compute_activations(
+    full = ClassifierExtractor(write_classifier(tmp_path / "a")).compute_activations(images)
+    half = ClassifierExtractor(write_classifier(tmp_path / "b", classifier_use_fp16=True)).compute_activations(
         images
     )
     np.testing.assert_array_equal(full.pool, half.pool)
 
 
 def test_channels(tmp_path):
-    engine = ClassifierEngine(write_classifier(tmp_path, in_channels=1, num_classes=3))
+    engine = ClassifierExtractor(write_classifier(tmp_path, in_channels=1, num_classes=3))
     grey = make_images(3, 4, 16)[..., :1]
     one = engine.compute_activations([grey])
     same = engine.compute_activations([grey.repeat(3, axis=-1)])
@@ -79,7 +79,7 @@ def test_channels(tmp_path):
 
 
 def test_image_size(tmp_path):
-    engine = ClassifierEngine(write_classifier(tmp_path))
+    engine = ClassifierExtractor(write_classifier(tmp_path))
     engine.check("a.npz", (4, 16, 16, 3))
     with pytest.raises(InputError, match="a.npz: found images of 16x24 pixels, expected 16x16"):
         engine.check("a.npz", (4, 16, 24, 3))
@@ -88,13 +88,13 @@ def test_image_size(tmp_path):
 def test_noised_classifier_is_pointed_out(tmp_path, caplog):
     path = write_classifier(tmp_path)
     write_config(tmp_path, {**CLASSIFIER_CONFIG, "noised": True})
-    ClassifierEngine(path)
+    ClassifierExtractor(path)
     assert "trained on noised images" in caplog.text
 
 
 def _fails(path, match):
     with pytest.raises(InputError, match=match) as caught:
-        ClassifierEngine(path)
+        ClassifierExtractor(path)
     assert "\n" not in str(caught.value)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from evaluations import evaluator
-from evaluations.classifier_features import ClassifierEngine
+from evaluations.features.classifier import ClassifierExtractor
 from evaluations.metrics.frechet import frechet_distance
 from evaluations.metrics.statistics import fit_gaussian
 from guided_diffusion.errors import InputError, Terminated
@@ -54,7 +54,7 @@ def test_program_with_a_classifier(place):
     names = ["Inception Score", "FID", "sFID", "Precision", "Recall", "Accuracy"]
     assert [name for name, _ in lines] == names
     values = [float(value) for _, value in lines]
-    engine = ClassifierEngine("run/model000010.pt")
+    engine = ClassifierExtractor("run/model000010.pt")
     reference, samples = engine.compute_activations([REFERENCE]), engine.compute_activations([SAMPLES])
     fid = frechet_distance(fit_gaussian(reference.pool), fit_gaussian(samples.pool))
     assert values[1] == pytest.approx(fid, rel=1e-4)
@@ -94,9 +94,9 @@ def test_what_can_be_told_is_told_on_a_full_disk(place, full):
     os.mkdir("results")
     if full == "json":  # becomes too small during the evaluation
         code = (
-            "import runpy, sys, guided_diffusion.io.files as files\n"
+            "import runpy, sys, guided_diffusion.io.atomic as atomic\n"
             "def full(_): raise OSError(28, 'No space left on device')\n"
-            "files.os.fsync = full\n"
+            "atomic.os.fsync = full\n"
             f"sys.argv[:] = [{str(PROGRAM)!r}, *sys.argv[1:]]\n"
             f"runpy.run_path({str(PROGRAM)!r}, run_name='__main__')"
         )
@@ -126,7 +126,7 @@ def test_no_accuracy_without_labels_and_batch_size(place, monkeypatch, capsys):
 
 
 def test_a_set_judged_by_itself(place):
-    metrics = evaluator.evaluate("ref.npz", "ref.npz", ClassifierEngine("run/model000010.pt"))
+    metrics = evaluator.evaluate("ref.npz", "ref.npz", ClassifierExtractor("run/model000010.pt"))
     assert (metrics.precision, metrics.recall, metrics.accuracy) == (1, 1, None)
     assert abs(metrics.fid) < 1e-6 and abs(metrics.sfid) < 1e-6
 
@@ -135,7 +135,7 @@ def test_stored_statistics_are_inceptions(place, caplog):
     caplog.set_level("INFO")
     wrong = {"mu": np.zeros(3), "sigma": np.eye(3), "mu_s": np.zeros(3), "sigma_s": np.eye(3)}
     np.savez("stored.npz", REFERENCE, **wrong)
-    engine = ClassifierEngine("run/model000010.pt")
+    engine = ClassifierExtractor("run/model000010.pt")
     stored, plain = (evaluator.evaluate(name, "s.npz", engine) for name in ("stored.npz", "ref.npz"))
     assert (stored.fid, stored.sfid) == (plain.fid, plain.sfid)
     assert "stored.npz: its stored statistics are Inception's" in caplog.text
@@ -179,11 +179,11 @@ def test_bad_files(place, monkeypatch, capsys, kind, as_reference):
 def test_bad_labels(place):
     np.savez("s.npz", SAMPLES, np.zeros(3, int))
     with pytest.raises(InputError, match="s.npz.*20 integer"):
-        evaluator.evaluate("ref.npz", "s.npz", ClassifierEngine("run/model000010.pt"))
+        evaluator.evaluate("ref.npz", "s.npz", ClassifierExtractor("run/model000010.pt"))
 
 
 def test_labels_of_other_classes_cost_the_accuracy_and_nothing_else(place):
-    engine = ClassifierEngine("run/model000010.pt")
+    engine = ClassifierExtractor("run/model000010.pt")
     np.savez("s.npz", SAMPLES, np.arange(20) % 5)
     known = evaluator.evaluate("ref.npz", "s.npz", engine)
     np.savez("s.npz", SAMPLES, np.arange(20) + 1)
@@ -196,13 +196,13 @@ def test_labels_of_other_classes_cost_the_accuracy_and_nothing_else(place):
 
 def test_coloured_images_for_a_grey_classifier_name_the_file(place):
     (place / "grey").mkdir()
-    engine = ClassifierEngine(write_classifier(place / "grey", in_channels=1))
+    engine = ClassifierExtractor(write_classifier(place / "grey", in_channels=1))
     with pytest.raises(InputError, match=r"ref\.npz: found coloured images"):
         evaluator.evaluate("ref.npz", "s.npz", engine)
 
 
 def test_broken_classifier_is_not_averaged_away(place):
-    engine = ClassifierEngine("run/model000010.pt")
+    engine = ClassifierExtractor("run/model000010.pt")
     engine._model.input_blocks[0][0].bias.data.fill_(float("nan"))
     with pytest.raises(InputError, match="ref.npz: classifier .* nan or infinite"):
         evaluator.evaluate("ref.npz", "s.npz", engine)
@@ -234,12 +234,13 @@ def test_error_line_and_exit_status(place):
 def test_a_reference_made_for_a_judge_is_pointed_out_without_it(place, monkeypatch, caplog):
     settings = json.dumps({"engine": "classifier runs/judge"})
     np.savez("judged.npz", arr_0=REFERENCE, settings=np.array(settings))
-    monkeypatch.setattr(evaluator, "create_engine", lambda args: None)
+    monkeypatch.setattr(evaluator, "create_extractor", lambda args: None)
     monkeypatch.setattr(evaluator, "_evaluate", lambda *_: None)
     for flags, wanted in (([], 1), (["--features", "run"], 0)):
         caplog.clear()
         monkeypatch.setattr(sys, "argv", ["evaluator.py", "judged.npz", "s.npz", *flags])
         with caplog.at_level("INFO"):
             evaluator.main()
-        told = [line for line in caplog.messages if "was made with --features runs/judge, without it Inception" in line]
+        line = "was made with --features runs/judge, here Inception is used"
+        told = [message for message in caplog.messages if line in message]
         assert len(told) == wanted

@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from evaluations import evaluator, make_reference
-from evaluations.classifier_features import ClassifierEngine
-from evaluations.image_choice import choose_images
+from evaluations.features.classifier import ClassifierExtractor
 from evaluations.image_sets import open_image_set, split_paths
 from evaluations.metrics.frechet import frechet_distance
 from evaluations.metrics.precision_recall import precision_recall
@@ -134,7 +133,7 @@ def test_images_of_many_sizes(place):
         open_image_set("sizes")
     np.testing.assert_array_equal(_read("sizes", resize=16), crops)
     pictures = make_reference.Pictures("sizes", 16)
-    np.testing.assert_array_equal(pictures.read(range(4)), crops)  # what a reference of that size holds
+    np.testing.assert_array_equal(np.concatenate(list(pictures.batches(4))), crops)
     assert open_image_set("sizes", resize=16).digest() != open_image_set("sizes", resize=8).digest()
 
 
@@ -152,7 +151,7 @@ def test_resizing_images_of_one_size(place, channels):
 
 
 def test_resize_and_its_remedy_in_results(place):
-    engine = ClassifierEngine(write_classifier(place))
+    engine = ClassifierExtractor(write_classifier(place))
     np.savez("large.npz", SAMPLES.repeat(2, axis=1).repeat(2, axis=2))
     with pytest.raises(InputError, match="--resize 16 crops and scales them"):
         evaluator.evaluate("ref.npz", "large.npz", engine)
@@ -179,7 +178,7 @@ def test_names_that_are_no_text_or_no_number(place, run, program, caplog):
         assert open_image_set("r.npz").count == 20
     os.rename("odd", os.fsdecode(b"\xff"))
     caplog.set_level("CRITICAL")  # pytest's workers send what was logged as UTF-8
-    evaluator.evaluate("ref.npz", os.fsdecode(b"\xff"), ClassifierEngine(network[1]))
+    evaluator.evaluate("ref.npz", os.fsdecode(b"\xff"), ClassifierExtractor(network[1]))
 
 
 def test_labels_of_many_digits(place):
@@ -194,20 +193,20 @@ def test_a_number_of_samples_is_drawn_by_the_seed(place):
     np.savez("second.npz", SAMPLES[9:], np.arange(9, 20))
     whole, parts = open_image_set("s.npz"), open_image_set(["first.npz", "second.npz"])
     for seed in range(3):
-        chosen = choose_images(parts, 7, seed)
+        chosen = parts.choose(7, seed)
         places = chosen.labels()
         assert (np.diff(places) > 0).all() and len(places) == 7 and places.max() > 8  # not just the first
         batches = list(chosen.batches(3))
         assert len(batches) == len(chosen.batches(3))
         np.testing.assert_array_equal(np.concatenate(batches), SAMPLES[places])
-        np.testing.assert_array_equal(np.concatenate(list(choose_images(whole, 7, seed).batches(3))), SAMPLES[places])
-    digests = [choose_images(parts, count, seed).digest() for count, seed in ((7, 0), (7, 1), (8, 0), (20, 0))]
-    assert len(set(digests)) == 4 and digests[3] == parts.digest() and choose_images(parts, 20, 0) is parts
+        np.testing.assert_array_equal(np.concatenate(list(whole.choose(7, seed).batches(3))), SAMPLES[places])
+    digests = [parts.choose(count, seed).digest() for count, seed in ((7, 0), (7, 1), (8, 0), (20, 0))]
+    assert len(set(digests)) == 4 and digests[3] == parts.digest() and parts.choose(20, 0) is parts
 
 
 @pytest.mark.slow
 def test_num_samples(place, run):
-    engine = ClassifierEngine(write_classifier(place))
+    engine = ClassifierExtractor(write_classifier(place))
     found = evaluator.evaluate("ref.npz", "s.npz", engine, num_samples=12, seed=3, paired="s.npz", paired_rounds=1)
     for name, images in (("ref", REFERENCE), ("s", SAMPLES)):
         np.savez(f"few_{name}.npz", images[np.sort(np.random.default_rng(3).choice(len(images), 12, replace=False))])
@@ -248,7 +247,7 @@ def test_figures_by_class(place, run):
     table = run(EVALUATOR, [*argv, "--markdown"]).stdout.splitlines()
     classes = json.loads(Path("out.json").read_text())["per_class"]
     assert list(classes) == ["0", "1", "2", "7"]
-    pools = [ClassifierEngine(checkpoint).compute_activations([x]).pool for x in (REFERENCE, SAMPLES)]
+    pools = [ClassifierExtractor(checkpoint).compute_activations([x]).pool for x in (REFERENCE, SAMPLES)]
     own = [pool[labels[name] == 1] for name, pool in zip(("ref", "s"), pools, strict=True)]
     assert classes["1"]["fid"] == pytest.approx(frechet_distance(*map(fit_gaussian, own)), rel=1e-3)
     assert (classes["1"]["precision"], classes["1"]["recall"]) == precision_recall(*own)

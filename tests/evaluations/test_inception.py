@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from evaluations import evaluator, inception
+from evaluations import evaluator
+from evaluations.features.base import Activations
+from evaluations.features.inception import INCEPTION_V3_PATH
+from evaluations.features.inception_tensorflow import InceptionExtractor
 from guided_diffusion.errors import InputError
 from tests.support.evaluations import make_images, write_frozen_graph
 from tests.support.helpers import ROOT
@@ -29,7 +32,7 @@ def graph_path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(graph_path):
-    return inception.InceptionEngine(graph_path)
+    return InceptionExtractor(graph_path)
 
 
 def _batches(images, size):
@@ -81,14 +84,14 @@ def test_grey_images_are_repeated(engine):
 def test_file_that_is_no_inception_graph(tmp_path, content):
     (tmp_path / "g.pb").write_bytes(content)
     with pytest.raises(InputError, match=r"g\.pb: not the frozen Inception graph") as caught:
-        inception.InceptionEngine(tmp_path / "g.pb")
+        InceptionExtractor(tmp_path / "g.pb")
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="found a folder, expected a regular file"):
-        inception.InceptionEngine(tmp_path)
+        InceptionExtractor(tmp_path)
 
 
 def test_upstreams_evaluator_class(tmp_path, monkeypatch, graph_path):
-    (tmp_path / inception.INCEPTION_V3_PATH).symlink_to(graph_path)
+    (tmp_path / INCEPTION_V3_PATH).symlink_to(graph_path)
     monkeypatch.chdir(tmp_path)
     np.savez("a.npz", make_images(*STORED["samples"]))
     with tf.Session(graph=tf.Graph()) as session:
@@ -149,7 +152,7 @@ class _FewDimensions:
     def compute_activations(self, batches):
         images = np.concatenate(list(batches)).astype(np.float32)
         means = images.mean(axis=(1, 2))
-        return inception.Activations(means, means[:, :2], np.full((len(images), 2), 0.5, np.float32))
+        return Activations(means, means[:, :2], np.full((len(images), 2), 0.5, np.float32))
 
 
 def test_stored_statistics_replace_computed_ones(tmp_path):

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from evaluations import activations, checks, evaluator
-from evaluations.classifier_features import ClassifierEngine
+from evaluations import activations, evaluator, sanity_checks
+from evaluations.features.classifier import ClassifierExtractor
 from evaluations.image_sets import open_image_set, split_paths
-from evaluations.metrics import npz
 from guided_diffusion.errors import InputError
+from guided_diffusion.io import npz
 from tests.support.evaluations import (
     REFERENCE,
     SAMPLES,
@@ -54,7 +54,7 @@ def _write_tar(path: Path, images: np.ndarray) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
-    return ClassifierEngine(write_classifier(tmp_path_factory.mktemp("network")))
+    return ClassifierExtractor(write_classifier(tmp_path_factory.mktemp("network")))
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_a_reference_of_statistics_only(place):
     assert only.precision is None and only.kid is None and only.n_reference == 0
     assert any("no precision" in line for line in only.warnings)
     assert [line.split(":")[0] for line in evaluator.format_metrics(only)] == ["Inception Score", "FID", "sFID"]
-    with pytest.raises(InputError, match="expected some to judge"):
+    with pytest.raises(InputError, match="expected some images"):
         evaluator.evaluate("ref.npz", "stats.npz", ours)
 
 
@@ -220,7 +220,7 @@ def test_the_balance_of_labels_is_a_chi_squared_test(counts, known):
     table = np.array([counts] if known is None else [counts, known])
     table = table[:, : labels.max() + 1] if known is None else table[:, table.any(axis=0)]
     test = stats.chisquare(table[0]) if known is None else stats.chi2_contingency(table)
-    assert bool(checks.warn_of_labels("s.npz", labels, reference)) == (table.shape[1] > 1 and test.pvalue < 1e-3)
+    assert bool(sanity_checks.warn_of_labels("s.npz", labels, reference)) == (table.shape[1] > 1 and test.pvalue < 1e-3)
 
 
 def test_a_warning_of_images_of_another_shape(place, engine):

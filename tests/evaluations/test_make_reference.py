@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from evaluations import convert, evaluator, make_reference
-from evaluations.kept_results import write_or_keep
+from evaluations.summary import write_or_keep
 from guided_diffusion.errors import InputError
 from tests.support.evaluations import SAMPLES, StoredFeatures, write_classifier, write_folder
 
@@ -27,7 +27,7 @@ def test_a_reference_is_what_the_evaluator_wants(tmp_path):
     pictures = make_reference.Pictures(str(folder), 16)
     arrays = make_reference.make_reference(pictures, StoredFeatures(), num_images=12, seed=1)
     np.savez(tmp_path / "ref.npz", **arrays)
-    np.savez(tmp_path / "all.npz", pictures.read(range(20)))
+    np.savez(tmp_path / "all.npz", np.concatenate(list(pictures.batches(20))))
     assert arrays["arr_0"].shape == (12, 16, 16, 3) and arrays["arr_0"].dtype == np.uint8
     assert len(arrays["arr_1"]) == 12 and set(arrays["arr_1"]) <= {0, 1, 2}
     places = [np.flatnonzero((image == SAMPLES).all(axis=(1, 2, 3))).item() for image in arrays["arr_0"]]
@@ -164,7 +164,7 @@ def test_a_reference_of_class_folders_has_their_labels(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
     pictures = make_reference.Pictures(str(folder), 16)
-    assert pictures.class_names == ["cat", "dog"] and pictures.labels().tolist() == [0] * 10 + [1] * 10
+    assert pictures.labels.names == ["cat", "dog"] and pictures.labels.number(pictures.files) == [0] * 10 + [1] * 10
 
 
 def test_convert_reads_what_training_reads_once_told_how(tmp_path, monkeypatch):

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from evaluations.engine import Activations, RowStack, run_batches
 from evaluations.evaluate import evaluate
-from evaluations.metrics import two_precisions
+from evaluations.features.base import Activations, run_batches, stack_rows
+from evaluations.metrics import exact_neighbours
 from evaluations.metrics.precision_recall import inside_manifolds
 
 MB = 1 << 20
@@ -69,16 +69,15 @@ def test_activations_are_held_once():
 
 
 def test_rows_beyond_the_expected_ones():
-    stack, random = RowStack(3), np.random.default_rng(1)
+    random = np.random.default_rng(1)
     parts = [random.random((n, 2), dtype=np.float32) for n in (2, 1, 4, 0, 1, 9)]
-    for part in parts:
-        stack.append(part)
-    np.testing.assert_array_equal(stack.rows(), np.concatenate(parts))
+    (found,) = stack_rows(((part,) for part in parts), 3)
+    np.testing.assert_array_equal(found, np.concatenate(parts))
 
 
 @pytest.mark.slow
 def test_precision_and_recall_copy_no_features(monkeypatch):
-    monkeypatch.setattr(two_precisions, "_PAIRS", 64)
+    monkeypatch.setattr(exact_neighbours, "_PAIRS", 64)
     random = np.random.default_rng(2)
     reference, samples = (random.random((n, 2000), dtype=np.float32) for n in (200, 3000))
     size = samples.nbytes / MB

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from evaluations import evaluator
-from evaluations.classifier_features import ClassifierEngine
-from evaluations.function_features import FunctionEngine, names_function
+from evaluations.features.classifier import ClassifierExtractor
+from evaluations.features.function import FunctionExtractor, names_function
 from evaluations.metrics.frechet import frechet_distance
 from evaluations.metrics.inception_score import inception_score
 from evaluations.metrics.statistics import fit_gaussian
@@ -73,7 +73,7 @@ def test_another_architecture_of_the_same_weights_is_another_network(place):
         config |= {"classifier_num_head_channels": 32 if scale_shift else 16}
         Path("config.json").write_text(json.dumps(config))
         for cache in ("cache", None):
-            found.append(evaluator.evaluate("ref.npz", "s.npz", ClassifierEngine(checkpoint), cache=cache))
+            found.append(evaluator.evaluate("ref.npz", "s.npz", ClassifierExtractor(checkpoint), cache=cache))
     cached, plain, other_cached, other_plain = found
     assert cached.fid == plain.fid and other_cached.fid == other_plain.fid != plain.fid
     assert len(os.listdir("cache")) == 2
@@ -99,7 +99,7 @@ def test_any_function_gives_features(place, run):
 
 def test_a_function_may_give_logits_too(place):
     np.savez("s.npz", SAMPLES, np.arange(20) % 5)
-    engine = FunctionEngine("own_network:both", batch_size=7)
+    engine = FunctionExtractor("own_network:both", batch_size=7)
     found = evaluator.evaluate("ref.npz", "s.npz", engine, extra=True, bootstrap=3, paired="s.npz", paired_rounds=1)
     logits = torch.from_numpy(engine.compute_activations([SAMPLES]).pool[:, :5])
     assert found.inception_score == pytest.approx(inception_score(logits.softmax(-1).numpy()))
@@ -111,15 +111,15 @@ def test_a_function_may_give_logits_too(place):
 def test_what_may_stand_for_a_function(place, name):
     if name == "Network.forward":
         with pytest.raises(InputError, match="Network.forward: TypeError on images"):
-            evaluator.evaluate("ref.npz", "s.npz", FunctionEngine(f"own_network:{name}"))
+            evaluator.evaluate("ref.npz", "s.npz", FunctionExtractor(f"own_network:{name}"))
         return
-    engines = [FunctionEngine(f"own_network:{one}") for one in ("features", name)]
+    engines = [FunctionExtractor(f"own_network:{one}") for one in ("features", name)]
     plain, other = (evaluator.evaluate("ref.npz", "s.npz", engine) for engine in engines)
     assert plain.fid == other.fid
 
 
 def test_grey_images_are_repeated(place):
-    engine = FunctionEngine("own_network:features")
+    engine = FunctionExtractor("own_network:features")
     grey, repeated = (engine.compute_activations([x]) for x in (SAMPLES[..., :1], SAMPLES[..., :1].repeat(3, axis=-1)))
     np.testing.assert_array_equal(grey.pool, repeated.pool)
 
@@ -139,15 +139,15 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_functions(place, name):
     with pytest.raises(InputError, match=BAD[name]):
-        evaluator.evaluate("ref.npz", "s.npz", FunctionEngine(f"own_network:{name}"))
+        evaluator.evaluate("ref.npz", "s.npz", FunctionExtractor(f"own_network:{name}"))
 
 
 def test_a_module_that_is_not_there_or_broken(place):
     with pytest.raises(InputError, match="--features no_such_module:f: ModuleNotFoundError: No module named"):
-        FunctionEngine("no_such_module:f")
+        FunctionExtractor("no_such_module:f")
     Path("broken_network.py").write_text("1 / 0")
     with pytest.raises(InputError, match="--features broken_network:f: ZeroDivisionError"):
-        FunctionEngine("broken_network:f")
+        FunctionExtractor("broken_network:f")
 
 
 def test_a_path_is_no_function(place):
@@ -158,7 +158,7 @@ def test_a_path_is_no_function(place):
     assert not names_function("own:file")
 
 
-def _labels_by(engine: ClassifierEngine, images: np.ndarray, wrong: int) -> np.ndarray:
+def _labels_by(engine: ClassifierExtractor, images: np.ndarray, wrong: int) -> np.ndarray:
     """The network's own classes, but for the first ``wrong`` images."""
     labels = engine.compute_activations([images]).probabilities.argmax(axis=1)
     labels[:wrong] = (labels[:wrong] + 1) % 5
@@ -166,22 +166,22 @@ def _labels_by(engine: ClassifierEngine, images: np.ndarray, wrong: int) -> np.n
 
 
 @pytest.mark.parametrize(("wrong", "poor"), [(0, False), (4, False), (6, True)])
-def test_the_judges_accuracy_on_the_reference(place, run, wrong, poor):
+def test_the_classifiers_accuracy_on_the_reference(place, run, wrong, poor):
     """It is printed whenever the reference has labels, and said to be poor below four fifths."""
     checkpoint = write_classifier(place)
-    np.savez("ref.npz", REFERENCE, _labels_by(ClassifierEngine(checkpoint), REFERENCE, wrong))
+    np.savez("ref.npz", REFERENCE, _labels_by(ClassifierExtractor(checkpoint), REFERENCE, wrong))
     found = run(EVALUATOR, ["ref.npz", "s.npz", "--features", str(checkpoint), "--json", "out.json"])
     accuracy = json.loads(Path("out.json").read_text())["reference_accuracy"]
     assert accuracy == pytest.approx((24 - wrong) / 24)
     assert f"Reference accuracy: {accuracy}" in found.stdout.splitlines()
-    said = "agrees with 75.0% of these labels only (by chance: 20.0%; expected at least 80%): a poor judge"
+    said = "agrees with 75.0% of these labels only (by chance: 20.0%; expected at least 80%): it may score noise"
     assert (said in found.stderr) == poor
 
 
 def test_classes_go_by_name_where_both_sides_know_them(place):
     checkpoint = write_classifier(place)
     write_config(place, CLASSIFIER_CONFIG | {"class_names": list("abcde")})
-    engine = ClassifierEngine(checkpoint)
+    engine = ClassifierExtractor(checkpoint)
     labels = _labels_by(engine, REFERENCE, wrong=0)
     names = ["e", "d", "c", "b", "a", "never"]  # numbered the other way round
 
@@ -199,7 +199,7 @@ def test_classes_go_by_name_where_both_sides_know_them(place):
 def test_class_folders_of_a_reference_are_labels_for_a_judge_that_knows_their_names(place):
     checkpoint = write_classifier(place)
     write_config(place, CLASSIFIER_CONFIG | {"class_names": list("abcde")})
-    engine = ClassifierEngine(checkpoint)
+    engine = ClassifierExtractor(checkpoint)
     for number, (image, label) in enumerate(zip(REFERENCE, _labels_by(engine, REFERENCE, wrong=0), strict=True)):
         path = Path("reference", "abcde"[label], f"IMG{number:03d}.png")
         path.parent.mkdir(parents=True, exist_ok=True)

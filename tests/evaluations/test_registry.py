@@ -15,24 +15,24 @@ import pytest
 from PIL import Image
 
 from evaluations import convert, evaluator, image_sets, make_reference
-from evaluations.classifier_features import ClassifierEngine
-from evaluations.metrics.metric import Metric, Score, Sets
+from evaluations.features.classifier import ClassifierExtractor
+from evaluations.metrics.metric import Sets
 from evaluations.metrics.registry import METRICS
-from evaluations.metrics.resampling import mean_figure
-from experiments.figures import runs_table, sampler_curves
+from experiments.figures import cli
 from experiments.report import write_report
 from guided_diffusion.config import flags
 from guided_diffusion.errors import InputError
 from guided_diffusion.io import images
+from tests.support.documents import run_example
 from tests.support.evaluations import make_images, write_classifier
 from tests.support.fabricated_results import BOOK, put_run
 
-BRIGHT = Metric(
-    "bright",
-    "Brightness",
-    lambda sets: Score.mean(sets.samples.seen.activations.pool[:, 0]),
-    figure=lambda sets, activations: mean_figure(activations.pool[:, 0]),
-)
+
+@pytest.fixture
+def bright(monkeypatch):
+    """The metric of docs/extending.md, registered."""
+    monkeypatch.setitem(METRICS, "bright", None)  # removed after the test
+    run_example("extending.md", "A metric")
 
 
 @pytest.fixture
@@ -54,8 +54,7 @@ def call(monkeypatch, *argv: str) -> dict:
     return json.loads(Path("o.json").read_text())
 
 
-def test_a_new_metric_is_everywhere(place, monkeypatch, capsys):
-    monkeypatch.setitem(METRICS, "bright", BRIGHT)
+def test_a_new_metric_is_everywhere(place, bright, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["evaluator.py", "--help"])
     with pytest.raises(SystemExit):
         evaluator.main()
@@ -68,24 +67,19 @@ def test_a_new_metric_is_everywhere(place, monkeypatch, capsys):
     assert "| FID | Brightness |" in capsys.readouterr().out
 
 
-def test_a_new_metric_is_in_report_and_plot(tmp_path, monkeypatch):
-    monkeypatch.setitem(METRICS, "bright", BRIGHT)
+def test_a_new_metric_is_in_report_and_plot(tmp_path, bright, monkeypatch):
     for run, bright in (("plain", 0.25), ("range-5", 0.5)):
         put_run(tmp_path, run, 10.0)
         (path,) = (tmp_path / "metrics").glob(f"{run}-seed*.json")
         path.write_text(json.dumps(json.loads(path.read_text()) | {"bright": bright}))
-    write_report(BOOK, tmp_path, rehearsal=False)
+    write_report(BOOK, tmp_path)
     assert "Brightness" in (tmp_path / "report.md").read_text()
     with open(tmp_path / "runs.csv", newline="") as file:
         assert "0.25" in {row["bright"] for row in csv.DictReader(file)}
     pytest.importorskip("matplotlib")
-    parser = evaluator.Parser("")
-    runs_table.add_arguments(parser)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args([str(tmp_path), "--metric", "bright", "--out", str(tmp_path / "p.png")])
     shown = []
     monkeypatch.setattr("matplotlib.axes.Axes.set_ylabel", lambda axes, text, **_: shown.append(text))
-    sampler_curves.draw(args)
+    cli.draw(["samplers", tmp_path, "--metric", "bright"], tmp_path / "p.png")
     assert "Brightness" in shown and "bright" in (tmp_path / "p.csv").read_text()
 
 
@@ -118,9 +112,9 @@ def test_a_folder_is_walked_once_and_a_header_opened_once_before_the_network_run
 
     counted(image_sets, "list_images"), counted(image_sets, "open_image"), counted(image_sets, "read_image")
     counted(os, "scandir")
-    compute = ClassifierEngine.compute_activations
+    compute = ClassifierExtractor.compute_activations
     monkeypatch.setattr(
-        ClassifierEngine, "compute_activations", lambda *args: before.append(dict(calls)) or compute(*args)
+        ClassifierExtractor, "compute_activations", lambda *args: before.append(dict(calls)) or compute(*args)
     )
     monkeypatch.setattr(sys, "argv", ["evaluator.py", "ref.npz", "folder", "--features", "run/model000010.pt"])
     evaluator.main()

@@ -137,7 +137,7 @@ def test_a_full_disk_costs_the_images_and_not_the_statistics(place, engine, monk
             raise OSError(28, "No space left on device")
         save(file, *images, **arrays)
 
-    monkeypatch.setattr(make_reference, "create_engine", lambda args: engine)
+    monkeypatch.setattr(make_reference, "create_extractor", lambda args: engine)
     monkeypatch.setattr(make_reference.np, "savez", full)
     monkeypatch.setattr(sys, "argv", ["make_reference", "images", "out/r.npz", "--image_size", "16"])
     with pytest.raises(InputError, match="^out/r.npz: cannot be written: No space .* the images, are in ") as caught:

@@ -12,8 +12,8 @@ import pytest
 
 from benchmarks.frozen_graphs import FrozenGraph, write_inception_like_graph
 from evaluations import evaluator
-from evaluations.inception import InceptionEngine, import_tensorflow
-from evaluations.torch_inception import TorchInceptionEngine
+from evaluations.features.inception_tensorflow import InceptionExtractor, import_tensorflow
+from evaluations.features.inception_torch import TorchInceptionExtractor
 from guided_diffusion.errors import InputError
 from tests.support.evaluations import make_images, write_frozen_graph
 from tests.support.helpers import ROOT
@@ -32,7 +32,7 @@ def graph_path(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ours(graph_path):
-    return TorchInceptionEngine(graph_path)
+    return TorchInceptionExtractor(graph_path)
 
 
 def _batches(images: np.ndarray, size: int) -> list[np.ndarray]:
@@ -40,7 +40,7 @@ def _batches(images: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def test_activations_are_tensorflows(graph_path, ours):
-    theirs = InceptionEngine(graph_path)
+    theirs = InceptionExtractor(graph_path)
     for size in (20, 100):  # smaller and larger than what the graph resizes to
         batches = _batches(make_images(size, 11, size), 4)
         expected, found = theirs.compute_activations(batches), ours.compute_activations(batches)
@@ -125,7 +125,7 @@ def test_without_tensorflow(place):
 def test_a_graph_needs_tensorboards_messages(place, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.graph_pb2", None)
     with pytest.raises(InputError, match="graph.pb: reading a frozen graph needs TensorBoard"):
-        TorchInceptionEngine(place / "graph.pb")
+        TorchInceptionExtractor(place / "graph.pb")
 
 
 def test_who_insists_on_tensorflow_is_told(place, monkeypatch):
@@ -149,10 +149,10 @@ def test_engine_is_inceptions_only(place, monkeypatch):
 def test_file_that_is_no_inception_graph(tmp_path, content):
     (tmp_path / "g.pb").write_bytes(content)
     with pytest.raises(InputError, match=r"g\.pb: not (the|a) frozen") as caught:
-        TorchInceptionEngine(tmp_path / "g.pb")
+        TorchInceptionExtractor(tmp_path / "g.pb")
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="found a folder, expected a regular file"):
-        TorchInceptionEngine(tmp_path)
+        TorchInceptionExtractor(tmp_path)
 
 
 def test_graphs_with_other_shapes(tmp_path):
@@ -168,9 +168,9 @@ def test_graphs_with_other_shapes(tmp_path):
         return graph.write(tmp_path / "g.pb")
 
     with pytest.raises(InputError, match=r"weights \[5, 3\], expected \[2048, K\]"):
-        TorchInceptionEngine(write([5, 3], "pool_3", "w"))
+        TorchInceptionExtractor(write([5, 3], "pool_3", "w"))
     with pytest.raises(InputError, match="has 1 inputs"):
-        TorchInceptionEngine(write([2048, 3], "pool_3"))
-    engine = TorchInceptionEngine(write([2048, 3], "pool_3", "w"))
+        TorchInceptionExtractor(write([2048, 3], "pool_3"))
+    engine = TorchInceptionExtractor(write([2048, 3], "pool_3", "w"))
     with pytest.raises(InputError, match=r"g\.pb.*outputs have the shapes \[2, 4, 4, 3\]"):
         engine.compute_features([np.zeros((2, 4, 4, 3), np.uint8)])

@@ -11,8 +11,8 @@ from scipy.special import softmax
 
 from evaluations.evaluator import FIDStatistics, InvalidFIDException, ManifoldEstimator
 from evaluations.metrics.frechet import frechet_distance
-from evaluations.metrics.half_precision import BLOCK, upstream_distances
 from evaluations.metrics.inception_score import inception_score
+from evaluations.metrics.manifolds import UPSTREAM_BLOCK, upstream_distances
 from evaluations.metrics.precision_recall import precision_recall
 from evaluations.metrics.statistics import fit_gaussian
 from tests.support.evaluations import make_activations, precision_recall_by_definition
@@ -86,7 +86,7 @@ def test_precision_recall_in_half_precision(case):
     Up to three images: the order in which a device sums squares shows in a norm's last bit now and then.
     """
     recipe, (reference, samples, _), upstream = case
-    found = precision_recall(reference, samples, block=BLOCK, distances=upstream_distances)
+    found = precision_recall(reference, samples, block=UPSTREAM_BLOCK, distances=upstream_distances)
     images = 3.001 / np.array([recipe["n_samples"], recipe["n_reference"]])
     assert (np.abs(np.array(found) - [upstream["precision"], upstream["recall"]]) <= images).all()
 

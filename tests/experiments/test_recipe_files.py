@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experiments.commands import Commands, Options
+from experiments.commands import Commands
 from experiments.describe import details, listing
 from experiments.plan import plan
 from experiments.spec import IMAGENET
@@ -74,7 +74,7 @@ def derive(book: Path, name: str, origin: str) -> None:
 def test_real_images_of_written_data_can_be_judged_and_nothing_else(book):
     with (book / "tables" / "rules.toml").open("a") as file:
         file.write('[[rows]]\nkey = "real"\nmethod = "real"\nbatch = "train.npz"\nreference = "heldout.npz"\n')
-    assert load(book).row("rules/real").batch == "train.npz"
+    assert load(book).rows("rules/real")[0].batch == "train.npz"
     change(book, "tables/rules.toml", '"train.npz"', '"admnet_imagenet64.npz"')
     refused(book, "rules.toml: rows[4].batch: found 'admnet_imagenet64.npz', expected one of train.npz")
 
@@ -90,7 +90,7 @@ def test_a_chain_of_derivations_is_planned_in_an_order_that_works(book, tmp_path
     change(book, "base/runs/uncond-calibrated-constant.toml", '"calibrated"', '"link00"')
     with soon():
         loaded = load(book)
-        steps = plan(Commands(loaded, Options(out=tmp_path / "out", processes=1)), loaded.rows("rules/calibrated"))
+        steps = plan(Commands(loaded, out=tmp_path / "out", processes=1), loaded.rows("rules/calibrated"))
     names = [step.name for step in steps]
     assert [name for name in names if name.startswith("derive-")] == [f"derive-{name}" for name in reversed(links)]
     made = set()
@@ -102,7 +102,7 @@ def test_a_chain_of_derivations_is_planned_in_an_order_that_works(book, tmp_path
 def test_every_step_of_a_book_with_parts_comes_after_what_it_needs(book, tmp_path):
     loaded = load(book)
     made = set()
-    for step in plan(Commands(loaded, Options(out=tmp_path / "out", processes=1)), loaded.rows("all")):
+    for step in plan(Commands(loaded, out=tmp_path / "out", processes=1), loaded.rows("all")):
         assert set(step.inputs) <= made, step.name
         made.update(step.outputs)
 
@@ -359,7 +359,7 @@ def test_mutated_recipes_make_a_plan_or_one_line(valid, data):
         (folder / file).write_text("".join(f"{json.dumps(key)} = {toml(value)}\n" for key, value in content.items()))
         with soon():
             loaded = load(folder)
-            commands, rows = Commands(loaded, Options(processes=1)), loaded.rows("all")
+            commands, rows = Commands(loaded, processes=1), loaded.rows("all")
             made = plan(commands, rows)
             assert len({step.name for step in made}) == len(made)
             assert list(listing(loaded)) and list(details(commands, rows))

@@ -13,7 +13,8 @@ import pytest
 
 from experiments.report import TABLE_COLUMNS, write_report
 from experiments.results import read_results
-from experiments.spec import DIGITS, Book, Row
+from experiments.smoke import smoke
+from experiments.spec import DIGITS, Row, Spec
 from experiments.spec_files import load
 from guided_diffusion.errors import InputError
 from tests.support.fabricated_results import (
@@ -34,10 +35,10 @@ from tests.support.fabricated_results import (
 FILES = ("report.md", "report.html", "report.csv", "runs.csv")
 
 
-def report(out: Path, book: Book = BOOK, rehearsal: bool = False) -> str:
+def report(out: Path, book: Spec = BOOK) -> str:
     """The Markdown of a fresh report."""
     out.mkdir(exist_ok=True)
-    assert write_report(book, out, rehearsal) == [out / name for name in FILES]
+    assert write_report(book, out) == [out / name for name in FILES]
     return (out / "report.md").read_text()
 
 
@@ -48,7 +49,7 @@ def records(path: Path) -> list[dict[str, str]]:
 
 def cells(markdown: str, table: str, method: str) -> list[list[str]]:
     """The lines of a method in a table, as cells from the second column on."""
-    section = re.search(rf"^## (?:REHEARSAL: )?{table}$(.*?)(?=^## |\Z)", markdown, re.M | re.S).group(1)
+    section = re.search(rf"^## (?:SMOKE RUN: )?{table}$(.*?)(?=^## |\Z)", markdown, re.M | re.S).group(1)
     lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in section.splitlines() if line.startswith("|")]
     assert len({len(line) for line in lines}) == 1
     found, inside = [], False
@@ -213,21 +214,21 @@ def test_a_rule_is_compared_with_the_constant_one_of_its_networks(tmp_path):
     assert "ect-constant against Baseline: FID -5.00" in text and "ect-entropy against ect-constant: FID -6.00" in text
 
 
-# ---- rehearsal, formats, provenance
+# ---- smoke runs, formats, provenance
 
 
-def test_a_rehearsal_is_named_in_every_table(tmp_path):
+def test_a_smoke_run_is_named_in_every_table(tmp_path):
     put_rules(tmp_path)
-    text = report(tmp_path, rehearsal=True)
+    text = report(tmp_path, smoke(BOOK))
     page = (tmp_path / "report.html").read_text()
     for table in TABLES:
-        assert f"## REHEARSAL: {table.title}\n\nREHEARSAL: " in text
-        assert f"<h2>REHEARSAL: {table.title}</h2>\n<p>REHEARSAL: " in page
-    assert text.count("figures mean nothing") == page.count("figures mean nothing") == 1 + len(TABLES)
+        assert f"## SMOKE RUN: {table.title}\n\nSMOKE RUN: " in text
+        assert f"<h2>SMOKE RUN: {table.title}</h2>\n<p>SMOKE RUN: " in page
+    assert text.count("values mean nothing") == page.count("values mean nothing") == 1 + len(TABLES)
     for name in ("report.csv", "runs.csv"):
-        assert {record["rehearsal"] for record in records(tmp_path / name)} == {"REHEARSAL"}
-    assert "REHEARSAL" not in report(tmp_path)
-    assert not any("REHEARSAL" in (tmp_path / name).read_text() for name in FILES)
+        assert {record["rehearsal"] for record in records(tmp_path / name)} == {"SMOKE RUN"}
+    assert "SMOKE RUN" not in report(tmp_path)
+    assert not any("SMOKE RUN" in (tmp_path / name).read_text() for name in FILES)
 
 
 class Page(HTMLParser):
@@ -337,7 +338,7 @@ def test_the_csv_files_round_trip(tmp_path):
         ("metrics/plain-seed0-1000.json", "[]", "expected a JSON object, found a list"),
         ("metrics/plain-seed0-1000.json", "{}", "fid: found None, expected a finite number"),
         ("metrics/batch-others.json", '{"fid": NaN}', "fid: found nan, expected a finite number"),
-        ("steps/sample-plain-seed0-1000.json", '{"command": []}', "commit|device: found None, expected text"),
+        ("steps/sample-plain-seed0-1000.json", '{"command": []}', "inputs: found None, expected an object"),
         ("steps/evaluate-plain-seed0-1000.json", '{"command": "x"}', "command: found 'x', expected a list"),
         (
             "steps/sample-plain-seed0-1000.json",
@@ -350,14 +351,9 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, file, content, message):
     put_run(tmp_path, "plain", 20.0)
     (tmp_path / file).write_text(content)
     with pytest.raises(InputError, match=message) as error:
-        write_report(BOOK, tmp_path, False)
+        write_report(BOOK, tmp_path)
     assert str(error.value).startswith(f"{tmp_path / file}: ") and "\n" not in str(error.value)
     assert not (tmp_path / "report.md").exists()
-
-
-def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(InputError, match="typo: no such folder"):
-        write_report(BOOK, tmp_path / "typo", False)
 
 
 def test_a_file_of_another_number_of_samples_than_its_name_says(tmp_path):

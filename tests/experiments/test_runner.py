@@ -1,4 +1,4 @@
-"""`ed-dpm run`: the steps it plans for the real thing, what it asks for first, and a rehearsal of every row."""
+"""`ed-dpm run`: the steps it plans for the real thing, what it asks for first, and a smoke run of every row."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from experiments import cli
-from experiments.commands import Commands, Options
+from experiments.commands import Commands
 from experiments.plan import check_files, plan, without_missing
 from experiments.published import INCEPTION, PUBLISHED
-from experiments.smoke import rehearsal
+from experiments.smoke import smoke
 from experiments.spec_files import load
 from guided_diffusion.errors import InputError
 from tests.support.helpers import ROOT, clean_environment
@@ -34,8 +34,8 @@ def ed_dpm(*words: str | Path) -> subprocess.CompletedProcess:
 
 
 def test_a_row_takes_its_files_then_samples_then_an_evaluation():
-    commands = Commands(BOOK, Options(out=Path("out")))
-    steps = plan(commands, [BOOK.row("table2/uadm-g-eds-ddim25")])
+    commands = Commands(BOOK, out=Path("out"))
+    steps = plan(commands, [BOOK.rows("table2/uadm-g-eds-ddim25")[0]])
     assert [step.name for step in steps] == [
         "download-256x256_diffusion_uncond.pt",
         "download-256x256_classifier.pt",
@@ -51,8 +51,8 @@ def test_a_row_takes_its_files_then_samples_then_an_evaluation():
 
 @pytest.mark.parametrize("small", [False, True])
 def test_every_step_finds_its_inputs_made_before(small):
-    book = rehearsal(BOOK) if small else BOOK
-    commands = Commands(book, Options(given={ECT_256: Path("/there/ect.pt")}, processes=1))
+    book = smoke(BOOK) if small else BOOK
+    commands = Commands(book, given={ECT_256: Path("/there/ect.pt")}, processes=1)
     made = {Path("/there/ect.pt")}
     steps = plan(commands, book.rows("all"))
     for step in steps:
@@ -66,8 +66,8 @@ def test_every_step_finds_its_inputs_made_before(small):
 
 
 def test_a_size_without_a_published_ect_classifier_trains_one():
-    commands = Commands(BOOK, Options(processes=8))
-    steps = {s.name: s for s in plan(commands, [BOOK.row("supplement-table1-64/cadm-g-ect-eds-ddpm250")])}
+    commands = Commands(BOOK, processes=8)
+    steps = {s.name: s for s in plan(commands, [BOOK.rows("supplement-table1-64/cadm-g-ect-eds-ddpm250")[0]])}
     train = steps["train-64x64_classifier+0.2ECT"]
     assert train.precious and train.processes == 8
     assert train.outputs[0] in steps["sample-cadm-64-g-ect-eds-ddpm250-seed0-50000"].inputs
@@ -75,8 +75,10 @@ def test_a_size_without_a_published_ect_classifier_trains_one():
 
 def test_options_reach_the_commands(tmp_path):
     given = tmp_path / "ect.pt"
-    options = Options(given={ECT_256: given}, num_samples=100, seeds=(0, 5), batch_size=7, trace=True)
-    steps = plan(Commands(BOOK, options), [BOOK.row("table2/uadm-g-ect-ddim25")])
+    commands = Commands(
+        BOOK, given={ECT_256: given}, num_samples=100, seeds=(0, 5), batch_size=7, trace=True
+    )  # fmt: skip
+    steps = plan(commands, [BOOK.rows("table2/uadm-g-ect-ddim25")[0]])
     samples = [step for step in steps if step.name.startswith("sample-")]
     assert [step.name for step in samples] == [f"sample-uadm-g-ect-ddim25-seed{seed}-100" for seed in (0, 5)]
     words = " ".join(samples[1].command)
@@ -87,11 +89,11 @@ def test_options_reach_the_commands(tmp_path):
     assert not [step for step in steps if step.name == f"download-{ECT_256}"]
 
 
-def test_the_rehearsal_keeps_the_flags():
+def test_the_smoke_run_keeps_the_flags():
     """The same script with the same flags; only widths, sizes and the kind of half precision are others."""
-    real, small = (Commands(book, Options(processes=1)) for book in (BOOK, rehearsal(BOOK)))
+    real, small = (Commands(book, processes=1) for book in (BOOK, smoke(BOOK)))
     for run in BOOK.runs.values():
-        flags = [flags_of(c.sample(c.book.runs[run.name], 0)) for c in (real, small)]
+        flags = [flags_of(c.sample(c.spec.runs[run.name], 0).command) for c in (real, small)]
         added = {"in_channels", "num_classes", "amp_dtype", "classifier_width", "classifier_num_head_channels"}
         assert set(flags[1]) - set(flags[0]) <= added and set(flags[0]) <= set(flags[1])
         changed = {name for name in flags[0] if flags[0][name] != flags[1][name]}
@@ -99,9 +101,17 @@ def test_the_rehearsal_keeps_the_flags():
         assert changed <= widths | {"model_path", "classifier_path", "log_dir", "timestep_respacing"}
 
 
-def flags_of(command: list[str]) -> dict[str, str]:
+def flags_of(command: tuple[str, ...]) -> dict[str, str]:
     words = command[command.index("python") + 2 :]
     return {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
+
+
+def test_former_names_of_flags(capsys):
+    parse = cli._parser().parse_args
+    assert parse(["run", "all", "--rehearse", "--at_once", "3"]) == parse(["run", "all", "--smoke", "--jobs", "3"])
+    assert capsys.readouterr().err == ""
+    parse(["run", "all", "--samplers", "2"])
+    assert capsys.readouterr().err == "warning: --samplers no longer acts: every run is a process of its own\n"
 
 
 # ---- before any work
@@ -117,14 +127,14 @@ def test_a_file_behind_a_form_is_asked_for_first(tmp_path):
 
 
 def test_rows_that_cannot_be_made_can_be_left_out(tmp_path):
-    commands = Commands(BOOK, Options(models=tmp_path, images=tmp_path))
+    commands = Commands(BOOK, models=tmp_path, data_dir=tmp_path)
     rows, lines = without_missing(commands, BOOK.rows("all"))
     left_out = {line.split()[1].rstrip(":") for line in lines}
     assert len(rows) + len(left_out) == 66
     expected = {row.name for row in BOOK.rows("all") if "-ect-" in (row.run or "")}
     assert left_out == expected
     with pytest.raises(InputError, match="no folder train in it"):
-        check_files(commands, [BOOK.row("supplement-table1-64/cadm-g-ect-eds-ddpm250")])
+        check_files(commands, [BOOK.rows("supplement-table1-64/cadm-g-ect-eds-ddpm250")[0]])
 
 
 @pytest.mark.parametrize(
@@ -158,9 +168,9 @@ def test_a_folder_is_for_one_book(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_rehearsal_of_every_row(tmp_path):
+def test_smoke_run_of_every_row(tmp_path):
     pytest.importorskip("sklearn")
-    command = ("run", "all", "--rehearse", "--num_samples", "4", "--out", tmp_path)
+    command = ("run", "all", "--smoke", "--num_samples", "4", "--out", tmp_path)
     first = ed_dpm(*command)
     assert first.returncode == 0, first.stdout[-2000:] + first.stderr[-2000:]
     total = int(re.search(r"(\d+) steps: \1 run, 0 were done", first.stdout)[1])
@@ -169,10 +179,10 @@ def test_rehearsal_of_every_row(tmp_path):
     titles = [line for line in text.splitlines() if line.startswith("## ")]
     for table in BOOK.tables.values():
         (title,) = [line for line in titles if table.title in line]
-        assert "REHEARSAL" in title
+        assert "SMOKE RUN" in title
     with (tmp_path / "report.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["rehearsal"] for row in rows} == {"REHEARSAL"}
+    assert {row["rehearsal"] for row in rows} == {"SMOKE RUN"}
     assert {row["row"] for row in rows} == {row.name for row in BOOK.rows("all")}
     measured = {row["row"] for row in rows if row["ours"] and row["metric"] == "fid"}
     assert measured == {row.name for row in BOOK.rows("all") if row.run or row.batch}
@@ -198,7 +208,7 @@ def test_rehearsal_of_every_row(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_few_samples_of_the_digits_book(tmp_path):
-    """Not a rehearsal: shipped model, trained judge, two seeds; fewer samples than asked for are marked."""
+    """Not a smoke run: shipped model, trained judge, two seeds; fewer samples than asked for are marked."""
     pytest.importorskip("sklearn")
     done = ed_dpm(
         "run", "rules/unguided", "--recipes", ROOT / "experiments" / "digits" / "recipes",
@@ -207,7 +217,7 @@ def test_a_few_samples_of_the_digits_book(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     text = (tmp_path / "report.md").read_text()
-    assert "REHEARSAL" not in text and "8 of 1,000" in text
+    assert "SMOKE RUN" not in text and "8 of 1,000" in text
     with (tmp_path / "runs.csv").open(newline="") as file:
         runs = list(csv.DictReader(file))
     assert [(run["seed"], run["n"], run["guidance"]) for run in runs] == [("0", "8", ""), ("1", "8", "")]

@@ -47,8 +47,8 @@ class Kitchen:
     def steps(self, **options) -> list[Step]:
         return [self.step("a"), self.step("b", "a", **options), self.step("c", "b"), self.step("d")]
 
-    def run(self, steps: list[Step], at_once: int = 1) -> int:
-        return Runner(self.folder).run(steps, at_once)
+    def run(self, steps: list[Step], jobs: int = 1) -> int:
+        return Runner(self.folder).run(steps, jobs)
 
     def calls(self) -> str:
         """How often each was made, as "a2b1"."""
@@ -63,7 +63,7 @@ def kitchen(tmp_path) -> Kitchen:
 
 def test_each_step_once_and_in_order(kitchen):
     # The order of the list does not matter where steps need each other.
-    assert kitchen.run(kitchen.steps()[::-1], at_once=2) == 4
+    assert kitchen.run(kitchen.steps()[::-1], jobs=2) == 4
     assert kitchen.file("c").read_text() == "abc" and kitchen.calls() == "a1b1c1d1"
     assert kitchen.run(kitchen.steps()) == 0
     assert kitchen.calls() == "a1b1c1d1"
@@ -151,7 +151,7 @@ def test_a_failure_stops_what_needs_it_and_nothing_else(kitchen, capfd):
     command = ("python", "-c", "print('error: no luck'); raise SystemExit(3)")
     bad = Step("b", command, (kitchen.file("a"),), (kitchen.file("b"),))
     steps = [kitchen.step("a"), bad, kitchen.step("c", "b"), kitchen.step("d")]
-    with pytest.raises(InputError, match=r"exit status 3.*no luck \(and 1 more steps.*goes on"):
+    with pytest.raises(InputError, match=r"exit status 3.*no luck \(and 1 more steps.*runs what"):
         kitchen.run(steps)
     assert kitchen.calls() == "a1d1"
     assert "failed: c: not run: it needs a step that failed" in capfd.readouterr().out
@@ -159,7 +159,7 @@ def test_a_failure_stops_what_needs_it_and_nothing_else(kitchen, capfd):
 
 
 def test_a_step_that_leaves_nothing_has_failed(kitchen):
-    with pytest.raises(InputError, match=r"x: left no .*/x, expected that"):
+    with pytest.raises(InputError, match=r"x: wrote no .*/x, expected that"):
         kitchen.run([Step("x", ("python", "-c", ""), (), (kitchen.file("x"),))])
 
 
@@ -197,7 +197,7 @@ def test_a_record_that_cannot_be_written_fails_its_step_alone(kitchen):
     with pytest.raises(InputError, match=r"steps/a.json: found a folder.*1 more step") as caught:
         kitchen.run(steps)
     assert "\n" not in str(caught.value) and kitchen.file("d").read_text() == "d"
-    with pytest.raises(InputError, match=r"Is a directory: '.*/logs/b.log'; the same command goes on"):
+    with pytest.raises(InputError, match=r"Is a directory: '.*/logs/b.log'; the same command runs what"):
         kitchen.run(steps[1:])
 
 
@@ -231,7 +231,7 @@ def test_ending_it_ends_what_it_runs(tmp_path, blow):
         "from experiments.steps import Step\n"
         "code = 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'\n"
         f"out = Path({str(tmp_path)!r})\n"
-        "Runner(out).run([Step('long', ('python', '-c', code), (), (out / 'x',))], at_once=2)"
+        "Runner(out).run([Step('long', ('python', '-c', code), (), (out / 'x',))], jobs=2)"
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=clean_environment(), stderr=-3)
     log = tmp_path / "logs" / "long.log"

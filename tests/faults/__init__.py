@@ -1,1 +1,1 @@
-"""What can happen to a run, done to real runs on purpose; `python -m tests.faults` prints what was lost: nothing."""
+"""Faults injected into real runs; `python -m tests.faults` prints whether anything was lost."""

@@ -1,11 +1,11 @@
-"""Disturb sampling and training in every way we know, and compare what they end with.
+"""Disturb sampling and training in every known way, and compare their results.
 
     python -m tests.faults --kills 200 --seed 0
     python -m tests.faults --sweep                  # one by one at every operation on files, see `sweep`
 
 Each run is disturbed a few times; then the same command runs to its end, and its npz or its checkpoints (model,
-average, optimizer) must equal those of a run that nobody disturbed, byte by byte. Prints a table; exit status 1
-if anything was lost, hung, or ended otherwise than it should.
+average, optimizer) must equal those of an undisturbed run, byte by byte. Prints a table; exit status 1
+if anything was lost, hung, or ended in a wrong way.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ KILLS_OF_A_RUN = 8  # at most; the run is over earlier where they come late
 
 @dataclass
 class Row:
-    """Of the table: one fault, done to one job."""
+    """A row of the table: one fault, injected into one job."""
 
     fault: str
     job: str
@@ -73,7 +73,7 @@ class Harness:
                     raise SystemExit("the undisturbed runs must end well")
 
     def finish(self, job: Job, folder: Path, processes: int) -> dict[str, bytes] | None:
-        """The run in a folder, to its end; None and a word if it does not get there."""
+        """Run in a folder to the end; return None and a word if it does not get there."""
         with Ranks(job, folder, processes) as ranks:
             if not ranks.wait() or any(ranks.statuses.values()):
                 print(f"{job.name} in {folder} did not end well: {ranks.statuses}\n{ranks.text[-3000:]}", flush=True)
@@ -81,7 +81,7 @@ class Harness:
         return job.result(folder)
 
     def disturb(self, row: Row, fault: Callable, times: int, disk: bool = False) -> None:
-        """One run, disturbed so many times, then finished and compared."""
+        """Disturb one run the given number of times, finish it and compare the result."""
         self.count += 1
         job, folder = self.jobs[row.job], self.folder / f"run{self.count}"
         row.runs += 1
@@ -171,7 +171,7 @@ def main() -> int:
 
 
 def _listed(parser: argparse.ArgumentParser, text: str, known: Sequence[str]) -> list[str]:
-    """The names in a list, all of which must be known."""
+    """Split a list of names, all of which must be known."""
     names = text.split(",")
     if unknown := set(names) - set(known):
         parser.error(f"{', '.join(sorted(unknown))}: expected some of {', '.join(known)}")

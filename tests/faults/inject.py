@@ -1,4 +1,4 @@
-"""The faults. Each starts a run, disturbs it, and says what came of it; the same command then goes on."""
+"""The faults. Each starts a run, disturbs it and returns the outcome; the same command then resumes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tests.faults.ranks import HANG, Ranks
 
 @dataclass
 class Outcome:
-    """Of one disturbed run.
+    """How one disturbed run ended.
 
-    :param seconds: from the fault to the end of the last rank; None where there was nothing to disturb any more.
-    :param problem: what should not have been, else "".
+    :param seconds: from the fault to the end of the last rank; None if the run was over before the fault.
+    :param problem: a description of wrong behaviour, else "".
     """
 
     seconds: float | None
@@ -29,10 +29,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Run:
-    """What is to be disturbed.
+    """A run to disturb.
 
-    :param patience: of the heartbeat; None: the programs' own.
-    :param seconds: that it takes undisturbed.
+    :param patience: that of the heartbeat; None: the programs' own.
+    :param seconds: how long it takes undisturbed.
     """
 
     job: Job
@@ -83,7 +83,7 @@ def terminate(run: Run) -> Outcome:
 
 
 def truncate(run: Run) -> Outcome:
-    """The newest file cut in half after a kill: what was before it is gone on from."""
+    """The newest file cut in half after a kill: the run resumes from the one before."""
     with run.start() as ranks:
         pattern = "model*.pt" if run.job.name == "training" else "parts/part-*.npz"
         ranks.wait_until(lambda: run.finished() and len(list(run.folder.glob(pattern))) >= 2)
@@ -96,7 +96,7 @@ def truncate(run: Run) -> Outcome:
 
 
 def spoil_images(run: Run) -> Outcome:
-    """Images cut in half while they are read: both ranks end, naming one; afterwards they are whole again."""
+    """Images cut in half while they are read: both ranks end, naming one. Afterwards the images are restored."""
     images = sorted(Path(run.job.flags["data_dir"]).iterdir())
     with run.start() as ranks:
         ranks.wait_until(lambda: run.finished() > 0)
@@ -114,7 +114,7 @@ def spoil_images(run: Run) -> Outcome:
 
 
 def fill_disk(run: Run) -> Outcome:
-    """A disk (a small tmpfs) that fills up while the run writes, and is enlarged then."""
+    """A disk (a small tmpfs) that fills up while the run writes and is enlarged afterwards."""
     with run.start() as ranks:
         ranks.wait_until(lambda: run.finished() > 0)
         began = time.monotonic()
@@ -130,7 +130,7 @@ def fill_disk(run: Run) -> Outcome:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
-    """A tmpfs of 64 MiB at `folder`. OSError where that needs rights that we lack."""
+    """A tmpfs of 64 MiB at `folder`. OSError where that needs missing rights."""
     folder.mkdir(parents=True)
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], capture_output=True, text=True)
     if done.returncode:
@@ -151,7 +151,7 @@ def _used(folder: Path) -> int:
 
 
 def _end(ranks: Ranks, victims: list[int], number: signal.Signals) -> Outcome:
-    """Send a signal and wait for all to end; those that a signal stopped are killed when the others have ended."""
+    """Send a signal and wait for all ranks to end; stopped ones are killed when the others have ended."""
     if not ranks.running:
         return _undisturbed(ranks)
     met, began = ranks.have_met(), time.monotonic()

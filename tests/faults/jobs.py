@@ -15,7 +15,7 @@ SAMPLES, STEPS = 48, 60
 
 @dataclass(frozen=True)
 class Job:
-    """A command, and how to tell what it has left.
+    """A command, and how to read its results.
 
     :param flags: without --log_dir.
     """
@@ -76,7 +76,7 @@ def _arrays(path: Path) -> dict[str, bytes]:
 
 
 def _tensors(path: Path) -> dict[str, bytes]:
-    """Of a checkpoint or an optimizer's state, by file and path inside it."""
+    """Tensors of a checkpoint or an optimizer's state, by file and path inside it."""
     found, todo = {}, [(path.name, torch.load(path, weights_only=True))]
     while todo:
         name, value = todo.pop()

@@ -1,4 +1,4 @@
-"""A process's operations on the files of one folder: seen, counted, and one of them disturbed.
+"""A process's operations on the files of one folder: recorded, counted, and one of them disturbed.
 
     watch(folder, trace, plan)     # in the process, before its program runs
 
@@ -72,7 +72,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens where.
+    """The action to perform, and the point at which.
 
     :param action: "kill" or "kill-after": SIGKILL to the process group before or after the operation, as when a machine
         goes down; else the name of an error, which the operation raises instead of being done, once.
@@ -83,7 +83,7 @@ class Plan:
 
 
 class Watch:
-    """Sees the operations of this process in a folder."""
+    """Records the operations of this process in a folder."""
 
     def __init__(self, folder: Path, trace: Path, plan: Plan | None):
         self.folder, self.plan = os.path.abspath(folder), plan
@@ -107,7 +107,7 @@ class Watch:
         return _CHANGING.sub("*", os.path.relpath(path, self.folder))
 
     def keep(self, descriptor: int, name: str) -> None:
-        """Remember what a descriptor leads to."""
+        """Remember the file of a descriptor."""
         self._descriptors[descriptor] = name
 
     def forget(self, descriptor: int) -> None:
@@ -115,7 +115,7 @@ class Watch:
         self._descriptors.pop(descriptor, None)
 
     def act(self, kind: str, call: str, name: str, file: Any, do: Callable[[], Any]) -> Any:
-        """Do an operation, or what is planned in its place."""
+        """Do an operation, or the planned action in its place."""
         if not self.active or getattr(self._thread, "busy", False):
             return do()
         with self._lock:
@@ -146,7 +146,7 @@ class Watch:
 
 
 class _File(io.FileIO):
-    """A file of the folder without a buffer; what reads and writes through a buffer comes here as well."""
+    """An unbuffered file of the folder; buffered reads and writes end up here as well."""
 
     def __init__(self, watch: Watch, name: str, *arguments: Any):
         self._watch, self._where = watch, name
@@ -181,7 +181,7 @@ _current: Watch | None = None
 
 
 def watch(folder: Path, trace: Path, plan: Plan | None = None) -> Watch:
-    """Watch this process from now on, to its end."""
+    """Watch this process from now on until it ends."""
     global _current
     found = _current = Watch(folder, trace, plan)
     builtins.open = io.open = partial(_open, found)
@@ -196,7 +196,7 @@ def watch(folder: Path, trace: Path, plan: Plan | None = None) -> Watch:
 
 
 def suspend() -> None:
-    """Watch no longer, in a process forked from a watched one."""
+    """Stop watching, in a process forked from a watched one."""
     if _current is not None:
         _current.active = False
 
@@ -213,7 +213,7 @@ def read_trace(path: Path) -> list[tuple[Point, int | None]]:
 def _open(
     watch: Watch, file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, closefd=True, opener=None
 ):
-    """Open as `io.open` does, with the file itself watched where it is in the folder."""
+    """Open as `io.open` does, but watch the file if it is in the folder."""
     name = watch.name(file) if watch.active else None
     if name is None:
         return _REAL_OPEN(file, mode, buffering, encoding, errors, newline, closefd, opener)

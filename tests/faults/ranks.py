@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 
-from guided_diffusion.runs.watchdog import PATIENCE_VARIABLE
+from guided_diffusion.distributed.watchdog import PATIENCE_VARIABLE
 from tests.faults.jobs import Job
 from tests.support.fork_server import become
 from tests.support.helpers import clean_environment, two_ranks
@@ -58,7 +58,7 @@ class Ranks:
 
     @property
     def text(self) -> str:
-        """All that the ranks wrote."""
+        """The output of all ranks."""
         return "".join(Path(path).read_text() for paths in self._outputs for path in paths if Path(path).exists())
 
     def have_met(self) -> bool:
@@ -71,7 +71,7 @@ class Ranks:
                     os.kill(self.pids[rank], number)
 
     def wait(self, seconds: float = HANG) -> bool:
-        """Whether all ranks ended within that time."""
+        """Whether all ranks end within that time."""
         deadline = time.monotonic() + seconds
         while self.running:
             if time.monotonic() > deadline:
@@ -80,7 +80,7 @@ class Ranks:
         return True
 
     def wait_until(self, condition, seconds: float = HANG) -> bool:
-        """Whether a condition came true before the ranks ended."""
+        """Whether a condition becomes true before the ranks end."""
         deadline = time.monotonic() + seconds
         while self.running and time.monotonic() < deadline:
             if condition():

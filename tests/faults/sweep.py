@@ -68,7 +68,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job with what an undisturbed run of it is like.
+    """A job, and the results of an undisturbed run of it.
 
     :param folder: as it is before the command: with what `Job.before` has left.
     :param expected: digests of its results.
@@ -88,7 +88,7 @@ class Prepared:
 
 @dataclass
 class Row:
-    """Of the table: one action at all points of a job."""
+    """A row of the table: one action at all points of a job."""
 
     job: str
     action: str
@@ -138,7 +138,7 @@ class start:  # noqa: N801
             become(request, clean_environment(), self._outputs, watch)
 
     def has_ended(self) -> bool:
-        """Whether it has come to its end by itself."""
+        """Whether it has ended by itself."""
         if self._status is None:
             done, found = os.waitpid(self.pid, os.WNOHANG)
             if done:
@@ -146,7 +146,7 @@ class start:  # noqa: N801
         return self._status is not None
 
     def wait(self) -> Ended:
-        """Wait for the end, which comes by force after a minute."""
+        """Wait for the end; kill it after a minute."""
         while not self.has_ended() and time.monotonic() < self._began + PATIENCE:
             time.sleep(0.005)
         with contextlib.suppress(ProcessLookupError):
@@ -160,7 +160,7 @@ class start:  # noqa: N801
 
 
 def prepare(job: Job, folder: Path) -> Prepared:
-    """Run what comes before a job, and the job once without a fault, which must go well."""
+    """Run the commands before a job, and the job once without a fault, which must succeed."""
     start = folder / f"{job.name}-start"
     start.mkdir(parents=True)
     for arguments, plan in job.before:
@@ -185,7 +185,7 @@ def digests(result: Result | None) -> dict[str, str] | None:
 
 
 def choose(found: Sequence[Point], action: str, every: int) -> list[Point]:
-    """Return the points at which an action is tried; the rule is in the module's text."""
+    """Return the points at which an action is tried; the rule is in the module's docstring."""
     if action == points.KILL:
         found = [point for point in found if point.kind == points.WRITE]
     elif action == points.KILL_AFTER:
@@ -206,7 +206,7 @@ def _matters(point: Point) -> bool:
 
 
 def disturb(prepared: Prepared, plan: Plan, folder: Path) -> tuple[bool, list[tuple[str, str]]]:
-    """One disturbed run and the one after it; returns whether the point was reached, and what went wrong."""
+    """Do one disturbed run and the one after it; return whether the point was reached, and what went wrong."""
     job, run, wrong = prepared.job, folder / RUN, []
     shutil.copytree(prepared.folder, folder)
     kept = job.kept_files(run)
@@ -238,7 +238,7 @@ def disturb(prepared: Prepared, plan: Plan, folder: Path) -> tuple[bool, list[tu
 
 
 def _judge(prepared: Prepared, plan: Plan, ended: Ended, folder: Path) -> list[tuple[str, str]]:
-    """What is wrong with the end of a disturbed run."""
+    """Describe what is wrong with the end of a disturbed run."""
     job = prepared.job
     if ended.status is None:
         return [(HANG, "hangs")]
@@ -261,7 +261,7 @@ def _judge(prepared: Prepared, plan: Plan, ended: Ended, folder: Path) -> list[t
 
 @contextlib.contextmanager
 def _damage(wrong: list[tuple[str, str]]):
-    """Whatever the results' readers raise is a damaged file."""
+    """Count anything that the results' readers raise as a damaged file."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - decoders raise nearly everything
@@ -269,7 +269,7 @@ def _damage(wrong: list[tuple[str, str]]):
 
 
 def _unfinished(job: Job, folder: Path) -> list[str]:
-    """What a finished run should not have left."""
+    """Files that a finished run should have removed."""
     found = [f"{path.name} is left" for path in (folder / RUN).rglob("*") if _is_leftover(path.name)]
     for path in (folder / RUN).rglob("status.json"):
         try:
@@ -290,7 +290,7 @@ def _last_line(text: str) -> str:
 
 
 def _task(task: tuple[Prepared, Plan, Path, float | None]) -> tuple[bool, bool, list[tuple[str, str]]]:
-    """In a worker: whether there was time, whether the point was reached, what went wrong."""
+    """Run in a worker; return whether there was time, whether the point was reached, what went wrong."""
     prepared, plan, folder, deadline = task
     if deadline is not None and time.time() > deadline:
         return False, False, []
@@ -322,7 +322,7 @@ class Sweep:
         return self._pool.apply(function, arguments)
 
     def prepare(self, job: Job) -> Prepared:
-        """As the function of that name."""
+        """Call the function of that name in a worker."""
         return self.call(prepare, job, self.folder)
 
     def row(self, prepared: Prepared, action: str, chosen: Sequence[Point] | None = None) -> Row:
@@ -347,7 +347,7 @@ class Sweep:
 
 
 def print_sums(rows: Iterable[Row], began: float) -> bool:
-    """Print the last line of a table; returns whether nothing is wrong."""
+    """Print the last line of a table; return whether nothing is wrong."""
     rows = list(rows)
     sums = {kind: sum(row.counts[kind] for row in rows) for kind in (LOST, STATUS, HANG)}
     told = ", ".join(f"{kind}: {count}" for kind, count in sums.items())
@@ -360,7 +360,7 @@ def print_sums(rows: Iterable[Row], began: float) -> bool:
 
 
 def main(names: Sequence[str], actions: Sequence[str], every: int | None, seconds: float | None, at: str | None) -> int:
-    """The sweep of `python -m tests.faults --sweep`; returns the exit status."""
+    """The sweep of `python -m tests.faults --sweep`; return the exit status."""
     from tests.faults.together import PAIRS, make_pair, meet
 
     torch.set_num_threads(1)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from guided_diffusion.io.files import hash_file
+from guided_diffusion.io.reading import hash_file
 from tests.faults.jobs import _arrays, _tensors
 from tests.faults.points import KILL, WRITE, Plan, Point
 from tests.support.helpers import (
@@ -38,7 +38,7 @@ Result = dict[str, bytes]
 
 @dataclass(frozen=True)
 class Job:
-    """A command, given again and again, and how to tell what it has left.
+    """A command that is repeated, and how to read its results.
 
     :param arguments: relative to the job's folder, which is the working directory.
     :param before: what was run in the folder earlier, arguments and how it was killed. The sweep leaves it alone.
@@ -56,21 +56,21 @@ class Job:
         raise NotImplementedError
 
     def result(self, run: Path) -> Result | None:
-        """Everything that the finished run is there for, as bytes; None while it is not finished."""
+        """All results of the finished run, as bytes; None while it is not finished."""
         raise NotImplementedError
 
     def found(self, stdout: str) -> int | None:
-        """How much of it a run said that it goes on from; None for a job that does not say so."""
+        """How much of it a run said that it resumes from; None for a job that does not say so."""
         return None
 
     def kept_files(self, run: Path) -> set[str]:
-        """Files that may never go away, once they are there."""
+        """Files that must never disappear once they exist."""
         return set()
 
 
 @dataclass(frozen=True)
 class Sampling(Job):
-    """:param samples: that the command asks for."""
+    """:param samples: number of samples that the command asks for."""
 
     samples: int = 6
 
@@ -122,13 +122,13 @@ class Training(Job):
         return {name: value for path in files for name, value in _tensors(path).items()}
 
     def found(self, stdout: str) -> int:
-        match = re.search(r"(?:going on from|already complete:) \S*model(\d+)\.pt", stdout)
+        match = re.search(r"(?:resuming from|already complete:) \S*model(\d+)\.pt", stdout)
         return int(match[1]) + 1 if match else 0
 
 
 @dataclass(frozen=True)
 class Files(Job):
-    """Leaves files at its end.
+    """A job that writes its files at its end.
 
     :param patterns: that the result is in; cached: that may be left out by a run that could not write them.
     """
@@ -239,7 +239,7 @@ def _make_reference(name: str, folder: Path, images: Path) -> Job:
 def _book(name: str, folder: Path, images: Path) -> Job:
     recipes = Path(__file__).with_name("book")
     # The folder is absolute to `ed-dpm`, which takes other names for relative to the repository: see `sweep.execute`.
-    flags = {"recipes": recipes, "out": f"{{folder}}/{RUN}", "nproc": 1, "at_once": 1}
+    flags = {"recipes": recipes, "out": f"{{folder}}/{RUN}", "nproc": 1, "jobs": 1}
     patterns = ("samples/*/samples_*.npz", "networks/features/model*.pt", "metrics/*.json")
     program, arguments = Path(__file__).with_name("book_program.py"), ["run", "all", *as_arguments(flags)]
     return Files(name, program, arguments, patterns=patterns, cached=("report.*",), every=60)

@@ -64,7 +64,7 @@ def make_pair(name: str, folder: Path) -> Pair:
 
 
 def meet(pair: Pair, folder: Path, deadline: float | None = None, timings: int = TIMINGS) -> Row:
-    """Start both commands so often; a row of the table."""
+    """Start both commands the given number of times; return a row of the table."""
     row = Row(pair.name, "together", timings)
     for number in range(timings):
         if deadline is not None and time.time() > deadline:
@@ -85,7 +85,7 @@ def meet(pair: Pair, folder: Path, deadline: float | None = None, timings: int =
 
 
 def _meet_once(pair: Pair, folder: Path, delay: float) -> list[tuple[str, str]]:
-    """What is wrong after two commands have met."""
+    """Describe what is wrong after two commands have met."""
     folder.mkdir()
     first = start(pair.job, folder, pair.commands[0], mark="0")
     time.sleep(delay)
@@ -105,7 +105,7 @@ def _meet_once(pair: Pair, folder: Path, delay: float) -> list[tuple[str, str]]:
 def _judge_both(
     pair: Pair, ended: list[Ended], pids: tuple[int, int], overlap: bool, still: bool, result: Result | None
 ) -> list[tuple[str, str]]:
-    """What is wrong.
+    """Describe what is wrong.
 
     :param overlap, still: whether the first still ran when the second started, and when the second had ended.
     """
@@ -131,7 +131,7 @@ def _judge_both(
 
 
 def _one_after_the_other(pair: Pair, ended: list[Ended], overlap: bool) -> bool:
-    """Whether the second of two equal commands began when the first was through, or nearly: it did no work again."""
+    """Whether the second of two equal commands began when the first had ended, or nearly: no work was repeated."""
     if not overlap:
         return True
     nothing = pair.job.found(ended[1].stdout)

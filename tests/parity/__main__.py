@@ -1,6 +1,6 @@
 """`python -m tests.parity [--markdown FILE] [--only TEXT]`: the parity table.
 
-Exits with 1 when a case exceeds its requirement or fails, with 2 when the peer cannot be had.
+Exits with 1 when a case exceeds its requirement or fails, with 2 when upstream is unavailable.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-from benchmarks.upstream import PeerUnavailable, load_peer
+from benchmarks.upstream import UpstreamUnavailable, load_upstream
 from tests.parity import (
     cases_api,
     cases_data,
@@ -41,15 +41,15 @@ HEADER = ("case", "comparisons", "worst absolute error", "worst relative error",
 
 INTRODUCTION = """# Parity with upstream
 
-Written by `python -m tests.parity --markdown docs/parity.md`: {comparisons:,} comparisons in {cases} cases on a CPU,
-ours beside the peer in one process, with the same weights, inputs, seeds and noise. Relative error is the largest
-difference over the peer's largest value, array by array; "bitwise" means equal values.
+Written by `python -m tests.parity --markdown docs/parity.md`: {comparisons:,} comparisons in {cases} cases on a CPU.
+Both implementations run in one process with the same weights, inputs, seeds and noise. Relative error is the largest
+difference divided by upstream's largest value, array by array; "bitwise" means equal values.
 
-The peer is `{peer}` from the package index. Eleven of its fourteen modules are OpenAI's own files; its
+"Upstream" is `{peer}` from the package index. Eleven of its fourteen modules are OpenAI's own files; its
 `gaussian_diffusion`, `nn` and `unet` come from a fork with more samplers. Where the fork deviates on purpose (extra
-trailing parameters of the sampling loops; an unguided `pred_xstart` from guided DDIM steps) the comparison leaves that
-out. `GUIDED_DIFFUSION_PEER=<checkout of openai/guided-diffusion>` compares with OpenAI's own, without exemptions; all
-cases pass there too.
+trailing parameters of the sampling loops; an unguided `pred_xstart` from guided DDIM steps), the comparison leaves that
+out. `GUIDED_DIFFUSION_PEER=<checkout of openai/guided-diffusion>` compares with OpenAI's own files, without exemptions;
+all cases pass there too.
 
 """
 
@@ -58,14 +58,14 @@ def main() -> int:
     arguments = parse_arguments()
     warnings.simplefilter("ignore")
     try:
-        peer = load_peer()
-    except PeerUnavailable as reason:
-        print(f"peer unavailable: {reason}", file=sys.stderr)
+        peer = load_upstream()
+    except UpstreamUnavailable as reason:
+        print(f"upstream unavailable: {reason}", file=sys.stderr)
         return 2
     rows: list[tuple[str, ...]] = []
     failed = 0
     start = time.perf_counter()
-    print(f"peer: {peer.source}" + (" (fork, see benchmarks/upstream.py)" if peer.is_fork else ""))
+    print(f"upstream: {peer.source}" + (" (fork, see benchmarks/upstream.py)" if peer.is_fork else ""))
     for topic, cases in TOPICS.items():
         for case in cases:
             name = f"{topic}: {case.name}"

@@ -113,7 +113,7 @@ def our_module(name: str):
 
 
 def build(module, builder: str, **flags):
-    """(model, diffusion) from the defaults of that side, as the scripts build them."""
+    """(model, diffusion) from the defaults of one implementation, as the scripts build them."""
     function, defaults = (getattr(module, name) for name in BUILDERS[builder])
     return function(**defaults() | flags)
 
@@ -125,7 +125,7 @@ def signature(function) -> list[tuple]:
 
 
 def upstream_comes_first(ours, theirs, fork: bool) -> tuple[list, list]:
-    """Both signatures; of ours, what a caller of upstream could notice.
+    """Both signatures; of ours only the parts that a caller of upstream could notice.
 
     That is the first positional parameters, upstream's keyword-only ones, and any further one that has
     to be given. Parameters that ours adds behind them with a default do not count.
@@ -143,7 +143,7 @@ def upstream_comes_first(ours, theirs, fork: bool) -> tuple[list, list]:
 
 
 def has_signature(theirs) -> bool:
-    """Whether upstream wrote the signature: not of enums, nor of layers that inherit torch's constructor."""
+    """Whether upstream wrote the signature, which it did not for enums and layers that inherit torch's constructor."""
     if not inspect.isclass(theirs):
         return True
     return not hasattr(theirs, "__members__") and theirs.__init__ is not torch.nn.Module.__init__
@@ -278,7 +278,7 @@ def diffusion_flags(peer):
 
 @CASES.add("builders: image sizes, channel_mult, pools, and what is refused", BITWISE)
 def builder_flags(peer):
-    """Ours knows more image sizes than upstream; only one that neither knows is asked to be refused."""
+    """Both refuse an image size that neither knows; ours knows more sizes than upstream."""
     settings = [("model", {"image_size": size}) for size in (64, 128, 256, 512, 100)]
     settings += [
         ("model", {"image_size": 32, "channel_mult": mult}) for mult in ("1,2", "1", "2,2,2", "0.5,1", "x")

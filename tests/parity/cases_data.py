@@ -1,4 +1,4 @@
-"""Crops, the image folder and the logger's files: what is read and written, byte for byte."""
+"""Crops, the image folder and the logger's files, compared byte by byte."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def as_plain(batch):
 
 
 def write_logs(module, folder: str) -> list:
-    """Log the same things through one side's logger; what it returned and every file it wrote."""
+    """Log fixed values through one implementation's logger; return its results and every file that it wrote."""
     returned = []
     with module.scoped_configure(dir=folder, format_strs=["log", "csv", "json"]):
         module.log("hello", 3, "worlds")

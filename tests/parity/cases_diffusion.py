@@ -58,7 +58,7 @@ class ToyGuide:
 def make(
     side, mean="EPSILON", variance="FIXED_LARGE", loss="MSE", rescale=False, respacing=None, steps=STEPS
 ):
-    """The same process on one side: `side` has the modules gaussian_diffusion and respace.
+    """The same process of one implementation: `side` has the modules gaussian_diffusion and respace.
 
     respacing None is a plain GaussianDiffusion, otherwise a SpacedDiffusion.
     """
@@ -87,7 +87,7 @@ def model_for(variance: str) -> ToyModel:
 
 
 def both(peer, call, **settings):
-    """`call(diffusion)` on either side, with the same seed before each."""
+    """`call(diffusion)` of both implementations, with the same seed before each."""
     results = []
     for side in (Ours, peer):
         diffusion = make(side, **settings)
@@ -279,7 +279,7 @@ def wrapped_model(peer):
 
 @CASES.add("what the methods refuse", BITWISE)
 def refusals(peer):
-    """Wrong shapes and eta > 0 in ddim_reverse_sample raise on both sides (the type is each side's own)."""
+    """Wrong shapes and eta > 0 in ddim_reverse_sample raise in both (each its own type)."""
 
     def call(d):
         x, other, t = batch(d)

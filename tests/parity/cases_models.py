@@ -202,7 +202,7 @@ def half_precision_dtypes(peer):
 
 @CASES.add("half precision: UNetModel and EncoderUNetModel output", required=5e-3)
 def half_precision_output(peer):
-    """Either side rounds in its own places; ours must not end up further from float32 than the peer does."""
+    """Each implementation rounds in its own places; ours must be no further from float32 than upstream."""
     published = TINY | UNET_FLAGS["as the published 256 model"]
     settings = [("UNetModel", published, {"y": torch.tensor([4, 1])})]
     for pool in ("attention", "adaptive", "spatial", "spatial_v2"):

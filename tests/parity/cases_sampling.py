@@ -1,4 +1,4 @@
-"""Whole sampling loops, seeded before either side so that the noise is identical."""
+"""Whole sampling loops, seeded before each implementation so that the noise is identical."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def loop_options(peer):
 
 @CASES.add("random numbers are drawn in the same places", BITWISE)
 def random_order(peer):
-    """A model and a guide that draw for themselves find the same random numbers as on the other side."""
+    """A model and a cond_fn that draw random numbers get the same ones from both implementations."""
     for name, eta in (
         ("p_sample_loop", {}),
         ("ddim_sample_loop", {"eta": 0.0}),
@@ -123,7 +123,7 @@ def round_trip(peer):
 
 @CASES.add("the real networks: UNet guided by an encoder's gradient, DDPM and DDIM")
 def real_networks(peer):
-    """Each side runs its own UNet, classifier and process."""
+    """Each implementation runs its own UNet, classifier and process."""
     unet_flags = TINY | UNET_FLAGS["as the published 256 model"]
     pool_flags = TINY | {"out_channels": 5, "pool": "attention", "num_head_channels": 16}
     models = twins(unet.UNetModel(**unet_flags), peer.unet.UNetModel(**unet_flags))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.upstream import load_peer
+from benchmarks.upstream import load_upstream
 from guided_diffusion import resample, train_util, unet
 from tests.parity import cases_diffusion
 from tests.parity.cases_models import TRAINED, twins
@@ -108,7 +108,7 @@ def batches(seed: int = 0, size: int = 4):
 
 
 def train(side, peer, folder, resume: str = "", **options) -> dict:
-    """Run one side's TrainLoop into `folder`; the contents of its files and its log."""
+    """Run one implementation's TrainLoop in `folder`; return the contents of its files and its log."""
     model, _ = twins(side.unet.UNetModel(**TRAINED), peer.unet.UNetModel(**TRAINED))
     diffusion = side.script_util.create_gaussian_diffusion(
         steps=100, learn_sigma=True, timestep_respacing="20"
@@ -161,7 +161,7 @@ LOOPS = {
 
 @lru_cache(maxsize=1)  # the two cases of one setting come one after the other
 def trained(name: str) -> tuple[dict, dict]:
-    peer = load_peer()
+    peer = load_upstream()
     with tempfile.TemporaryDirectory() as ours, tempfile.TemporaryDirectory() as theirs:
         return train(Ours, peer, ours, **LOOPS[name]), train(peer, peer, theirs, **LOOPS[name])
 
@@ -184,7 +184,7 @@ for name in LOOPS:
 
 @CASES.add("TrainLoop: each side resumes from the other's files")
 def exchanged_files(peer):
-    """Files of either side, resumed by both: the four continuations agree."""
+    """Both resume the files of both; the four continuations agree."""
     for writer in (Ours, peer):
         with tempfile.TemporaryDirectory() as first:
             train(writer, peer, first, lr_anneal_steps=3)
@@ -192,7 +192,7 @@ def exchanged_files(peer):
             for reader in (Ours, peer):
                 with tempfile.TemporaryDirectory() as second:
                     results.append(train(reader, peer, second, resume=f"{first}/model000002.pt"))
-        yield f"written by {'ours' if writer is Ours else 'the peer'}", *results
+        yield f"written by {'ours' if writer is Ours else 'upstream'}", *results
 
 
 @CASES.add("checkpoint files: either side's load_state_dict reads the other's")
@@ -214,6 +214,6 @@ def checkpoint_files(peer):
             path = f"{folder}/{name}"
             ours = dist_util.load_state_dict(path, map_location="cpu")
             theirs = peer.dist_util.load_state_dict(path, map_location="cpu")
-            yield f"the peer's: {name}", plain(dict(ours)), plain(dict(theirs))
+            yield f"upstream's: {name}", plain(dict(ours)), plain(dict(theirs))
             if not name.startswith("opt"):
                 unet.UNetModel(**TRAINED).load_state_dict(ours, strict=True)

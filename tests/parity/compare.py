@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.upstream import require_peer
+from benchmarks.upstream import require_upstream
 
 Triple = tuple[str, Any, Any]
 FLOAT32 = 1e-5
@@ -59,7 +59,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a case found: its comparisons, and the worst of them."""
+    """The comparisons of a case, and the worst of them."""
 
     case: Case
     comparisons: list[Comparison]
@@ -87,7 +87,7 @@ def run(case: Case, peer: SimpleNamespace) -> Outcome:
 
 @contextmanager
 def one_thread():
-    """The models are tiny: more threads only get into the way of other test processes."""
+    """Compute on one thread: the models are tiny, and more threads only slow down other test processes."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -98,7 +98,7 @@ def one_thread():
 
 def check(case: Case) -> None:
     """Run one case under pytest."""
-    outcome = run(case, require_peer())
+    outcome = run(case, require_upstream())
     lines = [f"{c.label}: {c.note or f'relative error {c.relative:.3g}'}" for c in outcome.failures[:10]]
     assert not lines, f"{len(outcome.failures)} of {len(outcome.comparisons)} differ\n" + "\n".join(lines)
 
@@ -157,7 +157,7 @@ def unequal(label: str, note: str) -> Comparison:
 
 
 def outcome_of(function: Callable, *arguments, **keywords) -> Any:
-    """The result, or a Refusal: for comparing what both sides refuse."""
+    """The result, or a Refusal, to compare what both implementations refuse."""
     try:
         return function(*arguments, **keywords)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Our modules under the peer's attribute names, and what both sides need around them."""
+"""Our modules under upstream's attribute names, and the surroundings that both implementations need."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from guided_diffusion import (
 
 
 class Ours:
-    """Stands where the peer's namespace stands."""
+    """A namespace of our modules, in the place of upstream's."""
 
     dist_util = dist_util
     fp16_util = fp16_util
@@ -35,7 +35,7 @@ class Ours:
 
 @contextmanager
 def process_group():
-    """A process group of one, as upstream's training code demands."""
+    """A process group of one, as upstream's training code needs it."""
     if dist.is_initialized():
         yield
         return

@@ -1,4 +1,4 @@
-"""Our parts inside the peer: state dicts, flags and guidance work in upstream's own classes."""
+"""Our state dicts, flags and guidance work in upstream's own classes."""
 
 import argparse
 import math
@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.upstream import require_peer
+from benchmarks.upstream import require_upstream
 from ed_dpm_patches import ClassifierGuidance, ConstantRule, EntropyRule
 from guided_diffusion import script_util, unet
 from tests.parity import cases_diffusion
@@ -33,7 +33,7 @@ CLASSES = 5
 @pytest.fixture(scope="module")
 def peer():
     with one_thread():
-        yield require_peer()
+        yield require_upstream()
 
 
 @pytest.mark.parametrize("kind", TINY_FLAGS)
@@ -57,7 +57,7 @@ def test_peer_builder_takes_our_flags_and_our_state_dict(peer, kind, tmp_path):
 
 @pytest.fixture(scope="module")
 def classifiers(peer):
-    """(ours, the peer's): encoders with the same weights."""
+    """(ours, upstream's): encoders with the same weights."""
     flags = TINY | {"out_channels": CLASSES, "pool": "attention", "num_head_channels": 32}
     return twins(unet.EncoderUNetModel(**flags), peer.unet.EncoderUNetModel(**flags))
 
@@ -112,7 +112,7 @@ def test_our_guidance_guides_the_peers_process(peer, classifiers, loop, respacin
 
 
 def test_peers_guide_and_process_take_each_others_parts(peer, classifiers):
-    """A plain cond_fn on the peer's classifier guides our process as it guides the peer's."""
+    """A plain cond_fn on upstream's classifier guides our process as it guides upstream's."""
     _, theirs = classifiers
     for loop, respacing in (("p_sample_loop", "8"), ("ddim_sample_loop", "ddim8")):
         sides = [sample(s, loop, respacing, plain_guidance(theirs)) for s in (Ours, peer)]

@@ -14,7 +14,7 @@ import torch
 from guided_diffusion import logger
 from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.errors import InputError
-from guided_diffusion.io import files
+from guided_diffusion.io import atomic
 from guided_diffusion.runs import status
 from guided_diffusion.sampling import run, shards
 from guided_diffusion.sampling.noise import LabelPlan
@@ -125,8 +125,8 @@ def test_a_read_fault_ends_the_run_and_changes_nothing(tmp_path, monkeypatch, ex
 
 def test_a_folder_that_always_loses_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "_MOST_PASSES", 3)
-    monkeypatch.setattr(shards.PartStore, "write", lambda *_: None)
-    with pytest.raises(InputError, match="8 samples not there although written, 3 times"):
+    monkeypatch.setattr(shards.ShardStore, "write", lambda *_: None)
+    with pytest.raises(InputError, match="8 samples missing although written, 3 times"):
         Maker(tmp_path).generate()
     assert not list(tmp_path.glob("*.npz"))
 
@@ -193,7 +193,7 @@ def test_ended_anywhere_between_the_last_part_and_the_end(tmp_path, monkeypatch,
     folder, real = tmp_path / "run", os.replace
     first, again = (Maker(folder, extras_path=folder / "trace.npz", **options) for _ in range(2))
     with monkeypatch.context() as patched:
-        patched.setattr(files.os, "replace", replace)
+        patched.setattr(atomic.os, "replace", replace)
         try:
             first.generate()
         except Killed:
@@ -209,7 +209,7 @@ def test_ended_anywhere_between_the_last_part_and_the_end(tmp_path, monkeypatch,
 def test_a_damaged_list_of_what_is_not_finite(tmp_path, told):
     (tmp_path / "nonfinite.json").write_text("[1")
     maker = Maker(tmp_path, num_samples=2)
-    maker.run.watch.take = lambda images, indices: []
+    maker.run.detector.take = lambda images, indices: []
     maker.generate()
     assert (tmp_path / "nonfinite.json.damaged").exists() and "nonfinite.json.damaged" in told.read_text()
 
@@ -224,8 +224,8 @@ def test_old_parts_that_cannot_be_read_do_not_fail_a_finished_run(tmp_path, monk
     folder = tmp_path / "run"
     real, done = shards.assemble, []
 
-    def assemble(pieces, names, path, commit):
-        real(pieces, names, path, commit)
+    def assemble(finished, names, path, commit):
+        real(finished, names, path, commit)
         done.append(path)
         monkeypatch.setattr(shards, "list_names", fail)
 

@@ -1,4 +1,4 @@
-"""A rule and a sampler defined here and registered in a line each: in --help, in a run, in report and figures."""
+"""The rule and the sampler of docs/extending.md: in --help, in a run, in report and figures."""
 
 from __future__ import annotations
 
@@ -7,55 +7,35 @@ import csv
 import dataclasses
 import json
 import sys
-from dataclasses import dataclass
 from functools import partial
 
 import pytest
-import torch
 
 from benchmarks.gpu import program_checks
-from ed_dpm_patches import GuidanceRule
 from ed_dpm_patches.rules import RULES
 from experiments.figures import cli as figures
 from experiments.report import write_report
-from guided_diffusion.diffusion import samplers
-from guided_diffusion.diffusion.solvers import SAMPLERS, Sampler
+from guided_diffusion.diffusion.solvers import SAMPLERS
 from scripts import classifier_sample
 from tests.support import fabricated_results
+from tests.support.documents import run_example
 from tests.support.helpers import read_npz
-
-
-@dataclass(frozen=True)
-class ConfidenceRule(GuidanceRule):
-    """s = gamma * factor / (1 - p_m), with m the most likely class."""
-
-    factor: float = 1.0
-
-    def log_scale(self, p, t, grad_norm):
-        return torch.nn.functional.softplus(-p.log_r_B) + torch.log(torch.full_like(p.log_r_B, self.factor))
-
-
-def half_step(diffusion, model, x, t, **options):
-    """DDIM that keeps half of DDPM's noise."""
-    return samplers.ddim_step(diffusion, model, x, t, eta=0.5, **options)
-
-
-def half_loop(diffusion, model, shape, **options):
-    return samplers.last(samplers.sample_progressively(diffusion, half_step, model, shape, **options))["sample"]
 
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    monkeypatch.setitem(RULES, "confidence", ConfidenceRule)
-    monkeypatch.setitem(SAMPLERS, "half", Sampler("Half", lambda diffusion: partial(half_loop, diffusion)))
+    monkeypatch.setitem(RULES, "confidence", None)  # removed after the test
+    monkeypatch.setitem(SAMPLERS, "half", None)
+    run_example("extending.md", "A guidance rule")
+    run_example("extending.md", "A sampler")
 
 
 def test_help(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["classifier_sample", "--help"])
     with pytest.raises(SystemExit, match="0"):
         classifier_sample.main()
-    told = " ".join(capsys.readouterr().out.split())
-    assert "(one of constant, range, timestep, gradnorm, entropy, confidence; default 'constant')" in told
+    told = " ".join(capsys.readouterr().out.split()).replace("- ", "-")  # lines end after hyphens, too
+    assert f"(one of {', '.join(RULES)}; default 'constant')" in told and "confidence" in RULES
     assert "(one of \"\", ddpm, ddim, dpmpp2m, unipc, half; default '')" in told
 
 
@@ -84,7 +64,7 @@ def test_report_and_figures(tmp_path, monkeypatch):
     book = dataclasses.replace(fabricated_results.BOOK, runs=fabricated_results.RUNS)
     for name, fid in zip(runs, (9.0, 8.0), strict=True):
         fabricated_results.put_run(tmp_path, name, fid)
-    write_report(book, tmp_path, rehearsal=False)
+    write_report(book, tmp_path)
     with (tmp_path / "runs.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     columns = ("guidance", "classifier_scale", "guidance_factor", "guidance_until", "sampler")

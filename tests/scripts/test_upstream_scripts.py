@@ -186,9 +186,9 @@ def test_classifier_sample_in_two_processes(scripts, weights, tmp_path):
 
 
 def test_classifier_sample_makes_the_images_it_makes_on_the_peer(scripts, weights, tmp_path):
-    from benchmarks.upstream import import_location, require_peer
+    from benchmarks.upstream import import_location, require_upstream
 
-    require_peer()
+    require_upstream()
     flags = MODEL | CLASSIFIER | guided(weights) | {"timestep_respacing": "3", "num_samples": 2}
     made = []
     for name, package in (("ours", ROOT), ("peer", import_location())):

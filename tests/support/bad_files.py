@@ -23,7 +23,7 @@ from tests.support.helpers import make_checkpoint, make_images
 
 
 class Malicious:
-    """Unpickling it makes a folder."""
+    """An object whose unpickling makes a folder."""
 
     def __init__(self, marker: Path):
         self.marker = marker
@@ -33,7 +33,7 @@ class Malicious:
 
 
 def make_bad_files(folder: Path, images: Path, checkpoints: dict[str, Path]) -> dict[str, str]:
-    """All of them, by name; what is run in spite of everything makes the folder `executed` in `folder`."""
+    """Write all of them, by name; code that is executed nevertheless makes the folder `executed` in `folder`."""
     found = dict(checkpoints) | {
         "images": images,
         "nowhere": folder / "nowhere",
@@ -198,7 +198,7 @@ def tiff_of_floats() -> bytes:
 
 
 def png_of_zeros(width: int, height: int) -> bytes:
-    """A whole PNG of one bit a pixel, without holding its pixels in memory."""
+    """A complete PNG of one bit a pixel, made without holding its pixels in memory."""
     packer = zlib.compressobj(9)
     row = bytes(1 + -(-width // 8))
     pixels = b"".join([*(packer.compress(row) for _ in range(height)), packer.flush()])

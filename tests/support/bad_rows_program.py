@@ -20,7 +20,7 @@ from guided_diffusion.errors import InputError
 
 
 def end_of(main) -> str | None:
-    """What the user would be told."""
+    """The line that the user would see."""
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):

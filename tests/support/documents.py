@@ -9,7 +9,7 @@ from tests.support.helpers import ROOT, SCRIPTS
 
 
 def documented_commands() -> list[tuple[str, str]]:
-    """(where, command) from fenced shell blocks of the Markdown files and from the scripts' docstrings."""
+    """(place, command) from the fenced shell blocks of the Markdown files and from the scripts' docstrings."""
     found = []
     # own-data.md is run by tests/scripts/test_own_data.py.
     docs = [path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "own-data.md"]
@@ -29,3 +29,10 @@ def documented_commands() -> list[tuple[str, str]]:
 def fenced_blocks(markdown: str) -> list[tuple[str, str]]:
     """(language, text) of every fenced block."""
     return re.findall(r"^```(\w*)\n(.*?)^```$", markdown, flags=re.DOTALL | re.MULTILINE)
+
+
+def run_example(document: str, section: str) -> None:
+    """Run the Python block of a section of docs/`document`."""
+    text = (ROOT / "docs" / document).read_text().partition(f"\n## {section}\n")[2]
+    code = next(block for language, block in fenced_blocks(text) if language == "python")
+    exec(compile(code, document, "exec"), {})

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from evaluations.engine import Activations
+from evaluations.features.base import Activations
 from guided_diffusion.io.checkpoint import save, write_config
 from guided_diffusion.script_util import create_classifier
 

@@ -18,8 +18,8 @@ def entropy(p: list[mp.mpf]) -> mp.mpf:
     return -mp.fsum(q * mp.log(q) for q in p if q > 0)
 
 
-def cotangent(logits: list[float], y: int, gamma: float, eds: bool) -> list[mp.mpf]:
-    """v = s (onehot(y) - p), s = gamma or gamma log K / H(p) (Eq. 10)."""
+def gradient_on_logits(logits: list[float], y: int, gamma: float, eds: bool) -> list[mp.mpf]:
+    """Return v = s (onehot(y) - p), s = gamma or gamma log K / H(p) (Eq. 10)."""
     p = softmax(logits)
     scale = gamma * mp.log(len(p)) / entropy(p) if eds else mp.mpf(gamma)
     return [scale * ((1 if k == y else 0) - q) for k, q in enumerate(p)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tests.support.helpers import ROOT
 
 @cache
 def script_parser(name: str) -> Parser:
-    """The very parser that a script builds."""
+    """The parser that a script builds."""
 
     class Found(Exception):
         pass
@@ -34,11 +35,11 @@ def script_parser(name: str) -> Parser:
     return parser
 
 
-def parse_command(command: list[str], processes: int) -> tuple[str, dict, dict]:
-    """A printed command through its script's parser: script, flags as given, flags with the defaults."""
+def parse_command(command: Sequence[str], processes: int) -> tuple[str, dict, dict]:
+    """Parse a printed command by its script's parser: script, flags as given, flags with the defaults."""
     launcher = ["mpiexec", "-n", str(processes), "python"] if processes > 1 else ["python"]
     program, arguments = command[len(launcher)], command[len(launcher) + 1 :]
-    assert command[: len(launcher)] == launcher and (ROOT / program).is_file()
+    assert list(command[: len(launcher)]) == launcher and (ROOT / program).is_file()
     parser = script_parser(Path(program).stem)
     names = [word[2:] for word in arguments[::2]]
     defaults = parser._defaults_by_name

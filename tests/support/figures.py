@@ -1,4 +1,4 @@
-"""Traces and tables to draw, and how `ed-dpm figure` is called."""
+"""Traces and tables to draw, and calls of `ed-dpm figure`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def check_picture(path: Path) -> np.ndarray:
-    """A PNG at 200 dpi with something on it; returns its grey levels."""
+    """Check that a file is a PNG at 200 dpi that is not empty; return its grey levels."""
     assert path.is_absolute()
     with Image.open(path) as image:
         assert image.format == "PNG" and image.info["dpi"] == pytest.approx((style.DPI, style.DPI), abs=0.01)

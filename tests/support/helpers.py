@@ -1,10 +1,8 @@
-"""What the tests of the programs share: running them, tiny folders of images, tiny checkpoints."""
+"""Shared by the tests of the programs: running them, tiny folders of images, tiny checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import dataclasses
 import json
 import os
 import random
@@ -24,10 +22,13 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.builders import write_network
+from benchmarks.gpu.stage_runner import descendants
+from benchmarks.programs import arguments as as_arguments
+from benchmarks.programs import read_csv as read_csv
+from benchmarks.programs import read_npz as read_npz
 from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig, SuperResConfig
 from guided_diffusion.config.flags import from_values
-from guided_diffusion.io import checkpoint
-from guided_diffusion.script_util import build_classifier, build_model, build_super_res_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
@@ -60,7 +61,7 @@ def clean_environment(**extra: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Run:
-    """What a program left: exit statuses (one for each process we started), and its output."""
+    """The exit statuses of a program (one for each process that was started), and its output."""
 
     statuses: list[int | None]  # None: did not end in time and was killed
     stdout: str
@@ -96,7 +97,7 @@ class ForkServer:
     def close(self) -> None:
         self._process.stdin.close()
         self._process.stdout.close()
-        self._process.wait(timeout=10)
+        self._process.wait(timeout=60)  # a busy machine takes its time
 
 
 class Runner:
@@ -138,16 +139,8 @@ class Runner:
         return run
 
 
-def as_arguments(flags: dict | list[str]) -> list[str]:
-    """--name value; the name alone where the value is None."""
-    if isinstance(flags, list):
-        return flags
-    pairs = [(f"--{name}", value) for name, value in flags.items()]
-    return [str(text) for pair in pairs for text in pair if text is not None]
-
-
 def free_port() -> int:
-    """A port to listen on a little later: below those that the system gives to others by itself meanwhile."""
+    """A free port, below those that the system assigns by itself."""
     while True:
         port = random.SystemRandom().randrange(10000, 32768)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -197,14 +190,6 @@ def kill_tree(pid: int) -> None:
             os.kill(victim, signal.SIGKILL)
 
 
-def descendants(pid: int) -> list[int]:
-    found = []
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, path.read_text().split()):
-            found += [child, *descendants(child)]
-    return found
-
-
 def make_images(
     folder: Path,
     classes: int = 4,
@@ -239,27 +224,10 @@ def make_checkpoint(
     chosen = DIFFUSION | {"num_classes": 4} | base | flags
     config, diffusion = from_values(config_class, chosen), from_values(DiffusionConfig, chosen)
     torch.manual_seed(seed)
-    if kind == "classifier":
-        network = build_classifier(config)
-    else:
-        network = (build_model if kind == "model" else build_super_res_model)(config, diffusion)
-    with torch.no_grad():
-        for parameter in network.parameters():  # zero-initialised layers too: the output should mean something
-            parameter.add_(torch.randn_like(parameter) * 0.02)
-    checkpoint.save(network.state_dict(), folder / "model.pt")
-    if config_json:
-        checkpoint.write_config(folder, dataclasses.asdict(config) | dataclasses.asdict(diffusion) | (notes or {}))
-    return folder / "model.pt"
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    path = write_network(folder, config, diffusion, **notes or {})
+    if not config_json:
+        (folder / "config.json").unlink()
+    return path
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ from guided_diffusion import dist_util
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.io import checkpoint
 from guided_diffusion.models.mixed_precision import OptimizerStepper
-from guided_diffusion.sampling.shards import PartStore
+from guided_diffusion.sampling.shards import ShardStore
 
 
 def interrupt(owner: object, name: str, count: int, number: signal.Signals, rank: str) -> None:
@@ -35,7 +35,7 @@ kind, _, count = moment.partition(":")
 moments = {
     "step": (OptimizerStepper, "optimize"),
     "file": (checkpoint, "save"),
-    "part": (PartStore, "write"),
+    "part": (ShardStore, "write"),
     "bound": (GaussianDiffusion, "calc_bpd_loop"),
 }
 owner, function = moments[kind]

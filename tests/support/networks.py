@@ -35,7 +35,7 @@ LINEAR_CLASSES, LINEAR_SHAPE = 5, (2, 4, 4)
 LINEAR_WEIGHT = torch.randn(LINEAR_CLASSES, *LINEAR_SHAPE, generator=torch.Generator().manual_seed(0)) / 4
 
 def linear_classifier(x: Tensor, t: Tensor) -> Tensor:
-    """Logits linear in x, without a sum over the batch's axis: a sample's own whatever the batch."""
+    """Logits linear in x, without a sum over the batch axis, so that a sample's do not depend on the batch."""
     return (x[:, None] * LINEAR_WEIGHT).flatten(2).sum(dim=2)
 
 

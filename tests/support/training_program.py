@@ -1,4 +1,4 @@
-"""python training_program.py RESULT: train both kinds of network in however many processes there are.
+"""python training_program.py RESULT: train both kinds of network in any number of processes.
 
 First one step on this rank's share of four fixed images, with fixed timesteps and noise; rank 0 keeps its
 gradients in RESULT. Then three steps on data that differ from rank to rank; every rank prints whether its
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.nn.functional import cross_entropy
 
 from guided_diffusion import dist_util, logger
 from guided_diffusion.config.configs import ClassifierTrainConfig
@@ -69,7 +70,10 @@ def train(kind: str, data, iterations: int, fixed: bool) -> torch.nn.Module:
         model = create_classifier(8, False, 32, 1, "4", True, True, "attention", num_classes=4,
                                   classifier_num_head_channels=32).to(dist_util.dev())  # fmt: skip
         config = ClassifierTrainConfig(iterations=iterations, batch_size=2)
-        loop = ClassifierTrainLoop(model=model, diffusion=diffusion, data=data, val_data=None, config=config)
+        loop = ClassifierTrainLoop(
+            model=model, diffusion=diffusion, data=data, val_data=None, config=config,
+            loss_terms=lambda logits, y: {"loss": cross_entropy(logits.float(), y, reduction="none")},
+        )  # fmt: skip
     else:
         model = create_model(8, 32, 1, class_cond=True, attention_resolutions="4", num_classes=4).to(dist_util.dev())
         loop = TrainLoop(

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from benchmarks import evaluation
 from benchmarks.fidelity import FidelityUnavailable, fidelity_metrics, load_fidelity
 from evaluations.metrics.frechet import frechet_distance
 from evaluations.metrics.inception_score import inception_score
@@ -55,27 +54,3 @@ def test_same_subsets_give_the_same_deviation(installed):
         found.append(kid["kernel_inception_distance_mean"])
     ours = kernel_distance(reference, samples, subsets=4, subset_size=100, seed=5)
     assert ours == pytest.approx((np.mean(found), np.std(found)), rel=1e-8)
-
-
-def test_the_table_leaves_out_who_is_not_there():
-    def side(fid: float, **more: float) -> dict:
-        return {"figures": {"fid": fid, **more}, "cpu_seconds": {"network": 2.0, "metrics": 1.0}, "peak_bytes": 1e9}
-
-    found = {evaluation.OURS: side(2.0, kid=0.5), evaluation.TORCH: side(2.002, kid=0.5)}
-    found[evaluation.UPSTREAM] = side(2.0)
-    about = {"graph": "g", "images": "i"}
-    rows = evaluation.images_table({**about, "evaluators": found})[2:]
-    assert len({row.count("|") for row in rows}) == 1 and "torch-fidelity" not in rows[0]
-    (fid,) = [row for row in rows if row.startswith("| FID")]
-    assert fid == "| FID | 2 | 2.002 | 2 | 0.0e+00 | 1.0e-03 | 1.0e-03 |"
-    (kid,) = [row for row in rows if row.startswith("| KID")]
-    assert kid == "| KID, all images | 0.5 | 0.5 |  |  |  | 0.0e+00 |"
-    del found[evaluation.UPSTREAM]
-    rows = evaluation.images_table({**about, "evaluators": found})
-    assert "upstream" not in "".join(rows)
-    ours = {**side(1.0), "bootstrap_round_cpu_seconds": 1.5}
-    alone = evaluation.features_table({"count": 5, "evaluators": {"ours": ours}})
-    both = evaluation.features_table({"count": 5, "evaluators": {"ours": ours, "upstream": side(1.0)}})
-    seconds = "| processor seconds, metrics | 1.0 |"
-    assert seconds in alone and f"{seconds} 1.0 | 1.0 |" in both
-    assert "| FID | 1 |" in alone and "| FID | 1 | 1 | 0.0e+00 |" in both

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from evaluations.metrics import kernel_distance as kernels
-from evaluations.metrics import recall_of_parts
 from evaluations.metrics.density_coverage import density_coverage
 from evaluations.metrics.frechet import frechet_distance, frechet_figure
 from evaluations.metrics.kernel_distance import (
@@ -17,14 +16,13 @@ from evaluations.metrics.kernel_distance import (
     kernel_interval,
     squared_discrepancy,
 )
-from evaluations.metrics.precision_recall import precision_recall
-from evaluations.metrics.recall_of_parts import recall_figure
-from evaluations.metrics.resampling import (
-    bootstrap_intervals,
+from evaluations.metrics.precision_recall import precision_recall, recall_figure
+from evaluations.metrics.significance import (
+    bootstrap_interval,
     mean_figure,
-    paired_differences,
+    paired_difference,
     rows_of,
-    split_intervals,
+    split_interval,
 )
 from evaluations.metrics.statistics import fit_gaussian
 
@@ -42,7 +40,7 @@ def test_frechet_figure_is_the_distance_of_the_rows(n_reference, n_samples):
 
 def test_intervals_of_a_mean_are_the_textbooks():
     values = np.random.default_rng(1).normal(5, 3, size=2000)
-    low, high = bootstrap_intervals({"mean": mean_figure(values)}, 2000, rounds=2000, seed=0)["mean"]
+    low, high = bootstrap_interval(mean_figure(values), 2000, rounds=2000, seed=0)
     half = 1.96 * values.std() / np.sqrt(2000)
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.15 * half)
 
@@ -50,11 +48,11 @@ def test_intervals_of_a_mean_are_the_textbooks():
 def test_intervals_are_seeded_and_hold_the_figure():
     random = np.random.default_rng(2)
     reference = fit_gaussian(random.normal(size=(100, 6)))
-    figures = {"fid": frechet_figure(random.normal(size=(50, 6)), reference)}
-    low, high = bootstrap_intervals(figures, 50, rounds=50, seed=3)["fid"]
-    assert low < figures["fid"](np.ones((1, 50), int))[0] < high
-    assert bootstrap_intervals(figures, 50, rounds=50, seed=3)["fid"] == (low, high)
-    assert bootstrap_intervals(figures, 50, rounds=50, seed=4)["fid"] != (low, high)
+    figure = frechet_figure(random.normal(size=(50, 6)), reference)
+    low, high = bootstrap_interval(figure, 50, rounds=50, seed=3)
+    assert low < figure(np.ones((1, 50), int))[0] < high
+    assert bootstrap_interval(figure, 50, rounds=50, seed=3) == (low, high)
+    assert bootstrap_interval(figure, 50, rounds=50, seed=4) != (low, high)
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5])
@@ -69,12 +67,12 @@ def test_intervals_of_a_distance_cover_what_they_should(kind, shift):
     reference = fit_gaussian(draw(20_000))
     distances = [frechet_distance(fit_gaussian(draw(count) + shift), reference) for _ in range(300)]
     mean, width = np.mean(distances), 2 * 1.96 * np.std(distances)
-    figures = [{"fid": frechet_figure(draw(count) + shift, reference)} for _ in range(60)]
-    found = np.array([split_intervals(figure, count, 40, seed)["fid"] for seed, figure in enumerate(figures)])
+    figures = [frechet_figure(draw(count) + shift, reference) for _ in range(60)]
+    found = np.array([split_interval(figure, count, 40, seed) for seed, figure in enumerate(figures)])
     assert ((found[:, 0] <= mean) & (mean <= found[:, 1])).mean() >= 0.92
     split, bootstrap = (
         np.median([high - low for low, high in intervals]) / width
-        for intervals in (found, [bootstrap_intervals(f, count, 40, i)["fid"] for i, f in enumerate(figures[:20])])
+        for intervals in (found, [bootstrap_interval(f, count, 40, i) for i, f in enumerate(figures[:20])])
     )
     assert 0.9 < split < 1.6 and (found > 0).all()
     assert shift or split < 0.95 * bootstrap
@@ -84,12 +82,12 @@ def test_intervals_of_no_distance():
     """Of a set and itself the figure is 0, or rounding."""
     features = np.random.default_rng(1).normal(size=(40, 5))
     figure = frechet_figure(features, fit_gaussian(features))
-    low, high = split_intervals({"fid": figure}, 40, rounds=20, seed=0)["fid"]
+    low, high = split_interval(figure, 40, rounds=20, seed=0)
     assert 0 <= low < 1e-6 and 0.01 < high < 10
-    halved = split_intervals({"fid": lambda counts: np.zeros(len(counts))}, 4, rounds=2, seed=0)["fid"]
+    halved = split_interval(lambda counts: np.zeros(len(counts)), 4, rounds=2, seed=0)
     assert halved == (0, 0)
     with pytest.raises(ValueError, match="at least 4"):
-        split_intervals({"fid": figure}, 3, rounds=2, seed=0)
+        split_interval(figure, 3, rounds=2, seed=0)
 
 
 @pytest.mark.parametrize("count", [40, 7])
@@ -106,8 +104,8 @@ def test_paired_test_sees_what_shared_noise_shows():
     noise = random.normal(size=300)
     for shift, significant in ((0.01, True), (0.0, False)):
         other = noise + shift + random.normal(size=300) * 1e-2
-        figures = {"mean": mean_figure(np.concatenate([noise, other]))}
-        result = paired_differences(figures, 300, rounds=199, seed=0)["mean"]
+        figure = mean_figure(np.concatenate([noise, other]))
+        result = paired_difference(figure, 300, rounds=199, seed=0)
         assert (result["p"] <= 0.01) == significant
         assert result["difference"] == pytest.approx((noise - other).mean())
 
@@ -117,7 +115,7 @@ def test_paired_test_of_equal_sets():
     for dims in (5, 300):
         features = np.random.default_rng(4).normal(size=(40, dims)).astype(np.float32)
         figure = frechet_figure(np.concatenate([features, features]), fit_gaussian(features + 1))
-        result = paired_differences({"fid": figure}, 40, rounds=9, seed=0)["fid"]
+        result = paired_difference(figure, 40, rounds=9, seed=0)
         assert abs(result["difference"]) < 1e-6 and result["p"] == 1
 
 
@@ -196,7 +194,7 @@ def test_intervals_of_the_kernel_distance_cover_what_they_should(kind, shift):
     samples = [draw() for _ in range(100)]
     found = np.array([kernel_interval(one, reference) for one in samples])
     assert ((found[:, 0] <= mean) & (mean <= found[:, 1])).mean() >= 0.86
-    redrawn = [bootstrap_intervals({"kid": kernel_figure(one, reference)}, count, 40, 0)["kid"] for one in samples[:20]]
+    redrawn = [bootstrap_interval(kernel_figure(one, reference), count, 40, 0) for one in samples[:20]]
     ours, theirs = (np.median([high - low for low, high in some]) / width for some in (found, redrawn))
     assert 0.7 < ours < 1.4
     assert shift or ours < 0.8 * theirs
@@ -223,7 +221,7 @@ def test_the_variance_of_the_kernel_distance_is_unbiased(monkeypatch):
 @pytest.mark.parametrize("kind", ["spread out", "copies", "pairs"])
 def test_recall_figure_is_the_recall_of_the_part(monkeypatch, kept, kind):
     """Also where the nearest that were kept do not hold enough that count."""
-    monkeypatch.setattr(recall_of_parts, "_KEPT", kept)
+    monkeypatch.setattr("evaluations.metrics.precision_recall._KEPT", kept)
     random = np.random.default_rng(9)
     reference, samples = random.normal(size=(60, 3)), random.normal(0.8, size=(80, 3)).astype(np.float32)
     if kind == "copies":
@@ -239,5 +237,5 @@ def test_recall_figure_is_the_recall_of_the_part(monkeypatch, kept, kind):
 
 
 def test_recall_figure_gives_up_rather_than_fill_the_memory(monkeypatch):
-    monkeypatch.setattr(recall_of_parts, "_MOST", 99)
+    monkeypatch.setattr("evaluations.metrics.precision_recall._MOST", 99)
     assert recall_figure(np.ones((10, 2)), np.ones((10, 2))) is None

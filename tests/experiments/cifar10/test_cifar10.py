@@ -21,8 +21,9 @@ from PIL import Image
 from ablation import again
 from experiments import rerun
 from experiments.cifar10 import __main__ as ablation
-from experiments.cifar10 import calibrate, choice, conclusion, data, paired_tests, subclasses
-from experiments.cifar10.choice import (
+from experiments.cifar10 import calibrate, conclusion, data, paired_tests, subclasses, tuning
+from experiments.cifar10.paired_tests import Difference
+from experiments.cifar10.tuning import (
     MATCHED,
     WIDER,
     Match,
@@ -33,12 +34,12 @@ from experiments.cifar10.choice import (
     refine,
     with_wider_scales,
 )
-from experiments.cifar10.paired_tests import Difference
-from experiments.commands import Commands, Options
+from experiments.commands import Commands
+from experiments.image_parts import write_part
 from experiments.plan import plan
 from experiments.results import Evaluation, Results, RunResult
 from experiments.runner import Runner
-from experiments.spec import Book, Figures, Row, Table
+from experiments.spec import Row, Spec, Table
 from experiments.spec_files import load
 from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig
 from guided_diffusion.config.flags import from_values
@@ -71,7 +72,7 @@ def zips(tmp_path_factory) -> Path:
 
 def write(zips: Path, folder: Path, size: int = 8) -> None:
     for part in data.FILES:
-        data.write_part(zips, folder, part, size)
+        data.write_from_zip(zips, folder, part, size)
 
 
 def result(run: str, fid: float) -> RunResult:
@@ -121,7 +122,7 @@ def test_missing_and_damaged_archives(zips, tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "cifar10_test.zip", "w") as archive:
         archive.writestr("cat_0000.jpg", b"no image")
     with pytest.raises(InputError, match="cat_0000.jpg"):
-        data.write_part(tmp_path, tmp_path, "heldout", 8)
+        data.write_from_zip(tmp_path, tmp_path, "heldout", 8)
     assert not (tmp_path / "heldout").exists() and not (tmp_path / "heldout.npz").exists()
 
 
@@ -177,7 +178,7 @@ def test_clusters_are_found_within_each_class(tmp_path):
 
     images = random.integers(0, 255, (120, 8, 8, 3)).astype(np.uint8)
     for _ in range(2):  # a second time in place of the first
-        subclasses.write_part(tmp_path / "clusters.npz", images, found, 4)
+        write_part(tmp_path / "clusters.npz", images, found, subclasses.names(found, 4))
     with np.load(tmp_path / "clusters.npz") as file:
         assert np.array_equal(file["arr_0"], images) and np.array_equal(file["arr_1"], found)
     files = sorted((tmp_path / "clusters").iterdir())
@@ -235,10 +236,10 @@ def test_guiding_networks_never_see_what_the_judge_is_trained_on(book):
 @pytest.mark.slow
 @pytest.mark.parametrize("book", [FULL, REDUCED, SHORT, SHARPNESS], ids=["full", "reduced", "short", "sharpness"])
 def test_the_scripts_take_every_command_and_the_networks_have_the_parameters_said(book):
-    commands = Commands(book, Options(processes=1, trace=True))
+    commands = Commands(book, processes=1, trace=True)
     for network in book.networks.values():
         if network.training:
-            script, _, flags = parse_command(commands.train(network), 1)
+            script, _, flags = parse_command(commands.train(network).command, 1)
             steps = flags["iterations"] or flags["lr_anneal_steps"]
             # Else the last checkpoint of a diffusion model would have another name.
             assert script == "classifier_train" or (steps - 1) % flags["save_interval"]
@@ -248,12 +249,12 @@ def test_the_scripts_take_every_command_and_the_networks_have_the_parameters_sai
             made = (build_model if len(kinds) == 2 else build_classifier)(*configs)
         assert sum(parameter.numel() for parameter in made.parameters()) == network.parameters
     for run in book.runs.values():
-        _, given, _ = parse_command(commands.sample(run, 1), 1)
+        _, given, _ = parse_command(commands.sample(run, 1).command, 1)
         assert given["num_samples"] % given["batch_size"] == 0
 
 
 def test_the_calibrated_classifier_needs_the_one_it_is_made_of(tmp_path):
-    commands = Commands(REDUCED, Options(out=tmp_path, processes=1))
+    commands = Commands(REDUCED, out=tmp_path, processes=1)
     steps = {step.name: step for step in plan(commands, REDUCED.rows("classifiers/calibrated-entropy"))}
     made = list(steps)
     assert made.index("train-plain") < made.index("derive-calibrated")
@@ -263,7 +264,7 @@ def test_the_calibrated_classifier_needs_the_one_it_is_made_of(tmp_path):
 
 
 def test_sub_classes_need_the_judge_that_finds_them(tmp_path):
-    commands = Commands(REDUCED, Options(out=tmp_path, processes=1))
+    commands = Commands(REDUCED, out=tmp_path, processes=1)
     steps = {step.name: step for step in plan(commands, REDUCED.rows("subclasses/50-entropy"))}
     part, train = steps["part-clusters"], steps["train-subclasses"]
     assert part.command[1:4] == ("experiments/cifar10/subclasses.py", "--clusters", "5")
@@ -361,53 +362,54 @@ def test_only_ddim_runs_are_matched_and_larger_scales_are_in_no_row(monkeypatch)
     assert book.tables == FULL.tables and len(added) == 3 * len(WIDER)
     assert not any("ddpm" in name for name in added)
     results = Results({run: result(run, 1 + index) for index, run in enumerate(book.runs) if run not in added}, {})
-    commands = Commands(book, Options(out=Path("out"), processes=1, seeds=(101,), trace=True))
-    monkeypatch.setattr(choice, "_tuning_norm", lambda commands, run: 2.0 if "entropy" in run else 1.0)
+    commands = Commands(book, out=Path("out"), processes=1, seeds=(101,), trace=True)
+    monkeypatch.setattr(tuning, "_tuning_norm", lambda commands, run: 2.0 if "entropy" in run else 1.0)
     medium, strong, sharpened = matches(choose(book, results), commands, results)
-    sweep = FULL.row("rules/constant").sweep
+    sweep = FULL.rows("rules/constant")[0].sweep
     assert set(medium.norms) == set(sweep)
     assert set(medium.scales) - set(sweep) == {name for name in added if "plain" in name}
     assert medium.next_run == f"uncond-plain-constant-{2 * max(medium.scales[run] for run in sweep):g}"
     assert (strong.pair, sharpened.pair) == ("strong", "sharpened medium")
-    assert strong.entropy in FULL.row("classifiers/strong-entropy").sweep
+    assert strong.entropy in FULL.rows("classifiers/strong-entropy")[0].sweep
 
 
 def test_a_sweep_gives_way_to_its_best_run_when_all_of_it_is_there():
-    names = FULL.row("table2/eds").sweep
+    names = FULL.rows("table2/eds")[0].sweep
     values = dict(zip(names, (3.0, 2.0, 1.0, 1.5, 2.5), strict=True))
     found = {name: result(name, value) for name, value in values.items()}
-    row = choose(FULL, Results(found, {})).book.row("table2/eds")
+    row = choose(FULL, Results(found, {})).spec.rows("table2/eds")[0]
     assert row.run == names[2] == "uncond-plain-entropy-4" and not row.sweep and row.method == "EDS, gamma = 4"
     assert not choose(FULL, Results(found, {})).edges
     missing = {name: found[name] for name in names[1:]}
-    assert choose(FULL, Results(missing, {})).book.row("table2/eds").sweep == names
+    assert choose(FULL, Results(missing, {})).spec.rows("table2/eds")[0].sweep == names
     at_edge = found | {names[0]: result(names[0], 0.5)}
     assert "table2/eds" in choose(FULL, Results(at_edge, {})).edges
 
 
 def test_a_sweep_that_is_done_gets_a_value_on_either_side_of_its_best():
-    names = FULL.row("table2/eds").sweep
+    names = FULL.rows("table2/eds")[0].sweep
     found = {name: result(name, value) for name, value in zip(names, (3.0, 2.0, 1.0, 1.5, 2.5), strict=True)}
     book = refine(FULL, Results(found, {}))
-    added = book.row("table2/eds").sweep[5:]
-    assert added == ("uncond-plain-entropy-2.83", "uncond-plain-entropy-5.66") == book.row("rules/entropy").sweep[5:]
+    added = book.rows("table2/eds")[0].sweep[5:]
+    assert added == ("uncond-plain-entropy-2.83", "uncond-plain-entropy-5.66")
+    assert added == book.rows("rules/entropy")[0].sweep[5:]
     assert [book.runs[name].flags["classifier_scale"] for name in added] == [2.83, 5.66]
-    assert book.row("table2/neither").sweep == FULL.row("table2/neither").sweep
-    assert choose(book, Results(found, {})).book.row("table2/eds").sweep == book.row("table2/eds").sweep
+    assert book.rows("table2/neither")[0].sweep == FULL.rows("table2/neither")[0].sweep
+    assert choose(book, Results(found, {})).spec.rows("table2/eds")[0].sweep == book.rows("table2/eds")[0].sweep
     better = found | {added[1]: result(added[1], 0.9), added[0]: result(added[0], 1.1)}
-    assert choose(book, Results(better, {})).book.row("table2/eds").run == added[1]
-    assert refine(FULL, Results(better, {})).row("table2/eds").sweep[5:] == added
+    assert choose(book, Results(better, {})).spec.rows("table2/eds")[0].run == added[1]
+    assert refine(FULL, Results(better, {})).rows("table2/eds")[0].sweep[5:] == added
 
 
 def test_a_sweep_whose_best_is_at_an_edge_moves_by_one_value():
-    names = FULL.row("table2/eds").sweep
+    names = FULL.rows("table2/eds")[0].sweep
     assert [FULL.runs[name].flags["classifier_scale"] for name in names] == [1, 2, 4, 8, 16]
 
     def moved(*fids: float) -> tuple[float, ...]:
         found = {name: result(name, value) for name, value in zip(names, fids, strict=False)}
         book = move(FULL, Results(found, {}))
-        assert book.row("table2/eds").sweep == book.row("rules/entropy").sweep
-        return tuple(book.runs[name].flags["classifier_scale"] for name in book.row("table2/eds").sweep)
+        assert book.rows("table2/eds")[0].sweep == book.rows("rules/entropy")[0].sweep
+        return tuple(book.runs[name].flags["classifier_scale"] for name in book.rows("table2/eds")[0].sweep)
 
     assert moved(3, 2, 1, 2, 3) == (1, 2, 4, 8, 16)
     assert moved(5, 4, 3, 2, 1) == (2, 4, 8, 16, 32)
@@ -417,8 +419,8 @@ def test_a_sweep_whose_best_is_at_an_edge_moves_by_one_value():
 
 def test_an_effect_has_one_direction_and_a_small_p_at_every_seed():
     better = [Difference(1, -0.5, 3.0, 0.01), Difference(2, -0.1, 3.0, 0.05)]
-    undecided = choice.Choice(Book("", "", {}, {}, {}), {})
-    row, base = (Row(name, name, Figures(), Figures(), name) for name in ("table/row", "table/base"))
+    undecided = tuning.Choice(Spec("", "", {}, {}, {}), {})
+    row, base = (Row(name, name, {}, {}, name) for name in ("table/row", "table/base"))
     comparison = paired_tests.Comparison(Table("table", "table", ()), row, base)
     assert conclusion.judge(undecided, comparison, better).verdict == conclusion.BETTER
     worse = [replace(found, difference=-found.difference) for found in better]
@@ -431,7 +433,7 @@ def test_an_effect_has_one_direction_and_a_small_p_at_every_seed():
 
 def finding(row: str, base: str, percent: float, verdict: str) -> conclusion.Finding:
     table = row.partition("/")[0]
-    rows = (Row(name, name, Figures(), Figures(), name) for name in (row, f"{table}/{base}"))
+    rows = (Row(name, name, {}, {}, name) for name in (row, f"{table}/{base}"))
     values = [Difference(seed, 3 * percent / 100, 3.0, 0.01) for seed in (1, 2)]
     return conclusion.Finding(paired_tests.Comparison(Table(table, table, ()), *rows), values, verdict)
 
@@ -440,7 +442,7 @@ def said(*found: conclusion.Finding) -> str:
     return " ".join(conclusion.sentences(found, {"plain": (0.4, 0.25)}))
 
 
-def test_conclusions_say_what_speaks_for_the_paper_and_what_against_it():
+def test_conclusions_give_the_evidence_for_and_against_the_paper():
     better, none = conclusion.BETTER, conclusion.NONE
     for_it = [
         finding("table2/eds", "neither", -15, better),
@@ -499,7 +501,7 @@ def test_conclusions_are_ten_sentences_at_most():
     assert len(list(conclusion.sentences(findings, {"plain": (0.5, 0.5)}))) == 10
 
 
-def done() -> Book:
+def done() -> Spec:
     """The full book with the first value of every sweep chosen."""
     tables = {
         name: replace(table, rows=tuple(replace(row, run=row.run or row.sweep[0], sweep=()) for row in table.rows))
@@ -586,7 +588,7 @@ def test_the_whole_way_from_archives_to_a_report_and_back(tmp_path, forked_steps
     made = [network for network in load(book).networks.values() if network.is_made]
     assert {network.name for network in made} == {"uncond", "plain", "features", "calibrated", "subclasses"}
     for network in made:
-        source = ROOT / Commands(load(book), Options(out=out)).checkpoint(network)
+        source = ROOT / Commands(load(book), out=out).checkpoint(network)
         target = results / "models" / "reduced" / network.name / rerun.FILE
         target.parent.mkdir(parents=True)
         checkpoint.write_config(target.parent, checkpoint.read_config(source) or dict(network.flags))

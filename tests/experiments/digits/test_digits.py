@@ -1,5 +1,6 @@
 """The demo: its split, its table, what the page concludes, and a short run from the data to the report."""
 
+import html
 import json
 import re
 import subprocess
@@ -13,12 +14,11 @@ import pytest
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-from experiments.commands import Commands, Options  # noqa: E402
+from experiments.commands import Commands  # noqa: E402
 from experiments.digits import data  # noqa: E402
 from experiments.digits.data import write_parts  # noqa: E402
-from experiments.digits.page import TABLE, TRACED_SCALE, Page  # noqa: E402
+from experiments.digits.page import METRICS, TABLE, TRACED_SCALE, Page  # noqa: E402
 from experiments.figures.inputs import SERIES  # noqa: E402
-from experiments.figures.vanishing_points import CERTAIN_ENTROPY, VANISHED_NORM  # noqa: E402
 from experiments.plan import plan  # noqa: E402
 from experiments.spec_files import load  # noqa: E402
 from tests.support.experiments import parse_command  # noqa: E402
@@ -53,9 +53,8 @@ def test_thirteen_configurations_of_the_same_noise_four_of_them_looked_at(tmp_pa
     names = [name for row in table.rows for name in row.run_names]
     assert len(set(names)) == len(names) == 13
     assert sum(name.endswith(f"-{TRACED_SCALE:g}") for name in names) == 4
-    options = Options(out=tmp_path, processes=1)
-    steps = [step for step in plan(Commands(BOOK, options), table.rows) if step.name.startswith("sample-")]
-    commands = [parse_command(list(step.command), 1)[2] for step in steps]
+    steps = plan(Commands(BOOK, out=tmp_path, processes=1), table.rows)
+    commands = [parse_command(step.command, 1)[2] for step in steps if step.name.startswith("sample-")]
     assert [command["seed"] for command in commands] == [0, 1] * 13
     for flag in ("num_samples", "batch_size", "timestep_respacing", "balanced", "model_path"):
         assert len({command[flag] for command in commands}) == 1
@@ -64,7 +63,7 @@ def test_thirteen_configurations_of_the_same_noise_four_of_them_looked_at(tmp_pa
 def fabricate(out: Path, fids: dict[str, float]) -> Commands:
     """What a run of the table leaves, with FIDs by run, 0.5 elsewhere; seeds 0.04 apart."""
     book = replace(BOOK, seeds=(0, 1))
-    commands = Commands(book, Options(out=out, processes=1))
+    commands = Commands(book, out=out, processes=1)
     common = {"sfid": None, "inception_score": None, "engine": "features", "reference": "heldout.npz"}
     steps, rng = 5, np.random.RandomState(0)
     write_parts(out / "data")
@@ -73,7 +72,7 @@ def fabricate(out: Path, fids: dict[str, float]) -> Commands:
             for seed in book.seeds:
                 fid = fids.get(run.name, 0.5) + 0.04 * (seed - 0.5)
                 scores = {"fid": fid, "precision": 0.5 + 0.1 * seed, "recall": 0.5, "accuracy": 0.5}
-                path, samples = commands.metrics(run, seed), commands.samples(run, seed)
+                (path,), samples = commands.evaluate(run, seed).outputs, commands.samples(run, seed)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 samples.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps(scores | common | {"n_samples": 400, "samples": str(samples)}))
@@ -81,10 +80,11 @@ def fabricate(out: Path, fids: dict[str, float]) -> Commands:
                 np.savez(samples, arr_0=images, arr_1=np.arange(400) % 10)
                 t = np.tile(np.linspace(960, 0, steps).astype(np.int64), (400, 1))
                 series = rng.uniform(0.02, 0.3, (4, 400, steps))
-                np.savez(commands.trace(run, seed), t=t, **dict(zip(SERIES, series, strict=True)))
+                np.savez(commands.trace_file(run, seed), t=t, **dict(zip(SERIES, series, strict=True)))
         if row.batch:
             scores = {"fid": 0.1, "precision": 0.9, "recall": 0.9, "accuracy": 0.9, "n_samples": 898}
-            commands.batch_metrics(row).write_text(json.dumps(scores | common | {"samples": "train.npz"}))
+            (path,) = commands.evaluate_batch(row).outputs
+            path.write_text(json.dumps(scores | common | {"samples": "train.npz"}))
     return commands
 
 
@@ -97,14 +97,15 @@ def test_the_verdict_follows_the_numbers(eds_fid, expected, tmp_path):
     page = Page(fabricate(tmp_path, dict.fromkeys(names, eds_fid)))
     # Two seeds d apart have a variance of d^2 / 2; so has the difference of two means of two.
     pair = page.rows["ect-eds"], page.rows["ect-constant"]
-    assert page._compare(*pair, "precision").noise == pytest.approx(0.1 / 2**0.5)
+    assert page.compare(*pair, "precision").noise == pytest.approx(0.1 / 2**0.5)
     assert page.verdict().startswith(expected)
-    claims = dict(page.claims())
-    assert page.verdict() in claims.values() and len(claims) == 5
-    trace = page.traces["plain-constant"]
-    assert trace.series["grad_norm"].shape == (800, 5)
-    gone = ((trace.series["grad_norm"] < VANISHED_NORM) & (trace.series["entropy_ratio"] < CERTAIN_ENTROPY)).any(axis=1)
-    assert f"{gone.mean():.0%} of the samples have a vanished gradient" in page.vanishing()[0]
+    (tmp_path / "p.png").write_bytes(b"")
+    names = ("vanishing", "vanishing-points", *METRICS, "samples")
+    text = html.unescape(page.html(dict.fromkeys(names, tmp_path / "p.png"), "commands"))
+    assert text.count(page.verdict()) == 2 and text.count('<td class="prose">') == 5
+    assert page.traces["plain-constant"].series["grad_norm"].shape == (800, 5)
+    gone = page.vanished("plain-constant").any(axis=1)
+    assert f"{gone.mean():.0%} of the samples have a vanished gradient" in text
     assert page.summary().splitlines()[-1].split() == ["real", "digits", "-", "0.900", "0.1000", "0.900", "0.900"]
 
 
@@ -129,7 +130,7 @@ def test_quick_run(tmp_path):
     assert report.count("data:image/png;base64,iVBOR") == 7
     titles = re.findall("<h2>(.*?)</h2>", report)
     assert titles == ["Does the guidance vanish?", "Does it make better samples?", "Samples",
-                      "The paper&#39;s claims and this run", "Commands, run from the repository root"]  # fmt: skip
+                      "The paper's claims and this run", "Commands, run from the repository root"]  # fmt: skip
     assert report.count("python scripts/classifier_sample.py") == 13 and "One seed only" in report
     assert len(list(out.glob("samples/*/trace.npz"))) == 4
 

@@ -218,7 +218,7 @@ def test_sweep(tmp_path):
         ("timestep", "1", "0.2", "2", "20.2", "0", "False"),
         ("gradnorm", "1", "300", "1", "30", "0", "True"),
     ]
-    for mark in ("", "False", "True", "REHEARSAL"):
+    for mark in ("", "False", "True", "SMOKE RUN"):
         make_sweep_table(table, *sweep_rows(mark))
         with Image.open(figure("sweep", table, "--out", tmp_path / "f.png")[0]) as image:
             top = np.asarray(image.convert("RGB"))[:60]

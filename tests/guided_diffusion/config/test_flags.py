@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig, RunConfig, SuperResConfig
-from guided_diffusion.config.flags import Given, Parser, architecture_from, flag, str2bool
+from guided_diffusion.config.flags import ParsedFlags, Parser, architecture_from, flag, str2bool
 from guided_diffusion.errors import InputError
 
 
@@ -159,21 +159,22 @@ def test_help_says_type_range_and_default(capsys):
 
 class TestArchitecture:
     def test_flag_then_checkpoint_then_default(self):
-        found = architecture_from(Given({"kind": "b"}), Example, {"size": 32}, "model.pt")
+        found = architecture_from(ParsedFlags({"kind": "b"}), Example, {"size": 32}, "model.pt")
         assert found == Example(kind="b", size=32)
 
     def test_without_config(self):
-        assert architecture_from(Given({"size": 4}), Example, None, "model.pt") == Example(size=4)
+        assert architecture_from(ParsedFlags({"size": 4}), Example, None, "model.pt") == Example(size=4)
 
     def test_only_architecture_is_taken_from_the_checkpoint(self):
-        assert architecture_from(Given({}), Example, {"count": 9, "depth": 7, "junk": 1}, "model.pt") == Example()
+        assert architecture_from(ParsedFlags({}), Example, {"count": 9, "depth": 7, "junk": 1}, "model.pt") == Example()
 
     def test_agreement_is_no_contradiction(self):
-        assert architecture_from(Given({"size": 32}), Example, {"size": 32}, "model.pt").size == 32
+        assert architecture_from(ParsedFlags({"size": 32}), Example, {"size": 32}, "model.pt").size == 32
 
     def test_contradictions_are_named_flag_by_flag(self):
         with pytest.raises(InputError) as error:
-            architecture_from(Given({"size": 16, "kind": "b"}), Example, {"size": 32, "kind": "a"}, "dir/model.pt")
+            parsed = ParsedFlags({"size": 16, "kind": "b"})
+            architecture_from(parsed, Example, {"size": 32, "kind": "a"}, "dir/model.pt")
         line = str(error.value)
         assert "dir/model.pt" in line and "\n" not in line
         assert "--size 16 (the checkpoint has 32)" in line and "--kind b (the checkpoint has a)" in line
@@ -181,7 +182,7 @@ class TestArchitecture:
     @pytest.mark.parametrize("stored", [{"size": "32"}, {"size": 0}, {"size": None}, {"kind": "z"}, {"size": True}])
     def test_values_of_the_checkpoint_are_checked_like_flags(self, stored):
         with pytest.raises(InputError, match=f"config.json.*{next(iter(stored))}"):
-            architecture_from(Given({}), Example, stored, "model.pt")
+            architecture_from(ParsedFlags({}), Example, stored, "model.pt")
 
 
 @pytest.mark.parametrize("config", [ClassifierConfig, DiffusionConfig, ModelConfig, RunConfig, SuperResConfig])

@@ -20,6 +20,7 @@ from evaluations.image_sets import open_image_set
 from guided_diffusion import logger
 from guided_diffusion.data import image_files, image_oddities
 from guided_diffusion.data.image_files import list_images
+from guided_diffusion.data.image_labels import read_labels
 from guided_diffusion.data.image_oddities import Oddities
 from guided_diffusion.errors import InputError
 from guided_diffusion.image_datasets import find_images, load_data, open_dataset
@@ -83,7 +84,7 @@ def test_every_suffix_is_found_and_the_rest_counted(folder, kind):
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
 def test_training_and_evaluation_read_the_same_files(folder, kind, warnings):
     place = str(folder if kind == "folder" else packed(folder, kind))
-    dataset = open_dataset(data_dir=place, batch_size=6, image_size=8, random_flip=False)
+    dataset = open_dataset(find_images(place), 6, resolution=8, random_flip=False)
     images = np.stack([dataset[i][0] for i in range(len(dataset))])
     (judged,) = open_image_set(place).batches(6)
     assert np.array_equal(np.rint((images.transpose(0, 2, 3, 1) + 1) * 127.5), judged)
@@ -155,7 +156,8 @@ def test_names_that_are_no_text(tmp_path):
     Image.fromarray(PIXELS).save(tmp_path / "a.png")
     os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/\xff_1.png")
     assert len(open_image_set(tmp_path).digest()) == 64
-    dataset = open_dataset(data_dir=str(tmp_path), batch_size=1, image_size=8, class_cond=True)
+    files = find_images(str(tmp_path))
+    dataset = open_dataset(files, 1, read_labels(files, "filename"), resolution=8)
     assert dataset[0][1]["y"] == 0
 
 
@@ -170,7 +172,7 @@ def test_12_bits_in_16_are_warned_of_and_read(tmp_path, warnings):
     values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 63
     for number in range(3):
         Image.fromarray(values).save(tmp_path / f"a_{number}.png")
-    find = {"data_dir": str(tmp_path), "batch_size": 1, "image_size": 8, "channels": 1, "random_flip": False}
+    find = {"files": find_images(str(tmp_path)), "batch_size": 1, "resolution": 8, "channels": 1, "random_flip": False}
     dataset = open_dataset(**find)
     assert len(warnings) == 1 and "3 of 3 images looked at have 16 bits a value and use under a" in warnings[0]
     assert "--bit_depth" in warnings[0] and dataset[0][0].max() < -0.8
@@ -202,7 +204,7 @@ def test_exif_orientation(tmp_path, warnings):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: the right side is the bottom
     Image.fromarray(PIXELS).save(tmp_path / "a.png", exif=exif)
-    find = {"data_dir": str(tmp_path), "batch_size": 1, "image_size": 8, "random_flip": False}
+    find = {"files": find_images(str(tmp_path)), "batch_size": 1, "resolution": 8, "random_flip": False}
     plain = open_dataset(**find)[0][0]
     assert "1 of 1 images looked at say in EXIF that they are to be turned" in warnings[0] and len(warnings) == 1
     turned = open_dataset(**find, reading=Reading(exif_transpose=True))[0][0]
@@ -217,7 +219,7 @@ def test_one_odd_image_among_many_is_found(tmp_path, warnings, monkeypatch):
     exif[0x0112] = 6
     for number in range(200):
         Image.fromarray(PIXELS).save(tmp_path / f"{number:03}.jpg", **({"exif": exif} if number in (0, 123) else {}))
-    find = {"data_dir": str(tmp_path), "batch_size": 1, "image_size": 8}
+    find = {"files": find_images(str(tmp_path)), "batch_size": 1, "resolution": 8}
     open_dataset(**find)
     assert "2 of 200 images looked at say in EXIF that they are to be turned" in warnings[0]
     monkeypatch.setattr(image_oddities, "_LOOKING", -1)

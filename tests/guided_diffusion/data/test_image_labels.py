@@ -17,7 +17,7 @@ from evaluations.image_sets import open_image_set
 from guided_diffusion.data.image_files import ImageFiles, list_images
 from guided_diffusion.data.image_labels import read_labels
 from guided_diffusion.errors import InputError, counted
-from guided_diffusion.io.files import read_json
+from guided_diffusion.io.reading import read_json
 from tests.support.helpers import CLASSIFIER, DIFFUSION, MODEL, SUPER_RES, Runner, make_images
 
 CATS, DOGS = ("cat",) * 4, ("dog",) * 4

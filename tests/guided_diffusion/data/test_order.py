@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.data.order import ResumableBatches
+from guided_diffusion.data.order import resumable_batches
 from guided_diffusion.data.seeding import Purpose, seed_globals
 from guided_diffusion.errors import InputError
-from guided_diffusion.image_datasets import ImageDataset, open_dataset
+from guided_diffusion.image_datasets import ImageDataset, find_images, open_dataset
 from tests.support.helpers import make_images
 
 
@@ -32,7 +32,7 @@ class Numbers(ImageDataset):
 
 def take(count: int, images: int = 11, batch_size: int = 2, seed: int = 0, **place) -> list[tuple[list, list]]:
     """The first batches: indices and draws."""
-    with ResumableBatches(Numbers(images), batch_size, seed, **place) as batches:
+    with resumable_batches(Numbers(images), batch_size, seed, **place) as batches:
         return [(extra["y"].tolist(), draws.tolist()) for draws, extra in islice(batches, count)]
 
 
@@ -83,14 +83,14 @@ def test_global_generators_are_left_alone():
 def test_a_damaged_image_is_named(tmp_path):
     folder = make_images(tmp_path / "images")
     (folder / "c1_2.png").write_bytes(b"no image")
-    dataset = open_dataset(data_dir=str(folder), batch_size=24, image_size=8)
-    with ResumableBatches(dataset, 24, 0) as batches, pytest.raises(InputError, match="c1_2.png: cannot be read"):
+    dataset = open_dataset(find_images(str(folder)), 24, resolution=8)
+    with resumable_batches(dataset, 24, 0) as batches, pytest.raises(InputError, match="c1_2.png: cannot be read"):
         next(batches)
 
 
 def test_signals_do_not_end_the_worker_and_the_block_does():
     before = set(multiprocessing.active_children())
-    with ResumableBatches(Numbers(100), 2, 0) as batches:
+    with resumable_batches(Numbers(100), 2, 0) as batches:
         first = [next(batches)[1]["y"].tolist() for _ in range(2)]
         (worker,) = set(multiprocessing.active_children()) - before
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):

@@ -12,7 +12,7 @@ import torch
 
 from ed_dpm_patches import ClassifierGuidance, EntropyRule
 from guided_diffusion import logger
-from guided_diffusion.diffusion.nonfinite import SKIP, STOP, Watch, check_loss, peak, timesteps_of
+from guided_diffusion.diffusion.nonfinite import SKIP, STOP, NonfiniteDetector, check_loss, peak
 from guided_diffusion.errors import InputError
 from guided_diffusion.io import checkpoint
 from guided_diffusion.io.checkpoint import check_weights
@@ -21,7 +21,7 @@ from guided_diffusion.script_util import create_gaussian_diffusion
 from tests.support.helpers import make_checkpoint, read_npz
 
 DIFFUSION = create_gaussian_diffusion(steps=20, noise_schedule="cosine", timestep_respacing="5")
-TIMESTEPS = timesteps_of(DIFFUSION)
+TIMESTEPS = DIFFUSION.timestep_map[::-1]
 SHAPE = (3, 4, 4)
 
 
@@ -70,62 +70,64 @@ def classifier(x, t):
     return x.flatten(1) @ torch.linspace(-1, 1, 48 * 5).reshape(48, 5)
 
 
-def sample_batch(watch: Watch, network=model, classify=classifier, loop=DIFFUSION.ddim_sample_loop) -> torch.Tensor:
+def sample_batch(
+    detector: NonfiniteDetector, network=model, classify=classifier, loop=DIFFUSION.ddim_sample_loop
+) -> torch.Tensor:
     torch.manual_seed(0)
-    guidance = ClassifierGuidance(classify, EntropyRule(1.0), see=watch.see)
-    options = {"cond_fn": guidance, "model_kwargs": {"y": torch.arange(4)}, "callback": watch.step}
+    guidance = ClassifierGuidance(classify, EntropyRule(1.0))
+    options = {"cond_fn": guidance, "model_kwargs": {"y": torch.arange(4)}, "callback": detector.step}
     return loop(network, (4, *SHAPE), device="cpu", **options)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("place", ["model output", "classifier logits"])
 def test_named_where_it_first_appears(place, value):
-    watch = Watch(TIMESTEPS)
+    detector = NonfiniteDetector()
     if place == "model output":
-        images = sample_batch(watch, Poison(model, value, row=2, call=3))
+        images = sample_batch(detector, Poison(model, value, row=2, call=3))
     else:
-        images = sample_batch(watch, classify=Poison(classifier, value, row=2, call=3))
+        images = sample_batch(detector, classify=Poison(classifier, value, row=2, call=3))
     expected = "nan" if math.isnan(value) else "inf"
     message = rf"sample 12: found {expected} in the {place} at step 3 \(t = {TIMESTEPS[2]}\), expected"
     with pytest.raises(InputError, match=message):
-        watch.take(images, range(10, 14))
+        detector.take(images, range(10, 14))
 
 
 def test_an_image_that_left_the_numbers_is_named_before_the_models_output():
-    watch = Watch(TIMESTEPS)
+    detector = NonfiniteDetector()
 
     def jumps(x, t, **kwargs):  # finite, but the step to x_{t-1} overflows
         return torch.full_like(x, 3e38) if t[0] == TIMESTEPS[1] else model(x, t)
 
-    options = {"device": "cpu", "clip_denoised": False, "callback": watch.step}
+    options = {"device": "cpu", "clip_denoised": False, "callback": detector.step}
     images = DIFFUSION.ddim_sample_loop(jumps, (2, *SHAPE), **options)
     with pytest.raises(InputError, match=rf"in the image x_t at step 3 \(t = {TIMESTEPS[2]}\)"):
-        watch.take(images, range(2))
+        detector.take(images, range(2))
 
 
 def test_a_gradient_that_overflows_behind_finite_logits():
-    watch = Watch(TIMESTEPS)
-    images = sample_batch(watch, classify=lambda x, t: classifier(Overflowing.apply(x, 1), t))
+    detector = NonfiniteDetector()
+    images = sample_batch(detector, classify=lambda x, t: classifier(Overflowing.apply(x, 1), t))
     with pytest.raises(InputError, match=r"sample 1: found nan in the guidance gradient at step 1 \(t = "):
-        watch.take(images, range(4))
+        detector.take(images, range(4))
 
 
 def test_the_earliest_is_named_and_a_new_batch_starts_anew():
-    watch = Watch(TIMESTEPS)
+    detector = NonfiniteDetector()
     late_then_early = Poison(Poison(model, math.nan, row=0, call=4), math.inf, row=3, call=2)
     with pytest.raises(InputError, match="sample 3: found inf in the model output at step 2"):
-        watch.take(sample_batch(watch, late_then_early), range(4))
-    assert watch.take(sample_batch(watch), range(4)) == []
+        detector.take(sample_batch(detector, late_then_early), range(4))
+    assert detector.take(sample_batch(detector), range(4)) == []
 
 
 @pytest.mark.parametrize("loop", ["p_sample_loop", "ddim_sample_loop"])
 def test_skipping_leaves_the_others_bitwise_as_they_were(loop):
-    watch = Watch(TIMESTEPS, SKIP)
+    detector = NonfiniteDetector(SKIP)
     loop = getattr(DIFFUSION, loop)
-    clean = sample_batch(watch, loop=loop)
-    assert watch.take(clean, range(4)) == []
-    images = sample_batch(watch, Poison(model, math.nan, row=2, call=2), loop=loop)
-    (found,) = watch.take(images, range(20, 24))
+    clean = sample_batch(detector, loop=loop)
+    assert detector.take(clean, range(4)) == []
+    images = sample_batch(detector, Poison(model, math.nan, row=2, call=2), loop=loop)
+    (found,) = detector.take(images, range(20, 24))
     assert (found.sample, found.place, found.step, found.t) == (22, "model output", 2, TIMESTEPS[1])
     keep = [0, 1, 3]
     assert torch.equal(images[keep], clean[keep]) and not images[2].isfinite().all()
@@ -134,7 +136,7 @@ def test_skipping_leaves_the_others_bitwise_as_they_were(loop):
 class TestRun:
     def run(self, folder: Path, mode: str, bad: dict[int, int]) -> Path:
         """7 samples in batches of 3; `bad`: sample -> the step at which the model answers nan."""
-        watch = Watch(TIMESTEPS, mode)
+        detector = NonfiniteDetector(mode)
 
         def draw(batch: Batch):
             def network(x, t, **kwargs):
@@ -145,7 +147,7 @@ class TestRun:
             return DIFFUSION.ddim_sample_loop(network, **batch.loop_arguments(SHAPE))
 
         options = {"num_samples": 7, "batch_size": 3, "shape": SHAPE, "seed": 0, "flags": {"nonfinite": mode}}
-        return SampleRun(directory=folder, watch=watch, **options).generate(draw)
+        return SampleRun(directory=folder, detector=detector, **options).generate(draw)
 
     def test_it_stops_and_nothing_of_the_batch_is_written(self, tmp_path):
         with pytest.raises(InputError, match=rf"sample 4: found nan .* at step 2 \(t = {TIMESTEPS[1]}\)"):

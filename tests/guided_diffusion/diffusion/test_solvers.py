@@ -22,7 +22,7 @@ from guided_diffusion.gaussian_diffusion import (
     get_named_beta_schedule,
 )
 from guided_diffusion.respace import SpacedDiffusion, space_timesteps
-from guided_diffusion.sampling.shards import PartStore
+from guided_diffusion.sampling.shards import ShardStore
 from tests.support.helpers import read_npz
 
 SOLVERS = {"dpmpp2m": DPMSolverPP2M, "unipc": UniPC2}
@@ -307,7 +307,7 @@ class TestFlags:
         flags.pop("trace")
         run("classifier_sample", flags | {"log_dir": "cut"})
         (tmp_path / "cut" / name).unlink()
-        PartStore(tmp_path / "cut").write(0, {"arr_0": np.zeros((2, 8, 8, 3), np.uint8), "arr_1": np.zeros(2, int)})
+        ShardStore(tmp_path / "cut").write(0, {"arr_0": np.zeros((2, 8, 8, 3), np.uint8), "arr_1": np.zeros(2, int)})
         assert "resuming: 2 of 5" in run("classifier_sample", flags | {"log_dir": "cut"}).stdout
         cut = read_npz(tmp_path / "cut" / name)["arr_0"]
         assert not cut[:2].any() and np.array_equal(cut[2:], one["arr_0"][2:])

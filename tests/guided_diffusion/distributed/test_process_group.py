@@ -251,7 +251,7 @@ raise InputError("stop")
             "raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has')",
             2,
             "error: out of GPU memory (for 2.50 GiB more): lower --batch_size, or --microbatch in training; what is "
-            "finished is kept, and the same --log_dir goes on from there\n",
+            "finished is kept, and the same --log_dir resumes from there\n",
         ),
         ("raise KeyboardInterrupt", 130, ""),
         ("dist_util.setup_dist(); raise InputError('late')", 2, "error: late\n"),

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from guided_diffusion.runs.watchdog import PATIENCE_VARIABLE
+from guided_diffusion.distributed.watchdog import PATIENCE_VARIABLE
 from tests.faults.jobs import SAMPLES, STEPS, Job, make_jobs
 from tests.support.helpers import TIMEOUT, clean_environment, descendants, executable, kill_tree
 
@@ -162,7 +162,7 @@ def test_training_with_the_link_cut(hosts, jobs, run, tmp_path):
     hosts[1].set_link("up")
     say("link restored, the same commands again")
     assert ends(start(), outputs) == [0, 0]
-    assert "going on from" in outputs[0].read_text() + outputs[1].read_text()
+    assert "resuming from" in outputs[0].read_text() + outputs[1].read_text()
     assert job.result(folder) == job.result(tmp_path / "whole")
     say("finished: model, average and optimizer equal those of the undisturbed run in every byte")
 

@@ -13,8 +13,8 @@ from torch import nn
 from guided_diffusion import dist_util
 from guided_diffusion.errors import InputError
 from guided_diffusion.io import checkpoint
-from guided_diffusion.io.files import write_atomically
-from guided_diffusion.train_util import load_optimizer
+from guided_diffusion.io.atomic import write_atomically
+from guided_diffusion.training.diffusion_loop import load_optimizer
 
 
 class Opens:

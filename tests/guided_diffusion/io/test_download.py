@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from evaluations import inception
+from evaluations.features import inception, inception_tensorflow
 from guided_diffusion.errors import InputError
 from guided_diffusion.io import download
 
@@ -49,6 +49,7 @@ class _Handler(BaseHTTPRequestHandler):
         if begin:
             self.send_header("Content-Range", f"bytes {begin}-{total - 1}/{total}")
         self.send_header("Content-Length", str(total - begin))
+        self.send_header("ETag", '"version"')
         self.end_headers()
         body = server.data[begin:]
         self.wfile.write(body[: server.cuts.pop(0)] if server.cuts else body)
@@ -110,14 +111,14 @@ def test_server_that_ignores_ranges(server, tmp_path):
 
 def test_partial_file_that_is_already_whole(server, tmp_path):
     (tmp_path / "g.pb.part").write_bytes(DATA)
-    (tmp_path / "g.pb.part.json").write_text('{"total": "300000"}')
+    (tmp_path / "g.pb.part.json").write_text('{"validator": "\\"version\\""}')
     assert download.fetch(server.url, tmp_path / "g.pb", "help").read_bytes() == DATA
-    assert server.ranges == ["bytes=300000-"]
+    assert server.ranges == ["bytes=300000-", None]
 
 
 def test_partial_file_that_is_too_long_is_started_again(server, tmp_path):
     (tmp_path / "g.pb.part").write_bytes(DATA + b"x")
-    (tmp_path / "g.pb.part.json").write_text('{"total": "300000"}')
+    (tmp_path / "g.pb.part.json").write_text('{"validator": "\\"version\\""}')
     assert download.fetch(server.url, tmp_path / "g.pb", "help").read_bytes() == DATA
 
 
@@ -162,7 +163,7 @@ def test_no_network(tmp_path, monkeypatch):
         url = closed.url
     monkeypatch.setattr(inception, "INCEPTION_V3_URL", url)
     with pytest.raises(InputError) as caught:
-        inception.InceptionEngine()
+        inception_tensorflow.InceptionExtractor()
     line = str(caught.value)
     assert str(tmp_path / "classify_image_graph_def.pb") in line and "--inception PATH" in line
     assert "\n" not in line

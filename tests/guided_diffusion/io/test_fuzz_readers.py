@@ -21,14 +21,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from evaluations import reference
 from evaluations.image_sets import open_image_set
-from evaluations.metrics import npz
 from experiments.figures.inputs import read_arrays
 from guided_diffusion.errors import InputError
 from guided_diffusion.image_datasets import ImageDataset
 from guided_diffusion.io import checkpoint
 from guided_diffusion.io.images import LIMIT_VARIABLE, pixel_limit
-from guided_diffusion.sampling.shards import PartStore
+from guided_diffusion.sampling.shards import ShardStore
 
 EXAMPLES = int(os.environ.get("ED_DPM_FUZZ", "0"))
 
@@ -141,7 +141,7 @@ NPZ = {
 
 
 def read_all_images(path: Path) -> None:
-    with npz.open_images(path) as reader:
+    with reference.open_images(path) as reader:
         for batch in reader.read_batches(3):
             assert batch.dtype == np.uint8 and batch.ndim == 4
 
@@ -164,8 +164,8 @@ def test_npz_files(kind, folder):
             data,
             read_all_images,
             read_image_set,
-            lambda path: npz.read_labels(path, 4),
-            npz.read_stored_statistics,
+            lambda path: reference.read_labels(path, 4),
+            reference.read_stored_statistics,
             read_arrays,
         )
 
@@ -174,7 +174,7 @@ def test_npz_files(kind, folder):
 
 def test_parts_of_a_run(tmp_path):
     """A damaged part counts as missing, whatever the damage."""
-    store = PartStore(tmp_path)
+    store = ShardStore(tmp_path)
     store.write(0, {"arr_0": PIXELS})
     (path,) = (tmp_path / "parts").iterdir()
     whole = path.read_bytes()
@@ -183,8 +183,8 @@ def test_parts_of_a_run(tmp_path):
     @given(either(whole))
     def check(data):
         path.write_bytes(data)
-        for piece in store.pieces():
-            assert piece.start == 0 and piece.indices.start == 0
+        for shard in store.shards():
+            assert shard.start == 0 and shard.indices.start == 0
 
     check()
 
@@ -220,7 +220,7 @@ def test_checkpoints(kind, folder):
     @fuzzed
     @given(either(whole) if kind == "zip" else damaged(whole))
     def check(data):
-        survives(folder / name, data, load, checkpoint.read_object)
+        survives(folder / name, data, load, checkpoint.load_state_dict)
 
     check()
 

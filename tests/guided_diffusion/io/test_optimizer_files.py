@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.upstream import require_peer
+from benchmarks.upstream import require_upstream
 from guided_diffusion.fp16_util import flat_optimizer_state, unflatten_optimizer_state
 from guided_diffusion.train_util import TrainLoop
 from tests.parity.cases_training import batches
@@ -26,7 +26,7 @@ NETWORK = {
 @pytest.fixture(scope="module")
 def peer():
     with one_thread():
-        yield require_peer()
+        yield require_upstream()
 
 
 def make_loop(side, resume: str = "", loop: type | None = None, **options):

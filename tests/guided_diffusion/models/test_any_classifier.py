@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from ed_dpm_patches import ClassifierGuidance, ConstantRule
 from guided_diffusion.models import any_classifier
 from guided_diffusion.models.any_classifier import AnyClassifier
+from guided_diffusion.models.inference import Frozen
+from tests.support.networks import small_classifier
 
 X, T, Y = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(4), torch.arange(4) % 3
 WEIGHTS = torch.randn(192, 3, generator=torch.Generator().manual_seed(1))
@@ -67,7 +69,7 @@ def test_a_classifier_without_a_timestep_is_told_once(warnings):
     for _ in range(3):
         guidance(X, T, y=Y)
     (warning,) = warnings
-    assert "takes no timestep, so it judges noised images as if they were clean ones" in warning
+    assert "takes no timestep, so it classifies noised images as if they were clean" in warning
 
 
 def test_probabilities_in_place_of_logits(warnings):
@@ -107,6 +109,11 @@ def test_a_network_in_training_mode(warnings, layer, acts):
 def test_what_is_no_classifier(classifier, says):
     with pytest.raises(TypeError, match=says):
         guide(classifier)
+
+
+def test_a_frozen_network_is_called_directly():
+    frozen = Frozen(small_classifier())
+    assert ClassifierGuidance(frozen, ConstantRule()).classifier is frozen
 
 
 def test_it_is_called_as_it_is():

@@ -125,7 +125,7 @@ def test_without_a_compiler_one_warning(monkeypatch, messages):
     network = Frozen(small_classifier(), compile=True)
     for _ in range(3):
         torch.testing.assert_close(gradient(network), gradient(small_classifier()), rtol=1e-5, atol=1e-6)
-    assert messages == ["warning: --compile: EncoderUNetModel stays as it is, compiling failed (no working compiler)"]
+    assert messages == ["warning: --compile: EncoderUNetModel is kept as it is, compiling failed (no working compiler)"]
 
 
 def test_other_numbers_are_noticed(monkeypatch, messages):
@@ -134,7 +134,7 @@ def test_other_numbers_are_noticed(monkeypatch, messages):
     for x in (X, 2 * X):
         torch.testing.assert_close(network(x, T), plain(x, T), rtol=1e-5, atol=1e-5)
     assert len(messages) == 1
-    assert messages[0].startswith("warning: --compile: UNetModel stays as it is, compiled it differs by ")
+    assert messages[0].startswith("warning: --compile: UNetModel is kept as it is, compiled it differs by ")
 
 
 @pytest.mark.slow
@@ -214,8 +214,8 @@ def test_compiled_training_has_the_same_gradients(messages):
 
 
 @pytest.mark.parametrize(("compiler", "message"), [
-    (Compiler(fails=True), "stays as it is, compiling failed (no working compiler)"),
-    (lambda network, **_: lambda *args: 1.01 * network(*args), "stays as it is, compiled it differs by"),
+    (Compiler(fails=True), "is kept as it is, compiling failed (no working compiler)"),
+    (lambda network, **_: lambda *args: 1.01 * network(*args), "is kept as it is, compiled it differs by"),
 ])  # fmt: skip
 def test_training_goes_on_with_what_cannot_be_compiled(monkeypatch, messages, compiler, message):
     monkeypatch.setattr(torch, "compile", compiler)

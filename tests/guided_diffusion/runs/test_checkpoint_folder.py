@@ -20,6 +20,7 @@ from guided_diffusion.distributed.stop_signals import StopSignals, leave
 from guided_diffusion.errors import InputError, Stopped
 from guided_diffusion.runs import run_directory
 from guided_diffusion.runs.checkpoint_folder import CheckpointFolder
+from guided_diffusion.system import processes
 from tests.support.helpers import clean_environment, tree
 
 
@@ -71,7 +72,7 @@ def test_the_newest_intact_one(folder, tmp_path, warnings, damage):
     assert found.number == 10 and found.state["steps_done"] == 11
     assert torch.load(found.model, weights_only=True)["w"][0] == 10
     (warning,) = warnings
-    assert "000020." in warning and "going on from checkpoint 000010" in warning
+    assert "000020." in warning and "resuming from checkpoint 000010" in warning
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -156,7 +157,8 @@ def test_a_passed_over_checkpoint_does_not_count_for_keep(folder, tmp_path):
 
 
 def test_what_a_killed_process_left_is_swept(folder, tmp_path):
-    left, foreign = tmp_path / ".model000030.pt.0123abcd.tmp", tmp_path / ".notes.tmp"
+    left = tmp_path / f".model000030.pt.{processes.machine_digest()}-{2**22 + 1}-0123abcd.tmp"
+    foreign = tmp_path / ".notes.tmp"
     left.touch(), foreign.touch()
     run_directory.claim(tmp_path, pytest.fail)
     run_directory.release()

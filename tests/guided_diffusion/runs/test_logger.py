@@ -293,7 +293,7 @@ def test_a_full_disk_costs_lines_and_one_warning_a_file(tmp_path, caplog):
     write_round(5, other=6)
     (events,) = (tmp_path / "tb").iterdir()
     paths = [*(tmp_path / name for name in FILES), events]
-    expected = [rf"warning: {path}: .*File too large; the run goes on, with gaps in this file" for path in paths]
+    expected = [rf"warning: {path}: .*File too large; the run continues, with gaps in this file" for path in paths]
     assert len(caplog.messages) == 4 and all(map(re.fullmatch, expected, caplog.messages))
     assert re.findall("round .", (tmp_path / "log.txt").read_text()) == ["round 0", "round 4", "round 5"]
     assert (tmp_path / "progress.csv").read_text() == "n,other\n0,\n4,\n5,6\n"
@@ -332,7 +332,7 @@ def test_a_table_that_cannot_be_replaced_goes_on_without_the_new_columns(tmp_pat
     write_round(3, new=3)
     assert (tmp_path / "progress.csv").read_text() == "n,new\n0,\n1,\n2,\n3,3\n"
     (told,) = caplog.messages
-    assert "progress.csv: Read-only file system; the run goes on" in told
+    assert "progress.csv: Read-only file system; the run continues" in told
 
 
 def test_quartiles_stand_in_the_line_of_their_value(tmp_path):
@@ -378,7 +378,7 @@ def test_the_warning_is_a_line_on_stderr_and_in_the_log(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     lines = [
-        f"warning: {tmp_path}/out/progress.{kind}: {why}; the run goes on, with gaps in this file"
+        f"warning: {tmp_path}/out/progress.{kind}: {why}; the run continues, with gaps in this file"
         for kind, why in (("csv", "Is a directory"), ("json", "No space left on device"))
     ]
     assert done.stderr.splitlines() == lines

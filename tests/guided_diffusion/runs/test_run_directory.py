@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from guided_diffusion.errors import InputError
-from guided_diffusion.io import files
+from guided_diffusion.io import atomic
 from guided_diffusion.runs import run_directory
 from guided_diffusion.runs.run_directory import OWNER, Owner, check_held, claim, release
 from guided_diffusion.system import processes
@@ -65,7 +65,7 @@ def test_a_second_process_is_refused_and_a_killed_one_is_not_missed(tmp_path, ho
     assert (tmp_path / "run" / OWNER).exists()
     holder.kill()
     holder.wait()
-    (tmp_path / "run" / ".run.json.0123abcd.tmp").touch()
+    (tmp_path / "run" / f".run.json.{processes.machine_digest()}-{holder.pid}-0123abcd.tmp").touch()
     began = time.monotonic()
     claim(tmp_path / "run", pytest.fail)
     assert time.monotonic() - began < 1
@@ -100,7 +100,8 @@ def test_a_process_that_is_hidden_from_us_is_alive(tmp_path, holder, monkeypatch
 
 
 def test_other_programs_temporary_files_stay(tmp_path):
-    for name in (".report.20261128.tmp", ".cache.deadbeef.tmp", ".model000003.pt.0123abcd.tmp", ".status.json.77.tmp"):
+    ours = f".status.json.{processes.machine_digest()}-{2**22 + 1}-0123abcd.tmp"
+    for name in (".report.20261128.tmp", ".cache.deadbeef.tmp", ours):
         (tmp_path / name).touch()
     claim(tmp_path, pytest.fail)
     assert {path.name for path in tmp_path.iterdir()} == {".report.20261128.tmp", ".cache.deadbeef.tmp", OWNER}
@@ -167,7 +168,7 @@ def test_who_loses_a_directory_is_told(tmp_path, monkeypatch, event):
     time.sleep(0.2)
     assert not told
     if event == "taken over":
-        files.write_json(directory / OWNER, elsewhere())
+        atomic.write_json(directory / OWNER, elsewhere())
     elif event == "moved":
         directory.rename(tmp_path / "moved")
     else:
@@ -196,7 +197,7 @@ def test_a_file_system_without_links(tmp_path, monkeypatch):
     claim(tmp_path, pytest.fail)
     check_held(tmp_path)
     with pytest.raises(FileExistsError):
-        files.create_exclusively(tmp_path / OWNER, {})
+        atomic.create_exclusively(tmp_path / OWNER, {})
     check_held(tmp_path)
 
 

@@ -26,10 +26,10 @@ def place(tmp_path):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("sampling", "resuming: 4 of 10 images are there"),
-        ("guided", f"resuming: 4 of {LONGER} images are there"),
-        ("image_train", "model000000.pt with step 1"),
-        ("classifier_train", "model000000.pt with step 1"),
+        ("sampling", "resuming: 4 of 10 images exist"),
+        ("guided", f"resuming: 4 of {LONGER} images exist"),
+        ("image_train", "model000000.pt at step 1"),
+        ("classifier_train", "model000000.pt at step 1"),
     ],
 )
 def test_goes_on(name, said, place, run):
@@ -73,13 +73,13 @@ def small(tmp_path):
 
 def test_a_training_without_a_flag_of_today_goes_on(small, run):
     done = run(SMALL["training"][0], small_arguments("training"))
-    assert "model000000.pt with step 1" in done.stdout and (small / "training" / "model000003.pt").is_file()
+    assert "model000000.pt at step 1" in done.stdout and (small / "training" / "model000003.pt").is_file()
 
 
 def test_samples_without_a_flag_of_today_are_extended(small, run):
     before = read_npz(small / "sampling" / "samples_2x8x8x3.npz")
     done = run(SMALL["sampling"][0], [*small_arguments("sampling"), "--num_samples", "4"])
-    assert "resuming: 2 of 4 images are there" in done.stdout
+    assert "resuming: 2 of 4 images exist" in done.stdout
     after = read_npz(small / "sampling" / "samples_4x8x8x3.npz")
     assert all(np.array_equal(after[name][:2], before[name]) for name in ("arr_0", "arr_1"))
 

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ed_dpm_patches import ClassifierGuidance, ConstantRule, EntropyRule, GradientNormRule
 from ed_dpm_patches.trace import Trace
 from guided_diffusion.diffusion import samplers
-from guided_diffusion.diffusion.nonfinite import Watch, timesteps_of
+from guided_diffusion.diffusion.nonfinite import NonfiniteDetector
 from guided_diffusion.models import unet
 from guided_diffusion.models.inference import Frozen
 from guided_diffusion.script_util import create_gaussian_diffusion
@@ -43,15 +43,15 @@ def test_a_guided_step(monkeypatch, step, rule, traced):
     diffusion = create_gaussian_diffusion(learn_sigma=True, timestep_respacing="ddim5")
     model, classifier = (Frozen(network.to("meta")) for network in (small_unet(), small_classifier()))
     trace = Trace(diffusion, samples=2)
-    watch = Watch(timesteps_of(diffusion))
+    detector = NonfiniteDetector()
     observer = trace.observe if traced else None
-    guidance = ClassifierGuidance(classifier, rule, cap=100.0, observer=observer, see=watch.see)
+    guidance = ClassifierGuidance(classifier, rule, cap=100.0, observer=observer)
 
     def unlabelled(x, t, y):
         return model(x, t)
 
     def look(*args):
-        watch.step(*args)
+        detector.step(*args)
         if traced:
             trace.step(*args)
 

@@ -18,6 +18,7 @@ from guided_diffusion.runs import run_directory
 from guided_diffusion.sampling.image_grid import save_grid
 from guided_diffusion.sampling.noise import LabelPlan, PerSampleNoise, stream
 from guided_diffusion.sampling.run import Batch, SampleRun, to_uint8
+from guided_diffusion.system import processes
 from tests.support.helpers import read_npz, tree
 
 CPU = torch.device("cpu")
@@ -262,7 +263,8 @@ class TestSampleRun:
 
     def test_what_kills_left_behind_is_removed(self, tmp_path):
         (tmp_path / "parts").mkdir()
-        for name in ("parts/.part-000000003.npz.12ab34cd.tmp", ".samples_7x4x5x3.npz.12ab34cd.tmp"):
+        killed = f"{processes.machine_digest()}-{2**22 + 1}-12ab34cd.tmp"
+        for name in (f"parts/.part-000000003.npz.{killed}", f".samples_7x4x5x3.npz.{killed}"):
             (tmp_path / name).write_bytes(b"half")
         run_directory.claim(tmp_path, pytest.fail)
         self.plan(tmp_path).generate(self.draw)

@@ -21,8 +21,8 @@ from guided_diffusion import logger
 from guided_diffusion.errors import DamagedError, InputError
 from guided_diffusion.runs.run_directory import check_manifest, versions
 from guided_diffusion.sampling.shards import (
-    PartStore,
-    Piece,
+    Shard,
+    ShardStore,
     assemble,
     check_result,
     missing_batches,
@@ -59,16 +59,16 @@ def fail_on_disk(monkeypatch, failing: str) -> None:
 
 class TestParts:
     def test_write_and_find(self, tmp_path):
-        store = PartStore(tmp_path)
-        assert store.pieces() == []
+        store = ShardStore(tmp_path)
+        assert store.shards() == []
         store.write(4, {"arr_0": np.arange(6).reshape(2, 3), "arr_1": np.arange(2)})
-        (piece,) = store.pieces()
-        assert piece.indices == range(4, 6) and piece.names() == ["arr_0", "arr_1"]
-        assert np.array_equal(read_array(piece.path, "arr_1"), [0, 1])
+        (shard,) = store.shards()
+        assert shard.indices == range(4, 6) and shard.names() == ["arr_0", "arr_1"]
+        assert np.array_equal(read_array(shard.path, "arr_1"), [0, 1])
 
     @pytest.mark.parametrize("damage", ["truncate", "empty", "garbage", "no arr_0"])
     def test_a_damaged_part_counts_as_missing(self, tmp_path, damage):
-        store = PartStore(tmp_path)
+        store = ShardStore(tmp_path)
         store.write(0, {"arr_0": np.zeros((2, 3))})
         (path,) = (tmp_path / "parts").iterdir()
         whole = path.read_bytes()
@@ -78,39 +78,39 @@ class TestParts:
         else:
             path.write_bytes(replacement[damage])
         found = path.read_bytes()
-        assert store.pieces() == []
+        assert store.shards() == []
         store.remove(below=2)
         assert [kept.read_bytes() for kept in store.directory.iterdir()] == [found], "set aside, not deleted"
 
     def test_a_part_that_cannot_be_read_is_not_damaged(self, tmp_path, monkeypatch):
         """zipfile calls a failing disk "not a zip file"."""
-        store = PartStore(tmp_path)
+        store = ShardStore(tmp_path)
         store.write(0, {"arr_0": np.zeros((2, 3))})
         for failing in ("open", "read"):
             with monkeypatch.context() as patched, pytest.raises(InputError, match="cannot be read: Stale") as caught:
                 fail_on_disk(patched, failing)
-                store.pieces()
+                store.shards()
             assert not isinstance(caught.value, DamagedError)
-        assert len(store.pieces()) == 1
+        assert len(store.shards()) == 1
 
     def test_a_part_with_other_bytes_is_named_when_joined(self, tmp_path):
-        store = PartStore(tmp_path)
+        store = ShardStore(tmp_path)
         store.write(0, {"arr_0": np.zeros((50, 3000), np.uint8)})
         (path,) = (tmp_path / "parts").iterdir()
         data = bytearray(path.read_bytes())
         data[100_000] ^= 1
         path.write_bytes(data)
         with pytest.raises(DamagedError, match=r"part-000000000\.npz: damaged: Bad CRC"):
-            assemble(store.pieces(), ["arr_0"], tmp_path / "joined.npz")
+            assemble(store.shards(), ["arr_0"], tmp_path / "joined.npz")
         assert not (tmp_path / "joined.npz").exists()
 
     def test_remove_takes_only_its_own(self, tmp_path):
-        store = PartStore(tmp_path)
+        store = ShardStore(tmp_path)
         for first in (0, 2, 4):
             store.write(first, {"arr_0": np.zeros(2)})
         (tmp_path / "samples.npz").write_bytes(b"keep")
         store.remove(below=4)
-        assert [piece.indices for piece in store.pieces()] == [range(4, 6)], "finished samples beyond are kept"
+        assert [shard.indices for shard in store.shards()] == [range(4, 6)], "finished samples beyond are kept"
         store.remove(below=6)
         assert [path.name for path in tmp_path.iterdir()] == ["samples.npz"]
 
@@ -122,7 +122,7 @@ class TestParts:
     )
     def test_streaming_equals_savez(self, tmp_path_factory, counts, dtype, shape):
         folder = tmp_path_factory.mktemp("parts")
-        store = PartStore(folder)
+        store = ShardStore(folder)
         generator = np.random.default_rng(0)
         whole = (generator.random((sum(counts), *shape)) * 200).astype(dtype)
         labels = np.arange(sum(counts))
@@ -130,7 +130,7 @@ class TestParts:
         for first, count in zip(firsts, counts, strict=True):
             rows = slice(first, first + count)
             store.write(first, {"arr_0": np.asfortranarray(whole[rows]), "arr_1": labels[rows]})
-        assemble(store.pieces(), ["arr_0", "arr_1"], folder / "streamed.npz")
+        assemble(store.shards(), ["arr_0", "arr_1"], folder / "streamed.npz")
         np.savez(folder / "saved.npz", whole, labels)
         with zipfile.ZipFile(folder / "streamed.npz") as a, zipfile.ZipFile(folder / "saved.npz") as b:
             assert a.namelist() == b.namelist()
@@ -140,26 +140,26 @@ class TestParts:
     @given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 6)), max_size=6), st.integers(1, 24))
     def test_overlapping_parts_give_each_sample_once(self, tmp_path_factory, parts, total):
         folder = tmp_path_factory.mktemp("parts")
-        store, numbers = PartStore(folder), np.arange(40)
+        store, numbers = ShardStore(folder), np.arange(40)
         for first, count in parts:
             store.write(first, {"arr_0": numbers[first : first + count, None]})
-        pieces = without_overlap(store.pieces(), total)
+        shards = without_overlap(store.shards(), total)
         there = {i for first, count in dict(parts).items() for i in range(first, first + count) if i < total}
-        assert [i for piece in pieces for i in piece.indices] == sorted(there)
+        assert [i for shard in shards for i in shard.indices] == sorted(there)
         for batch_size in (1, 4, 5):
-            missing = missing_batches(pieces, total, batch_size)
+            missing = missing_batches(shards, total, batch_size)
             assert sorted([*there, *(i for batch in missing for i in batch)]) == list(range(total))
             assert all(len({i // batch_size for i in batch}) == 1 for batch in missing)
-        if pieces:
-            assemble(pieces, ["arr_0"], folder / "joined.npz")
+        if shards:
+            assemble(shards, ["arr_0"], folder / "joined.npz")
             assert read_npz(folder / "joined.npz")["arr_0"][:, 0].tolist() == sorted(there)
 
     def test_joining_needs_constant_memory(self, tmp_path):
         big = np.arange(24 << 20, dtype=np.uint8).reshape(24, -1)
         np.savez(tmp_path / "samples_24x1048576x1x1.npz", big)
-        pieces = [Piece(tmp_path / "samples_24x1048576x1x1.npz", 0, range(24))]
+        shards = [Shard(tmp_path / "samples_24x1048576x1x1.npz", 0, range(24))]
         tracemalloc.start()
-        assemble(pieces, ["arr_0"], tmp_path / "joined.npz")
+        assemble(shards, ["arr_0"], tmp_path / "joined.npz")
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 8 << 20
@@ -181,7 +181,7 @@ class TestParts:
 def test_rows_of_the_first_samples_only(tmp_path):
     np.savez(tmp_path / "part.npz", arr_0=np.arange(10, 16), map=np.array([10, 11]))
     for indices, expected in ((range(10, 16), [10, 11]), (range(11, 14), [11]), (range(12, 16), [])):
-        data = b"".join(Piece(tmp_path / "part.npz", 10, indices).blocks("map"))
+        data = b"".join(Shard(tmp_path / "part.npz", 10, indices).blocks("map"))
         assert np.frombuffer(data, np.int64).tolist() == expected
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.upstream import PeerUnavailable, load_peer
+from benchmarks.upstream import UpstreamUnavailable, load_upstream
 from guided_diffusion.config.configs import ClassifierConfig
 from guided_diffusion.errors import InputError
 from guided_diffusion.io import checkpoint
@@ -80,8 +80,8 @@ def test_fine_tuning_of_a_thousand_classes(train, tmp_path, script):
 def test_a_checkpoint_of_upstreams_and_back(train, tmp_path):
     """Upstream's network with its 1000 classes, fine-tuned on three, fits upstream's network again."""
     try:
-        peer = load_peer()
-    except PeerUnavailable as reason:
+        peer = load_upstream()
+    except UpstreamUnavailable as reason:
         pytest.skip(str(reason))
     network = peer.unet.UNetModel(
         image_size=8, in_channels=3, model_channels=32, out_channels=3, num_res_blocks=1, attention_resolutions=(2,),
@@ -290,7 +290,7 @@ class TestFolders:
     def test_a_folder_to_resume(self, train, tmp_path):
         train("image_train", "first")
         printed = train("image_train", "second", resume_checkpoint=tmp_path / "first", iterations=4).stdout
-        assert "taking model000002.pt" in printed and "going on from" in printed
+        assert "taking model000002.pt" in printed and "resuming from" in printed
         assert (tmp_path / "second" / "model000004.pt").is_file()
         shutil.rmtree(tmp_path / "first")
         (tmp_path / "first").mkdir()
@@ -310,7 +310,7 @@ class TestFolders:
         start = tmp_path / "first" / "ema_0.5_000002.pt"
         printed = train("image_train", "second", resume_checkpoint=start).stdout
         assert f"warning: --resume_checkpoint {start}: an average of weights; training begins with" in printed
-        assert "model000002.pt beside it goes on at step 2" in printed
+        assert "model000002.pt beside it resumes at step 2" in printed
 
     def test_a_damaged_newest_is_passed_over(self, train, tmp_path):
         train("classifier_train", "run", save_interval=1, iterations=3)

@@ -90,7 +90,7 @@ def test_an_interrupted_run_equals_an_undisturbed_one(train, tmp_path, script, l
     (line,) = [line for line in stopped.stdout.splitlines() if line.startswith("stopped by SIGTERM")]
     saved = Path(line.split("saved ")[1].split(";")[0])
     assert saved.is_file() and saved.parent == folder
-    assert "going on from" in train(script, "cut", launcher=launcher).stdout
+    assert "resuming from" in train(script, "cut", launcher=launcher).stdout
     assert_same_files(folder, tmp_path / "whole")
     steps = [int(float(row["step"])) for row in read_csv(folder / "progress.csv")]
     assert steps[-1] == 5 and set(steps) == set(range(6)) and len(steps) < 12, "nothing was trained anew"
@@ -114,7 +114,7 @@ def test_signals_that_save(train, tmp_path):
     }  # fmt: skip
     stopped = train("image_train", "run", ("step:1", "SIGINT", "0"), iterations=6, save_interval=100)
     assert stopped.statuses == [130] and "stopped by SIGINT" in stopped.stdout and not stopped.stderr.count("Traceback")
-    assert f"the same command with --log_dir {folder} goes on from there" in stopped.stdout
+    assert f"the same command with --log_dir {folder} resumes from there" in stopped.stdout
     last = train("image_train", "run", ("step:2", "SIGTERM", "0"), iterations=6, save_interval=100, fails=False)
     assert "stopped" not in last.stdout and (folder / "model000006.pt").is_file()
     train("image_train", "whole", iterations=6, save_interval=100)
@@ -160,14 +160,14 @@ def test_a_damaged_checkpoint_is_passed_over(again, tmp_path, finished, damage):
     DAMAGES[damage](tmp_path / "run")
     printed = again().stdout
     (warning,) = [line for line in printed.splitlines() if "opt000005.pt: " in line]
-    assert "going on from checkpoint 000004" in warning
+    assert "resuming from checkpoint 000004" in warning
     assert_same_files(tmp_path / "run", finished / "run")
 
 
 def test_without_an_intact_checkpoint_a_run_begins_again(again, tmp_path, finished):
     for path in (tmp_path / "run").glob("model*.pt"):
         path.write_bytes(path.read_bytes()[:-1])
-    assert again().stdout.count("going on from the run's beginning") == 3
+    assert again().stdout.count("resuming from the run's beginning") == 3
     assert_same_files(tmp_path / "run", finished / "run")
 
 
@@ -183,7 +183,9 @@ def test_fewer_steps_than_are_done(monkeypatch, steps, more):
     monkeypatch.setattr(setup.logger, "log", told.append)
     monkeypatch.setattr(setup.logger, "get_dir", lambda: "")
     monkeypatch.setattr(setup, "note_complete", lambda *args: None)
-    setup.say_complete(SimpleNamespace(model_path="model000005.pt", first_step=6), "--iterations", steps)
+    monkeypatch.setattr(setup, "say_what_to_use", lambda purpose: None)
+    run = SimpleNamespace(model_path="model000005.pt", first_step=6, state={})
+    assert setup.Training.is_complete(None, run, "--iterations", steps, "sample from")
     assert told == [f"already complete: model000005.pt{more}"]
 
 
@@ -236,7 +238,7 @@ def test_a_requeued_command_prefers_its_own_checkpoints(train, tmp_path):
     train("image_train", "whole", **resume)
     train("image_train", "cut", ("step:2", "SIGTERM", "0"), **resume)
     start.unlink()
-    assert "model000003.pt with step 4" in train("image_train", "cut", **resume).stdout
+    assert "model000003.pt at step 4" in train("image_train", "cut", **resume).stdout
     assert_same_files(tmp_path / "cut", tmp_path / "whole")
     assert [float(row["step"]) for row in read_csv(tmp_path / "cut" / "progress.csv")] == [2, 3, 4, 5]
 
@@ -250,7 +252,7 @@ def test_more_steps_of_a_falling_rate(train, tmp_path):
 @pytest.mark.slow
 def test_another_number_of_processes_with_the_same_batch(train, tmp_path):
     train("image_train", "run", ("step:3", "SIGTERM", "all"), launcher="fork2", batch_size=2)
-    assert "going on with 1 process, 2 before" in train("image_train", "run", batch_size=4).stdout
+    assert "resuming with 1 process, 2 before" in train("image_train", "run", batch_size=4).stdout
     rows = read_csv(tmp_path / "run" / "progress.csv")
     assert [float(row["samples"]) for row in rows] == [4.0 * n for n in range(1, 7)]
     assert all(np.isfinite(float(row["loss"])) for row in rows)

@@ -123,7 +123,7 @@ def test_killed_in_the_midst_of_sampling(run, tmp_path, sampling):
     assert 0 < len(finished) < 40 and not list((tmp_path / "cut").glob("samples*"))
 
     again = run("classifier_sample", sampling, launcher="fork2")
-    assert f"resuming: {len(finished)} of 40 images are there" in again.stdout, "what was finished is not made again"
+    assert f"resuming: {len(finished)} of 40 images exist" in again.stdout, "what was finished is not made again"
     assert "of 800 evaluations" in again.stdout, "with those before the interruption"
     result = tmp_path / "cut" / "samples_40x8x8x3.npz"
     resumed, trace = read_npz(result), read_npz(tmp_path / "trace.npz")
@@ -171,8 +171,8 @@ def test_a_stop_without_a_log_dir_says_which_it_was(run, tmp_path, checkpoints, 
     ended = run(program, arguments, fails=True)
     (folder,) = (tmp_path / "runs").iterdir()
     assert ended.statuses == [status] and "Traceback" not in ended.stderr
-    told = f"{says}; finished batches are kept; the same command with --log_dir {folder} goes on from there"
+    told = f"{says}; finished batches are kept; the same command with --log_dir {folder} resumes from there"
     assert told in ended.stdout
     assert json.loads((folder / "status.json").read_text())["state"] == "stopped"
     again = run("image_sample", flags | {"log_dir": folder})
-    assert "of 6 images are there" in again.stdout and list(folder.glob("samples_6*.npz"))
+    assert "of 6 images exist" in again.stdout and list(folder.glob("samples_6*.npz"))

@@ -1,0 +1,81 @@
+"""Guidance by scorers that are no classifiers: anything differentiable that says how good an image is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .shapes import one_per_sample, per_sample
+
+
+class ScoreGuidance:
+    """scale times the gradient of a log-score for its image, as a cond_fn(x_t, t, **kwargs).
+
+    :param scorer: scorer(x [B, ...], t [B], **kwargs) -> log-scores [B], differentiable in x: a similarity, minus a
+        regressor's squared error, a discriminator (`discriminator_score`), labels of which several can hold
+        (`multi_label_score`). TypeError at the call if it returns anything else.
+    :param scale: a number, or a function of t [B] -> [B].
+    :param takes: names of the sampler's arguments that the scorer wants, such as ("y",); others are left out.
+
+    Plain float32 autograd: a score in half precision may vanish where `ClassifierGuidance` would keep it.
+    """
+
+    def __init__(
+        self,
+        scorer: Callable[..., Tensor],
+        scale: float | Callable[[Tensor], Tensor] = 1.0,
+        takes: tuple[str, ...] = (),
+    ):
+        self.scorer, self.gamma, self.takes = scorer, scale, takes
+        self.scale: Tensor | None = None  # [B], float64, of the last call
+
+    def __call__(self, x: Tensor, t: Any, **kwargs: object) -> Tensor:
+        """Return the guidance, shaped and typed like x."""
+        wanted = {name: kwargs[name] for name in self.takes if name in kwargs}
+        with torch.inference_mode(False), torch.enable_grad():
+            x_in = (x.clone() if x.is_inference() else x.detach()).requires_grad_(True)
+            t_B = one_per_sample(t, x)
+            score_B = self.scorer(x_in, t_B, **wanted)
+            if not isinstance(score_B, Tensor) or score_B.shape != (len(x),) or not score_B.requires_grad:
+                shape = tuple(score_B.shape) if isinstance(score_B, Tensor) else type(score_B).__name__
+                raise TypeError(f"scorer: found {shape}, expected differentiable log-scores of shape ({len(x)},)")
+            (gradient,) = torch.autograd.grad(score_B.sum(), x_in)
+        scale = self.gamma(t_B) if callable(self.gamma) else self.gamma
+        self.scale = torch.as_tensor(scale, dtype=torch.float64, device=x.device).expand(len(x))
+        return (gradient * per_sample(self.scale, x).to(gradient.dtype)).to(x.dtype)
+
+
+def discriminator_score(network: Callable[..., Tensor], logit: bool = False) -> Callable[..., Tensor]:
+    """Return the scorer log d / (1 - d) [B] of a discriminator d(x, t) in (0, 1), [B] or [B, 1].
+
+    The log-ratio of the densities of real and of generated images (Kim et al. 2023, discriminator guidance).
+
+    :param logit: the network returns log d / (1 - d) itself: exact where d rounds to 0 or 1.
+    """
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        output_B = network(x, t).flatten()
+        return output_B if logit else output_B.log() - torch.log1p(-output_B)
+
+    return score
+
+
+def multi_label_score(network: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the scorer sum_l log p(y_l) [B] of independent labels, for logits network(x, t) [B, L].
+
+    Called with y [B, L]: 1 the label holds, 0 it does not, anything else, such as -1, it has no say. p(y_l) is
+    sigmoid(z_l) or sigmoid(-z_l) (derived here). ValueError for a y of another shape. Use takes=("y",).
+    """
+
+    def score(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        logits_BL = network(x, t)
+        if y.shape != logits_BL.shape:
+            raise ValueError(f"y: found shape {tuple(y.shape)}, expected {tuple(logits_BL.shape)}, a label a column")
+        signs_BL = torch.where(y == 1, 1.0, -1.0).to(logits_BL.dtype)
+        return torch.where((y == 0) | (y == 1), F.logsigmoid(signs_BL * logits_BL), 0.0).sum(dim=1)
+
+    return score
