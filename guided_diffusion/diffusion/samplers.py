@@ -193,6 +193,17 @@ def _noting(function: Callable[..., Tensor], returned: dict[str, Tensor], name: 
     return noting
 
 
+def together(callbacks: Sequence[Callback], after: Callable[[], None]) -> Callback:
+    """Return one callback that calls several, then `after`, which takes no arguments."""
+
+    def call(step: int, t: int, output: StepOutput) -> None:
+        for callback in callbacks:
+            callback(step, t, output)
+        after()
+
+    return call
+
+
 def last(results: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Return the final item of a progressive loop."""
     return deque(results, maxlen=1).pop()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.diffusion.nonfinite import NonfiniteDetector
-from guided_diffusion.diffusion.samplers import Callback, StepOutput
+from guided_diffusion.diffusion.samplers import Callback, together
 from guided_diffusion.distributed import collectives
 from guided_diffusion.distributed.progress import Progress, note_complete
 from guided_diffusion.distributed.stop_signals import how_to_resume, terminating
@@ -66,18 +66,12 @@ class Batch:
 
         :param callbacks: further ones.
         """
-
-        def after_step(step: int, t: int, output: StepOutput) -> None:
-            for callback in (*self.callbacks, *callbacks):
-                callback(step, t, output)
-            self.alive()
-
         return {
             "shape": (len(self.indices), *shape),
             "noise": self.noise.normal(shape),
             "noise_fn": self.noise,
             "device": self.noise.device,
-            "callback": after_step,
+            "callback": together((*self.callbacks, *callbacks), self.alive),
         }
 
 
