@@ -26,7 +26,7 @@ from tqdm import tqdm
 from experiments.mixture.study import Cell, Laboratory, cells, read_spec, tune
 from experiments.steps import claim
 from guided_diffusion.distributed.shutdown import run_main
-from guided_diffusion.io.files import write_atomically
+from guided_diffusion.io.atomic import write_atomically
 
 METRICS = ("within", "marginal", "frechet", "right", "finite")
 CHOSEN_BY = ("within", "frechet")
