@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.diffusion.nonfinite import peak
+from guided_diffusion.diffusion.process import per_sample
 from guided_diffusion.diffusion.schedules import get_named_beta_schedule
 from guided_diffusion.models.any_classifier import AnyClassifier
 from guided_diffusion.models.inference import Frozen
@@ -82,7 +83,7 @@ class ClassifierGuidance:
         if y is None:
             raise ValueError("y: missing; guidance needs a label for every sample (model_kwargs={'y': ...})")
         with torch.inference_mode(False), torch.no_grad():
-            x, t_B, y_B = x.detach(), *(_one_per_sample(value, x) for value in (t, y))
+            x, t_B, y_B = x.detach(), *(one_per_sample(value, x) for value in (t, y))
             # Autograd keeps no tensor that was made in inference mode.
             x, t_B, y_B = (value.clone() if value.is_inference() else value for value in (x, t_B, y_B))
             guidance = self._guide(x, t_B, y_B, checked=y is self._checked_y)
@@ -96,9 +97,9 @@ class ClassifierGuidance:
         :param alphas_cumprod: abar of every timestep of the classifier's process [T], in which t counts.
         """
         abar_T = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device=x.device)
-        abar_B = abar_T[_one_per_sample(t, x).long()]
+        abar_B = abar_T[one_per_sample(t, x).long()]
         noise, rest = eps[:, : x.shape[1]], eps[:, x.shape[1] :]
-        shift = _per_sample((1 - abar_B).sqrt(), x) * self(x, t, y)
+        shift = per_sample((1 - abar_B).sqrt(), x) * self(x, t, y)
         return torch.cat([noise - shift.to(eps.dtype), rest], dim=1)
 
     def guide_denoised(
@@ -115,10 +116,10 @@ class ClassifierGuidance:
             alphas_cumprod = np.cumprod(1 - get_named_beta_schedule("linear", 1000))
         abar_T = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device=x.device)
         log_sigma_T = ((1 - abar_T) / abar_T).log() / 2
-        sigma_B = _one_per_sample(sigma, x).double()
+        sigma_B = one_per_sample(sigma, x).double()
         t_B = (sigma_B.log()[:, None] - log_sigma_T).abs().argmin(dim=1)
         size_B = (1 + sigma_B**2).sqrt()
-        shift = self((x / _per_sample(size_B, x)).to(x.dtype), t_B, y) * _per_sample(sigma_B**2 / size_B, x)
+        shift = self((x / per_sample(size_B, x)).to(x.dtype), t_B, y) * per_sample(sigma_B**2 / size_B, x)
         return denoised + shift.to(denoised.dtype)
 
     def _guide(self, x: Tensor, t: Tensor, y: Tensor, checked: bool) -> Tensor:
@@ -150,7 +151,7 @@ class ClassifierGuidance:
         steepest_B = peak(gradient)
         self.peaks = {"classifier logits": largest_logit_B, "guidance gradient": steepest_B}
         valid_B &= steepest_B.isfinite()
-        gradient = torch.where(_per_sample(valid_B, gradient), gradient, 0.0)
+        gradient = torch.where(per_sample(valid_B, gradient), gradient, 0.0)
 
         # In logarithms: where the classifier is certain, only the product of direction and scale is a float64.
         length_B = grad_norm_B = None
@@ -171,7 +172,7 @@ class ClassifierGuidance:
         # The floor keeps the factor itself within float32 where the gradient vanishes.
         steepest_B = torch.where(valid_B, steepest_B, 0.0).double().clamp(min=1e-25)
         size_B = torch.minimum(size_B, LARGEST_GUIDANCE / steepest_B)
-        guidance = (gradient * _per_sample(size_B.to(gradient.dtype), gradient)).to(x.dtype).contiguous()
+        guidance = (gradient * per_sample(size_B.to(gradient.dtype), gradient)).to(x.dtype).contiguous()
 
         self.report.update(scale_B, capped=capped_B, nonfinite=~valid_B, active=active_B)
         if self.observer is not None:
@@ -187,11 +188,7 @@ def _check_labels(y: Tensor, classes: int) -> None:
         raise ValueError(f"y: found labels {lowest} to {highest}, the classifier's are 0 to {classes - 1}")
 
 
-def _one_per_sample(value: Any, x: Tensor) -> Tensor:
+def one_per_sample(value: Any, x: Tensor) -> Tensor:
     """A number, a list or a tensor as a tensor [B] on x's device; anything with more than one value keeps its shape."""
     values = torch.as_tensor(value, device=x.device)
     return values.reshape(1).expand(len(x)) if values.numel() == 1 else values
-
-
-def _per_sample(values_B: Tensor, like: Tensor) -> Tensor:
-    return values_B.reshape(-1, *[1] * (like.dim() - 1))

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ed_dpm_patches.guidance import one_per_sample
 from guided_diffusion.diffusion.enums import ModelMeanType
-from guided_diffusion.diffusion.process import DiffusionProcess
-
-from .shapes import one_per_sample, per_sample
+from guided_diffusion.diffusion.process import DiffusionProcess, per_sample
 
 AlphasCumprod = Tensor | np.ndarray | Sequence[float]
 PREDICTIONS = EPS, X_0, V = ("eps", "x_0", "v")

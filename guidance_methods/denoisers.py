@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ed_dpm_patches.guidance import one_per_sample
+from guided_diffusion.diffusion.process import per_sample
 from guided_diffusion.diffusion.schedules import get_named_beta_schedule
 
 from .denoiser import AlphasCumprod
-from .shapes import one_per_sample, per_sample
 from .wrapped import ask
 
 

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ed_dpm_patches.guidance import one_per_sample
+from guided_diffusion.diffusion.process import per_sample
+
 from .denoiser import EPS, X_0, V, check_prediction, x0_coefficients
-from .shapes import one_per_sample, per_sample
 from .wrapped import ask
 
 # diffusers' schedulers that draw x_{t-1} from p(x_{t-1} | x_t), and names of what a scheduler takes from its model.

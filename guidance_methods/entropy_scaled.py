@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ed_dpm_patches import ClassifierGuidance
-from ed_dpm_patches.rules import ConstantRule, Direction, GuidanceRule
+from ed_dpm_patches.rules import ConstantRule, Direction, EntropyRule, GuidanceRule
 from ed_dpm_patches.softmax import Softmax
 from guided_diffusion.errors import InputValueError
 
@@ -46,8 +44,8 @@ class EntropyScaled(GuidanceRule):
     def direction(self, p: Softmax, y: Tensor) -> Direction:
         return self.rule.direction(p, y)
 
-    def log_scale(self, p: Softmax, t: Tensor, grad_norm: torch.Tensor | None) -> Tensor:
-        return self.rule.log_scale(p, t, grad_norm) + math.log(math.log(p.num_classes)) - p.log_entropy
+    def log_scale(self, p: Softmax, t: Tensor, grad_norm: Tensor | None) -> Tensor:
+        return self.rule.log_scale(p, t, grad_norm) + EntropyRule().log_scale(p, t, None)
 
 
 def check_cap(rule: GuidanceRule, cap: float | None) -> None:

@@ -15,7 +15,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .shapes import one_per_sample, per_sample
+from ed_dpm_patches.guidance import one_per_sample
+from guided_diffusion.diffusion.process import per_sample
+
 from .wrapped import Wrapped, ask
 
 

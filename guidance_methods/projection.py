@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from guided_diffusion.diffusion.process import per_sample
+
 from .denoiser import EPS, AlphasCumprod, check_prediction, x0_coefficients
 from .run_state import RunState
-from .shapes import per_sample
 
 
 class AdaptiveProjection:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .shapes import per_sample
+from guided_diffusion.diffusion.process import per_sample
 
 
 class RunState:

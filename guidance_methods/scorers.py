@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .shapes import one_per_sample, per_sample
+from ed_dpm_patches.guidance import one_per_sample
+from guided_diffusion.diffusion.process import per_sample
 
 
 class ScoreGuidance:

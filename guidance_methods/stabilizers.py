@@ -13,10 +13,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ed_dpm_patches.guidance import LARGEST_GUIDANCE
+from ed_dpm_patches.guidance import LARGEST_GUIDANCE, one_per_sample
+from guided_diffusion.diffusion.process import per_sample
 
 from .run_state import RunState
-from .shapes import one_per_sample, per_sample
 from .wrapped import Wrapped
 
 

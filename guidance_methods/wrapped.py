@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from ed_dpm_patches.scale_stats import ScaleReport
-
-WANTS = {"x_0": "wants_x0", "variance": "wants_variance"}
+from guided_diffusion.diffusion.process import wanted
 
 
 class Wrapped:
@@ -57,8 +56,7 @@ class Wrapped:
 
 def ask(guidance: Callable[..., Tensor], x: Tensor, t: Tensor, kwargs: dict[str, object]) -> Tensor:
     """Call a guidance with those of x_0 and variance alone that it wants, and with all other arguments."""
-    unwanted = {name for name in ("x_0", "variance") if not getattr(guidance, WANTS[name], False)}
-    return guidance(x, t, **{name: value for name, value in kwargs.items() if name not in unwanted})
+    return guidance(x, t, **wanted(guidance, kwargs))
 
 
 def reset(guidance: Callable[..., Tensor]) -> None:

@@ -17,6 +17,7 @@ import statistics
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,14 @@ CHOSEN_BY = ("within", "frechet")
 class Results:
     """The samplings of one cell so far, and a file that keeps them.
 
-    :param path: of a CSV file with a line for each (scale, seed).
+    :param folder: where the cell has its CSV file, with a line for each (scale, seed).
     """
 
-    def __init__(self, path: Path, cell: Cell, laboratory: Laboratory):
-        self.path, self.cell, self.laboratory = path, cell, laboratory
+    def __init__(self, folder: Path, cell: Cell, laboratory: Laboratory):
+        self.path, self.cell, self.laboratory = folder / f"{str(cell).replace('/', '_')}.csv", cell, laboratory
         self.done: dict[tuple[float, int], dict[str, float]] = {}
-        if path.exists():
-            for row in csv.DictReader(path.read_text().splitlines()):
+        if self.path.exists():
+            for row in csv.DictReader(self.path.read_text().splitlines()):
                 self.done[float(row["scale"]), int(row["seed"])] = {name: float(row[name]) for name in METRICS}
 
     def get(self, scale: float, seed: int) -> dict[str, float]:
@@ -65,7 +66,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 def work(cell: Cell, spec: dict[str, Any], folder: Path) -> None:
     """Tune a cell by each of CHOSEN_BY and sample at the chosen scales with the reporting seeds."""
     torch.set_num_threads(1)
-    results = Results(folder / f"{str(cell).replace('/', '_')}.csv", cell, _laboratory(json.dumps(spec)))
+    results = Results(folder, cell, _laboratory(json.dumps(spec)))
     for metric in CHOSEN_BY:
         scale = choose(results, metric, spec)
         for seed in spec["reporting_seeds"]:
@@ -78,19 +79,17 @@ def choose(results: Results, metric: str, spec: dict[str, Any]) -> float:
     return tune(spec["scales"], *bounds, lambda scale: results.get(scale, spec["tuning_seed"])[metric])
 
 
-_laboratories: dict[str, Laboratory] = {}
-
-
+@cache
 def _laboratory(spec: str) -> Laboratory:
     """Return this process's laboratory: learned networks are trained once a process."""
-    return _laboratories.setdefault(spec, Laboratory(json.loads(spec)))
+    return Laboratory(json.loads(spec))
 
 
 def summary(spec: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
     """Yield a line for each finished cell and metric to choose by: the scale, and means over the reporting seeds."""
     laboratory = Laboratory(spec)
     for cell in cells(spec):
-        results = Results(folder / f"{str(cell).replace('/', '_')}.csv", cell, laboratory)
+        results = Results(folder, cell, laboratory)
         for metric in CHOSEN_BY if results.done else ():
             scale = choose(results, metric, spec)
             rows = [results.get(scale, seed) for seed in spec["reporting_seeds"]]

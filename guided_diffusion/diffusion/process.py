@@ -15,6 +15,9 @@ from torch import Tensor
 from guided_diffusion.diffusion.enums import LossType, ModelMeanType, ModelVarType
 from guided_diffusion.diffusion.schedules import diffusion_tables
 
+# Arguments of a guidance, and the attribute by which it asks for each.
+WANTS = {"x_0": "wants_x0", "variance": "wants_variance"}
+
 LEARNED = (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
 _FIXED = {  # the tables of the variance and of its logarithm
     ModelVarType.FIXED_SMALL: ("posterior_variance", "posterior_log_variance_clipped"),
@@ -80,7 +83,7 @@ class DiffusionProcess:
         key = (name, t.device)
         if key not in self._float32_tables:
             self._float32_tables[key] = torch.from_numpy(getattr(self, name)).to(t.device, torch.float32)
-        return self._float32_tables[key][t].reshape(-1, *[1] * (like.dim() - 1))
+        return per_sample(self._float32_tables[key][t], like)
 
     # --- q: adding noise -------------------------------------------------------------------------------
 
@@ -191,9 +194,8 @@ class DiffusionProcess:
     def _guidance(
         self, cond_fn: Callable, p_mean_var: dict[str, Tensor], x: Tensor, t: Tensor, model_kwargs: dict | None
     ) -> Tensor:
-        """What a cond_fn returns for x_t. One that says `wants_x0` or `wants_variance` is told these of the model."""
-        wanted = {"x_0": ("wants_x0", "pred_xstart"), "variance": ("wants_variance", "variance")}
-        told = {name: p_mean_var[key] for name, (asks, key) in wanted.items() if getattr(cond_fn, asks, False)}
+        """Return what a cond_fn gives for x_t, told the model's x_0 and variance where it wants them."""
+        told = wanted(cond_fn, {"x_0": p_mean_var["pred_xstart"], "variance": p_mean_var["variance"]})
         return self.call(cond_fn, x, t, {**(model_kwargs or {}), **told})
 
     def condition_mean(
@@ -217,6 +219,16 @@ class DiffusionProcess:
         pred_xstart = self._predict_xstart_from_eps(x, t, eps)
         mean, _, _ = self.q_posterior_mean_variance(x_start=pred_xstart, x_t=x, t=t)
         return {**p_mean_var, "pred_xstart": pred_xstart, "mean": mean}
+
+
+def wanted(guidance: Callable, told: dict[str, object]) -> dict[str, object]:
+    """Return the arguments without those of WANTS that the guidance does not ask for by its attribute."""
+    return {name: value for name, value in told.items() if name not in WANTS or getattr(guidance, WANTS[name], False)}
+
+
+def per_sample(values_B: Tensor, like: Tensor) -> Tensor:
+    """Return values [B] as [B, 1, ...] of like's rank."""
+    return values_B.reshape(-1, *[1] * (like.dim() - 1))
 
 
 def _expect_same_shape(a: Tensor, b: Tensor) -> None:

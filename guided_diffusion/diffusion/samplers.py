@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.diffusion.enums import ModelMeanType
-from guided_diffusion.diffusion.process import DiffusionProcess
+from guided_diffusion.diffusion.process import WANTS, DiffusionProcess, per_sample
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def _noting(function: Callable[..., Tensor], returned: dict[str, Tensor], name: 
         returned[name] = function(*args, **kwargs)
         return returned[name]
 
-    for attribute in ("wants_x0", "wants_variance"):  # see `DiffusionProcess`
+    for attribute in WANTS.values():
         setattr(noting, attribute, getattr(function, attribute, False))
     return noting
 
@@ -211,4 +211,4 @@ def last(results: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def _not_last(t: Tensor, like: Tensor) -> Tensor:
     """1 where noise is still added, 0 at t = 0, as [B, 1, ...]."""
-    return (t != 0).float().reshape(-1, *[1] * (like.dim() - 1))
+    return per_sample((t != 0).float(), like)
