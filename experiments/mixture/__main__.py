@@ -1,10 +1,11 @@
 """Which guidance is nearest to the truth? Every cell of the study, tuned over its scale, then on other seeds.
 
-    python -m experiments.mixture --quick                 # minutes, one mixture, few samples
+    python -m experiments.mixture --quick                     # minutes: one mixture, few samples, few steps
     python -m experiments.mixture --out runs/mixture --jobs 2
+    python -m experiments.mixture --out runs/mixture --report # of what is done; of raw.csv alone, where that is all
 
-Writes raw.csv (one line for each sampling), table.csv and table.md into the folder. After an interruption the same
-command resumes.
+Writes raw.csv (a line for each reporting seed), table.csv, table.md and figure.png into the folder. After an
+interruption the same command resumes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import argparse
 import csv
 import json
 import os
-import statistics
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -24,22 +24,21 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from experiments.mixture.study import Cell, Laboratory, cells, read_spec, tune
+from experiments.figures.style import write_csv
+from experiments.mixture import report
+from experiments.mixture.study import CHOSEN_BY, METRICS, Cell, Laboratory, cells, read_spec, tune
 from experiments.steps import claim
 from guided_diffusion.distributed.shutdown import run_main
-from guided_diffusion.io.atomic import write_atomically
-
-METRICS = ("within", "marginal", "frechet", "right", "finite")
-CHOSEN_BY = ("within", "frechet")
+from guided_diffusion.errors import InputError
 
 
 class Results:
-    """The samplings of one cell so far, and a file that keeps them.
+    """The samplings of one cell so far, and a file that keeps them, with a line for each (scale, seed).
 
-    :param folder: where the cell has its CSV file, with a line for each (scale, seed).
+    :param laboratory: does those that are not there; None: KeyError for them.
     """
 
-    def __init__(self, folder: Path, cell: Cell, laboratory: Laboratory):
+    def __init__(self, folder: Path, cell: Cell, laboratory: Laboratory | None = None):
         self.path, self.cell, self.laboratory = folder / f"{str(cell).replace('/', '_')}.csv", cell, laboratory
         self.done: dict[tuple[float, int], dict[str, float]] = {}
         if self.path.exists():
@@ -47,36 +46,39 @@ class Results:
                 self.done[float(row["scale"]), int(row["seed"])] = {name: float(row[name]) for name in METRICS}
 
     def get(self, scale: float, seed: int) -> dict[str, float]:
-        """Return the distances of a sampling, which is done and kept if it is not there."""
-        if (scale, seed) not in self.done:
-            self.done[scale, seed] = self.laboratory.run(self.cell, scale, seed)
-            rows = [{"scale": a, "seed": b} | values for (a, b), values in self.done.items()]
-            write(self.path, rows)
+        """Return the distances of a sampling, with six significant digits."""
+        if (scale, seed) not in self.done and self.laboratory is not None:
+            found = self.laboratory.run(self.cell, scale, seed)
+            self.done[scale, seed] = {name: float(f"{found[name]:.6g}") for name in METRICS}
+            write_csv(self.path, [{"scale": a, "seed": b} | values for (a, b), values in self.done.items()])
         return self.done[scale, seed]
 
+    def chosen(self, spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield, for the scale that is best by each of CHOSEN_BY on the tuning seed, a line for each reporting seed.
 
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the rows as a CSV file with a header, floats with six significant digits."""
-    lines = [",".join(rows[0])]
-    lines += [",".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()) for row in rows]
-    with write_atomically(path) as file:
-        file.write(("\n".join(lines) + "\n").encode())
+        Where both choose the same scale, its lines come once, with chosen_by "both".
+        """
+        search = list(self._method(spec).get("scales", spec["scales"]))
+        bounds, seed = (spec["smallest_scale"], spec["largest_scale"]), spec["tuning_seed"]
+        scales = {
+            metric: tune(search, *bounds, lambda scale, metric=metric: self.get(scale, seed)[metric])
+            for metric in CHOSEN_BY
+        }
+        if len(set(scales.values())) == 1:
+            scales = {"both": scales[CHOSEN_BY[0]]}
+        for metric, scale in scales.items():
+            for seed in spec["reporting_seeds"]:
+                yield asdict(self.cell) | {"chosen_by": metric, "scale": scale, "seed": seed} | self.get(scale, seed)
+
+    def _method(self, spec: dict[str, Any]) -> dict[str, Any]:
+        return spec["methods"][self.cell.method]
 
 
 def work(cell: Cell, spec: dict[str, Any], folder: Path) -> None:
-    """Tune a cell by each of CHOSEN_BY and sample at the chosen scales with the reporting seeds."""
+    """Do all samplings of a cell that are not there."""
     torch.set_num_threads(1)
-    results = Results(folder, cell, _laboratory(json.dumps(spec)))
-    for metric in CHOSEN_BY:
-        scale = choose(results, metric, spec)
-        for seed in spec["reporting_seeds"]:
-            results.get(scale, seed)
-
-
-def choose(results: Results, metric: str, spec: dict[str, Any]) -> float:
-    """Return the scale that is best by a metric on the tuning seed."""
-    bounds = spec["smallest_scale"], spec["largest_scale"]
-    return tune(spec["scales"], *bounds, lambda scale: results.get(scale, spec["tuning_seed"])[metric])
+    for _ in Results(folder, cell, _laboratory(json.dumps(spec))).chosen(spec):
+        pass
 
 
 @cache
@@ -85,19 +87,26 @@ def _laboratory(spec: str) -> Laboratory:
     return Laboratory(json.loads(spec))
 
 
-def summary(spec: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield a line for each finished cell and metric to choose by: the scale, and means over the reporting seeds."""
-    laboratory = Laboratory(spec)
+def collect(spec: dict[str, Any], folder: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the lines of all cells that are done, and how many cells are not."""
+    rows, missing = [], 0
     for cell in cells(spec):
-        results = Results(folder, cell, laboratory)
-        for metric in CHOSEN_BY if results.done else ():
-            scale = choose(results, metric, spec)
-            rows = [results.get(scale, seed) for seed in spec["reporting_seeds"]]
-            row = asdict(cell) | {"chosen_by": metric, "scale": scale}
-            for name in METRICS:
-                values = [found[name] for found in rows]
-                row |= {name: statistics.mean(values), f"{name}_sd": statistics.stdev(values)}
-            yield row
+        try:
+            rows += list(Results(folder, cell).chosen(spec))
+        except KeyError:
+            missing += 1
+    return rows, missing
+
+
+def run(spec: dict[str, Any], out: Path, jobs: int) -> None:
+    """Do all cells, resuming what is in the folder. InputError where that is of another study."""
+    out.mkdir(parents=True, exist_ok=True)
+    claim(out / "spec.json", spec)
+    (out / "cells").mkdir(exist_ok=True)
+    with ProcessPoolExecutor(jobs) as pool:
+        futures = [pool.submit(work, cell, spec, out / "cells") for cell in cells(spec)]
+        for future in tqdm(as_completed(futures), total=len(futures), unit=" cells"):
+            future.result()
 
 
 def main() -> None:
@@ -107,20 +116,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/mixture"), help="folder of all files (runs/mixture)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (one a core)")
     parser.add_argument("--quick", action="store_true", help="few samples, one mixture: minutes")
+    parser.add_argument("--report", action="store_true", help="sample nothing, write the tables and the figure anew")
     args = parser.parse_args()
     spec = read_spec(quick=args.quick)
-    args.out.mkdir(parents=True, exist_ok=True)
-    claim(args.out / "spec.json", spec)
-    folder = args.out / "cells"
-    folder.mkdir(exist_ok=True)
-    todo = cells(spec)
-    with ProcessPoolExecutor(args.jobs) as pool:
-        futures = [pool.submit(work, cell, spec, folder) for cell in todo]
-        for future in tqdm(as_completed(futures), total=len(futures), unit=" cells"):
-            future.result()
-    rows = list(summary(spec, folder))
-    write(args.out / "table.csv", rows)
-    print(f"table: {(args.out / 'table.csv').absolute()}")
+    if not args.report:
+        run(spec, args.out, args.jobs)
+    if (args.out / "cells").is_dir():
+        rows, missing = collect(spec, args.out / "cells")
+        if not rows:
+            raise InputError(f"{args.out / 'cells'}: found no finished cell, expected some; run without --report")
+        write_csv(args.out / "raw.csv", rows)
+        if missing:
+            print(f"not done: {missing} of {len(cells(spec))} cells")
+    report.write(args.out, spec)
+    print(f"table: {(args.out / 'table.md').absolute()}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ v = abar s^2 + 1 - abar, from which follow
 
     log p(x_t | j) = (sqrt(abar) <x_t, m_j> - abar |m_j|^2 / 2) / v + a number that is the same for every j,
     E[x_0 | x_t, j] = m_j + sqrt(abar) s^2 / v (x_t - sqrt(abar) m_j).
+
+Given a class, the same holds with its components alone.
 """
 
 from __future__ import annotations
@@ -38,6 +40,11 @@ class Mixture:
         """K."""
         return int(self.class_J[-1]) + 1
 
+    @property
+    def reach(self) -> float:
+        """The largest coordinate of a component's mean, without its sign."""
+        return float(self.means_JD.abs().max())
+
     def draw(self, y_B: Tensor, generator: torch.Generator) -> Tensor:
         """Draw x_0 [B, D], float64, of the classes y [B]."""
         each = len(self.class_J) // self.num_classes
@@ -48,7 +55,7 @@ class Mixture:
     def log_components(self, x_BD: Tensor, t_B: Tensor, deviation: float | None = None) -> Tensor:
         """Return log p(x_t | j) [B, J], float64, up to a number that is the same for every j; differentiable in x.
 
-        :param t_B: timesteps of the process; -1 stands for the image itself.
+        :param t_B: timesteps of the process.
         """
         signal_B, variance_B = self._level(t_B, deviation)
         inner_BJ = x_BD.double() @ self.means_JD.T
@@ -60,17 +67,24 @@ class Mixture:
         log_p_BJ = self.log_components(x_BD, t_B)
         return log_p_BJ.unflatten(1, (self.num_classes, -1)).logsumexp(dim=2)
 
-    def denoise(self, x_BD: Tensor, t_B: Tensor, deviation: float | None = None) -> Tensor:
-        """Return E[x_0 | x_t] [B, D], float64; with `deviation`, that of the mixture with this deviation."""
+    def denoise(
+        self, x_BD: Tensor, t_B: Tensor, deviation: float | None = None, y_B: Tensor | None = None
+    ) -> Tensor:
+        """Return E[x_0 | x_t] [B, D], float64, or with labels y [B] E[x_0 | x_t, y].
+
+        :param deviation: of the components in place of the mixture's own.
+        """
         signal_B, variance_B = self._level(t_B, deviation)
-        weight_BJ = self.log_components(x_BD, t_B, deviation).softmax(dim=1)
-        mean_BD = weight_BJ @ self.means_JD
+        log_p_BJ = self.log_components(x_BD, t_B, deviation)
+        if y_B is not None:
+            log_p_BJ = log_p_BJ.where(self.class_J == y_B[:, None], -math.inf)
+        mean_BD = log_p_BJ.softmax(dim=1) @ self.means_JD
         gain_B = signal_B * (deviation or self.deviation) ** 2 / variance_B
         return mean_BD + gain_B[:, None] * (x_BD.double() - signal_B[:, None] * mean_BD)
 
     def _level(self, t_B: Tensor, deviation: float | None) -> tuple[Tensor, Tensor]:
         """Return sqrt(abar) and the variance of a component in x_t, [B] each."""
-        abar_B = torch.where(t_B < 0, 1.0, self.abar_T[t_B.clamp(min=0).long()])
+        abar_B = self.abar_T[t_B.long()]
         return abar_B.sqrt(), abar_B * (deviation or self.deviation) ** 2 + 1 - abar_B
 
 

@@ -4,39 +4,40 @@ from __future__ import annotations
 
 import itertools
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ed_dpm_patches.ect import ect_terms
-from ed_dpm_patches.guidance import ClassifierGuidance
-from ed_dpm_patches.rules import RULES
 from experiments.mixture import networks
-from experiments.mixture.distances import measure
+from experiments.mixture.distances import Truth
 from experiments.mixture.distribution import Mixture, make_mixture
+from experiments.mixture.methods import UNCONDITIONAL, WEAK, Method
 from guided_diffusion.config.create import create_gaussian_diffusion
 from guided_diffusion.diffusion.schedules import get_named_beta_schedule
 from guided_diffusion.diffusion.solvers import SAMPLERS
 
 SPEC = Path(__file__).with_name("mixture.toml")
 PROCESS_STEPS = 1000
+METRICS = ("within", "marginal", "frechet", "right", "lost")  # of `Truth.measure`
+CHOSEN_BY = ("within", "frechet")  # each gives a cell a scale of its own
 
 
 @dataclass(frozen=True)
 class Cell:
     """One combination, tuned over the classifier scale.
 
-    :param clip: bound of the predicted x_0 in every coordinate; 0: none.
+    :param method: by its name in `[methods]`, see `Method`.
+    :param clip: bound of the predicted x_0 in every coordinate, in units of `Mixture.reach`; 0: none.
     """
 
     data: str
     classifier: str
     denoiser: str
-    rule: str
+    method: str
     sampler: str
     steps: int
     clip: float
@@ -73,6 +74,7 @@ class Laboratory:
 
     def __init__(self, spec: dict[str, Any]):
         self.spec = spec
+        self.methods = {name: Method(**values) for name, values in spec["methods"].items()}
         self._made: dict[tuple, Any] = {}
 
     def mixture(self, data: str) -> Mixture:
@@ -80,72 +82,80 @@ class Laboratory:
         return self._once(("mixture", data), lambda: make_mixture(**self.spec["data"][data], alphas_cumprod=_ABAR))
 
     def classifier(self, data: str, name: str) -> networks.Network:
-        """Return a classifier: exact, sharpF, softF, ectETA, learned or learned-ectETA. ValueError for another."""
+        """Return a classifier: exact, sharpF, softF, ectETA, learned, learned-sharpF or learned-ectETA.
+
+        ValueError for another.
+        """
         mixture, (kind, number) = self.mixture(data), _split(name)
-        classes = mixture.num_classes
         if kind == "exact":
             return networks.sharpened(mixture, 1.0)
         if kind in ("sharp", "soft"):
             return networks.sharpened(mixture, number if kind == "sharp" else 1 / number)
         if kind == "ect":
             return networks.entropy_constrained(mixture, number)
+        if kind == "learned-sharp":
+            learned = self.classifier(data, "learned")
+            return lambda x, t: number * learned(x, t)
         if kind in ("learned", "learned-ect"):
-
-            def loss(logits: Tensor, y: Tensor, _: Tensor) -> Tensor:
-                return ect_terms(logits, y, number)["loss"].mean()
-
-            return self._once((data, name), lambda: networks.train(mixture, classes, loss, **self._training))
+            steps = self.spec["training_steps"]
+            return self._once((data, name), lambda: networks.train_classifier(mixture, number, steps))
         raise ValueError(f"classifier: found {name}")
 
-    def denoiser(self, data: str, name: str) -> networks.Network:
-        """Return a noise predictor: exact, blurredS or learned. ValueError for another."""
-        mixture, (kind, number) = self.mixture(data), _split(name)
-        if kind == "exact":
-            return networks.exact_noise(mixture)
-        if kind == "blurred":
-            return networks.exact_noise(mixture, (mixture.deviation**2 + number**2) ** 0.5)
-        if kind == "learned":
+    def denoiser(self, data: str, name: str, kind: str = UNCONDITIONAL) -> networks.Network:
+        """Return a noise predictor: exact, blurredS or learned. ValueError for another.
 
-            def loss(output: Tensor, _: Tensor, noise: Tensor) -> Tensor:
-                return (output - noise).square().mean()
-
-            dimensions = mixture.means_JD.shape[1]
-            return self._once((data, "denoiser"), lambda: networks.train(mixture, dimensions, loss, **self._training))
+        :param kind: UNCONDITIONAL; LABELLED, which is told y, too; or WEAK, a LABELLED one that is blurred (more), or
+            trained for fewer steps.
+        """
+        mixture, (error, number) = self.mixture(data), _split(name)
+        weak = self.spec["weak"] if kind == WEAK else {"blur": 0.0, "training": 1.0}
+        if error in ("exact", "blurred"):  # one function for both, without labels and with them
+            blur = (number**2 + weak["blur"] ** 2) ** 0.5
+            return networks.exact_noise(mixture, (mixture.deviation**2 + blur**2) ** 0.5)
+        if error == "learned":
+            steps, labelled = int(self.spec["training_steps"] * weak["training"]), kind != UNCONDITIONAL
+            return self._once((data, "denoiser", kind), lambda: networks.train_denoiser(mixture, steps, labelled))
         raise ValueError(f"denoiser: found {name}")
-
-    @property
-    def _training(self) -> dict[str, int]:
-        return {"steps": self.spec["training_steps"], "seed": 0}
 
     def _once(self, key: tuple, make: Callable[[], Any]) -> Any:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
 
+    def truth(self, data: str, seed: int) -> Truth:
+        """Return the draws of a seed, of as many samples of each class."""
+
+        def make() -> Truth:
+            mixture = self.mixture(data)
+            y = torch.arange(self.spec["samples"]) % mixture.num_classes
+            return Truth(mixture, y, mixture.draw(y, torch.Generator().manual_seed(seed)), self.spec["box"])
+
+        return self._once(("truth", data, seed), make)
+
     def run(self, cell: Cell, scale: float, seed: int) -> dict[str, float]:
-        """Sample with guidance and return the distances of `measure`; noise and labels are those of the seed."""
-        mixture, generator = self.mixture(cell.data), torch.Generator().manual_seed(seed)
-        y = torch.arange(self.spec["samples"]) % mixture.num_classes
-        reference = mixture.draw(y, generator)
-        x_T = torch.randn(reference.shape, generator=generator)
-        rule = dict(self.spec["rules"][cell.rule])
-        guidance = ClassifierGuidance(
-            self.classifier(cell.data, cell.classifier), RULES[rule.pop("rule")](gamma=scale, **rule)
-        )
-        denoiser = self.denoiser(cell.data, cell.denoiser)
+        """Sample at a scale and return the distances of `Truth.measure`; noise and draws are those of the seed."""
+        truth, method = self.truth(cell.data, seed), self.methods[cell.method]
+        generator = torch.Generator().manual_seed(seed + 1_000_000)  # not the draws' own
+        x_T = torch.randn(truth.reference_ND.shape, generator=generator)
         diffusion = create_gaussian_diffusion(steps=PROCESS_STEPS, timestep_respacing=f"ddim{cell.steps}")
+        denoiser = partial(self.denoiser, cell.data, cell.denoiser)
+        cond_fn = None
+        if not method.pair:
+            classifier = self.classifier(cell.data, cell.classifier)
+            cond_fn = method.guidance(scale, classifier, denoiser(UNCONDITIONAL), diffusion)
+        bound = cell.clip * truth.mixture.reach
         samples = SAMPLERS[cell.sampler].loop(diffusion)(
-            lambda x, t, y: denoiser(x, t),
+            method.model(scale, denoiser),
             x_T.shape,
             noise=x_T,
             noise_fn=lambda x: torch.randn(x.shape, generator=generator),
             clip_denoised=False,
-            denoised_fn=(lambda x_0: x_0.clamp(-cell.clip, cell.clip)) if cell.clip else None,
-            cond_fn=guidance,
-            model_kwargs={"y": y},
+            denoised_fn=(lambda x_0: x_0.clamp(-bound, bound)) if bound else None,
+            cond_fn=cond_fn,
+            model_kwargs={"y": truth.y_N},
             device="cpu",
         )
-        return measure(mixture, samples, y, reference)
+        return truth.measure(samples)
 
 
 def _split(name: str) -> tuple[str, float]:
@@ -157,14 +167,20 @@ def _split(name: str) -> tuple[str, float]:
 _ABAR = (1.0 - get_named_beta_schedule("linear", PROCESS_STEPS)).cumprod()
 
 
-def tune(scales: list[float], smallest: float, largest: float, value: Callable[[float], float]) -> float:
-    """Return the scale with the lowest value; the scales are extended by factors of 2 while the best is at an edge."""
+def tune(scales: Iterable[float], smallest: float, largest: float, value: Callable[[float], float]) -> float:
+    """Return the scale with the lowest value.
+
+    Beside the scales, half and twice the best are tried until the best is between these; then those a factor of
+    sqrt(2) from it.
+    """
     values = {scale: value(scale) for scale in scales}
-    while True:
+
+    def beside(factor: float) -> list[float]:
         best = min(values, key=values.__getitem__)
-        if best == min(values) and best > smallest:
-            values[best / 2] = value(best / 2)
-        elif best == max(values) and best < largest:
-            values[best * 2] = value(best * 2)
-        else:
-            return best
+        around = (float(f"{scale:.7g}") for scale in (best / factor, best * factor))  # as they are written
+        return [scale for scale in around if scale not in values and smallest <= scale <= largest]
+
+    while new := beside(2.0):
+        values |= {scale: value(scale) for scale in new}
+    values |= {scale: value(scale) for scale in beside(2**0.5)}
+    return min(values, key=values.__getitem__)

@@ -12,7 +12,7 @@ import torch
 
 from experiments.mixture import __main__ as program
 from experiments.mixture import study
-from experiments.mixture.distances import energy_distance
+from experiments.mixture.distances import Truth
 from experiments.mixture.networks import entropy_constrained, exact_noise, sharpened
 from experiments.mixture.study import Cell, Laboratory, cells, read_spec, tune
 
@@ -84,12 +84,33 @@ def test_the_ect_classifier_minimises_its_loss(mixture, batch, eta):
     assert torch.autograd.gradcheck(lambda x: entropy_constrained(mixture, eta)(x, t), (x,), eps=1e-6, atol=1e-4)
 
 
-def test_energy_distance_is_the_mean_over_pairs():
+def test_energy_distance_is_the_mean_over_pairs(mixture):
     generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(7, 3, generator=generator), torch.randn(5, 3, generator=generator) + 1
-    distance = [[float((a - b).norm()) for b in v] for u, v in ((x, y), (x, x), (y, y)) for a in u]
-    xy, xx, yy = (sum(map(sum, rows)) for rows in (distance[:7], distance[7:14], distance[14:]))
-    assert energy_distance(x, y) == pytest.approx(2 * xy / 35 - xx / 42 - yy / 20, rel=1e-5)
+    y = torch.arange(40) % 10
+    reference = mixture.draw(y, generator)
+    x = (mixture.draw(y, generator) * 1.2).clamp(-1.5 * mixture.reach, 1.5 * mixture.reach)
+
+    def distance(x, y):
+        ab, aa, bb = ([float((a - b).norm()) for a in u for b in v] for u, v in ((x, y), (x, x), (y, y)))
+        n = len(x)
+        return 2 * sum(ab) / n**2 - (sum(aa) + sum(bb)) / (n * (n - 1))
+
+    found = Truth(mixture, y, reference, box=1.5).measure(x)
+    assert found["marginal"] == pytest.approx(distance(x, reference), abs=1e-6)
+    within = [distance(x[y == k], reference[y == k]) for k in range(10)]
+    assert found["within"] == pytest.approx(sum(within) / 10, abs=1e-6)
+
+
+def test_what_diverged_counts_at_the_edge_of_the_box(mixture):
+    y = torch.arange(40) % 10
+    truth = Truth(mixture, y, mixture.draw(y, torch.Generator().manual_seed(0)), box=1.5)
+    x = mixture.draw(y, torch.Generator().manual_seed(1))
+    near, far = x.clone(), x.clone()
+    near[0], far[0], far[1] = 1.5 * mixture.reach, 1e12, torch.nan
+    near[1] = near[0]
+    found = truth.measure(far)
+    assert found["lost"] == 2 / 40 and truth.measure(x)["lost"] == 0
+    assert found | {"lost": 0.0} == truth.measure(near)
 
 
 @pytest.mark.parametrize("best", [0.001, 0.3, 1.0, 9.0, 5000.0])
@@ -106,16 +127,16 @@ def test_the_scales_move_to_the_best(best):
 
 
 def test_the_study_resumes(tmp_path, monkeypatch, capsys):
-    few = {"rule": ["constant", "entropy"], "classifier": ["exact", "learned"], "denoiser": ["learned"], "steps": [5]}
+    few = {"method": ["constant", "eds"], "classifier": ["exact", "learned"], "denoiser": ["learned"], "steps": [5]}
     spec = SPEC | {"samples": 60, "training_steps": 5, "grids": [{"name": "few", **few, "data": ["plane"]}]}
     monkeypatch.setattr(program, "read_spec", lambda quick: json.loads(json.dumps(spec)))
     monkeypatch.setattr(sys, "argv", ["mixture", "--out", str(tmp_path / "out"), "--jobs", "1"])
     program.main()
-    assert str(tmp_path / "out" / "table.csv") in capsys.readouterr().out
+    assert str(tmp_path / "out" / "table.md") in capsys.readouterr().out
     table = (tmp_path / "out" / "table.csv").read_text()
     rows = list(csv.DictReader(table.splitlines()))
-    assert {(row["classifier"], row["rule"], row["chosen_by"]) for row in rows} == {
-        (c, r, m) for c in few["classifier"] for r in few["rule"] for m in program.CHOSEN_BY
+    assert {(row["classifier"], row["method"], row["chosen_by"]) for row in rows} == {
+        (c, r, m) for c in few["classifier"] for r in few["method"] for m in program.CHOSEN_BY
     }
     file = next((tmp_path / "out" / "cells").iterdir())
     lines = file.read_text().splitlines(keepends=True)
@@ -131,5 +152,5 @@ def test_the_study_resumes(tmp_path, monkeypatch, capsys):
 def test_cells_are_the_grids():
     found = cells(read_spec())
     assert len(found) == len(set(map(str, found))) > 100
-    assert Cell("plane", "exact", "exact", "entropy", "ddim", 250, 0.0) in found
+    assert Cell("plane", "exact", "exact", "eds", "ddim", 250, 0.0) in found
     assert all(cell.steps <= 25 and cell.data == "plane" for cell in cells(SPEC))
