@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from experiments.figures.style import write_csv
-from experiments.mixture import report
+from experiments.mixture import figure, report
 from experiments.mixture.study import CHOSEN_BY, METRICS, Cell, Laboratory, cells, read_spec, tune
 from experiments.steps import claim
 from guided_diffusion.distributed.shutdown import run_main
@@ -128,7 +128,10 @@ def main() -> None:
         write_csv(args.out / "raw.csv", rows)
         if missing:
             print(f"not done: {missing} of {len(cells(spec))} cells")
-    report.write(args.out, spec)
+    entries = report.read(args.out / "raw.csv")
+    titles = {name: values["title"] for name, values in spec["methods"].items()}
+    report.write(args.out, entries, titles)
+    figure.draw(args.out / "figure.png", entries, titles)
     print(f"table: {(args.out / 'table.md').absolute()}")
 
 

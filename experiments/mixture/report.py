@@ -1,41 +1,186 @@
-"""The study's tables and figure, made of raw.csv alone."""
+"""The study's tables, made of raw.csv alone."""
 
 from __future__ import annotations
 
 import csv
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import t as student
+
+from experiments.documents import Line, markdown_table, write_text
 from experiments.figures.style import write_csv
 from experiments.mixture.study import CHOSEN_BY, METRICS, Cell
 from guided_diffusion.errors import InputError
 
-AXES = tuple(Cell.__dataclass_fields__)
+KEY_METHODS = ("constant", "timestep", "eds", "eds-cap")  # those of every condition
+METRIC_TITLES = {"within": "Energy distance within classes", "frechet": "Frechet distance, without labels"}
+DATA_TITLES = {"plane": "2-D", "directions": "64-D"}
+CLASSIFIERS = {
+    "exact": "exact", "sharp4": "logits x4", "sharp8": "logits x8", "soft2": "logits x0.5", "ect0.2": "ECT-optimal",
+    "learned": "learned", "learned-sharp4": "learned, logits x4", "learned-ect0.2": "learned with ECT", "none": "none",
+}  # fmt: skip
+DENOISERS = {
+    "exact": "", "learned": "learned denoiser", "blurred0.1": "denoiser blurred by 0.1",
+    "blurred0.2": "denoiser blurred by 0.2",
+}  # fmt: skip
+SAMPLERS = {"ddim": "", "ddpm": "DDPM", "dpmpp2m": "DPM-Solver++"}
 
 
-def read_raw(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of raw.csv. InputError without it."""
+@dataclass(frozen=True)
+class Entry:
+    """A cell at the scale that one metric chose.
+
+    :param values: each metric's, by reporting seed.
+    """
+
+    cell: Cell
+    chosen_by: str
+    scale: float
+    values: dict[str, list[float]]
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """What is guided: the data, and the condition in words."""
+        cell, steps = self.cell, f"{self.cell.steps} steps"
+        parts = (
+            CLASSIFIERS[cell.classifier], DENOISERS[cell.denoiser], SAMPLERS[cell.sampler],
+            steps if cell.steps != 25 else "", "x_0 clipped" if cell.clip else "",
+        )  # fmt: skip
+        return cell.data, "; ".join(filter(None, parts))
+
+    def mean(self, metric: str) -> float:
+        """The mean over the seeds."""
+        return statistics.mean(self.values[metric])
+
+    def deviation(self, metric: str) -> float:
+        """The standard deviation over the seeds."""
+        return statistics.stdev(self.values[metric])
+
+
+Entries = dict[tuple[str, str, str, str], Entry]  # by data, condition, method, chosen_by
+
+
+def read(path: Path) -> Entries:
+    """Return the entries of raw.csv. InputError without it."""
     if not path.is_file():
         raise InputError(f"{path}: not found, expected the samplings; run without --report")
-    return list(csv.DictReader(path.read_text().splitlines()))
-
-
-def summary(raw: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield, for each cell and metric to choose by, the scale, and mean and deviation over the reporting seeds."""
-    lines: dict[tuple, list[dict[str, Any]]] = {}
-    for line in raw:
+    lines: dict[tuple[Cell, str], list[dict[str, str]]] = {}
+    for line in csv.DictReader(path.read_text().splitlines()):
+        texts = (line[name] for name in ("data", "classifier", "denoiser", "method", "sampler"))
+        cell = Cell(*texts, int(line["steps"]), float(line["clip"]))
         for metric in CHOSEN_BY if line["chosen_by"] == "both" else (line["chosen_by"],):
-            lines.setdefault((*(line[axis] for axis in AXES), metric), []).append(line)
-    for (*axes, metric), found in lines.items():
-        row = dict(zip(AXES, axes, strict=True)) | {"chosen_by": metric, "scale": float(found[0]["scale"])}
+            lines.setdefault((cell, metric), []).append(line)
+    entries = (
+        Entry(cell, metric, float(found[0]["scale"]), {name: [float(line[name]) for line in found] for name in METRICS})
+        for (cell, metric), found in lines.items()
+    )
+    return {(*entry.place, entry.cell.method, entry.chosen_by): entry for entry in entries}
+
+
+def change(entry: Entry, baseline: Entry) -> tuple[float, float]:
+    """Return the change of a distance against a baseline's, as a share of that, and half its 95 % interval.
+
+    A paired t interval over the seeds; the metric is the one that chose the scales.
+    """
+    pairs = zip(entry.values[entry.chosen_by], baseline.values[entry.chosen_by], strict=True)
+    differences = [ours - theirs for ours, theirs in pairs]
+    count, size = len(differences), abs(baseline.mean(entry.chosen_by))
+    half = float(student.ppf(0.975, count - 1)) * statistics.stdev(differences) / count**0.5
+    return statistics.mean(differences) / size, half / size
+
+
+def methods_table(entries: Entries, titles: dict[str, str], data: str, metric: str) -> str:
+    """A table in Markdown: rows methods, columns denoisers and classifiers, distances times 1000, the best in bold."""
+    denoisers, classifiers = ("exact", "learned"), ("exact", "sharp4", "learned")
+    columns = [(denoiser, classifier) for denoiser in denoisers for classifier in classifiers]
+    cells = {
+        (entry.cell.denoiser, entry.cell.classifier, entry.cell.method): entry
+        for entry in entries.values()
+        if entry.chosen_by == metric and entry.cell.data == data
+        and (entry.cell.sampler, entry.cell.steps, entry.cell.clip) == ("ddim", 25, 0.0)
+    }  # fmt: skip
+    rows = {
+        method: [cells.get((d, c, method)) or (cells.get((d, "none", method)) if c == "exact" else None) for d, c in columns]
+        for method in titles
+    }
+    best = [min((row[i] for row in rows.values() if row[i]), key=lambda e: e.mean(metric), default=None)
+            for i in range(len(columns))]  # fmt: skip
+    groups = [
+        (titles[method], [Line([_distance(entry, metric, entry is best[i]) for i, entry in enumerate(row)])])
+        for method, row in rows.items()
+        if any(row)
+    ]
+    heads = [f"{CLASSIFIERS[c]}{'; ' if DENOISERS[d] else ''}{DENOISERS[d]}" for d, c in columns]
+    return markdown_table(groups, ["method", *(f">{head}" for head in heads)])
+
+
+def ingredients_table(entries: Entries, titles: dict[str, str], metric: str) -> str:
+    """A table in Markdown: rows conditions, the constant scale's distance times 1000, and changes against it in %.
+
+    Bold: better, as the 95 % interval has it.
+    """
+    groups = []
+    for data in DATA_TITLES:
+        lines = []
+        for condition in conditions(entries, data):
+            baseline, *others = (entries.get((data, condition, method, metric)) for method in KEY_METHODS)
+            if baseline:
+                shown = [_distance(baseline, metric, False), *(_change(other, baseline) for other in others)]
+                lines.append(Line([condition, *shown]))
+        groups.append((DATA_TITLES[data], lines))
+    columns = ["data", "classifier; what else is not exact", *(f">{titles[method]}" for method in KEY_METHODS)]
+    return markdown_table([group for group in groups if group[1]], columns)
+
+
+def conditions(entries: Iterable[tuple[str, str, str, str]], data: str) -> list[str]:
+    """Return the conditions of the key methods on the data, in the order of the file."""
+    return list(dict.fromkeys(place for found, place, method, _ in entries if found == data and method in KEY_METHODS))
+
+
+def _distance(entry: Entry | None, metric: str, strong: bool) -> str:
+    if entry is None:
+        return ""
+    mean, deviation = (1000 * value for value in (entry.mean(metric), entry.deviation(metric)))
+    places = 0 if abs(mean) >= 100 else 1
+    text = f"{mean:.{places}f} ± {deviation:.{places}f}"
+    return f"**{text}**" if strong else text
+
+
+def _change(entry: Entry | None, baseline: Entry) -> str:
+    if entry is None:
+        return ""
+    share, half = change(entry, baseline)
+    text = f"{100 * share:+.0f} ± {100 * half:.0f} %"
+    return f"**{text}**" if share + half < 0 else text
+
+
+def table(entries: Entries) -> list[dict[str, Any]]:
+    """Return the lines of table.csv: means and deviations over the reporting seeds of every entry."""
+    rows = []
+    for entry in entries.values():
+        row = vars(entry.cell) | {"chosen_by": entry.chosen_by, "scale": entry.scale}
         for name in METRICS:
-            values = [float(line[name]) for line in found]
-            row |= {name: statistics.mean(values), f"{name}_sd": statistics.stdev(values)}
-        yield row
+            row |= {name: entry.mean(name), f"{name}_sd": entry.deviation(name)}
+        rows.append(row)
+    return rows
 
 
-def write(out: Path, spec: dict[str, Any]) -> None:
-    """Write table.csv, table.md and figure.png of the folder's raw.csv."""
-    write_csv(out / "table.csv", list(summary(read_raw(out / "raw.csv"))))
+def markdown(entries: Entries, titles: dict[str, str]) -> str:
+    """Return all tables, each under its heading."""
+    parts: list[str] = []
+    for metric, title in METRIC_TITLES.items():
+        parts += [f"### {title}: the ingredients", ingredients_table(entries, titles, metric)]
+    for metric, title in METRIC_TITLES.items():
+        for data, name in DATA_TITLES.items():
+            parts += [f"### {title}: all methods, {name}", methods_table(entries, titles, data, metric)]
+    return "\n\n".join(parts) + "\n"
+
+
+def write(out: Path, entries: Entries, titles: dict[str, str]) -> None:
+    """Write table.csv and table.md."""
+    write_csv(out / "table.csv", table(entries))
+    write_text(out / "table.md", markdown(entries, titles))
