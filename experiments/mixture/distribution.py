@@ -67,9 +67,7 @@ class Mixture:
         log_p_BJ = self.log_components(x_BD, t_B)
         return log_p_BJ.unflatten(1, (self.num_classes, -1)).logsumexp(dim=2)
 
-    def denoise(
-        self, x_BD: Tensor, t_B: Tensor, deviation: float | None = None, y_B: Tensor | None = None
-    ) -> Tensor:
+    def denoise(self, x_BD: Tensor, t_B: Tensor, deviation: float | None = None, y_B: Tensor | None = None) -> Tensor:
         """Return E[x_0 | x_t] [B, D], float64, or with labels y [B] E[x_0 | x_t, y].
 
         :param deviation: of the components in place of the mixture's own.

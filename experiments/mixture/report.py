@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from experiments.mixture.study import CHOSEN_BY, METRICS, Cell
 from guided_diffusion.errors import InputError
 
 KEY_METHODS = ("constant", "timestep", "eds", "eds-cap")  # those of every condition
-METRIC_TITLES = {"within": "Energy distance within classes", "frechet": "Frechet distance, without labels"}
+METRIC_TITLES = {"within": "Within classes, energy distance", "frechet": "Without labels, Frechet distance"}
 DATA_TITLES = {"plane": "2-D", "directions": "64-D"}
 CLASSIFIERS = {
     "exact": "exact", "sharp4": "logits x4", "sharp8": "logits x8", "soft2": "logits x0.5", "ect0.2": "ECT-optimal",
@@ -103,10 +103,10 @@ def methods_table(entries: Entries, titles: dict[str, str], data: str, metric: s
         if entry.chosen_by == metric and entry.cell.data == data
         and (entry.cell.sampler, entry.cell.steps, entry.cell.clip) == ("ddim", 25, 0.0)
     }  # fmt: skip
-    rows = {
-        method: [cells.get((d, c, method)) or (cells.get((d, "none", method)) if c == "exact" else None) for d, c in columns]
-        for method in titles
-    }
+    for denoiser, method in ((d, m) for d in denoisers for m in titles):  # pairs, that have no classifier
+        if (denoiser, "none", method) in cells:
+            cells[denoiser, "exact", method] = cells[denoiser, "none", method]
+    rows = {method: [cells.get((*column, method)) for column in columns] for method in titles}
     best = [min((row[i] for row in rows.values() if row[i]), key=lambda e: e.mean(metric), default=None)
             for i in range(len(columns))]  # fmt: skip
     groups = [
