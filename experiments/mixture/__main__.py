@@ -101,7 +101,7 @@ def collect(spec: dict[str, Any], folder: Path) -> tuple[list[dict[str, Any]], i
 def run(spec: dict[str, Any], out: Path, jobs: int) -> None:
     """Do all cells, resuming what is in the folder. InputError where that is of another study."""
     out.mkdir(parents=True, exist_ok=True)
-    claim(out / "spec.json", spec)
+    claim(out / "spec.json", {name: value for name, value in spec.items() if name != "grids"})  # they may grow
     (out / "cells").mkdir(exist_ok=True)
     with ProcessPoolExecutor(jobs) as pool:
         futures = [pool.submit(work, cell, spec, out / "cells") for cell in cells(spec)]

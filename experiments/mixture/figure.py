@@ -38,9 +38,7 @@ def draw(path: Path, entries: Entries, titles: dict[str, str]) -> None:
     path.write_bytes(small.getvalue())
 
 
-def _panel(
-    axes: Axes, entries: Entries, titles: dict[str, str], rows: Sequence[str], metric: str, data: str
-) -> None:  # fmt: skip
+def _panel(axes: Axes, entries: Entries, titles: dict[str, str], rows: Sequence[str], metric: str, data: str) -> None:
     axes.axvline(1, color="#888888", linewidth=1)
     for index, method in enumerate(KEY_METHODS[1:]):
         look = line(index + 1) | {"linestyle": "", "elinewidth": 0.9, "markersize": 3}

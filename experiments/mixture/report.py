@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import re
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,9 @@ DENOISERS = {
     "exact": "", "learned": "learned denoiser", "blurred0.1": "denoiser blurred by 0.1",
     "blurred0.2": "denoiser blurred by 0.2",
 }  # fmt: skip
+MAIN = ("exact", "logits x4", "learned")  # classifiers that all methods had
+SETTINGS = ("", "; 10 steps", "; learned denoiser")  # with all methods
+OVERVIEW = ("exact", "exact; 10 steps", "logits x4", "learned; learned denoiser")
 SAMPLERS = {"ddim": "", "ddpm": "DDPM", "dpmpp2m": "DPM-Solver++"}
 
 
@@ -93,29 +98,27 @@ def change(entry: Entry, baseline: Entry) -> tuple[float, float]:
     return statistics.mean(differences) / size, half / size
 
 
-def methods_table(entries: Entries, titles: dict[str, str], data: str, metric: str) -> str:
-    """A table in Markdown: rows methods, columns denoisers and classifiers, distances times 1000, the best in bold."""
-    denoisers, classifiers = ("exact", "learned"), ("exact", "sharp4", "learned")
-    columns = [(denoiser, classifier) for denoiser in denoisers for classifier in classifiers]
-    cells = {
-        (entry.cell.denoiser, entry.cell.classifier, entry.cell.method): entry
-        for entry in entries.values()
-        if entry.chosen_by == metric and entry.cell.data == data
-        and (entry.cell.sampler, entry.cell.steps, entry.cell.clip) == ("ddim", 25, 0.0)
-    }  # fmt: skip
-    for denoiser, method in ((d, m) for d in denoisers for m in titles):  # pairs, that have no classifier
-        if (denoiser, "none", method) in cells:
-            cells[denoiser, "exact", method] = cells[denoiser, "none", method]
-    rows = {method: [cells.get((*column, method)) for column in columns] for method in titles}
-    best = [min((row[i] for row in rows.values() if row[i]), key=lambda e: e.mean(metric), default=None)
-            for i in range(len(columns))]  # fmt: skip
+def methods_table(entries: Entries, titles: dict[str, str], places: Sequence[tuple[str, str]], metric: str) -> str:
+    """A table in Markdown: rows methods, a column for each (data, condition), distances times 1000, the best in bold.
+
+    Methods without a classifier are in the columns of the exact one.
+    """
+    rows = {}
+    for method in titles:
+        row = [
+            entries.get((data, condition, method, metric))
+            or entries.get((data, re.sub("^exact", CLASSIFIERS["none"], condition), method, metric))
+            for data, condition in places
+        ]
+        if any(row):
+            rows[method] = row
+    columns = zip(*rows.values(), strict=True)
+    best = [min(filter(None, column), key=lambda entry: entry.mean(metric)) for column in columns]
     groups = [
         (titles[method], [Line([_distance(entry, metric, entry is best[i]) for i, entry in enumerate(row)])])
         for method, row in rows.items()
-        if any(row)
     ]
-    heads = [f"{CLASSIFIERS[c]}{'; ' if DENOISERS[d] else ''}{DENOISERS[d]}" for d, c in columns]
-    return markdown_table(groups, ["method", *(f">{head}" for head in heads)])
+    return markdown_table(groups, ["method", *(f">{DATA_TITLES[data]}: {condition}" for data, condition in places)])
 
 
 def ingredients_table(entries: Entries, titles: dict[str, str], metric: str) -> str:
@@ -169,14 +172,24 @@ def table(entries: Entries) -> list[dict[str, Any]]:
     return rows
 
 
+def overview(entries: Entries, titles: dict[str, str]) -> str:
+    """Return the table of all methods within classes, in the conditions that tell most."""
+    found = dict.fromkeys(entry.place for entry in entries.values())
+    places = [(data, condition) for data in DATA_TITLES for condition in OVERVIEW if (data, condition) in found]
+    return methods_table(entries, titles, places, "within")
+
+
 def markdown(entries: Entries, titles: dict[str, str]) -> str:
     """Return all tables, each under its heading."""
-    parts: list[str] = []
+    parts = []
     for metric, title in METRIC_TITLES.items():
         parts += [f"### {title}: the ingredients", ingredients_table(entries, titles, metric)]
-    for metric, title in METRIC_TITLES.items():
-        for data, name in DATA_TITLES.items():
-            parts += [f"### {title}: all methods, {name}", methods_table(entries, titles, data, metric)]
+    found = dict.fromkeys(entry.place for entry in entries.values())
+    for (metric, title), data in product(METRIC_TITLES.items(), DATA_TITLES):
+        places = [(data, f"{c}{rest}") for rest in SETTINGS for c in MAIN if (data, f"{c}{rest}") in found]
+        if places:
+            heading = f"### {title}: all methods, {DATA_TITLES[data]}"
+            parts += [heading, methods_table(entries, titles, places, metric)]
     return "\n\n".join(parts) + "\n"
 
 
