@@ -10,7 +10,10 @@ from experiments.spec import Row, Run, Spec, Table
 from experiments.toml_entry import FlagValue
 from experiments.verdict import compare
 
-_LABELS = {"guidance_factor": "C", "classifier_scale": "gamma", "guidance_until": "until", "guidance_norm": "M"}
+_LABELS = {
+    "guidance_factor": "C", "classifier_scale": "gamma", "guidance_until": "until", "guidance_norm": "M",
+    "cfg_scale": "w", "autoguidance_scale": "w",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,19 @@ class Outcome:
 
 
 def guidance_name(run: Run) -> str:
-    """The rule of a run: "entropy", "constant", ...; "" without a classifier, or with one that has no say."""
-    if not run.classifier or run.flags.get("classifier_scale") == 0:
-        return ""
-    return "entropy" if run.flags.get("eds") else str(run.flags.get("guidance", "constant"))
+    """The guidance of a run: its rule ("entropy", "constant", ...) and, with " + " before each, what acts on it.
+
+    "cfg" or "autoguidance" for a second diffusion model; "" without guidance, or with a classifier that has no say.
+    """
+    flags, parts = run.flags, []
+    if run.classifier and flags.get("classifier_scale") != 0:
+        rule = str(flags.get("guidance", "constant"))
+        parts = ["entropy"] * bool(flags.get("eds")) + [rule] * (not flags.get("eds") or rule != "constant")
+        parts += [f"at {flags['guidance_at']}"] * (flags.get("guidance_at", "noisy") != "noisy")
+        parts += [flags["stabilizer"]] * bool(flags.get("stabilizer"))
+        parts += [f"every {flags['guidance_every']}"] * (flags.get("guidance_every", 1) > 1)
+    parts += ["cfg"] * ("uncond_model_path" in run.others) + ["autoguidance"] * ("weak_model_path" in run.others)
+    return " + ".join(parts)
 
 
 def outcomes(spec: Spec, results: Results, table: Table) -> list[Outcome]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -26,6 +27,15 @@ NOISY, DENOISED = PLACES = ("noisy", "denoised")
 FLAGS = {
     "t1": "guidance_t1", "t2": "guidance_t2", "smoothing": "guidance_smoothing", "classes": "guidance_classes",
 }  # fmt: skip
+
+
+# With these values of the flags a trace tells what the guidance did; with others it could not.
+TRACEABLE = {"guidance_at": NOISY, "stabilizer": "", "guidance_every": 1}
+
+
+def is_traceable(flags: Mapping[str, Any]) -> bool:
+    """Return whether --trace goes together with the other flags of a run."""
+    return all(flags.get(name, value) == value for name, value in TRACEABLE.items())
 
 
 def parse_classes(text: str) -> tuple[tuple[int, ...], tuple[float, ...]]:
