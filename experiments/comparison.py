@@ -14,6 +14,7 @@ _LABELS = {
     "guidance_factor": "C", "classifier_scale": "gamma", "guidance_until": "until", "guidance_norm": "M",
     "cfg_scale": "w", "autoguidance_scale": "w",
 }  # fmt: skip
+_PAIRS = {"uncond_model_path": "cfg", "weak_model_path": "autoguidance"}
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,18 @@ def guidance_name(run: Run) -> str:
     """
     flags, parts = run.flags, []
     if run.classifier and flags.get("classifier_scale") != 0:
-        rule = str(flags.get("guidance", "constant"))
-        parts = ["entropy"] * bool(flags.get("eds")) + [rule] * (not flags.get("eds") or rule != "constant")
-        parts += [f"at {flags['guidance_at']}"] * (flags.get("guidance_at", "noisy") != "noisy")
-        parts += [flags["stabilizer"]] * bool(flags.get("stabilizer"))
-        parts += [f"every {flags['guidance_every']}"] * (flags.get("guidance_every", 1) > 1)
-    parts += ["cfg"] * ("uncond_model_path" in run.others) + ["autoguidance"] * ("weak_model_path" in run.others)
+        rule, place = flags.get("guidance", "constant"), flags.get("guidance_at", "noisy")
+        if flags.get("eds"):
+            parts.append("entropy")
+        if rule != "constant" and rule not in parts or not parts:
+            parts.append(str(rule))
+        if place != "noisy":
+            parts.append(f"at {place}")
+        if flags.get("stabilizer"):
+            parts.append(str(flags["stabilizer"]))
+        if flags.get("guidance_every", 1) > 1:
+            parts.append(f"every {flags['guidance_every']}")
+    parts += [_PAIRS[flag] for flag in _PAIRS if flag in run.others]
     return " + ".join(parts)
 
 

@@ -7,7 +7,7 @@ writes report.md and report.html to read, report.csv (a line a value) and runs.c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,14 +194,14 @@ def runs_csv(spec: Spec, results: Results) -> str:
         "guidance_until", "guidance_norm", *pairs, "sampler", *results.metrics(), "images_per_second", "commit",
         *(f"{role}_sha256" for role in ROLES), "samples", "rehearsal",
     )  # fmt: skip
-    return csv_text(columns, _run_records(spec, results))
+    return csv_text(columns, _run_records(spec, results, pairs))
 
 
-def _run_records(spec: Spec, results: Results) -> Iterator[dict]:
+def _run_records(spec: Spec, results: Results, pairs: Sequence[str]) -> Iterator[dict]:
     for name, result in results.runs.items():
         run = spec.runs[name]
         rule = guidance_name(run)
-        flags = [*_PAIR_FLAGS, *(rule_flags(rule.partition(" + ")[0]) if run.classifier and rule else ())]
+        flags = [*pairs, *(rule_flags(rule.partition(" + ")[0]) if run.classifier and rule else ())]
         for e in result.evaluations:
             hashes = {f"{role}_sha256": file.sha256 for role, file in e.files.items()}
             yield {flag: run.flags.get(flag) for flag in flags} | hashes | e.values | {
