@@ -135,7 +135,8 @@ def measure(photographs: Photographs, study: Study) -> Iterator[dict[str, Any]]:
     # The fields from `timesteps` on are axes.
     progress = tqdm(total=math.prod(map(len, (PLACES, *study[4:]))), unit=" guided samplings")
     for seed, t in itertools.product(study.seeds, study.timesteps):
-        y, generator = photographs.labels.roll(-1 - seed % (len(images) - 1)), torch.Generator().manual_seed(1000 * seed + t)
+        y = photographs.labels.roll(-1 - seed % (len(images) - 1))
+        generator = torch.Generator().manual_seed(1000 * seed + t)
         x_t = abar_T[t].sqrt() * images + (1 - abar_T[t]).sqrt() * torch.randn(images.shape, generator=generator)
         diffusion = SpacedDiffusion(
             use_timesteps={t * k // study.steps for k in range(1, study.steps + 1)},
