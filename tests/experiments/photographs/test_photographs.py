@@ -110,14 +110,25 @@ def test_what_is_not_at_hand_is_named(tmp_path, monkeypatch):
         network.__wrapped__(0)
 
 
-def test_the_committed_table_is_that_of_the_committed_raw_file():
+def test_the_committed_tables_are_those_of_the_committed_raw_file():
     rows = list(csv.DictReader((RESULTS / "raw.csv").read_text().splitlines()))
     for row in rows:
         row["change"] = float(row["change"])
     table = list(program.summary(rows))
     expected = list(csv.DictReader((RESULTS / "table.csv").read_text().splitlines()))
     assert [{key: str(value) for key, value in row.items()} for row in table] == expected
-    assert program.markdown(table) in (RESULTS / "README.md").read_text()
+    text = (RESULTS / "README.md").read_text()
+    assert program.markdown(table) in text
+    by_seed = {cells[1]: cells[2:] for cells in map(split, text.splitlines()) if cells[1:2] in (["0"], ["1"])}
+    for seed, cells in by_seed.items():
+        line = program.markdown(list(program.summary([row for row in rows if row["seed"] == seed]))).splitlines()[-1]
+        assert split(line)[4:] == cells
+    assert len(by_seed) == 2
+
+
+def split(line: str) -> list[str]:
+    """The cells of a line of a Markdown table, with the empty ones at its ends."""
+    return [cell.strip() for cell in line.split("|")]
 
 
 @pytest.mark.slow
