@@ -17,7 +17,7 @@ $(BIN)/.demo-ready: setup.py constraints.txt
 
 $(BIN)/.test-ready: $(BIN)/.demo-ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[mpi,demo,inception,test]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torch-fidelity  # its metrics only; its networks want torchvision
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torch-fidelity k-diffusion  # the metrics of one, the samplers of the other; their networks want torchvision and more
 	touch $@
 
 demo: $(BIN)/.demo-ready  ## train, sample and evaluate on embedded digits; report in runs/demo/report.html

@@ -10,6 +10,7 @@ from pathlib import Path
 from experiments.published import INCEPTION, PUBLISHED
 from experiments.spec import HELDOUT, PARTS, REAL, ROOT, Derivation, Flags, Network, Row, Run, Spec
 from experiments.steps import Step
+from guidance_methods.config import is_traceable
 from guided_diffusion.errors import InputError
 
 _BYTES = 4  # a parameter, float32
@@ -121,7 +122,8 @@ class Commands:
     def sample(self, run: Run, seed: int) -> Step:
         """Run classifier_sample, or image_sample for a run without a classifier."""
         networks = [self.checkpoint(network) for network in self.spec.run_networks(run)]
-        flags = dict(zip(("model_path", "classifier_path"), map(str, networks), strict=False))
+        named = ["model_path", *["classifier_path"] * bool(run.classifier), *run.others]
+        flags = dict(zip(named, map(str, networks), strict=True))
         flags |= self.spec.network_flags(run) | run.flags | {"num_samples": self.count(run)}
         if self.batch_size:
             flags["batch_size"] = self.batch_size
@@ -129,10 +131,10 @@ class Commands:
             flags["seed"] = seed
         outputs = [self.samples(run, seed)]
         flags["log_dir"] = str(outputs[0].parent)
-        if run.classifier and self.trace:
+        if run.classifier and self.trace and is_traceable(run.flags):
             outputs.append(self.trace_file(run, seed))
             flags["trace"] = str(outputs[1])
-        command = self._launch("classifier_sample" if run.classifier else "image_sample", flags)
+        command = self._launch("classifier_sample" if run.is_guided else "image_sample", flags)
         name = f"sample-{run.name}-seed{seed}-{self.count(run)}"
         return Step(name, command, tuple(networks), tuple(outputs), precious=True)
 

@@ -10,7 +10,11 @@ from experiments.spec import Row, Run, Spec, Table
 from experiments.toml_entry import FlagValue
 from experiments.verdict import compare
 
-_LABELS = {"guidance_factor": "C", "classifier_scale": "gamma", "guidance_until": "until", "guidance_norm": "M"}
+_LABELS = {
+    "guidance_factor": "C", "classifier_scale": "gamma", "guidance_until": "until", "guidance_norm": "M",
+    "cfg_scale": "w", "autoguidance_scale": "w",
+}  # fmt: skip
+_PAIRS = {"uncond_model_path": "cfg", "weak_model_path": "autoguidance"}
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,25 @@ class Outcome:
 
 
 def guidance_name(run: Run) -> str:
-    """The rule of a run: "entropy", "constant", ...; "" without a classifier, or with one that has no say."""
-    if not run.classifier or run.flags.get("classifier_scale") == 0:
-        return ""
-    return "entropy" if run.flags.get("eds") else str(run.flags.get("guidance", "constant"))
+    """The guidance of a run: its rule ("entropy", "constant", ...) and, with " + " before each, what acts on it.
+
+    "cfg" or "autoguidance" for a second diffusion model; "" without guidance, or with a classifier that has no say.
+    """
+    flags, parts = run.flags, []
+    if run.classifier and flags.get("classifier_scale") != 0:
+        rule, place = flags.get("guidance", "constant"), flags.get("guidance_at", "noisy")
+        if flags.get("eds"):
+            parts.append("entropy")
+        if rule != "constant" and rule not in parts or not parts:
+            parts.append(str(rule))
+        if place != "noisy":
+            parts.append(f"at {place}")
+        if flags.get("stabilizer"):
+            parts.append(str(flags["stabilizer"]))
+        if flags.get("guidance_every", 1) > 1:
+            parts.append(f"every {flags['guidance_every']}")
+    parts += [_PAIRS[flag] for flag in _PAIRS if flag in run.others]
+    return " + ".join(parts)
 
 
 def outcomes(spec: Spec, results: Results, table: Table) -> list[Outcome]:

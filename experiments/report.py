@@ -7,7 +7,7 @@ writes report.md and report.html to read, report.csv (a line a value) and runs.c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ _ORIGIN = (
     Column("classifier", "code"),
 )  # fmt: skip
 _HASH_DIGITS = 12
+_PAIR_FLAGS = ("cfg_scale", "autoguidance_scale")  # columns of runs.csv where there are such runs
 
 
 def write_report(spec: Spec, out: Path) -> list[Path]:
@@ -187,21 +188,23 @@ def _table_records(spec: Spec, results: Results) -> Iterator[dict]:
 
 def runs_csv(spec: Spec, results: Results) -> str:
     """A line for every run and seed."""
+    pairs = [flag for flag in _PAIR_FLAGS if any(flag in spec.runs[name].flags for name in results.runs)]
     columns = (
         "run", "seed", "n", "asked", "model", "classifier", "guidance", "classifier_scale", "guidance_factor",
-        "guidance_until", "guidance_norm", "sampler", *results.metrics(), "images_per_second", "commit",
+        "guidance_until", "guidance_norm", *pairs, "sampler", *results.metrics(), "images_per_second", "commit",
         *(f"{role}_sha256" for role in ROLES), "samples", "rehearsal",
     )  # fmt: skip
-    return csv_text(columns, _run_records(spec, results))
+    return csv_text(columns, _run_records(spec, results, pairs))
 
 
-def _run_records(spec: Spec, results: Results) -> Iterator[dict]:
+def _run_records(spec: Spec, results: Results, pairs: Sequence[str]) -> Iterator[dict]:
     for name, result in results.runs.items():
         run = spec.runs[name]
         rule = guidance_name(run)
+        flags = [*pairs, *(rule_flags(rule.partition(" + ")[0]) if run.classifier and rule else ())]
         for e in result.evaluations:
             hashes = {f"{role}_sha256": file.sha256 for role, file in e.files.items()}
-            yield {flag: run.flags.get(flag) for flag in (rule_flags(rule) if rule else ())} | hashes | e.values | {
+            yield {flag: run.flags.get(flag) for flag in flags} | hashes | e.values | {
                 "run": name, "seed": e.seed, "n": result.n, "asked": run.num_samples, "model": run.model,
                 "classifier": run.classifier, "guidance": rule, "sampler": run.sampler,
                 "images_per_second": e.images_per_second, "commit": e.commit, "samples": e.samples,

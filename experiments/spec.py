@@ -84,6 +84,7 @@ class Run:
     :param model, classifier: keys of `Spec.networks`; no classifier means unguided sampling.
     :param reference: the evaluator's reference batch.
     :param flags: of the sampling script, on top of those of the networks.
+    :param others: keys of further networks, by the flag that names each one's file.
     """
 
     name: str
@@ -92,6 +93,12 @@ class Run:
     flags: Flags
     classifier: str | None = None
     note: str = ""
+    others: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_guided(self) -> bool:
+        """True for a run with a classifier or a second diffusion model."""
+        return bool(self.classifier or self.others)
 
     @property
     def num_samples(self) -> int:
@@ -184,12 +191,13 @@ class Spec:
         return found
 
     def run_networks(self, run: Run) -> list[Network]:
-        """A run's networks, the model first."""
-        return [self.networks[name] for name in (run.model, run.classifier) if name]
+        """A run's networks, the model first, then the classifier."""
+        return [self.networks[name] for name in (run.model, run.classifier, *run.others.values()) if name]
 
     def network_flags(self, run: Run) -> Flags:
-        """Flags of a run's networks, the model's first."""
-        return {name: value for network in self.run_networks(run) for name, value in network.flags.items()}
+        """Flags of a run's model and classifier; another network's flags are in its config.json."""
+        networks = [self.networks[name] for name in (run.model, run.classifier) if name]
+        return {name: value for network in networks for name, value in network.flags.items()}
 
     def image_shape(self, run: Run) -> tuple[int, int, int]:
         """Height, width and channels of the images that a run makes."""

@@ -43,6 +43,7 @@ PROGRAMS = {
     "part": {"experiments/cifar10/subclasses.py": ("--clusters",)},
 }
 _PLAIN = re.compile(r"\w[\w.+-]{0,99}", re.ASCII)  # a name that leads nowhere else
+OTHER_NETWORKS = ("uncond_model_path", "weak_model_path")  # flags of classifier_sample
 _NEEDED = {"classifier_train": ("iterations",), "image_train": ("lr_anneal_steps", "ema_rate")}
 
 
@@ -190,6 +191,7 @@ def _runs(path: Path, networks: dict[str, Network], references: Collection[str])
         reference=entry.choice("reference", references),
         flags=entry.flags("num_samples", "timestep_respacing"),
         note=entry.take("note", str, ""),
+        others=_other_networks(entry, networks),
     )
     if run.classifier and networks[run.model].flags["image_size"] != networks[run.classifier].flags["image_size"]:
         raise entry.fail("classifier", run.classifier, f"one of the image size of {run.model}")
@@ -206,6 +208,12 @@ def _runs(path: Path, networks: dict[str, Network], references: Collection[str])
             for value in values
         ]
     return entry.finish(runs)
+
+
+def _other_networks(entry: Entry, networks: Collection[str]) -> dict[str, str]:
+    """Names of networks by the flag that takes each one's file."""
+    others = entry.inner("networks", {})
+    return others.finish({flag: others.choice(flag, networks) for flag in OTHER_NETWORKS if flag in others.values})
 
 
 def _table(

@@ -20,7 +20,10 @@ _KIND_NAMES = {str: "text", int: "a whole number", float: "a number", dict: "a t
 # Flags that are not only handed to scripts: files are named and disk is estimated by them.
 _COUNTS = ("image_size", "in_channels", "num_samples", "iterations", "lr_anneal_steps", "save_interval")
 # Flags that name files, which commands give; a script also takes the beginning of a flag for it.
-_FILES = ("model_path", "classifier_path", "data_dir", "val_data_dir", "log_dir", "resume_checkpoint", "trace")
+_FILES = (
+    "model_path", "classifier_path", "data_dir", "val_data_dir", "log_dir", "resume_checkpoint", "trace",
+    "uncond_model_path", "weak_model_path", "guidance_file", "clean_classifier", "decoder",
+)  # fmt: skip
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 200
 
@@ -56,7 +59,8 @@ class Entry:
         entry = self.inner(key)
         flags = dict(entry.values)
         for name, value in flags.items():
-            if not re.fullmatch(r"[a-z]\w*", name) or any(file.startswith(name) for file in _FILES):
+            is_file = name != "guidance" and any(file.startswith(name) for file in _FILES)
+            if is_file or not re.fullmatch(r"[a-z]\w*", name):
                 raise entry.fail(name, value, "a flag that names no file")
             if not isinstance(value, FlagValue) or isinstance(value, str) and value.startswith("-"):
                 raise entry.fail(name, value, "text that begins with no dash, a number, true or false")

@@ -9,12 +9,15 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from scipy.stats import combine_pvalues
+
 from evaluations.metrics.registry import METRICS
 from experiments.results import RunResult, digits
 
 BETTER, WORSE, SAME = "better", "worse", "the same within the noise"
 DEVIATIONS = 2  # of a difference's noise: up to so many count as the same
 LARGEST_P = 0.05  # of a paired test that shows a difference
+MANY = 5  # seeds, of which the tests count together
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,12 @@ def _size(run: RunResult, metric: str) -> float:
 
 
 def by_paired_tests(differences: Sequence[float], p: Sequence[float]) -> str:
-    """The verdict on a distance's differences at several seeds: one direction, and a small p at each, or SAME."""
+    """The verdict on a distance's differences at several seeds: one direction, and small p, or SAME.
+
+    Each p is at most LARGEST_P; of MANY seeds or more, their combination by Fisher's method is.
+    """
     one_direction = len({difference > 0 for difference in differences}) == 1
-    if not one_direction or max(p) > LARGEST_P:
+    together = combine_pvalues(p).pvalue if len(p) >= MANY else max(p)
+    if not one_direction or together > LARGEST_P:
         return SAME
     return BETTER if differences[0] < 0 else WORSE

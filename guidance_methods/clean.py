@@ -68,6 +68,16 @@ class Decoded(nn.Module):
         return self.scorer(self.decode(x), t)
 
 
+class AtZero:
+    """classifier(x, 0): a classifier of noised images at the predicted x_0, which has no noise."""
+
+    def __init__(self, classifier: Callable[[Tensor, Tensor], Any]):
+        self.classifier = classifier
+
+    def __call__(self, x: Tensor, t: Tensor) -> Any:
+        return self.classifier(x, torch.zeros_like(t))
+
+
 class _SmoothReLU6(nn.Module):
     def __init__(self, beta: float):
         super().__init__()

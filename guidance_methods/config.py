@@ -1,14 +1,13 @@
-"""Flags of guidance beyond the paper, and the rule and guidance that they ask for."""
+"""Flags of guidance beyond the paper, and the rule that they ask for. `terms` and `second_model` build the rest."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import Any
 
 from ed_dpm_patches import config as paper
 from ed_dpm_patches.rules import RULES, GuidanceRule
@@ -16,16 +15,25 @@ from guided_diffusion.config.flags import ParsedFlags, flag
 from guided_diffusion.errors import InputError
 
 from .entropy_scaled import EntropyScaled, check_cap
-from .every import REUSE, SKIPPED, GuidanceEvery
-from .places import AtDenoised
-from .stabilizers import STABILIZERS, Stabilized
+from .every import REUSE, SKIPPED
+from .stabilizers import STABILIZERS
 
-NOISY, DENOISED = PLACES = ("noisy", "denoised")
+NOISY, DENOISED, THROUGH = PLACES = ("noisy", "denoised", "through")
+LOGITS, LABELS, SCORE, PROBABILITY = OUTPUTS = ("logits", "labels", "score", "probability")
 
 # The flag of each argument that a rule beyond the paper may have.
 FLAGS = {
     "t1": "guidance_t1", "t2": "guidance_t2", "smoothing": "guidance_smoothing", "classes": "guidance_classes",
 }  # fmt: skip
+
+
+# With these values of the flags a trace tells what the guidance did; with others it could not.
+TRACEABLE = {"guidance_at": NOISY, "guidance_sine": 0.0, "stabilizer": "", "guidance_every": 1}
+
+
+def is_traceable(flags: Mapping[str, Any]) -> bool:
+    """Return whether --trace goes together with the other flags of a run."""
+    return all(flags.get(name, value) == value for name, value in TRACEABLE.items())
 
 
 def parse_classes(text: str) -> tuple[tuple[int, ...], tuple[float, ...]]:
@@ -40,6 +48,33 @@ def classes(text: str) -> str:
         parse_classes(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected classes such as 3,7 or 3:1,7:0.5") from None
+    return text
+
+
+def parse_clean_input(text: str) -> dict[str, Any]:
+    """Return the arguments of `CleanClassifier` from "range=LO,HI mean=X,... std=X,... size=H[,W]"; else ValueError."""
+    found: dict[str, Any] = {}
+    for part in text.split():
+        name, _, numbers = part.partition("=")
+        values = [float(number) for number in numbers.split(",")]
+        if name == "range" and len(values) == 2:
+            found["low"], found["high"] = values
+        elif name in ("mean", "std"):
+            found[name] = values
+        elif name == "size" and len(values) <= 2 and all(value == int(value) > 0 for value in values):
+            found["size"] = (int(values[0]), int(values[-1]))
+        else:
+            raise ValueError(part)
+    return found
+
+
+def clean_input(text: str) -> str:
+    """Return the text of --clean_input as it is; argparse.ArgumentTypeError if it is none."""
+    try:
+        parse_clean_input(text)
+    except ValueError:
+        expected = "range=LO,HI mean=X,... std=X,... size=H[,W], any of them"
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}") from None
     return text
 
 
@@ -58,8 +93,15 @@ class MethodsConfig:
         type=classes,
     )
     guidance_at: str = flag(
-        NOISY, "where the classifier looks: at x_t, or at the x_0 predicted from it (EluCD)", choices=PLACES
+        NOISY,
+        "where the classifier looks: at x_t; at the x_0 predicted from it (EluCD); there, with the chain rule through "
+        "the diffusion model, at two or three times its cost (DPS)",
+        choices=PLACES,
     )
+    guidance_sine: float = flag(
+        0.0, "EluCD's larger shift of the mean: this share of the largest variance, times sin(pi t / T); EluCD has 0.3",
+        minimum=0.0,
+    )  # fmt: skip
     stabilizer: str = flag(
         "", "the gradient over the steps, before its scale: Adam's step or a mean", choices=STABILIZERS
     )
@@ -67,6 +109,51 @@ class MethodsConfig:
     guidance_skipped: str = flag(
         REUSE, "what the steps between get: the guidance of the last evaluation, or none", choices=SKIPPED
     )
+    guidance_file: str = flag("", "TOML file of further guidance, which is added: docs/guidance.md#sums-and-pairs")
+
+
+@dataclass(frozen=True)
+class CleanConfig:
+    """Scorer of clean images, in place of --classifier_path."""
+
+    clean_classifier: str = flag(
+        "", "package.module:function that returns a network of images without noise; needs --guidance_at"
+    )
+    clean_input: str = flag(
+        "",
+        'what the network wants: "range=0,1 mean=0.5 std=0.5 size=224", a value or one a channel; "": pixels of 0 to 1',
+        type=clean_input,
+    )
+    clean_output: str = flag(
+        LOGITS,
+        "what it returns: logits of classes that exclude each other; of labels that do not; a log-score an image; "
+        "a probability, taken as log d / (1 - d)",
+        choices=OUTPUTS,
+    )
+    clean_softplus: float = flag(0.0, "softplus of this beta in place of its ReLUs (EluCD has 3); 0: none", minimum=0.0)
+    decoder: str = flag("", "package.module:function that returns what decodes the diffusion model's latents")
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """Second diffusion model."""
+
+    uncond_model_path: str = flag(
+        "", "classifier-free guidance: checkpoint of an unconditional model, or its training's folder"
+    )
+    cfg_scale: float = flag(1.0, "w in uncond + w (cond - uncond); 1: the conditional model alone", minimum=0.0)
+    weak_model_path: str = flag(
+        "", "autoguidance: checkpoint of a smaller or less trained model with the same labels, or its training's folder"
+    )
+    autoguidance_scale: float = flag(1.0, "w in weak + w (model - weak); 1: the model alone", minimum=0.0)
+    pair_interval: str = flag(
+        "", 'timesteps LO,HI at which the second model guides, ends included; "": at all of them', type=paper.interval
+    )
+    apg_eta: float = flag(
+        1.0, "adaptive projected guidance: share of the part along x_0; 1: whole, 0: APG's", minimum=0.0
+    )
+    apg_norm: float = flag(0.0, "APG: bound of the difference's L2 norm; 0: none", minimum=0.0)
+    apg_momentum: float = flag(0.0, "APG: momentum of the difference, negative in APG", minimum=-0.999, maximum=0.999)
 
 
 def guidance_rule(
@@ -91,33 +178,6 @@ def guidance_rule(
         check_cap(rule, guide.eds_cap)
         return EntropyScaled(guide.classifier_scale, rule)
     return dataclasses.replace(rule, gamma=guide.classifier_scale)
-
-
-def with_methods(
-    guidance: Callable[..., Tensor], guide: paper.GuidanceConfig, methods: MethodsConfig
-) -> Callable[..., Tensor]:
-    """Return a guidance at the place and over the steps that the flags ask for; by default it is the same object.
-
-    InputError together with --trace where a trace could not tell what the guidance did.
-    """
-    if methods.guidance_at == DENOISED:
-        _without_trace(guide, "--guidance_at denoised")
-        guidance = AtDenoised(guidance)
-    if methods.stabilizer:
-        _without_trace(guide, f"--stabilizer {methods.stabilizer}")
-        guidance = Stabilized(guidance, STABILIZERS[methods.stabilizer]())
-    if methods.guidance_every > 1:
-        _without_trace(guide, f"--guidance_every {methods.guidance_every}")
-        guidance = GuidanceEvery(guidance, methods.guidance_every, methods.guidance_skipped)
-    return guidance
-
-
-def _without_trace(guide: paper.GuidanceConfig, option: str) -> None:
-    if guide.trace:
-        raise InputError(
-            f"--trace: found together with {option}, expected one of them: a trace records what the classifier's "
-            "gradient at x_t does in every step"
-        )
 
 
 def _known_classes(

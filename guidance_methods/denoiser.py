@@ -37,6 +37,14 @@ def x0_coefficients(predicts: str, abar: Tensor, like: Tensor) -> tuple[Tensor, 
     return (alpha, -sigma) if predicts == V else (torch.zeros_like(alpha), torch.ones_like(alpha))
 
 
+def all_alphas_cumprod(diffusion: DiffusionProcess) -> np.ndarray:
+    """Return abar by original timestep, of a process respaced or not; nan where it has none, and is not asked."""
+    timesteps = getattr(diffusion, "timestep_map", range(diffusion.num_timesteps))
+    abar_T = np.full(max(timesteps) + 1, np.nan)
+    abar_T[list(timesteps)] = diffusion.alphas_cumprod
+    return abar_T
+
+
 class Denoiser:
     """denoiser(x_t [B, C, ...], t [B], **kwargs) -> predicted x_0, shaped like x_t.
 
@@ -67,10 +75,7 @@ class Denoiser:
         predicts = {ModelMeanType.EPSILON: EPS, ModelMeanType.START_X: X_0}.get(diffusion.model_mean_type)
         if predicts is None:
             raise ValueError("diffusion: found a model that predicts x_{t-1}, expected one that predicts eps or x_0")
-        timesteps = getattr(diffusion, "timestep_map", range(diffusion.num_timesteps))
-        abar_T = np.full(max(timesteps) + 1, np.nan)  # no other t is asked for
-        abar_T[list(timesteps)] = diffusion.alphas_cumprod
-        return cls(model, abar_T, predicts, clip)
+        return cls(model, all_alphas_cumprod(diffusion), predicts, clip)
 
     def __call__(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
         """Return x_0. Its other arguments are the model's."""

@@ -32,6 +32,7 @@ class Sum:
 
     def __init__(self, terms: Sequence[Term]):
         self.terms = [(*term, None)[:3] for term in terms]
+        self._asked: list[Callable[..., Tensor]] = []
         if not self.terms:
             raise ValueError("terms: found none, expected at least one (guidance, weight)")
         for _, weight, interval in self.terms:
@@ -51,6 +52,7 @@ class Sum:
     def __call__(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
         """Return the sum, shaped and typed like x; every term is called with the same arguments."""
         t_B = one_per_sample(t, x)
+        self._asked = []
         total = torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
         for guidance, weight, interval in self.terms:
             inside_B = torch.ones_like(t_B, dtype=torch.bool)
@@ -60,8 +62,18 @@ class Sum:
                     continue
             weight_B = torch.as_tensor(weight(t_B) if callable(weight) else weight, device=x.device).expand(len(x))
             weight_B = torch.where(inside_B, weight_B.double(), 0.0).to(total.dtype)
+            self._asked.append(guidance)
             total = total + per_sample(weight_B, x) * ask(guidance, x, t, kwargs)
         return total.to(x.dtype)
+
+    @property
+    def peaks(self) -> dict[str, Tensor]:
+        """What the nonfinite detector looks at, the largest of all terms that were asked in the last call."""
+        found: dict[str, Tensor] = {}
+        for guidance in self._asked:
+            for name, values in getattr(guidance, "peaks", {}).items():
+                found[name] = torch.maximum(found[name], values) if name in found else values
+        return found
 
     def reset(self) -> None:
         """Let every term forget the batch."""

@@ -36,7 +36,7 @@ def comparisons(spec: Spec, table: Table) -> Iterator[Comparison]:
 
     EDS also against the timestep-aware rule of the same networks: is it more than growth towards t = 0?
     """
-    guided = [row for row in table.rows if row.run and spec.runs[row.run].classifier]
+    guided = [row for row in table.rows if row.run and spec.runs[row.run].is_guided]
     rules = {row.name: guidance_name(spec.runs[row.run]) for row in guided}
     networks = {row.name: spec.run_networks(spec.runs[row.run]) for row in guided}
     for row in guided:

@@ -20,6 +20,7 @@ from experiments.report import build, runs_csv, tables_csv
 from experiments.results import Results
 from experiments.runner import Runner
 from experiments.spec import ROOT, Spec
+from experiments.verdict import MANY
 from guided_diffusion.io.reading import read_json
 
 CONCLUSION = "conclusion.md"
@@ -74,6 +75,7 @@ def write_results(
         provenance=[section for section in document["sections"] if section.title == "Provenance"],
         paired=_paired_groups(found), intervals=_interval_groups(intervals), matched=_matched_groups(choice, commands),
         norms=_norm_groups(tuned.spec, norms), diagnosis=_diagnosis_groups(diagnosis),
+        many_seeds=len(commands.seeds) >= MANY,
     )  # fmt: skip
     for name, content in texts.items():
         write_text(folder / name, content)

@@ -42,7 +42,7 @@ def refine(spec: Spec, tuning: Results) -> Spec:
     """The spec with two more values for every sweep that is done, a factor of sqrt(2) either side of its best."""
 
     def refined(runs: list[Run], best: Run, flag: str) -> list[Run]:
-        return [*runs, *(with_value(best, flag, best.flags[flag] * factor) for factor in (0.5**0.5, 2**0.5))]
+        return [*runs, *(scaled(best, flag, factor) for factor in (0.5**0.5, 2**0.5))]
 
     return _with_sweeps(spec, tuning, refined)
 
@@ -53,9 +53,9 @@ def move(spec: Spec, tuning: Results) -> Spec:
     def moved(runs: list[Run], best: Run, flag: str) -> list[Run]:
         runs = sorted(runs, key=lambda run: run.flags[flag])
         if best == runs[-1]:
-            return [*runs[1:], with_value(best, flag, best.flags[flag] * 2)]
+            return [*runs[1:], scaled(best, flag, 2)]
         if best == runs[0]:
-            return [with_value(best, flag, best.flags[flag] / 2), *runs[:-1]]
+            return [scaled(best, flag, 0.5), *runs[:-1]]
         return runs
 
     return _with_sweeps(spec, tuning, moved)
@@ -91,6 +91,12 @@ def with_value(run: Run, flag: str, value: float) -> Run:
     """A run of the same sweep, with another value of its flag, in three digits."""
     value, old = float(f"{value:.3g}"), run.flags[flag]
     return replace(run, name=f"{run.name.removesuffix(f'-{old:g}')}-{value:g}", flags=run.flags | {flag: value})
+
+
+def scaled(run: Run, flag: str, factor: float) -> Run:
+    """A run of the same sweep, with its flag's value times a factor; of two models' w, w - 1 counts."""
+    base = 1 if flag in ("cfg_scale", "autoguidance_scale") else 0
+    return with_value(run, flag, base + (run.flags[flag] - base) * factor)
 
 
 def choose(spec: Spec, tuning: Results) -> Choice:

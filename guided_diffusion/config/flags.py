@@ -168,6 +168,21 @@ def _expected_instead(field: dataclasses.Field, value: Any) -> str | None:
     return None
 
 
+def _wrong(field: dataclasses.Field, value: Any) -> str | None:
+    """Return what a value from a file should have been, by its type too; None when it is valid."""
+    kind = field.metadata["type"]
+    if not isinstance(kind, type):  # a converter of text
+        if type(value) is not str:
+            return "text"
+        try:
+            kind(value)
+        except argparse.ArgumentTypeError as error:
+            return str(error).partition("expected ")[2]
+        return None
+    right_type = type(value) is kind or (kind is float and type(value) is int)
+    return _expected_instead(field, value) if right_type else _KINDS[kind]
+
+
 def _choices(field: dataclasses.Field) -> list[str | int]:
     choices = [*(field.metadata["choices"] or ())]
     return choices if not choices or field.default in choices else [field.default, *choices]
@@ -190,6 +205,20 @@ def _help(field: dataclasses.Field) -> str:
     return f"{meta['help']} ({'; '.join(notes)})".replace("%", "%%")
 
 
+def flags_from(values: Mapping[str, Any], *configs: type) -> ParsedFlags:
+    """Return flags as a file has them, typed as on the command line; their defaults are those of the config classes.
+
+    InputError for a name that is no flag of these classes, a value of another type or out of its range.
+    """
+    fields = {field.name: field for config in configs for field in dataclasses.fields(config)}
+    for name, value in values.items():
+        if name not in fields:
+            raise InputError(f"{name}: no such flag, expected one of {', '.join(fields)}")
+        if expected := _wrong(fields[name], value):
+            raise InputError(f"--{name}: found {value!r}, expected {expected}")
+    return ParsedFlags(dict(values), {name: field.default for name, field in fields.items()})
+
+
 def architecture_from(
     parsed: ParsedFlags, config: type[Config], saved: dict[str, Any] | None, checkpoint: str
 ) -> Config:
@@ -202,10 +231,7 @@ def architecture_from(
     fields = {field.name: field for field in dataclasses.fields(config) if field.metadata["architecture"]}
     stored = {name: value for name, value in (saved or {}).items() if name in fields}
     for name, value in stored.items():
-        kind = fields[name].metadata["type"]
-        right_type = type(value) is kind or (kind is float and type(value) is int)
-        expected = _expected_instead(fields[name], value) if right_type else _KINDS[kind]
-        if expected:
+        if expected := _wrong(fields[name], value):
             raise InputError(f"{checkpoint}: config.json beside it has {name} {value!r}, expected {expected}")
     clashes = [
         f"--{name} {parsed.values[name]} (the checkpoint has {value})"

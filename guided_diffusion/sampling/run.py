@@ -44,7 +44,7 @@ from guided_diffusion.sampling.tallies import TALLY, Tally
 CHANGEABLE_FLAGS = ("log_dir", "num_samples", "batch_size", "save_images", "compile", "nonfinite", "meet_timeout")
 
 # Flags that name files which determine the samples.
-INPUT_FLAGS = ("model_path", "classifier_path", "base_samples")
+INPUT_FLAGS = ("model_path", "classifier_path", "base_samples", "uncond_model_path", "weak_model_path")
 
 _MOST_PASSES = 20  # after which samples that are missing although written are an error
 

@@ -135,8 +135,20 @@ def file_of(flag: str, folder: str, find: Callable[[str], str | None]) -> str:
     return found
 
 
-def plan_labels(config: LabelConfig, classes: Classes) -> LabelPlan:
-    """Return the labels of a sampling run, by --classes and --balanced, and log which classes these are."""
+def trained_file(flag: str, path: str) -> str:
+    """Return a checkpoint's path; of a training's folder that of the weights to use, see `best_weights`."""
+    return file_of(flag, path, best_weights) if os.path.isdir(path) else path
+
+
+def plan_labels(config: LabelConfig, classes: Classes | None) -> LabelPlan | None:
+    """Return the labels of a sampling run, by --classes and --balanced, and log which classes these are.
+
+    None for networks without classes; InputError where the flags ask for some.
+    """
+    if classes is None:
+        if config.classes or config.balanced:
+            raise InputError("--classes, --balanced: found for networks without classes, expected neither")
+        return None
     plan = LabelPlan(config.classes, config.balanced, classes)
     if classes.names:
         logger.log(f"classes sampled: {classes.listed(plan.classes)}")

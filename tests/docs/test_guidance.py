@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import re
+import tomllib
 from functools import partial
 
 import numpy as np
@@ -11,6 +14,11 @@ import torch
 from torch import nn
 
 import guidance_methods
+from ed_dpm_patches.config import GuidanceConfig
+from guidance_methods.config import CleanConfig, MethodsConfig, PairConfig
+from guidance_methods.guidance_file import checked_weight
+from guidance_methods.terms import CONFIGS
+from guided_diffusion.config.flags import flags_from
 from guided_diffusion.diffusion.schedules import get_named_beta_schedule
 from guided_diffusion.script_util import create_gaussian_diffusion
 from tests.support.documents import fenced_blocks
@@ -65,3 +73,19 @@ def test_every_line_of_code_runs():
 def test_every_object_is_named():
     told = {name for name in guidance_methods.__all__ if name in TEXT}
     assert set(guidance_methods.__all__) - told <= {"STABILIZERS", "Stabilizer", "EntropyScaled"}
+
+
+def test_the_terms_of_the_file_are_flags():
+    (text,) = [code for language, code in fenced_blocks(TEXT) if language == "toml"]
+    first, second = tomllib.loads(text)["terms"]
+    assert checked_weight(first.pop("weight")) == [[0, 1.0], [700, 0.2]] and checked_weight(second.pop("weight")) == 0.5
+    assert flags_from(first, *CONFIGS).make(GuidanceConfig).guidance_interval == "0,700"
+    assert flags_from(second, *CONFIGS).make(CleanConfig).clean_output == "probability"
+
+
+def test_every_flag_of_the_table_is_one():
+    known = {field.name for config in (*CONFIGS, PairConfig) for field in dataclasses.fields(config)}
+    named = set(re.findall(r"--(\w+)", TEXT))
+    assert named <= known
+    beyond = {field.name for config in (MethodsConfig, CleanConfig, PairConfig) for field in dataclasses.fields(config)}
+    assert beyond <= named

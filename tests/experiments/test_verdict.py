@@ -47,3 +47,7 @@ def test_paired_tests_have_to_agree():
     assert by_paired_tests([0.5, 0.1], [0.01, 0.05]) == WORSE
     assert by_paired_tests([-0.5, 0.1], [0.01, 0.05]) == SAME
     assert by_paired_tests([-0.5, -0.1], [0.01, 0.06]) == SAME
+    five = [-0.5, -0.4, -0.3, -0.2, -0.1]
+    # Fisher: -2 sum log p is chi-squared with two degrees of freedom a test; 0.16 five times is 5 % together.
+    assert by_paired_tests(five, [0.15] * 5) == BETTER and by_paired_tests(five, [0.25] * 5) == SAME
+    assert by_paired_tests([*five[:4], 0.1], [0.01] * 5) == SAME

@@ -10,10 +10,12 @@ import pytest
 
 from benchmarks.gpu import program_checks
 from ed_dpm_patches import ClassifierGuidance, EntropyRule
-from ed_dpm_patches.config import GuidanceConfig, with_rule_named
-from guidance_methods import AtDenoised, GuidanceEvery, Stabilized
-from guidance_methods.config import MethodsConfig, parse_classes, with_methods
+from ed_dpm_patches.config import with_rule_named
+from guidance_methods import AtDenoised, GuidanceEvery, SineVariance, Stabilized, Through
+from guidance_methods.config import MethodsConfig, parse_classes
+from guidance_methods.terms import with_methods
 from guided_diffusion.errors import InputError
+from guided_diffusion.script_util import create_gaussian_diffusion
 from tests.support.helpers import read_npz
 
 sample = partial(program_checks.call, "classifier_sample")
@@ -76,12 +78,17 @@ def test_lists_of_classes():
 
 def test_the_default_is_the_guidance_itself():
     guidance = ClassifierGuidance(lambda x, t: x, EntropyRule())
-    assert with_methods(guidance, GuidanceConfig(), MethodsConfig()) is guidance
-    methods = MethodsConfig(guidance_at="denoised", stabilizer="adam", guidance_every=3)
-    wrapped = with_methods(guidance, GuidanceConfig(), methods)
-    assert wrapped.wants_x0 and wrapped.report is guidance.report
-    layers = [wrapped, wrapped.guidance, wrapped.guidance.guidance, wrapped.guidance.guidance.guidance]
-    assert [type(layer) for layer in layers] == [GuidanceEvery, Stabilized, AtDenoised, ClassifierGuidance]
+    host = create_gaussian_diffusion(steps=10, noise_schedule="cosine"), lambda x, t, y: x, True
+    assert with_methods(guidance, MethodsConfig(), *host) is guidance
+    steps = {"stabilizer": "adam", "guidance_every": 3, "guidance_sine": 0.3}
+    for place, kind in (("denoised", AtDenoised), ("through", Through)):
+        wrapped = with_methods(guidance, MethodsConfig(guidance_at=place, **steps), *host)
+        assert wrapped.report is guidance.report and wrapped.wants_variance
+        assert wrapped.wants_x0 == (place == "denoised")
+        layers = [wrapped]
+        while hasattr(layers[-1], "guidance"):
+            layers.append(layers[-1].guidance)
+        assert [type(layer) for layer in layers] == [SineVariance, GuidanceEvery, Stabilized, kind, ClassifierGuidance]
 
 
 def test_the_rule_that_a_run_names():

@@ -50,7 +50,12 @@ from tests.support.documents import fenced_blocks
 from tests.support.experiments import SWEEPS, parse_command, write_spec
 from tests.support.helpers import ROOT, clean_environment, executable
 
-FULL, REDUCED, SHORT, SHARPNESS = (load(ablation.RECIPES / name) for name in ("full", "reduced", "short", "sharpness"))
+FULL, REDUCED, SHORT, SHARPNESS, METHODS = (
+    load(ablation.RECIPES / name) for name in ("full", "reduced", "short", "sharpness", "methods")
+)
+BOOKS = pytest.mark.parametrize(
+    "book", [FULL, REDUCED, SHORT, SHARPNESS, METHODS], ids=["full", "reduced", "short", "sharpness", "methods"]
+)
 CLASSES = ("cat", "dog", "ship", "truck")
 
 
@@ -214,8 +219,8 @@ def test_a_temperature_that_is_given_needs_no_images(checkpoints, tmp_path, monk
 
 def test_both_protocols_have_the_same_rows_and_the_same_number_of_values_for_every_method():
     assert [row.name for row in FULL.rows("all")] == [row.name for row in REDUCED.rows("all")]
-    assert {len(row.sweep) for row in FULL.rows("all") if row.sweep} == {5}
-    assert set(ablation.TABLES) == {*FULL.tables, *SHARPNESS.tables}
+    assert {len(row.sweep) for row in (*FULL.rows("all"), *METHODS.rows("all")) if row.sweep} == {5}
+    assert set(ablation.TABLES) == {*FULL.tables, *SHARPNESS.tables, *METHODS.tables}
     assert not set(ablation.TUNING_SEEDS) & {*FULL.seeds, *REDUCED.seeds}
     assert {run.num_samples for run in FULL.runs.values()} == {10_000}
     assert {run.num_samples for run in REDUCED.runs.values()} == {2_000}
@@ -224,7 +229,7 @@ def test_both_protocols_have_the_same_rows_and_the_same_number_of_values_for_eve
     assert {run.sampler for run in REDUCED.runs.values()} == {"DDIM 25", "DDPM 50"}
 
 
-@pytest.mark.parametrize("book", [FULL, REDUCED, SHORT, SHARPNESS], ids=["full", "reduced", "short", "sharpness"])
+@BOOKS
 def test_guiding_networks_never_see_what_the_judge_is_trained_on(book):
     for network in book.networks.values():
         if network.training:
@@ -234,7 +239,7 @@ def test_guiding_networks_never_see_what_the_judge_is_trained_on(book):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("book", [FULL, REDUCED, SHORT, SHARPNESS], ids=["full", "reduced", "short", "sharpness"])
+@BOOKS
 def test_the_scripts_take_every_command_and_the_networks_have_the_parameters_said(book):
     commands = Commands(book, processes=1, trace=True)
     for network in book.networks.values():

@@ -1,0 +1,104 @@
+"""The second diffusion model that flags ask for: classifier-free guidance and autoguidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+from torch import Tensor
+
+from ed_dpm_patches.config import parse_interval
+from guided_diffusion.config.configs import DiffusionConfig, ModelConfig, RunConfig
+from guided_diffusion.config.create import build_model
+from guided_diffusion.config.flags import ParsedFlags, architecture_from
+from guided_diffusion.diffusion.process import DiffusionProcess
+from guided_diffusion.errors import InputError
+from guided_diffusion.io.checkpoint_flags import DIFFUSION_MODEL
+from guided_diffusion.sampling import setup
+
+from .config import PairConfig
+from .denoiser import EPS, X_0, all_alphas_cumprod
+from .pairs import Pair, without_labels
+from .projection import AdaptiveProjection
+
+PATHS = {"uncond_model_path": "cfg_scale", "weak_model_path": "autoguidance_scale"}  # with the flag of each one's w
+_APG = ("apg_eta", "apg_norm", "apg_momentum")
+_SHARED = ("image_size", "in_channels", "noise_schedule", "diffusion_steps", "predict_xstart", "rescale_timesteps")
+
+
+@dataclass(frozen=True)
+class SecondModel:
+    """The model that a pair leads away from, checked; `build` loads it.
+
+    :param path: its checkpoint; model, diffusion: what the first model and its process are, diffusion's learn_sigma
+        that of this one.
+    """
+
+    path: str
+    pair: PairConfig
+    scale: float
+    model: ModelConfig
+    diffusion: DiffusionConfig
+
+    def build(
+        self, first: Callable[..., Tensor], run: RunConfig, compile: bool, diffusion: DiffusionProcess
+    ) -> Callable[..., Tensor]:
+        """Return the `Pair`. :param first: model(x_t, t, y=...)."""
+        build = partial(build_model, self.model, self.diffusion)
+        weak = setup.load_frozen(build, self.path, self.model.use_fp16, run, compile)
+        pair = self.pair
+        projection = None
+        if (pair.apg_eta, pair.apg_norm, pair.apg_momentum) != (1.0, 0.0, 0.0):
+            predicts = X_0 if self.diffusion.predict_xstart else EPS
+            projection = AdaptiveProjection(
+                all_alphas_cumprod(diffusion), predicts, pair.apg_eta, pair.apg_norm, pair.apg_momentum
+            )
+        interval = parse_interval(pair.pair_interval) if pair.pair_interval else None
+        return Pair(first, weak if self.model.class_cond else without_labels(weak), self.scale, interval, projection)
+
+
+def read_second_model(
+    parsed: ParsedFlags, model: ModelConfig, model_path: str, diffusion: DiffusionConfig
+) -> SecondModel | None:
+    """Return the second model that flags name, or None. InputError where it does not go with the first."""
+    pair = parsed.make(PairConfig)
+    named = [flag for flag in PATHS if getattr(pair, flag)]
+    if len(named) > 1:
+        raise InputError("--weak_model_path: found together with --uncond_model_path, expected one of them")
+    lone = [flag for flag in (*PATHS.values(), "pair_interval", *_APG) if flag in parsed.values]
+    if lone and (not named or lone[0] in {*PATHS.values()} - {PATHS[named[0]]}):
+        wanted = next((path for path, scale in PATHS.items() if scale == lone[0]), "uncond_model_path")
+        raise InputError(f"--{lone[0]}: found without --{wanted}, expected both")
+    if not named:
+        return None
+    (flag,) = named
+    path = getattr(pair, flag)
+    saved = setup.checkpoint_config(flag, path, DIFFUSION_MODEL)
+    # Without config.json it is as the first model is, as the published pairs are.
+    given = ParsedFlags({}) if saved else parsed
+    own = architecture_from(given, ModelConfig, saved, path)
+    process = architecture_from(given, DiffusionConfig, saved, path)
+    if flag == "uncond_model_path":
+        if not model.class_cond:
+            raise InputError(
+                f"--model_path {model_path}: found a model without classes, expected one with, for --{flag}"
+            )
+        if saved and own.class_cond:
+            raise InputError(f"--{flag} {path}: found a model with classes, expected an unconditional one")
+        own = replace(own, class_cond=False)
+    elif own.class_cond != model.class_cond or (own.class_cond and own.num_classes != model.num_classes):
+        raise InputError(f"--{flag} {path}: found a model of other classes than {model_path}, expected the same")
+    for name in _SHARED:
+        first, second = (values[name] for values in (asdict(model) | asdict(diffusion), asdict(own) | asdict(process)))
+        if first != second:
+            raise InputError(f"--{name}: {model_path} has {first}, but {path} has {second}")
+    if (
+        diffusion.rescale_timesteps
+        and diffusion.diffusion_steps != 1000
+        and any(name in parsed.values for name in _APG)
+    ):
+        raise InputError(
+            f"--{_APG[0]}: found with --rescale_timesteps and {diffusion.diffusion_steps} steps, expected 1000"
+        )
+    return SecondModel(path, pair, getattr(pair, PATHS[flag]), replace(own, use_fp16=model.use_fp16), process)

@@ -1,0 +1,282 @@
+"""Flags of guidance beyond the paper against the library's objects: the same images; and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks.builders import DIFFUSION, SMALLEST, write_network
+from benchmarks.gpu import program_checks
+from ed_dpm_patches import ClassifierGuidance, ConstantRule, EntropyRule
+from guidance_methods import (
+    AdaptiveProjection,
+    AtDenoised,
+    CleanClassifier,
+    Decoded,
+    Denoiser,
+    ElucdRule,
+    Pair,
+    ScoreGuidance,
+    SineVariance,
+    Sum,
+    Through,
+    discriminator_score,
+    multi_label_score,
+    without_labels,
+)
+from guidance_methods.clean import AtZero
+from guided_diffusion.config.class_labels import Classes
+from guided_diffusion.errors import InputError
+from guided_diffusion.sampling.noise import LabelPlan, PerSampleNoise
+from guided_diffusion.sampling.pretrained import load_classifier, load_diffusion, load_model
+from guided_diffusion.sampling.run import to_uint8
+from tests.support import clean_networks
+from tests.support.helpers import read_npz
+
+OWN = "tests.support.clean_networks"
+COUNT = program_checks.DRAW["num_samples"]
+sample = partial(program_checks.call, "classifier_sample")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Flags of classifier_sample for a conditional model and a classifier, and further networks by name."""
+    folder = tmp_path_factory.mktemp("networks")
+    flags = program_checks.guided(folder) | {"eds": False, "use_ddim": True}
+    small = dataclasses.replace
+    others = {
+        "uncond": write_network(folder / "uncond", small(SMALLEST.model, class_cond=False)),
+        "weak": write_network(folder / "weak", small(SMALLEST.model, channel_mult="1,1")),
+        "second": write_network(folder / "second", small(SMALLEST.classifier, classifier_depth=2)),
+        "seven": write_network(folder / "seven", small(SMALLEST.classifier, num_classes=7)),
+        "grey": write_network(folder / "grey", small(SMALLEST.model, in_channels=1)),
+        "cosine": write_network(folder / "cosine", SMALLEST.model, small(DIFFUSION, noise_schedule="cosine")),
+    }
+    return flags, others
+
+
+def images(folder) -> np.ndarray:
+    return read_npz(next(folder.glob("samples_*.npz")))["arr_0"]
+
+
+def by_library(flags, build):
+    """Sample with the objects that build(model, classifier, diffusion) returns: a model and a cond_fn."""
+    diffusion = load_diffusion(flags["model_path"], timestep_respacing=flags["timestep_respacing"])
+    model, cond_fn = build(load_model(flags["model_path"]), load_classifier(flags["classifier_path"]), diffusion)
+    noise = PerSampleNoise(0, range(COUNT), torch.device("cpu"))
+    y = LabelPlan("", False, Classes(4)).labels(range(COUNT), noise)
+    made = diffusion.ddim_sample_loop(
+        model, (COUNT, 3, 8, 8), noise=noise.normal((3, 8, 8)), cond_fn=cond_fn, model_kwargs={"y": y}, device="cpu"
+    )
+    return to_uint8(made).numpy()
+
+
+def clean(name="classifier", **options):
+    return CleanClassifier(getattr(clean_networks, name)(), **options).eval().requires_grad_(False)
+
+
+def own_label(network):
+    score = multi_label_score(network)
+    return lambda x, t, y: score(x, t, 2 * F.one_hot(y, 4) - 1)
+
+
+def projected(model, weak, diffusion):
+    abar_T = np.full(1000, np.nan)
+    abar_T[diffusion.timestep_map] = diffusion.alphas_cumprod
+    return Pair(model, weak, 3.0, (200, 700), AdaptiveProjection(abar_T, eta=0.2, norm=5.0, momentum=-0.5))
+
+
+NO_CLASSIFIER = {"classifier_path": None, "classifier_scale": None, "eds": None}
+CLEAN = {"classifier_path": None, "clean_classifier": f"{OWN}:classifier", "guidance_at": "denoised"}
+INPUT = {"clean_input": "range=0,255 mean=128 std=64,60,50", "clean_softplus": 3.0}
+ASKED = {
+    "through": (
+        {"guidance_at": "through", "guidance_sine": 0.3},
+        lambda model, classifier, diffusion: (model, SineVariance(
+            Through(ClassifierGuidance(AtZero(classifier), ConstantRule(2.0)), Denoiser.of(diffusion, model)),
+            diffusion.betas.max(), 1000,
+        )),
+    ),
+    "clean": (
+        CLEAN | INPUT | {"guidance": "elucd", "decoder": f"{OWN}:decoder"},
+        lambda model, classifier, diffusion: (model, AtDenoised(ClassifierGuidance(Decoded(
+            clean(low=0, high=255, mean=[128], std=[64, 60, 50], softplus=3.0), clean_networks.decoder(),
+        ), ElucdRule(2.0)))),
+    ),
+    "labels": (
+        CLEAN | {"clean_output": "labels"},
+        lambda model, classifier, diffusion: (
+            model, AtDenoised(ScoreGuidance(own_label(clean()), 2.0, takes=("y",)))),
+    ),
+    "score": (
+        CLEAN | {"clean_classifier": f"{OWN}:score", "clean_output": "score", "guidance_interval": "0,500"},
+        lambda model, classifier, diffusion: (model, AtDenoised(Sum([
+            (ScoreGuidance(lambda x, t: clean("score")(x, t).flatten(), 2.0), 1.0, (0, 500))]))),
+    ),
+    "discriminator": (
+        CLEAN | {"clean_classifier": f"{OWN}:discriminator", "clean_output": "probability"},
+        lambda model, classifier, diffusion: (
+            model, AtDenoised(ScoreGuidance(discriminator_score(clean("discriminator")), 2.0))),
+    ),
+    "cfg alone": (
+        NO_CLASSIFIER | {"uncond_model_path": "uncond", "cfg_scale": 3.0},
+        lambda model, classifier, diffusion: (Pair(model, without_labels(other("uncond")), 3.0), None),
+    ),
+    "cfg and EDS": (
+        {"eds": True, "uncond_model_path": "uncond", "cfg_scale": 3.0, "pair_interval": "300,999"},
+        lambda model, classifier, diffusion: (
+            Pair(model, without_labels(other("uncond")), 3.0, (300, 999)),
+            ClassifierGuidance(classifier, EntropyRule(2.0)),
+        ),
+    ),
+    "autoguidance": (
+        {"weak_model_path": "weak", "autoguidance_scale": 3.0, "pair_interval": "200,700", "apg_eta": 0.2,
+         "apg_norm": 5.0, "apg_momentum": -0.5},
+        lambda model, classifier, diffusion: (
+            projected(model, other("weak"), diffusion), ClassifierGuidance(classifier, ConstantRule(2.0))),
+    ),
+    "file": (
+        {"guidance_file": "terms"},
+        lambda model, classifier, diffusion: (model, Sum([
+            (ClassifierGuidance(classifier, ConstantRule(2.0)), 1.0),
+            (ClassifierGuidance(load_classifier(FILES["second"]), EntropyRule(0.5), interval=(0, 400)), -0.5),
+            (AtDenoised(ClassifierGuidance(clean(), ElucdRule(3.0))), lambda t: 2 - t / 500),
+        ])),
+    ),
+}  # fmt: skip
+TERMS = """
+[[terms]]
+classifier_path = "{second}"
+classifier_scale = 0.5
+eds = true
+guidance_interval = "0,400"
+weight = -0.5
+
+[[terms]]
+clean_classifier = "tests.support.clean_networks:classifier"
+guidance = "elucd"
+guidance_at = "denoised"
+classifier_scale = 3
+weight = [[0, 2.0], [1000, 0.0]]
+"""
+FILES: dict = {}
+
+
+def other(name):
+    return load_model(FILES[name])
+
+
+def asked_for(files, more, folder):
+    """Flags with the files that they name; None takes a flag away."""
+    flags, others = files
+    FILES.update(others)
+    if "guidance_file" in more and more["guidance_file"] == "terms":
+        more = more | {"guidance_file": folder / "terms.toml"}
+        (folder / "terms.toml").write_text(TERMS.format(**others))
+    more = {name: others.get(value, value) if name.endswith("_path") else value for name, value in more.items()}
+    return {name: value for name, value in (flags | more).items() if value is not None}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_flags_make_the_images_of_the_objects(files, tmp_path, name):
+    more, build = ASKED[name]
+    flags = asked_for(files, more, tmp_path)
+    found = images(sample(tmp_path / "run", **flags))
+    expected = by_library(files[0], build)
+    difference = np.abs(found.astype(int) - expected)
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.02
+    plain = by_library(files[0], lambda model, classifier, diffusion: (
+        model, ClassifierGuidance(classifier, ConstantRule(2.0))))  # fmt: skip
+    assert (np.abs(plain.astype(int) - expected) > 1).any()
+
+
+def test_the_order_of_steps_and_the_content_of_networks_are_recorded(files, tmp_path, monkeypatch):
+    flags = asked_for(files, {"guidance_file": "terms"}, tmp_path)
+    folder = sample(tmp_path / "run", **flags)
+    saved = json.loads((folder / "run.json").read_text())
+    assert [term["weight"] for term in saved["guidance_terms"]] == [-0.5, [[0, 2.0], [1000, 0.0]]]
+    assert all(len(term["network"]) == 64 for term in saved["guidance_terms"])
+    assert "guidance scale: median" in (folder / "log.txt").read_text()
+    sample(tmp_path / "run", **flags)  # complete
+    (tmp_path / "terms.toml").write_text(TERMS.format(**files[1]).replace("-0.5", "-0.4"))
+    with pytest.raises(InputError, match="holds samples of another run: --guidance_terms"):
+        sample(tmp_path / "run", **flags)
+    flags = asked_for(files, CLEAN, tmp_path)
+    sample(tmp_path / "clean", **flags)
+    monkeypatch.setattr(clean_networks, "classifier", lambda: clean_networks._linear(4, seed=5))
+    with pytest.raises(InputError, match="another run: --clean_classifier_weights"):
+        sample(tmp_path / "clean", **flags)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"clean_classifier": f"{OWN}:classifier"}, "--clean_classifier: found together with --classifier_path"),
+        ({"clean_input": "size=8"}, "--clean_input: found without --clean_classifier"),
+        (CLEAN | {"guidance_at": "noisy"}, "found with --guidance_at noisy, expected denoised or through: it knows"),
+        (CLEAN | {"clean_output": "score"}, r"found an output of shape \(2, 4\) for two images, expected \(2,\)"),
+        (CLEAN | {"clean_classifier": f"{OWN}:score"}, r"expected \(2, K\) with K > 1"),
+        (CLEAN | {"clean_input": "size=9"}, r"fails for images of shape \(3, 8, 8\); RuntimeError"),
+        (CLEAN | {"clean_classifier": f"{OWN}:nothing"}, "expected package.module:function without arguments; Attr"),
+        (CLEAN | {"clean_classifier": "torch"}, "expected package.module:function without arguments; ValueError"),
+        (CLEAN | {"clean_classifier": f"{OWN}:no_network"}, "found int, expected a Module"),
+        (CLEAN | {"clean_classifier": f"{OWN}:of_other_classes"}, "--num_classes: --model_path .* has 4 .*has 7"),
+        (CLEAN | {"clean_output": "labels", "eds": True}, "--eds: found with --clean_output labels, expected logits"),
+        ({"guidance_at": "through", "trace": "x.npz"}, "--trace: found together with --guidance_at through"),
+        ({"guidance_file": "terms", "trace": "x.npz"}, "--trace: found together with --guidance_file"),
+        ({"cfg_scale": 2.0}, "--cfg_scale: found without --uncond_model_path, expected both"),
+        ({"apg_eta": 0.0}, "--apg_eta: found without --uncond_model_path"),
+        ({"weak_model_path": "weak", "cfg_scale": 2.0}, "--cfg_scale: found without --uncond_model_path"),
+        ({"weak_model_path": "weak", "uncond_model_path": "uncond"}, "found together with --uncond_model_path"),
+        ({"uncond_model_path": "weak"}, "found a model with classes, expected an unconditional one"),
+        ({"weak_model_path": "uncond"}, "found a model of other classes"),
+        ({"weak_model_path": "grey"}, "--in_channels: .* has 3, but .* has 1"),
+        ({"weak_model_path": "cosine"}, "--noise_schedule: .* has linear, but .* has cosine"),
+        ({"model_path": "uncond", "uncond_model_path": "uncond"}, "found a model without classes, expected one with"),
+        ({"classifier_path": None, "uncond_model_path": "uncond"}, "--classifier_scale: found without a classifier"),
+        ({"guidance_file": "none.toml"}, "none.toml: expected TOML with"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused(files, tmp_path, more, says):
+    more = more | ({"trace": tmp_path / "x.npz"} if "trace" in more else {})
+    flags = asked_for(files, more, tmp_path)
+    with pytest.raises(InputError, match=says):
+        sample(tmp_path / "out", **flags)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "expected TOML|alone"),
+        ("x = 1\n[[terms]]", "found 'x', expected"),
+        ("terms = 3", "found 3, expected"),
+        ("[[terms]]\nweight = 'a'", r"terms\[0\]: weight: found 'a', expected a number"),
+        ("[[terms]]\nweight = [[3, 1.0], [1, 2.0]]", "with t ascending"),
+        ("[[terms]]\nclassifier_scale = 'a'", "--classifier_scale: found 'a', expected a number"),
+        ("[[terms]]\nguidance = 'best'", "--guidance: found 'best', expected one of constant"),
+        ("[[terms]]\nguidance_interval = '5'", "--guidance_interval: found '5', expected two numbers"),
+        ("[[terms]]\nnum_samples = 3", "num_samples: no such flag"),
+        ("[[terms]]\neds = true", "--classifier_path: missing"),
+        ("[[terms]]\nclassifier_path = '{seven}'", "has 7"),
+        ("[[terms]]\nguidance_file = 'x'", "found in a term, expected on the command line"),
+    ],
+)
+def test_a_wrong_file_of_terms(files, tmp_path, text, says):
+    (tmp_path / "terms.toml").write_text(text.replace("{seven}", str(files[1]["seven"])))
+    with pytest.raises(InputError, match=says) as caught:
+        sample(tmp_path / "out", **files[0] | {"guidance_file": tmp_path / "terms.toml"})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_score_alone_needs_no_classes(files, tmp_path):
+    flags = asked_for(files, ASKED["score"][0] | {"model_path": "uncond"}, tmp_path)
+    arrays = read_npz(next(sample(tmp_path / "run", **flags).glob("samples_*.npz")))
+    assert set(arrays) == {"arr_0"}
+    with pytest.raises(InputError, match="--classes, --balanced: found for networks without classes"):
+        sample(tmp_path / "other", **flags | {"balanced": True})

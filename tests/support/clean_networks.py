@@ -1,0 +1,34 @@
+"""Networks of a user's own, as --clean_classifier and --decoder name them; images are 8x8."""
+
+import torch
+from torch import nn
+
+
+def _linear(outputs: int, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 16), nn.ReLU(), nn.Linear(16, outputs))
+
+
+def classifier() -> nn.Module:
+    return _linear(4)
+
+
+def of_other_classes() -> nn.Module:
+    return _linear(7)
+
+
+def score() -> nn.Module:
+    return _linear(1, seed=1)
+
+
+def discriminator() -> nn.Module:
+    return nn.Sequential(_linear(1, seed=1), nn.Sigmoid())
+
+
+def decoder() -> nn.Module:
+    torch.manual_seed(2)
+    return nn.Conv2d(3, 3, 1)
+
+
+def no_network() -> int:
+    return 3
