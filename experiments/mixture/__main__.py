@@ -1,11 +1,11 @@
 """Which guidance is nearest to the truth? Every cell of the study, tuned over its scale, then on other seeds.
 
-    python -m experiments.mixture --quick                     # minutes: one mixture, few samples, few steps
+    python -m experiments.mixture --out runs/quick --quick      # minutes: one mixture, few samples, few steps
     python -m experiments.mixture --out runs/mixture --jobs 2
-    python -m experiments.mixture --out runs/mixture --report # of what is done; of raw.csv alone, where that is all
+    python -m experiments.mixture --out runs/mixture --report   # of what is done; of raw.csv where there is no more
 
-Writes raw.csv (a line for each reporting seed), table.csv, table.md and figure.png into the folder. After an
-interruption the same command resumes.
+Writes raw.csv (a line for each cell and scale, a column for each metric and reporting seed), table.csv, table.md and
+figure.png into the folder. After an interruption the same command resumes.
 """
 
 from __future__ import annotations
@@ -54,24 +54,22 @@ class Results:
         return self.done[scale, seed]
 
     def chosen(self, spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield, for the scale that is best by each of CHOSEN_BY on the tuning seed, a line for each reporting seed.
+        """Yield a line for the scale that is best on the tuning seed by each of CHOSEN_BY, with all reporting seeds.
 
-        Where both choose the same scale, its lines come once, with chosen_by "both".
+        Where both choose the same scale, it comes once, with chosen_by "both".
         """
-        search = list(self._method(spec).get("scales", spec["scales"]))
-        bounds, seed = (spec["smallest_scale"], spec["largest_scale"]), spec["tuning_seed"]
+        search = spec["methods"][self.cell.method].get("scales", spec["scales"])
+        bounds, tuning = (spec["smallest_scale"], spec["largest_scale"]), spec["tuning_seed"]
         scales = {
-            metric: tune(search, *bounds, lambda scale, metric=metric: self.get(scale, seed)[metric])
+            metric: tune(search, *bounds, lambda scale, metric=metric: self.get(scale, tuning)[metric])
             for metric in CHOSEN_BY
         }
         if len(set(scales.values())) == 1:
             scales = {"both": scales[CHOSEN_BY[0]]}
         for metric, scale in scales.items():
-            for seed in spec["reporting_seeds"]:
-                yield asdict(self.cell) | {"chosen_by": metric, "scale": scale, "seed": seed} | self.get(scale, seed)
-
-    def _method(self, spec: dict[str, Any]) -> dict[str, Any]:
-        return spec["methods"][self.cell.method]
+            found = {seed: self.get(scale, seed) for seed in spec["reporting_seeds"]}
+            values = {f"{name}_{seed}": found[seed][name] for name in METRICS for seed in found}
+            yield asdict(self.cell) | {"chosen_by": metric, "scale": scale} | values
 
 
 def work(cell: Cell, spec: dict[str, Any], folder: Path) -> None:

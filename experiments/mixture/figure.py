@@ -26,15 +26,15 @@ def draw(path: Path, entries: Entries, titles: dict[str, str]) -> None:
     data = [name for name in DATA_TITLES if conditions(entries, name)]
     rows = list(dict.fromkeys(place for name in data for place in conditions(entries, name)))
     panels = [(metric, name) for metric in METRIC_TITLES for name in data]
-    with new_figure(path, WIDTH, 1.1 + 0.16 * len(rows)) as figure:
+    with new_figure(path, WIDTH, 1.1 + 0.14 * len(rows)) as figure:
         for axes, panel in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
             _panel(axes, entries, titles, rows, *panel)
-        figure.axes[0].set_yticks(range(len(rows)), rows, fontsize=6.5)
+        figure.axes[0].set_yticks(range(len(rows)), rows, fontsize=6)
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
         figure.supxlabel("distance / that of the best constant scale", fontsize=8)
     with Image.open(path) as picture:  # with a palette it takes a third of the bytes
         small = io.BytesIO()
-        picture.convert("RGB").quantize(32).save(small, format="png", optimize=True)
+        picture.convert("RGB").quantize(16).save(small, format="png", optimize=True)
     path.write_bytes(small.getvalue())
 
 
@@ -56,5 +56,6 @@ def _panel(axes: Axes, entries: Entries, titles: dict[str, str], rows: Sequence[
             axes.errorbar(middles, heights, xerr=[below, above], label=titles[method], **look)
     axes.set_title(f"{METRIC_TITLES[metric].partition(',')[0]}\n{DATA_TITLES[data]}", fontsize=7.5)
     axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(0.9 / FAR, 1.1 * FAR))
-    axes.tick_params(axis="x", labelsize=7)
     log_axis(axes, "x")
+    axes.tick_params(axis="x", which="minor", length=0)
+    axes.tick_params(axis="x", labelsize=7)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -73,16 +73,16 @@ def read(path: Path) -> Entries:
     """Return the entries of raw.csv. InputError without it."""
     if not path.is_file():
         raise InputError(f"{path}: not found, expected the samplings; run without --report")
-    lines: dict[tuple[Cell, str], list[dict[str, str]]] = {}
+    entries = []
     for line in csv.DictReader(path.read_text().splitlines()):
         texts = (line[name] for name in ("data", "classifier", "denoiser", "method", "sampler"))
         cell = Cell(*texts, int(line["steps"]), float(line["clip"]))
+        values = {
+            name: [float(value) for column, value in line.items() if column.rpartition("_")[0] == name]
+            for name in METRICS
+        }
         for metric in CHOSEN_BY if line["chosen_by"] == "both" else (line["chosen_by"],):
-            lines.setdefault((cell, metric), []).append(line)
-    entries = (
-        Entry(cell, metric, float(found[0]["scale"]), {name: [float(line[name]) for line in found] for name in METRICS})
-        for (cell, metric), found in lines.items()
-    )
+            entries.append(Entry(cell, metric, float(line["scale"]), values))
     return {(*entry.place, entry.cell.method, entry.chosen_by): entry for entry in entries}
 
 
@@ -139,9 +139,10 @@ def ingredients_table(entries: Entries, titles: dict[str, str], metric: str) -> 
     return markdown_table([group for group in groups if group[1]], columns)
 
 
-def conditions(entries: Iterable[tuple[str, str, str, str]], data: str) -> list[str]:
-    """Return the conditions of the key methods on the data, in the order of the file."""
-    return list(dict.fromkeys(place for found, place, method, _ in entries if found == data and method in KEY_METHODS))
+def conditions(entries: Entries, data: str) -> list[str]:
+    """Return the conditions of the key methods on the data, from few to many steps, else in the order of the file."""
+    found = sorted(entries.values(), key=lambda entry: entry.cell.steps)
+    return list(dict.fromkeys(e.place[1] for e in found if e.cell.data == data and e.cell.method in KEY_METHODS))
 
 
 def _distance(entry: Entry | None, metric: str, strong: bool) -> str:

@@ -17,20 +17,19 @@ TITLES = {name: values["title"] for name, values in read_spec()["methods"].items
 RESULTS = ROOT / "results" / "mixture"
 
 
-def lines(method, chosen_by, scale, within, classifier="exact"):
-    """A line for each of three seeds, whose distances are within - 0.01, within, within + 0.01."""
+def line(method, chosen_by, scale, within, classifier="exact"):
+    """A line of raw.csv, with distances of within - 0.01, within, within + 0.01 on three seeds."""
     axes = {"data": "plane", "classifier": classifier, "denoiser": "exact", "method": method, "sampler": "ddim"}
-    for seed in (1, 2, 3):
-        sampling = {"steps": 25, "clip": 0.0, "chosen_by": chosen_by, "scale": scale, "seed": seed}
-        yield axes | sampling | dict.fromkeys(METRICS, within + 0.01 * (seed - 2))
+    values = {f"{name}_{seed}": within + 0.01 * (seed - 2) for name in METRICS for seed in (1, 2, 3)}
+    return axes | {"steps": 25, "clip": 0.0, "chosen_by": chosen_by, "scale": scale} | values
 
 
 @pytest.fixture
 def made_up(tmp_path):
     rows = [
-        *lines("constant", "within", 1.0, 0.2), *lines("constant", "frechet", 2.0, 0.3),
-        *lines("timestep", "both", 0.5, 0.4), *lines("eds", "both", 0.5, 0.1),
-        *lines("cfg", "both", 1.0, 0.05, classifier="none"),
+        line("constant", "within", 1.0, 0.2), line("constant", "frechet", 2.0, 0.3),
+        line("timestep", "both", 0.5, 0.4), line("eds", "both", 0.5, 0.1),
+        line("cfg", "both", 1.0, 0.05, classifier="none"),
     ]  # fmt: skip
     write_csv(tmp_path / "raw.csv", rows)
     return tmp_path
@@ -71,3 +70,15 @@ def test_the_committed_tables_follow_from_the_raw_file(tmp_path):
     report.write(tmp_path, entries, TITLES)
     for name in ("table.csv", "table.md"):
         assert (tmp_path / name).read_text() == (RESULTS / name).read_text(), name
+
+
+@pytest.mark.parametrize("document", ["results/mixture/README.md", "docs/guidance.md"])
+def test_the_documents_say_what_the_tables_say(document):
+    text, tables = (ROOT / document).read_text(), (RESULTS / "table.md").read_text().replace("**", "")
+    assert report.overview(report.read(RESULTS / "raw.csv"), TITLES) in text
+    said = re.findall(r"[+-]?\d[\d.]* ± [\d.]*\d(?: %)?", text.replace("\n", " "))
+    assert len(said) > 50 and [number for number in said if number not in tables] == []
+
+
+def test_the_committed_files_are_small():
+    assert (RESULTS / "raw.csv").stat().st_size <= 400_000 and (RESULTS / "figure.png").stat().st_size <= 60_000
