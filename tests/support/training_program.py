@@ -34,8 +34,8 @@ class FixedDiffusion:
     def noise(images):
         return torch.sin(1000 * images)
 
-    def q_sample(self, images, t):
-        return self.process.q_sample(images, t, noise=self.noise(images))
+    def q_sample(self, images, t, noise):
+        return self.process.q_sample(images, t, noise.copy_(self.noise(images)))
 
     def training_losses(self, model, images, t, model_kwargs=None):
         return self.process.training_losses(model, images, t, model_kwargs, noise=self.noise(images))
