@@ -1,4 +1,4 @@
-"""Denoising likelihood score matching: a loss that trains the gradient of a noise-aware classifier (Chao et al. 2022)."""
+"""Denoising likelihood score matching (Chao et al. 2022): a loss that trains the gradient of a classifier."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ HIGHER_IS_BETTER = {"dlsm": False, "dlsm_gain": True}
 class DenoisingLikelihood:
     """Evaluates a classifier and how much its gradient improves the denoising of a labelled image, in training a loss.
 
-    C.-H. Chao, W.-F. Sun, B.-W. Cheng, Y.-C. Lo, C.-C. Chang, Y.-L. Liu, Y.-L. Chang, C.-P. Chen, C.-Y. Lee,
-    "Denoising likelihood score matching for conditional score-based data generation", ICLR 2022. For
+    Chao et al., "Denoising likelihood score matching for conditional score-based data generation", ICLR 2022. For
     x_t = sqrt(abar) x_0 + sigma eps, sigma^2 = 1 - abar, label y and a frozen unconditional noise predictor eps_u:
 
         L = || eps - (eps_u(x_t, t) - sigma g) ||^2,    g = grad_x log p(y | x_t),
 
     which is smallest for the true gradient, since E[eps | x_t, y] = eps_u - sigma grad_x log p(y | x_t) for an exact
     eps_u. Here || . ||^2 is the mean over pixels and channels, as in the diffusion model's loss. The paper has half of
-    the sum over them, of scores: with its weight of a noise level sigma^2, that is `weight` = C H W / 2.
+    the sum over them, of scores; with its noise levels weighted by sigma^2 that is `weight` = C H W / 2.
 
     An instance is the `evaluate` of `ClassifierTrainLoop`. It returns the logits and, [B] each: "dlsm", L;
     "dlsm_gain", L without guidance (g = 0) less L; "dlsm_size", the mean square of sigma g; "loss", weight * L.

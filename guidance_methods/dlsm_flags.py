@@ -14,10 +14,9 @@ from guided_diffusion.config.configs import (
     RunConfig,
 )
 from guided_diffusion.config.create import build_diffusion, build_model
-from guided_diffusion.config.flags import ParsedFlags, architecture_from, flag
+from guided_diffusion.config.flags import ParsedFlags, flag
 from guided_diffusion.distributed import collectives
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.checkpoint_flags import DIFFUSION_MODEL
 from guided_diffusion.io.reading import hash_file
 from guided_diffusion.sampling import setup
 
@@ -32,8 +31,8 @@ class DlsmConfig:
 
     dlsm_weight: float = flag(
         0.0,
-        "weight of the loss that trains the classifier's gradient: the squared error of the guided noise, averaged over "
-        "pixels and channels; half their number is the paper's weight",
+        "weight of the loss that trains the classifier's gradient: the mean square error, over pixels and channels, of "
+        "the noise that it guides; half their number is the paper's weight",
         minimum=0.0,
     )
     model_path: str = flag(

@@ -1,4 +1,4 @@
-"""The weights of a training's folder to use: the best by a logged value, or the newest; averages still near the start."""
+"""The weights of a training's folder to use, and averages of weights that are still too close to the start."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class BestCheckpoint:
     """The best of a run's checkpoints by a value in the log: by its mean over the entries since the checkpoint before.
 
     :param name: of the value (`--keep_best`).
-    :param higher: for each name allowed, whether more is better. They stand for their quartiles, NAME_q0 to NAME_q3, too.
+    :param higher: for each name allowed, whether more is better; their quartiles, NAME_q0 to NAME_q3, are allowed too.
     :param state: what `update` returned last in an interrupted run; ignored where it is about another value.
     :raises InputError: a name that is not allowed.
     """
@@ -67,7 +67,8 @@ def best_weights(directory: str | os.PathLike) -> str | None:
     """Return the file of a training's folder to sample from; None without any.
 
     Of the newest checkpoint, or the best if training was to keep it (`BestCheckpoint`), the slowest average that has
-    moved away from the initial weights, else the weights themselves; in a folder without checkpoints the only .pt or .safetensors file.
+    moved away from the initial weights, else the weights themselves; in a folder without checkpoints the only .pt or
+    .safetensors file.
 
     :raises InputError: there are several such files, or the folder cannot be read.
     """

@@ -50,7 +50,8 @@ class ValidationLog:
         whole = {name: torch.cat([part[name] for part in self._parts]) for name in self._parts[0]}
         quartile_N = whole.pop("quartile")
         self._parts = []
-        groups = {"": slice(None)} | {f"_q{quartile}": quartile_N == quartile for quartile in quartile_N.unique().tolist()}
+        groups = {f"_q{quartile}": quartile_N == quartile for quartile in quartile_N.unique().tolist()}
+        groups[""] = slice(None)
         for suffix, group in groups.items():
             values = {name: value[group] for name, value in whole.items()}
             for name, statistic in self.statistics.items():
