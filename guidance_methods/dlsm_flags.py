@@ -67,7 +67,7 @@ def read_denoising(
     network = setup.load_frozen(partial(build_model, model, process), path, model.use_fp16, parsed.make(RunConfig))
     identity: dict[str, Any] = {"dlsm_weight": config.dlsm_weight}
     if config.dlsm_weight:  # without, it changes no weights
-        identity["model_path"] = collectives.from_rank_0(lambda: hash_file(path))
+        identity["model_path"] = f"SHA-256 {collectives.from_rank_0(lambda: hash_file(path))[:12]}"
     return DenoisingLikelihood(network, build_diffusion(process), config.dlsm_weight), identity
 
 

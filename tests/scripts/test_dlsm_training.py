@@ -58,7 +58,8 @@ class TestLoss:
             assert float(row["val_ideal_scale"]) == pytest.approx(ideal, rel=1e-4)
 
     def test_it_trains(self, folder):
-        assert not torch.equal(weights(folder / "plain" / "model000005.pt"), weights(folder / "dlsm" / "model000005.pt"))
+        plain, dlsm = (weights(folder / name / "model000005.pt") for name in ("plain", "dlsm"))
+        assert not torch.equal(plain, dlsm)
 
     def test_resumed_with_the_best_kept(self, run, folder, tmp_path, images, checkpoints):
         """Of 6 checkpoints the best and the last are left, over an interruption, and the weights are the same."""
@@ -76,9 +77,14 @@ class TestLoss:
         assert best_weights(tmp_path / "run") == str(tmp_path / "run" / f"model{best:06d}.pt")
         assert ended.stdout.splitlines()[-1].endswith(f"model{best:06d}.pt")
 
-        for changes in ({"dlsm_weight": 95}, {"model_path": checkpoints["conditional"]}, {"dlsm_weight": 0}):
-            (line,) = run("classifier_train", flags | changes, fails=True).error_lines
-            assert "--dlsm_weight" in line or "found a model with classes" in line
+        other = make_checkpoint(tmp_path / "other", "model", learn_sigma=True, seed=1)
+        for changes, says in {
+            ("dlsm_weight", 95): "holds checkpoints of another run: --dlsm_weight 95.0 (the run there has 96.0); use",
+            ("dlsm_weight", 0): "--dlsm_weight 0.0 (the run there has 96.0), --model_path",
+            ("model_path", other): "holds checkpoints of another run: --model_path SHA-256",
+        }.items():
+            (line,) = run("classifier_train", flags | dict([changes]), fails=True).error_lines
+            assert says in line
 
     def test_float16_on_two_ranks_in_microbatches(self, run, tmp_path, images, checkpoints):
         flags = FLAGS | DLSM | {
@@ -97,7 +103,7 @@ def read(path: Path, **flags):
 
 
 def test_a_model_of_another_process(checkpoints):
-    with pytest.raises(InputError, match="--noise_schedule: found linear for the classifier, but .* has cosine; expect"):
+    with pytest.raises(InputError, match="--noise_schedule: found linear for the classifier, but .* has cosine"):
         read(checkpoints["model"])
     with pytest.raises(InputError, match="config.json beside it contradicts --diffusion_steps 30"):
         read(checkpoints["model"], diffusion_steps=30)

@@ -278,7 +278,7 @@ TRAINING = (
          "; --init_from", "model.pt begins a new run with the weights alone"),
         ("a gradient's loss without a model", {"dlsm_weight": 2}, "--dlsm_weight 2: found without --model_path"),
         ("a negative gradient's loss", {"dlsm_weight": -1}, "--dlsm_weight", "found -1.0, expected at least 0"),
-        ("a model for nothing", {"model_path": "{model}"}, "--model_path", "found without --dlsm_weight and --val_data"),
+        ("a model for nothing", {"model_path": "{model}"}, "--model_path", "found without --dlsm_weight and --val"),
         ("a model with classes", {"dlsm_weight": 2, "model_path": "{conditional}"}, "--model_path",
          "found a model with classes, expected an unconditional one"),
         ("a classifier for a model", {"dlsm_weight": 2, "model_path": "{classifier}"}, "--model_path",
