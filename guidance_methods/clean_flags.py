@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guided_diffusion.distributed import collectives
 from guided_diffusion.errors import InputError, first_line
 
 from .clean import CleanClassifier, Decoded
@@ -34,7 +35,7 @@ def imported(flag: str, name: str) -> Any:
 
 
 def clean_network(clean: CleanConfig) -> nn.Module:
-    """Return the scorer, frozen, on the CPU; InputError where the flags do not make one."""
+    """Return the scorer, frozen, on the CPU, the same on all ranks; InputError where the flags do not make one."""
     network = imported("clean_classifier", clean.clean_classifier)
     if not isinstance(network, nn.Module):
         raise InputError(
@@ -50,6 +51,11 @@ def clean_network(clean: CleanConfig) -> nn.Module:
         if not callable(decode):
             raise InputError(f"--decoder {clean.decoder}: found {type(decode).__name__}, expected a function")
         scorer = Decoded(scorer, decode)
+    if collectives.broadcast_object(digest(scorer)) != digest(scorer):
+        raise InputError(
+            f"--clean_classifier {clean.clean_classifier}: found weights that differ from those in another process, "
+            "expected a function that loads them, or seeds their random numbers"
+        )
     return scorer.eval().requires_grad_(False)
 
 
@@ -81,10 +87,11 @@ def count_outputs(network: nn.Module, clean: CleanConfig, shape: tuple[int, int,
             f"{source}: found an output without a gradient, expected one that can be differentiated: no torch.no_grad, "
             "detach or argmax"
         )
-    if clean.clean_output == PROBABILITY and not ((output >= 0) & (output <= 1)).all():
+    wrong = [value for value in output.detach().flatten().tolist() if not 0 <= value <= 1]
+    if clean.clean_output == PROBABILITY and wrong:
         raise InputError(
-            f"--clean_output probability: {source} returned {float(output.flatten()[1]):.4g}, expected 0 to 1; "
-            "log-ratios are --clean_output score"
+            f"--clean_output probability: {source} returned {wrong[0]:.4g}, expected 0 to 1; log-ratios are "
+            "--clean_output score"
         )
     return found[-1] if len(found) == 2 else 1
 
