@@ -184,7 +184,8 @@ def guidance_rule(
     for argument, option in (paper.FLAGS | FLAGS).items():
         if option in parsed.values and argument not in arguments:
             rules = [name for name, make in RULES.items() if argument in inspect.signature(make).parameters]
-            raise InputError(f"--{option}: found with --guidance {guide.guidance}, expected {' or '.join(rules)}")
+            found = "--eds" if guide.eds and guide.guidance == "constant" else f"--guidance {guide.guidance}"
+            raise InputError(f"--{option}: found with {found}, expected --guidance {' or '.join(rules)}")
     if not FLAGS.keys() & arguments.keys():
         return paper.guidance_rule(parsed, guide, num_timesteps)
     values = {argument: getattr(methods, option) for argument, option in FLAGS.items()}

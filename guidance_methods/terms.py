@@ -127,7 +127,10 @@ class Term:
             elif clean.clean_output == PROBABILITY:
                 score = discriminator_score(scorer)
             guidance = ScoreGuidance(score, guide.classifier_scale, takes, interval)
-        return with_methods(guidance, self.methods, diffusion, model, clip)
+        guidance = with_methods(guidance, self.methods, diffusion, model, clip)
+        # A skipped step outside the interval must not get the guidance of one inside.
+        skips = interval is not None and self.methods.guidance_every > 1
+        return Sum([(guidance, 1.0, interval)]) if skips else guidance
 
 
 def with_methods(

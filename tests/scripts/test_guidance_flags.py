@@ -262,6 +262,7 @@ def test_the_order_of_steps_and_the_content_of_networks_are_recorded(files, tmp_
          "--classifier_use_fp16: found without a classifier"),
         ({"guidance_skipped": "none"}, "--guidance_skipped: found without --guidance_every above 1"),
         ({"guidance": "elucd", "guidance_factor": 2.0}, "--guidance_factor: found with --guidance elucd, expected"),
+        ({"eds": True, "guidance_until": 2}, "--guidance_until: found with --eds, expected --guidance range"),
         ({"guidance": "multi"}, "--guidance_classes: found none with --guidance multi"),
         ({"guidance": "negative", "guidance_classes": "3:0.5"}, "--guidance_classes: found 3:0.5 with --guidance neg"),
         ({"uncond_model_path": "uncond", "cfg_scale": 2.0, "autoguidance_scale": 2.0},
@@ -376,6 +377,17 @@ def test_a_score_is_scaled_after_its_stabilizer_and_inside_its_interval(files, t
     assert difference.max() <= 1 and (difference > 0).mean() < 0.02
     weaker = images(sample(tmp_path / "weaker", **flags | {"classifier_scale": 0.01}))
     assert (np.abs(weaker.astype(int) - found) > 1).any()
+
+
+def test_no_guidance_of_a_step_inside_an_interval_is_reused_outside(files, tmp_path):
+    """Of t = 0, 333, 666 and 999 the second is inside: evaluated there, and not reused at 0."""
+    inside = {"guidance_interval": "300,400", "classifier_scale": 100.0}
+    flags = asked_for(files, inside | {"guidance_every": 2}, tmp_path)
+    found, expected = (
+        images(sample(tmp_path / str(every), **flags | {"guidance_every": every})) for every in (2, 1)
+    )
+    unguided = images(sample(tmp_path / "unguided", **flags | {"classifier_scale": 0.0}))
+    assert np.array_equal(found, expected) and not np.array_equal(found, unguided)
 
 
 def test_a_network_with_other_state_and_terms_in_short(files, tmp_path):
