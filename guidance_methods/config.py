@@ -181,12 +181,13 @@ def guidance_rule(
     bound.
     """
     arguments = inspect.signature(RULES[guide.guidance]).parameters
-    for argument, option in (paper.FLAGS | FLAGS).items():
+    beyond = FLAGS.keys() & arguments.keys()
+    # The paper's rules have always let each other's flags pass.
+    for argument, option in (paper.FLAGS | FLAGS if beyond else FLAGS).items():
         if option in parsed.values and argument not in arguments:
             rules = [name for name, make in RULES.items() if argument in inspect.signature(make).parameters]
-            found = "--eds" if guide.eds and guide.guidance == "constant" else f"--guidance {guide.guidance}"
-            raise InputError(f"--{option}: found with {found}, expected --guidance {' or '.join(rules)}")
-    if not FLAGS.keys() & arguments.keys():
+            raise InputError(f"--{option}: found with --guidance {guide.guidance}, expected {' or '.join(rules)}")
+    if not beyond:
         return paper.guidance_rule(parsed, guide, num_timesteps)
     values = {argument: getattr(methods, option) for argument, option in FLAGS.items()}
     values["classes"], values["weights"] = _known_classes(guide, methods, num_classes)

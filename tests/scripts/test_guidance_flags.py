@@ -262,7 +262,6 @@ def test_the_order_of_steps_and_the_content_of_networks_are_recorded(files, tmp_
          "--classifier_use_fp16: found without a classifier"),
         ({"guidance_skipped": "none"}, "--guidance_skipped: found without --guidance_every above 1"),
         ({"guidance": "elucd", "guidance_factor": 2.0}, "--guidance_factor: found with --guidance elucd, expected"),
-        ({"eds": True, "guidance_until": 2}, "--guidance_until: found with --eds, expected --guidance range"),
         ({"guidance": "multi"}, "--guidance_classes: found none with --guidance multi"),
         ({"guidance": "negative", "guidance_classes": "3:0.5"}, "--guidance_classes: found 3:0.5 with --guidance neg"),
         ({"uncond_model_path": "uncond", "cfg_scale": 2.0, "autoguidance_scale": 2.0},

@@ -54,8 +54,8 @@ def test_runs(flags, tmp_path):
     ("more", "says"),
     [
         ({"guidance": "elucd", "eds": True}, "--eds_cap: found none with the entropy factor on ElucdRule, expected a"),
-        ({"guidance_t2": 0.3}, "--guidance_t2: found with --guidance constant, expected --guidance elucd"),
-        ({"guidance": "kl", "guidance_classes": "1"}, "--guidance_classes: found with --guidance kl, expected --guid"),
+        ({"guidance_t2": 0.3}, "--guidance_t2: found with --guidance constant, expected elucd"),
+        ({"guidance": "kl", "guidance_classes": "1"}, "--guidance_classes: found with --guidance kl, expected mul"),
         ({"guidance": "negative"}, "--guidance_classes: found none with --guidance negative"),
         ({"guidance": "negative", "guidance_classes": "99"}, "--guidance_classes: found 99, the classifier's classes"),
         ({"guidance_every": 2, "trace": "x.npz"}, "--trace: found together with --guidance_every 2, expected one"),
