@@ -54,7 +54,8 @@ def read_denoising(
     _check_flags(parsed, config, train)
     if not config.model_path:
         return None, {"dlsm_weight": 0.0}
-    path = setup.trained_file("model_path", config.model_path)
+    parsed = setup.choose_files(parsed, "model_path")
+    path = parsed.values["model_path"]
     model, process = setup.model_configs(parsed, path, ModelConfig)
     if model.class_cond:
         raise InputError(f"--model_path {path}: found a model with classes, expected an unconditional one")

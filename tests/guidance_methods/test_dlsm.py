@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from experiments.mixture.distribution import Mixture, make_mixture
 from experiments.mixture.networks import exact_noise, sharpened
 from guidance_methods.dlsm import DenoisingLikelihood, denoising_terms, ideal_scale
+from guided_diffusion.models import layers
 from guided_diffusion.models.attention import fuse_attention
-from guided_diffusion.models.layers import GroupNorm32
+from guided_diffusion.models.layers import GroupNorm32, to_fast_layout
 from guided_diffusion.models.mixed_precision import LowPrecision
 from guided_diffusion.models.unet import EncoderUNetModel
 from guided_diffusion.script_util import create_gaussian_diffusion
@@ -137,6 +138,25 @@ def test_the_gradient_against_finite_differences(monkeypatch, pool):
                 parameter.add_(1e-6 * direction)
         assert abs(along) > 1e-3
         assert (losses[0] - losses[1]) / 2e-6 == pytest.approx(along, rel=1e-5)
+
+
+def test_the_gradient_in_channels_last(monkeypatch):
+    """On maps where group normalisation is our own, against PyTorch's."""
+    torch.manual_seed(0)
+    network = EncoderUNetModel(32, 1, 64, 3, 1, (), channel_mult=(1, 1), num_head_channels=64, pool="attention")
+    batch = Noised(*(values[:2] for values in images(torch.float32)))
+    batch = batch._replace(x_t=batch.x_t.repeat(1, 1, 4, 4), noise=batch.noise.repeat(1, 1, 4, 4))
+    network, parameters = to_fast_layout(network).train(), list(network.parameters())
+    assert layers.group_norm_is_faster(torch.empty(2, 64, 32, 32).contiguous(memory_format=torch.channels_last))
+
+    def gradient() -> Tensor:
+        gradients = torch.autograd.grad(loss_of(network, batch), parameters, materialize_grads=True)
+        return torch.cat([gradient.flatten() for gradient in gradients])
+
+    found = gradient()
+    monkeypatch.setattr(layers, "group_norm_is_faster", lambda x: False)
+    expected = gradient()
+    assert (found - expected).norm() < 1e-4 * expected.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
