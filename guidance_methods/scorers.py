@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ed_dpm_patches.guidance import one_per_sample
+from guided_diffusion.diffusion.nonfinite import peak
 from guided_diffusion.diffusion.process import per_sample
 
 
@@ -39,6 +40,7 @@ class ScoreGuidance:
             raise ValueError(f"interval: found {tuple(interval)}, expected (lowest, highest)")
         self.scorer, self.gamma, self.takes, self.interval = scorer, scale, takes, interval
         self.scale: Tensor | None = None  # [B], float64, of the last call; None where the scorer was not called
+        self.peaks: dict[str, Tensor] = {}  # the largest magnitudes [B], for the nonfinite detector
 
     def __call__(self, x: Tensor, t: Any, **kwargs: object) -> Tensor:
         """Return the guidance, shaped and typed like x."""
@@ -46,7 +48,7 @@ class ScoreGuidance:
         lowest, highest = self.interval or (-math.inf, math.inf)
         active_B = (t_B >= lowest) & (t_B <= highest)
         if self.interval is not None and not bool(active_B.any()):
-            self.scale = None
+            self.scale, self.peaks = None, {}
             return torch.zeros_like(x)
         with torch.inference_mode(False), torch.enable_grad():
             x_in = (x.clone() if x.is_inference() else x.detach()).requires_grad_(True)
@@ -55,6 +57,7 @@ class ScoreGuidance:
                 shape = tuple(score_B.shape) if isinstance(score_B, Tensor) else type(score_B).__name__
                 raise TypeError(f"scorer: found {shape}, expected differentiable log-scores of shape ({len(x)},)")
             (gradient,) = torch.autograd.grad(score_B.sum(), x_in)
+        self.peaks = {"scorer's score": peak(score_B.detach()[:, None]), "guidance gradient": peak(gradient)}
         scale = self.gamma(t_B) if callable(self.gamma) else self.gamma
         scale_B = torch.as_tensor(scale, dtype=torch.float64, device=x.device).expand(len(x))
         self.scale = torch.where(active_B, scale_B, 0.0)

@@ -412,3 +412,16 @@ def test_a_score_alone_needs_no_classes(files, tmp_path):
     assert set(arrays) == {"arr_0"}
     with pytest.raises(InputError, match="--classes, --balanced: found for networks without classes"):
         sample(tmp_path / "other", **flags | {"balanced": True})
+
+
+def test_a_score_that_is_no_number_is_named(files, tmp_path):
+    flags = asked_for(files, ASKED["score"][0] | {"clean_classifier": f"{OWN}:broken_score"}, tmp_path)
+    with pytest.raises(InputError, match="scorer's score"):
+        sample(tmp_path / "run", **flags)
+
+
+def test_the_terms_of_a_run_may_move_to_another_file(files, tmp_path):
+    flags = asked_for(files, {"guidance_file": "terms"}, tmp_path)
+    sample(tmp_path / "run", **flags)
+    moved = flags["guidance_file"].rename(tmp_path / "moved.toml")
+    sample(tmp_path / "run", **flags | {"guidance_file": moved})
