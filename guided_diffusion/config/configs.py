@@ -217,3 +217,8 @@ class ClassifierTrainConfig(_AnyTrainConfig):
     )
     eval_interval: int = flag(5, "steps between validation batches", minimum=1)
     random_crop: bool = flag(True, "crop training images at random scale and place")
+    keep_best: str = flag(
+        "",
+        "value of the validation log, such as val_acc@1 or val_loss_q0, by which the best checkpoint is kept, also "
+        'beyond --keep, and used where the folder is given; "": none',
+    )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from guided_diffusion.errors import InputError
 from guided_diffusion.io.reading import list_names, reading_errors
@@ -13,6 +15,46 @@ from guided_diffusion.runs.checkpoint_folder import CheckpointFolder
 
 AVERAGE = re.compile(r"ema_(\d+(?:\.\d+)?)_(\d{6,})\.pt")
 _MOSTLY = 0.1  # a larger share of the initial weights in an average makes worse samples
+_QUARTILE = re.compile(r"_q[0-3]$")
+
+
+class BestCheckpoint:
+    """The best of a run's checkpoints by a value in the log: by its mean over the entries since the checkpoint before.
+
+    :param name: of the value (`--keep_best`).
+    :param higher: for each name allowed, whether more is better; their quartiles, NAME_q0 to NAME_q3, are allowed too.
+    :param state: what `update` returned last in an interrupted run; ignored where it is about another value.
+    :raises InputError: a name that is not allowed.
+    """
+
+    def __init__(self, name: str, higher: Mapping[str, bool], state: dict[str, Any] | None = None):
+        known = _QUARTILE.sub("", name)
+        if known not in higher:
+            raise InputError(
+                f"--keep_best: found {name!r}, expected one of {', '.join(higher)}, or one of their quartiles such as "
+                f"{next(iter(higher))}_q0"
+            )
+        self.name, self._sign = name, 1 if higher[known] else -1
+        self._best = state if state is not None and state["name"] == name else None
+        self._logged: list[float] = []
+
+    def see(self, logged: Mapping[str, Any]) -> None:
+        """Note an entry of the log."""
+        if self.name in logged:
+            self._logged.append(logged[self.name])
+
+    def update(self, number: int) -> dict[str, Any] | None:
+        """Return the name, the value and the number of the best checkpoint, as JSON values; None where there is none.
+
+        :param number: of a new checkpoint.
+        """
+        if self._logged:
+            value = sum(self._logged) / len(self._logged)
+            if self._best is None or self._sign * (value - self._best["value"]) > 0:
+                self._best = {"name": self.name, "value": value, "number": number}
+                logger.log(f"best {self.name} so far: {value:.6g}, model{number:06d}.pt")
+            self._logged = []
+        return self._best
 
 
 def share_of_start(path: str | os.PathLike) -> float:
@@ -24,14 +66,19 @@ def share_of_start(path: str | os.PathLike) -> float:
 def best_weights(directory: str | os.PathLike) -> str | None:
     """Return the file of a training's folder to sample from; None without any.
 
-    Of the newest checkpoint the slowest average that has moved away from the initial weights, else the weights
-    themselves; in a folder without checkpoints the only .pt or .safetensors file.
+    Of the newest checkpoint, or the best if training was to keep it (`BestCheckpoint`), the slowest average that has
+    moved away from the initial weights, else the weights themselves; in a folder without checkpoints the only .pt or
+    .safetensors file.
 
     :raises InputError: there are several such files, or the folder cannot be read.
     """
     folder = Path(directory)
     with reading_errors(folder):
-        number, names = CheckpointFolder(folder).newest_whole(), list_names(folder)
+        checkpoints = CheckpointFolder(folder)
+        number, names = checkpoints.newest_whole(), list_names(folder)
+        best = (checkpoints.newest_state() or {}).get("loop", {}).get("best")
+        if best is not None and checkpoints.is_whole(best["number"]):
+            number = best["number"]
     if number is None:
         others = sorted(name for name in names if name.endswith((".pt", ".safetensors")))
         if len(others) > 1:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,12 +72,15 @@ class CheckpointFolder:
         Where no checkpoint has a state, as in a folder of upstream's: that of the newest weights; None without any.
         """
         states = self.numbers()
-        for number in states:
-            with suppress(DamagedError, FileNotFoundError):
-                files = self._read(number)["files"]
-                if all((self.directory / name).stat().st_size == entry["size"] for name, entry in files.items()):
-                    return number
-        return None if states else max(self._numbers("model"), default=None)
+        whole = (number for number in states if self.is_whole(number))
+        return next(whole, None) if states else max(self._numbers("model"), default=None)
+
+    def is_whole(self, number: int) -> bool:
+        """Return whether a checkpoint has a state, and all its files are there with their sizes."""
+        with suppress(DamagedError, FileNotFoundError):
+            files = self._read(number)["files"]
+            return all((self.directory / name).stat().st_size == entry["size"] for name, entry in files.items())
+        return False
 
     def newest_intact(self) -> Checkpoint | None:
         """Return the newest intact checkpoint; newer, damaged ones are renamed to *.damaged with a warning.
@@ -121,13 +124,14 @@ class CheckpointFolder:
             logger.log(f"saved {path}")
         self._write_state(number, {"state": state, "files": files})
 
-    def prune(self, keep: int) -> None:
-        """Delete all checkpoints but the newest `keep`; none where that is 0.
+    def prune(self, keep: int, besides: Collection[int] = ()) -> None:
+        """Delete all checkpoints but the newest `keep` and those with the numbers `besides`; none where keep is 0.
 
         A state is first renamed to deletedNNNNNN.json: the checkpoint no longer counts, and a call after an interrupted
         one finds its remaining files.
         """
-        for number in self.numbers()[keep:] if keep else []:
+        surplus = self.numbers()[keep:] if keep else []
+        for number in (number for number in surplus if number not in besides):
             with _deleting(number):
                 self._path("state", number).rename(self._path("deleted", number))
         for number in self._numbers("deleted"):

@@ -18,6 +18,7 @@ from guided_diffusion.io import checkpoint
 from guided_diffusion.io.reading import list_names
 from guided_diffusion.io.remote import join
 from guided_diffusion.runs import logger
+from guided_diffusion.runs.best_checkpoint import BestCheckpoint
 from guided_diffusion.runs.checkpoint_folder import Checkpoint, CheckpointFolder
 from guided_diffusion.runs.run_directory import clashes, versions
 from guided_diffusion.training.init_weights import init_weights
@@ -25,7 +26,7 @@ from guided_diffusion.training.init_weights import init_weights
 # Flags that do not change the numbers. Instead of data_dir and batch_size, _FACTS are compared.
 CHANGEABLE = frozenset(
     ("log_dir", "log_interval", "eval_interval", "save_interval", "keep", "resume_checkpoint", "init_from")
-    + ("val_data_dir",)
+    + ("val_data_dir", "keep_best")
     + ("data_dir", "data_workers", "batch_size", "processes", "meet_timeout")
 )
 # Flags over whose steps the learning rate falls; only then does --iterations belong to a run's identity.
@@ -47,6 +48,7 @@ class TrainingRun:
     :param folder: for checkpoints from which the run can resume; None: only upstream's files.
     :param init_from: checkpoint to start from where there is no model_path, see `init_weights`; "": none.
     :param flags: those that all checkpoints in `folder` share. keep: number of checkpoints to keep; 0: all.
+    :param best: finds the best checkpoint, which is kept too; None: there is none.
     """
 
     model_path: str = ""
@@ -59,12 +61,17 @@ class TrainingRun:
     init_from: str = ""
     flags: dict[str, Any] = field(default_factory=dict)
     keep: int = 0
+    best: BestCheckpoint | None = None
 
     @classmethod
     def from_checkpoint(cls, path: str) -> TrainingRun:
         """Resume as upstream does: from a model%06d.pt, at the step in its name; from the start where path is ""."""
         step = parse_resume_step_from_filename(path)
         return cls(path, step, step, step)
+
+    def keeping_best(self, name: str, higher: Mapping[str, bool]) -> TrainingRun:
+        """Return the run with its best checkpoint kept, see `BestCheckpoint`; InputError for a name not in `higher`."""
+        return replace(self, best=BestCheckpoint(name, higher, (self.state or {}).get("best")))
 
     def load_weights(self, model: nn.Module) -> None:
         """Load the weights to start from, if any, on every rank."""
@@ -91,7 +98,9 @@ class TrainingRun:
 
             def after_step(logs: bool, save: Callable[[], str], due: bool) -> None:
                 if logs:
-                    logger.dumpkvs()
+                    logged = logger.dumpkvs()
+                    if self.best is not None:
+                        self.best.see(logged)
                 asked = signals.asked()
                 if asked or due:
                     path = save()
@@ -116,10 +125,12 @@ class TrainingRun:
                 checkpoint.save(content, path)
                 logger.log(f"saved {path}")
         elif collectives.get_rank() == 0:
+            best = None if self.best is None else self.best.update(number)
+            state = state if best is None else state | {"best": best}
             entry = {"steps_done": steps_done, "began": self.began, "seed": self.seed, "loop": state}
             entry |= {"flags": self.flags, "versions": versions()}
             self.folder.save(number, objects, entry)
-            self.folder.prune(self.keep)
+            self.folder.prune(self.keep, besides=() if best is None else (best["number"],))
         collectives.barrier()
         return join(directory, f"model{number:06d}.pt")
 

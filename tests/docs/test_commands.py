@@ -104,6 +104,9 @@ def script_arguments(name: str, words: list[str], folder: Path) -> list[str]:
         flags["log_dir"] = str(folder / "out")
     if name == "classifier_train":
         flags |= {"iterations": "2"}
+    if "model_path" in flags and name == "classifier_train":
+        flags = ADDED["model"] | flags
+        flags["model_path"] = str(write_random_checkpoint("model", flags, folder / "model.pt"))
     if name.endswith("train"):
         return [word for flag, value in flags.items() for word in (f"--{flag}", value)]
 

@@ -1,5 +1,7 @@
 """python training_program.py RESULT: train both kinds of network in any number of processes.
 
+The classifier also by denoising likelihood score matching, at once and in microbatches of one image.
+
 First one step on this rank's share of four fixed images, with fixed timesteps and noise; rank 0 keeps its
 gradients in RESULT. Then three steps on data that differ from rank to rank; every rank prints whether its
 weights are those of rank 0.
@@ -12,11 +14,12 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import cross_entropy
 
+from guidance_methods.dlsm import DenoisingLikelihood
 from guided_diffusion import dist_util, logger
 from guided_diffusion.config.configs import ClassifierTrainConfig
 from guided_diffusion.script_util import create_classifier, create_gaussian_diffusion, create_model
 from guided_diffusion.train_util import TrainLoop
-from guided_diffusion.training.classifier_loop import ClassifierTrainLoop
+from guided_diffusion.training.classifier_loop import ClassifierTrainLoop, evaluate_plainly
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(5))
 LABELS = torch.tensor([0, 1, 2, 3])
@@ -34,8 +37,8 @@ class FixedDiffusion:
     def noise(images):
         return torch.sin(1000 * images)
 
-    def q_sample(self, images, t):
-        return self.process.q_sample(images, t, noise=self.noise(images))
+    def q_sample(self, images, t, noise):
+        return self.process.q_sample(images, t, noise.copy_(self.noise(images)))
 
     def training_losses(self, model, images, t, model_kwargs=None):
         return self.process.training_losses(model, images, t, model_kwargs, noise=self.noise(images))
@@ -66,13 +69,15 @@ def random_data():
 def train(kind: str, data, iterations: int, fixed: bool) -> torch.nn.Module:
     torch.manual_seed(100 + dist_util.get_rank())  # ranks start apart; the loop must bring them together
     diffusion = FixedDiffusion() if fixed else FixedDiffusion().process
-    if kind == "classifier":
+    if kind != "diffusion":
         model = create_classifier(8, False, 32, 1, "4", True, True, "attention", num_classes=4,
                                   classifier_num_head_channels=32).to(dist_util.dev())  # fmt: skip
-        config = ClassifierTrainConfig(iterations=iterations, batch_size=2)
+        microbatch = 1 if kind == "dlsm in microbatches" else -1
+        config = ClassifierTrainConfig(iterations=iterations, batch_size=2, microbatch=microbatch)
         loop = ClassifierTrainLoop(
             model=model, diffusion=diffusion, data=data, val_data=None, config=config,
             loss_terms=lambda logits, y: {"loss": cross_entropy(logits.float(), y, reduction="none")},
+            evaluate=evaluate_plainly if kind == "classifier" else denoising(),
         )  # fmt: skip
     else:
         model = create_model(8, 32, 1, class_cond=True, attention_resolutions="4", num_classes=4).to(dist_util.dev())
@@ -86,12 +91,18 @@ def train(kind: str, data, iterations: int, fixed: bool) -> torch.nn.Module:
     return model
 
 
+def denoising() -> DenoisingLikelihood:
+    torch.manual_seed(1)
+    unconditional = create_model(8, 32, 1, attention_resolutions="4").to(dist_util.dev())
+    return DenoisingLikelihood(unconditional, FixedDiffusion().process, weight=100.0)
+
+
 def main() -> None:
     dist_util.setup_dist()
     result = Path(sys.argv[1])
     logger.configure(dir=str(result.with_suffix(".logs")), format_strs=[])
     gradients = {}
-    for kind in ("classifier", "diffusion"):
+    for kind in ("classifier", "dlsm", "dlsm in microbatches", "diffusion"):
         model = train(kind, fixed_data(), iterations=1, fixed=True)
         gradients[kind] = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
         weights = torch.cat([p.detach().flatten() for p in train(kind, random_data(), 3, False).parameters()])

@@ -53,7 +53,10 @@ UPSTREAM = {
     "super_res_sample": {**SAMPLE, "base_samples": "", **SUPER_RES},
 }  # fmt: skip
 OURS = {
-    "classifier_train": {"ect": False, "ect_weight": 0.2, "random_crop": True, "random_flip": True, "init_from": ""},
+    "classifier_train": {
+        "ect": False, "ect_weight": 0.2, "random_crop": True, "random_flip": True, "init_from": "", "dlsm_weight": 0.0,
+        "model_path": "", "keep_best": "",
+    },
     "image_train": {"init_from": ""},
     "classifier_sample": {
         "eds": False, "eds_cap": None, "trace": "", "trace_samples": 4, "trace_maps": 8, "classes": "",

@@ -56,6 +56,16 @@ def test_a_contiguous_gradient_does_as_well():
     torch.testing.assert_close(one, other)
 
 
+def test_the_second_derivative():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, 3, 3, generator=generator, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(2, 4, generator=generator, dtype=torch.float64)
+    inputs = [values.requires_grad_() for values in (x, weight, bias)]
+    assert torch.autograd.gradgradcheck(lambda x, weight, bias: group_norm(x, 2, weight, bias, 1e-5), inputs)
+    weight.requires_grad_(False)
+    assert torch.autograd.gradgradcheck(lambda x: group_norm(x, 2, weight.detach(), bias.detach(), 1e-5), x)
+
+
 def test_where_it_is_used():
     x, *_ = example(torch.float32)
     assert group_norm_is_faster(x)

@@ -135,6 +135,12 @@ def test_pruning_that_is_interrupted_is_done_later(folder, tmp_path, monkeypatch
     assert {Path(name).stem[-6:] for name in tree(tmp_path)} == {"000020"}
 
 
+def test_pruning_spares_the_best(folder, tmp_path):
+    folder.prune(1, besides=(0,))
+    assert folder.numbers() == [20, 0] and folder.is_whole(0) and not folder.is_whole(10)
+    assert {Path(name).stem[-6:] for name in tree(tmp_path)} == {"000000", "000020"}
+
+
 @pytest.mark.slow
 def test_every_bit_counts(folder, tmp_path):
     """Wherever a byte of any file changes, the checkpoint no longer counts."""

@@ -13,7 +13,8 @@ from benchmarks.upstream import UpstreamUnavailable, load_upstream
 from guided_diffusion.config.configs import ClassifierConfig
 from guided_diffusion.errors import InputError
 from guided_diffusion.io import checkpoint
-from guided_diffusion.runs.best_checkpoint import best_weights, share_of_start
+from guided_diffusion.runs.best_checkpoint import BestCheckpoint, best_weights, share_of_start
+from guided_diffusion.runs.checkpoint_folder import CheckpointFolder
 from guided_diffusion.script_util import build_classifier
 from guided_diffusion.training.init_weights import init_weights
 from tests.support.helpers import CLASSIFIER, DIFFUSION, MODEL, SUPER_RES, Run, make_checkpoint, make_images
@@ -246,6 +247,26 @@ class TestFolders:
         (tmp_path / "model050000.pt").touch()
         (tmp_path / "ema_0.9999_050000.pt").touch()
         assert best_weights(tmp_path) == str(tmp_path / "ema_0.9999_050000.pt")
+
+    def test_the_best_by_a_value_of_the_log(self, tmp_path):
+        folder, best = CheckpointFolder(tmp_path), BestCheckpoint("val_ce_q1", {"val_acc@1": True, "val_ce": False})
+        for number, values in enumerate([[3.0], [2.0, 1.0], [0.5, 2.6], []]):  # their mean counts
+            for value in values:
+                best.see({"val_ce_q1": value})
+            best.see({"val_ce": 0.0})  # of all noise levels
+            state = {"steps_done": number + 1, "loop": {"best": best.update(number)}}
+            folder.save(number, {f"model{number:06d}.pt": {"w": torch.zeros(1)}}, state)
+        assert best.update(4) == {"name": "val_ce_q1", "value": 1.5, "number": 1}
+        assert best_weights(tmp_path) == str(tmp_path / "model000001.pt")
+        resumed = BestCheckpoint("val_ce_q1", {"val_ce": False}, best.update(4))
+        resumed.see({"val_ce_q1": 1.6})
+        assert resumed.update(5)["number"] == 1
+        other = BestCheckpoint("val_acc@1", {"val_acc@1": True}, best.update(4))
+        for number, value in enumerate((0.1, 0.3, 0.2)):
+            other.see({"val_acc@1": value})
+            assert other.update(number)["number"] == min(number, 1)
+        (tmp_path / "model000001.pt").unlink()
+        assert best_weights(tmp_path) == str(tmp_path / "model000003.pt"), "the newest that is there"
 
     def test_other_names(self, tmp_path):
         assert best_weights(tmp_path) is None

@@ -147,12 +147,13 @@ def test_two_ranks_train_as_one(run, tmp_path):
     gradients = {}
     for launcher, ranks in (("fork", 1), ("mpiexec", 2)):
         ended = run(PROGRAM, [str(tmp_path / f"{ranks}.pt")], launcher=launcher)
-        for kind in ("classifier", "diffusion"):
+        for kind in ("classifier", "dlsm", "dlsm in microbatches", "diffusion"):
             for rank in range(ranks):
                 assert f"{kind} rank {rank} same: True" in ended.stdout
         gradients[ranks] = torch.load(tmp_path / f"{ranks}.pt", weights_only=True)
-    for kind, expected in gradients[1].items():
-        found = gradients[2][kind]
+    pairs = [(kind, expected, gradients[2][kind]) for kind, expected in gradients[1].items()]
+    pairs += [("microbatches", gradients[1]["dlsm"], gradients[1]["dlsm in microbatches"])]
+    for kind, expected, found in pairs:
         assert expected.keys() == found.keys()
         size = max(value.abs().max() for value in expected.values())
         assert size > 1e-3
