@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from experiments.figures.style import WIDTH, line, log_axis, new_figure
-from experiments.mixture.report import DATA_TITLES, KEY_METHODS, METRIC_TITLES, Entries, change, conditions
+from experiments.mixture.report import CLIPPED, DATA_TITLES, KEY_METHODS, METRIC_TITLES, Entries, change, conditions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,8 @@ def draw(path: Path, entries: Entries, titles: dict[str, str]) -> None:
     InputError where matplotlib is not installed.
     """
     data = [name for name in DATA_TITLES if conditions(entries, name)]
-    rows = list(dict.fromkeys(place for name in data for place in conditions(entries, name)))
+    places = dict.fromkeys(place for name in data for place in conditions(entries, name))
+    rows = [place for place in places if not place.endswith(CLIPPED)]  # which makes little difference
     panels = [(metric, name) for metric in METRIC_TITLES for name in data]
     with new_figure(path, WIDTH, 1.1 + 0.14 * len(rows)) as figure:
         for axes, panel in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):

@@ -32,6 +32,7 @@ DENOISERS = {
 MAIN = ("exact", "logits x4", "learned")  # classifiers that all methods had
 SETTINGS = ("", "; 10 steps", "; learned denoiser")  # with all methods
 OVERVIEW = ("exact", "exact; 10 steps", "logits x4", "learned; learned denoiser")
+CLIPPED = "x_0 clipped"
 SAMPLERS = {"ddim": "", "ddpm": "DDPM", "dpmpp2m": "DPM-Solver++"}
 
 
@@ -53,7 +54,7 @@ class Entry:
         cell, steps = self.cell, f"{self.cell.steps} steps"
         parts = (
             CLASSIFIERS[cell.classifier], DENOISERS[cell.denoiser], SAMPLERS[cell.sampler],
-            steps if cell.steps != 25 else "", "x_0 clipped" if cell.clip else "",
+            steps if cell.steps != 25 else "", CLIPPED if cell.clip else "",
         )  # fmt: skip
         return cell.data, "; ".join(filter(None, parts))
 
