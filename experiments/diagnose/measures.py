@@ -150,7 +150,7 @@ class Measurement:
         if pair is not None:
             lengths_B = (square_B * _dot(pair, pair)).sqrt()
             found["cosine"] = torch.where(lengths_B > 0, _dot(unit, pair) / lengths_B, 0.0)
-        if error is None:
+        if error is None or not self.rules:
             return found
         along, square = [], []
         largest_B = math.log(LARGEST_GUIDANCE) - unit.flatten(1).abs().amax(dim=1).clamp(min=1e-25).log()

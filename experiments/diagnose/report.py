@@ -122,14 +122,17 @@ def _draw_gains(path: Path, result: dict[str, Any]) -> Path:
     series = list(result["classifiers"])
     with style.new_figure(path, style.WIDTH, 0.6 + 2.4 * -(-len(series) // 2)) as figure:
         grid = figure.subplots(-(-len(series) // 2), min(2, len(series)), sharex=True, squeeze=False).flat
-        for axes, name in zip(grid, series, strict=False):
+        for name, axes in zip(series, grid, strict=False):
             _lines(axes, [row for row in rows if row["series"] == name], "quantity")
+            handles = axes.get_legend_handles_labels()
             axes.set_title(style.plain(name))
             axes.axhline(0, color="black", linewidth=0.8)
             highest = max(row["high"] for row in rows)
             axes.set_ylim(bottom=max(axes.get_ylim()[0], -highest))  # scale 1 may be far too much
             axes.set_ylabel("reduction of L / (1 - abar)")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        for axes in grid:
+            axes.set_axis_off()
+        figure.legend(*handles, loc="outside lower center", ncols=3)
     return path
 
 
@@ -142,8 +145,3 @@ def _lines(axes: Axes, rows: list[dict[str, Any]], key: str) -> None:
         axes.plot(t, value, label=style.plain(name), **look)
         axes.fill_between(t, low, high, color=look["color"], alpha=0.15, linewidth=0)
     style.sampling_axis(axes, np.array([row["t"] for row in rows]))
-
-
-def summary(page: Path, result: dict[str, Any]) -> str:
-    """The verdict and the page's path, as the command prints them."""
-    return "\n".join([*result["verdict"], f"page: {page.absolute()}"])

@@ -52,7 +52,7 @@ def temperature(cross_entropy: np.ndarray) -> np.ndarray:
     at = np.clip(cross_entropy.argmin(axis=-1), 1, len(log_T) - 2)[..., None]
     left, middle, right = (np.take_along_axis(cross_entropy, at + i, axis=-1)[..., 0] for i in (-1, 0, 1))
     bend = left - 2 * middle + right
-    step = np.divide((left - right) / 2, bend, out=np.zeros_like(bend), where=bend > 0)
+    step = np.divide((left - right) / 2, bend, out=np.sign(left - right), where=bend > 0)
     return np.exp(log_T[at[..., 0]] + np.clip(step, -1, 1) * (log_T[1] - log_T[0]))
 
 
@@ -80,7 +80,8 @@ def summarize(
 
     "levels" has a list of estimates over `times` for each quantity, "overall" those over all levels, "rules" the gamma
     of each rule that is best over all levels of the first half of the images (every second one), and with it the gain
-    on the other half: in all, as a share of the loss without guidance, and beyond that of the constant rule.
+    on the other half, a mean over levels: of L / (1 - abar), of its share of the loss without guidance, and beyond the
+    constant rule.
     """
     images = len(next(iter(arrays.values())))
     weights = resampled(images, replicates, seed)
@@ -143,14 +144,16 @@ def _fitted(
     """
     first = np.arange(len(unguided)) % 2 == 0
     fit, judge = weights * first, weights * ~first
-    loss = mean(judge, unguided).mean(axis=1)
+    loss = mean(judge, unguided)
     found, gains = {}, {}
     for rule, (along, square) in rules.items():
         sums = (mean(fit, values).mean(axis=1) for values in (along, square))
         gamma = np.maximum(np.nan_to_num(best_gamma(*sums)), 0)  # a rule has no negative one
         for name, chosen in ((rule, gamma), (CONSTANT_1, np.ones_like(gamma)))[: 2 if rule == CONSTANT else 1]:
-            rows = gains[name] = gain(chosen[0], *(mean(judge, values).mean(axis=1) for values in (along, square)))
-            found[name] = {"gamma": estimates(chosen), "gain": estimates(rows), "share": estimates(rows / loss)}
+            at_levels = gain(chosen[0], *(mean(judge, values) for values in (along, square))) + 0.0  # of -0, 0
+            share = (at_levels / loss).mean(axis=1)
+            gains[name] = at_levels.mean(axis=1)
+            found[name] = {"gamma": estimates(chosen), "gain": estimates(gains[name]), "share": estimates(share)}
     for name, entry in found.items():
         entry["over_constant"] = estimates(gains[name] - gains[CONSTANT])
     return found

@@ -43,7 +43,7 @@ def verdict(result: dict[str, Any]) -> list[str]:
     name, rule = max(choices, key=lambda choice: found[choice[0]]["rules"][choice[1]]["gain"][0])
     rules = found[name]["rules"]
     best = rules[rule]
-    gamma = best["gamma"][0]
+    gamma, tried = best["gamma"][0], rule
     if not (best["gain"][1] or 0) > 0:
         return [
             *sentences,
@@ -55,14 +55,17 @@ def verdict(result: dict[str, Any]) -> list[str]:
     compared = ""
     if rule not in (CONSTANT, CONSTANT_1):
         beyond = best["over_constant"]
-        compared = f", {said(beyond)} more than the constant scale {rules[CONSTANT]['gamma'][0]:.3g}"
-        compared += "" if beyond[1] > 0 else ", no difference that this many images can tell"
+        compared = f", {said(beyond)} more than with the constant scale {rules[CONSTANT]['gamma'][0]:.3g}"
+        if not beyond[1] > 0:
+            compared += ", no difference that this many images can tell"
+            tried = CONSTANT
+    advice = f"{flags(tried, rules[tried]['gamma'][0])} with {name}"
     return [
         *sentences,
         f"L / (1 - abar) falls most with {name} and the rule {rule} at scale {gamma:.3g}: by {said(best['gain'])}, "
-        f"{best['share'][0]:.1%} of it{compared}; {plain}.",
-        f"Try {flags(rule, gamma)} with {name}, and larger scales too: what lowers L is nearest to the true gradient, "
-        "while the best FID may ask for a sharper target than the truth.",
+        f"{best['share'][0]:.1%} of it at the mean level{compared}; {plain}.",
+        f"Try {advice}, and larger scales too: what lowers L is nearest to the true gradient, while the best FID may "
+        "ask for a sharper target than the truth.",
     ]
 
 
@@ -88,5 +91,5 @@ def _knows(entry: dict[str, Any], times: list[int]) -> str:
 
 def _vanished(entry: dict[str, Any]) -> str:
     share = f"{entry['levels']['vanished'][0][0]:.0%} of the images"
-    scales = [value for value, _, _ in entry["levels"].get("s_star", ()) if value is not None]
-    return f"{share}, where s* is {scales[0]:.3g} and {scales[-1]:.3g} at the other end" if scales else share
+    scales = [value for value, _, _ in entry["levels"].get("s_star", ())]
+    return f"{share}, s* is {scales[0]:.3g}" if scales and scales[0] is not None else share
