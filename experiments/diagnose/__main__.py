@@ -41,7 +41,8 @@ def main() -> None:
     rules = named_rules(asked.rules, subject.diffusion.diffusion_steps)
     purpose = parsed.resolve(DiagnoseConfig, subject.model, *subject.classifiers.values(), subject.diffusion)
     purpose = {name: value for name, value in purpose.items() if name not in _INDIFFERENT}
-    purpose |= {"seed": run.seed, "images": images.fingerprint, "rules": list(rules), "networks": subject.digests()}
+    purpose |= {"seed": run.seed, "amp_dtype": run.amp_dtype, "rules": list(rules)}
+    purpose |= {"images": images.fingerprint, "networks": subject.digests()}
     collectives.from_rank_0(lambda: claim(out / "diagnosed.json", purpose))
     diffusion = build_diffusion(subject.diffusion)
     model, cond_model, classifiers = subject.build(run)
@@ -49,7 +50,7 @@ def main() -> None:
     parts = Parts(out / "parts", len(images))
     _measure(measurement, images, parts, asked.batch_size, out)
     if collectives.get_rank() == 0:
-        result = conclude(measurement, parts.read(), subject.classes.count, asked.replicates)
+        result = conclude(measurement, parts.read(), subject.classes.count, asked.replicates) | {"run": purpose}
         page = write_report(result, out, [_about(asked, subject)])
         for sentence in result["verdict"]:
             logger.log(sentence)

@@ -22,7 +22,7 @@ from guided_diffusion.io.npz import list_arrays, read_array
 
 DEFAULT_RULES = "constant,timestep,entropy,elucd,reverse-kl"
 _FREE = ("constant", "timestep", "entropy", "elucd", "kl", "reverse-kl", "js")  # their one scale is gamma
-_FEWEST = 4  # images: two to fit on, two to judge by
+FEWEST = 4  # images: two to fit on, two to judge by
 
 
 def named_rules(text: str, num_timesteps: int) -> dict[str, GuidanceRule]:
@@ -48,9 +48,9 @@ def diagnose(
     :param rules: by name, each with a gamma of 1; None: DEFAULT_RULES.
     :raises InputError: fewer than 4 images or as many labels as images are not there; see `Measurement`.
     """
-    if len(images) < _FEWEST or labels.shape != (len(images),):
+    if len(images) < FEWEST or labels.shape != (len(images),):
         found = f"{len(images)} images and labels of shape {tuple(labels.shape)}"
-        raise InputValueError(f"images: found {found}, expected at least {_FEWEST} and a label for each")
+        raise InputValueError(f"images: found {found}, expected at least {FEWEST} and a label for each")
     if rules is None:
         rules = named_rules(DEFAULT_RULES, getattr(diffusion, "original_num_steps", diffusion.num_timesteps))
     rules = {CONSTANT: named_rules(CONSTANT, 1)[CONSTANT]} | dict(rules)

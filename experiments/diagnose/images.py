@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.diagnose.diagnosis import FEWEST
 from experiments.diagnose.flags import DiagnoseConfig
 from experiments.figures.inputs import read_samples
 from guided_diffusion.config.class_labels import Classes
@@ -21,8 +22,6 @@ from guided_diffusion.errors import InputError, counted
 from guided_diffusion.io.images import Reading
 from guided_diffusion.io.reading import hash_file
 from guided_diffusion.runs import logger
-
-_FEWEST = 4  # two to fit on, two to judge by
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,8 @@ def open_images(
         )
         told = f"{fingerprint(dataset, asked.data_dir)}; labels of {labels.digest()}; {reading}"
         count, item = len(dataset), lambda number: _with_label(dataset[number])
-    if count < _FEWEST:
-        raise InputError(f"--data_dir {asked.data_dir}: found {counted(count, 'images')}, expected at least {_FEWEST}")
+    if count < FEWEST:
+        raise InputError(f"--data_dir {asked.data_dir}: found {counted(count, 'images')}, expected at least {FEWEST}")
     if count < asked.num_images:
         logger.log(f"--num_images {asked.num_images}: {asked.data_dir} has {count}, all of which are measured")
     order = np.random.Generator(np.random.PCG64(seed)).permutation(count)

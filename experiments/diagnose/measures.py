@@ -51,7 +51,7 @@ class Measurement:
     :param rules: by name, each with a gamma of 1.
     :param cond_model: cond_model(x_t, t, y=...) -> as model: its difference to `model` is another guidance.
     :param levels: number of noise levels, in the middles of as many equal parts of the process.
-    :raises InputValueError: more levels than timesteps, a gamma other than 1, a model that predicts x_{t-1}.
+    :raises InputValueError: more levels than timesteps, a gamma other than 1, a name with "/", a model of x_{t-1}.
     """
 
     def __init__(
@@ -64,6 +64,8 @@ class Measurement:
             raise InputValueError(f"levels: found {levels}, expected 1 to {diffusion.num_timesteps} timesteps")
         if wrong := [name for name, rule in rules.items() if rule.gamma != 1]:
             raise InputValueError(f"rules: {wrong[0]} has gamma {rules[wrong[0]].gamma}, expected 1: it is fitted")
+        if slashed := [name for name in classifiers if "/" in name]:
+            raise InputValueError(f"classifiers: found the name {slashed[0]}, expected one without /")
         if diffusion.model_mean_type is ModelMeanType.PREVIOUS_X:
             raise InputValueError("diffusion: found a model of x_{t-1}, expected one of eps or x_0")
         self.steps = [int((i + 0.5) * diffusion.num_timesteps / levels) for i in range(levels)]
@@ -81,7 +83,7 @@ class Measurement:
     def measure(self, images: Tensor, labels: Tensor, numbers: Sequence[int]) -> Arrays:
         """Return float64 arrays [B, levels, ...], which do not depend on other images of the batch but by rounding.
 
-        "unguided" is |e|^2; "pair/along", "pair/square" are those of the two models' difference. For every classifier:
+        unguided is |e|^2; pair_along, pair_square are those of the two models' difference. For every classifier:
         NAME/right, top5, cross_entropy (at TEMPERATURES), confidence, entropy (H / log K), gradient (norm of the
         gradient of log p_y), cosine (with the pair), along and square (by rule).
 
@@ -111,7 +113,7 @@ class Measurement:
             found["unguided"] = _dot(error, error)
             if self.cond_model is not None:
                 pair = (eps_u - self._eps(self.cond_model, x, t_B, abar, {"y": labels})) / (1 - abar) ** 0.5
-                found |= {"pair/along": _dot(error, pair), "pair/square": _dot(pair, pair)}
+                found |= {"pair_along": _dot(error, pair), "pair_square": _dot(pair, pair)}
         for name in self._plain:
             values = self._of_classifier(name, x, t_B, labels, error, pair)
             found |= {f"{name}/{key}": value for key, value in values.items()}

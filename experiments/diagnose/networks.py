@@ -93,7 +93,7 @@ class Subject:
 def _named(words: list[str]) -> dict[str, str]:
     """Return the classifiers' files by name: the one given, else the file's, or its folder's where that tells more."""
     found: dict[str, str] = {}
-    pairs = [word.rpartition("=")[::2] for word in words]
+    pairs = [("", word) if os.path.exists(word) else word.rpartition("=")[::2] for word in words]
     stems = Counter(Path(path).stem for _, path in pairs)
     for name, path in pairs:
         file = setup.trained_file("classifier_path", path)
@@ -101,7 +101,7 @@ def _named(words: list[str]) -> dict[str, str]:
         if stems[told] > 1 or told.startswith("model") or os.path.isdir(path):
             told = Path(file).absolute().parent.name
         name = name or told
-        if "/" in name or name in found:
+        if name in found:
             raise InputError(f"--classifier_path {path}: found a second {name}, expected NAME=FILE with other names")
         found[name] = file
     return found

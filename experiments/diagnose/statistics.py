@@ -18,6 +18,7 @@ BINS = 15  # of the expected calibration error
 SURE = 0.9  # a wrong prediction with a larger confidence counts as certain and wrong
 CONSTANT, CONSTANT_1, PAIR = "constant", "constant at 1", "pair"
 Estimate = list[float | None]
+Rules = dict[str, tuple[np.ndarray, np.ndarray]]  # along and square [N, L] of each
 
 
 def resampled(images: int, replicates: int, seed: int) -> np.ndarray:
@@ -52,7 +53,8 @@ def temperature(cross_entropy: np.ndarray) -> np.ndarray:
     at = np.clip(cross_entropy.argmin(axis=-1), 1, len(log_T) - 2)[..., None]
     left, middle, right = (np.take_along_axis(cross_entropy, at + i, axis=-1)[..., 0] for i in (-1, 0, 1))
     bend = left - 2 * middle + right
-    step = np.divide((left - right) / 2, bend, out=np.sign(left - right), where=bend > 0)
+    slope, bent = (left - right) / 2, bend > 0
+    step = np.where(bent, slope / np.where(bent, bend, 1.0), np.sign(slope))
     return np.exp(log_T[at[..., 0]] + np.clip(step, -1, 1) * (log_T[1] - log_T[0]))
 
 
@@ -96,21 +98,25 @@ def summarize(
         entry = found["classifiers"][name] = {"levels": levels, "overall": overall, "rules": {}}
         if unguided is None:
             continue
-        along, square = mean(weights, own["along"]), mean(weights, own["square"])
-        for index, rule in enumerate(rules):
-            pair = along[..., index], square[..., index]
-            scales = best_gamma(*pair)
-            levels[f"gain/{rule}"] = estimates(gain(np.nan_to_num(scales), *pair))
-            if rule == CONSTANT:
-                levels |= {"s_star": estimates(scales), f"gain/{CONSTANT_1}": estimates(gain(1.0, *pair))}
-                overall["s_star"] = estimates(best_gamma(pair[0].mean(axis=1), pair[1].mean(axis=1)))
-        by_rule = {rule: (own["along"][..., index], own["square"][..., index]) for index, rule in enumerate(rules)}
+        by_rule = {rule: (own["along"][..., i], own["square"][..., i]) for i, rule in enumerate(rules)}
+        levels |= _at_levels(weights, by_rule)
+        overall["s_star"] = estimates(best_gamma(*(mean(weights, x).mean(axis=1) for x in by_rule[CONSTANT])))
         entry["rules"] = _fitted(weights, unguided, by_rule)
-    if "pair/along" in arrays:
-        along, square = (mean(weights, arrays[f"pair/{key}"]) for key in ("along", "square"))
-        levels = {"s_star": best_gamma(along, square), f"gain/{CONSTANT_1}": gain(1.0, along, square)}
-        fitted = _fitted(weights, unguided, {CONSTANT: (arrays["pair/along"], arrays["pair/square"])})
-        found[PAIR] = {"levels": {key: estimates(rows) for key, rows in levels.items()}, "rules": fitted}
+    if "pair_along" in arrays:
+        rule = {CONSTANT: (arrays["pair_along"], arrays["pair_square"])}
+        found[PAIR] = {"levels": _at_levels(weights, rule), "rules": _fitted(weights, unguided, rule)}
+    return found
+
+
+def _at_levels(weights: np.ndarray, rules: Rules) -> dict[str, list]:
+    """Return s* and the gains of every level: of each rule at its best scale there, and of the constant one at 1."""
+    found = {}
+    for rule, pair in rules.items():
+        sums = [mean(weights, values) for values in pair]
+        scales = best_gamma(*sums)
+        found[f"gain/{rule}"] = estimates(gain(np.nan_to_num(scales), *sums))
+        if rule == CONSTANT:
+            found |= {"s_star": estimates(scales), f"gain/{CONSTANT_1}": estimates(gain(1.0, *sums))}
     return found
 
 
@@ -135,13 +141,8 @@ def _certainty(weights: np.ndarray, own: Arrays) -> tuple[dict[str, list], dict[
     return levels, overall
 
 
-def _fitted(
-    weights: np.ndarray, unguided: np.ndarray, rules: dict[str, tuple[np.ndarray, np.ndarray]]
-) -> dict[str, dict[str, Estimate]]:
-    """Return the rules with one gamma each, fitted on one half of the images and judged on the other.
-
-    :param rules: along and square [N, L] of each.
-    """
+def _fitted(weights: np.ndarray, unguided: np.ndarray, rules: Rules) -> dict[str, dict[str, Estimate]]:
+    """Return the rules with one gamma each, fitted on one half of the images and judged on the other."""
     first = np.arange(len(unguided)) % 2 == 0
     fit, judge = weights * first, weights * ~first
     loss = mean(judge, unguided)

@@ -19,7 +19,7 @@ from experiments.diagnose.verdict import said
 from guided_diffusion.sampling.pretrained import load_classifier, load_diffusion, load_model
 from tests.support.helpers import CLASSIFIER, ROOT, make_checkpoint, make_images
 
-PROGRAM = ROOT / "experiments" / "diagnose" / "__main__.py"
+PROGRAM = ROOT / "experiments" / "__main__.py"
 SHORT = {"levels": 3, "batch_size": 5, "replicates": 50, "rules": "entropy,elucd"}
 
 
@@ -31,7 +31,12 @@ def classifiers(tmp_path_factory, checkpoints) -> dict[str, Path]:
 
 def words(flags: dict, classifiers: dict[str, Path]) -> list[str]:
     named = [f"{name}={path}" for name, path in classifiers.items()]
-    return ["--classifier_path", *named, *(word for key, value in flags.items() for word in (f"--{key}", str(value)))]
+    return [
+        "diagnose",
+        "--classifier_path",
+        *named,
+        *(word for key, value in flags.items() for word in (f"--{key}", str(value))),
+    ]
 
 
 @pytest.fixture
@@ -123,7 +128,7 @@ def test_an_npz_and_a_conditional_model(run, checkpoints, classifiers, tmp_path)
     np.savez(tmp_path / "images.npz", arr_0=pixels, arr_1=np.arange(9) % 4)
     bare = make_checkpoint(tmp_path / "bare", "classifier", config_json=False)
     flags = SHORT | {"model_path": checkpoints["conditional"], "data_dir": tmp_path / "images.npz", "out": "out"}
-    flags |= {"num_images": 6, **CLASSIFIER}
+    flags |= {"num_images": 6, "num_classes": 4, **CLASSIFIER}
     told = run(PROGRAM, words(flags, {"bare": bare})).stdout
     result = json.loads((tmp_path / "out" / "diagnose.json").read_text())
     assert "left out" in told and result["unguided"] is None and result["images"] == 6
