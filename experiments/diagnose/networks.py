@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.diagnose.flags import DiagnoseConfig
 from guidance_methods.pairs import without_labels
-from guidance_methods.terms import warn_of_training
+from guidance_methods.terms import shared_classes, warn_of_training
 from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig, RunConfig
 from guided_diffusion.config.create import build_classifier, build_model
@@ -23,6 +23,13 @@ from guided_diffusion.io.checkpoint_flags import CLASSIFIER, DIFFUSION_MODEL
 from guided_diffusion.io.reading import hash_file
 from guided_diffusion.models.inference import Frozen
 from guided_diffusion.sampling import setup
+
+
+class _Known(NamedTuple):
+    """A network's classes, with the flag that names it."""
+
+    source: str
+    classes: Classes
 
 
 class Subject:
@@ -38,19 +45,17 @@ class Subject:
         self.cond_model = self._conditional(parsed) if self.cond_path else None
         self.paths = collectives.from_rank_0(lambda: _named(parsed.values["classifier_path"]))
         self.classifiers: dict[str, ClassifierConfig] = {}
-        self.classes = None
+        known = []
+        if self.cond_model:
+            count = self.cond_model[0].num_classes
+            known = [_Known(f"--cond_model_path {self.cond_path}", Classes.of_checkpoint(self.cond_path, count))]
         for name, path in self.paths.items():
             saved = setup.checkpoint_config("classifier_path", path, CLASSIFIER)
             config = self.classifiers[name] = architecture_from(parsed, ClassifierConfig, saved, path)
             warn_of_training(self.diffusion, saved or {}, path, noisy=True)
             _check_same(("image_size", "in_channels"), self.model, config, self.path, path)
-            classes = Classes.of_checkpoint(path, config.num_classes)
-            shared = self.classes or classes
-            if classes.count != shared.count:
-                raise InputError(f"{path}: found {classes.describe()}, expected {shared.count} as the first classifier")
-            if clash := classes.clash(shared):
-                raise InputError(f"{path}: {clash} for the first classifier; expected the same classes")
-            self.classes = max(shared, classes, key=lambda one: len(one.names))
+            known.append(_Known(f"--classifier_path {path}", Classes.of_checkpoint(path, config.num_classes)))
+        self.classes = shared_classes(known, None, "")
 
     def _conditional(self, parsed: ParsedFlags) -> tuple[ModelConfig, DiffusionConfig]:
         if self.model.class_cond:
@@ -68,8 +73,8 @@ class Subject:
         return dataclasses.replace(configs[0], class_cond=True, use_fp16=self.model.use_fp16), configs[1]
 
     def digests(self) -> dict[str, str]:
-        """Return the SHA-256 of every checkpoint."""
-        files = {"model": self.path, "cond_model": self.cond_path, **self.paths}
+        """Return the SHA-256 of every checkpoint, by flag or by the classifier's name."""
+        files = {"--model_path": self.path, "--cond_model_path": self.cond_path, **self.paths}
         return collectives.from_rank_0(lambda: {name: hash_file(path) for name, path in files.items() if path})
 
     def build(self, run: RunConfig) -> tuple[Callable | None, Callable | None, dict[str, Frozen]]:

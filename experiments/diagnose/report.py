@@ -43,11 +43,13 @@ def write_report(result: dict[str, Any], out: Path, about: Sequence[str] = ()) -
         names = {name: name for name in result["classifiers"]}
         figures.append(_draw(out / "gain.png", gains, "series", "quantity", names, "reduction of L / (1 - abar)"))
     style.write_csv(out / "levels.csv", _rows(result))
-    names = [name for name in TITLES if any(name in entry["overall"] for entry in result["classifiers"].values())]
+    names = [name for name in TITLES if name in next(iter(result["classifiers"].values()))["overall"]]
+    if result["classes"] <= 5:
+        names.remove("top5")
     page = out / "diagnose.html"
     write_text(page, render(
-        "diagnose.html", result=result, about=about, figures=figures, names=names, bins=BINS, sure=SURE,
-        norm=VANISHED_NORM, certain=CERTAIN_ENTROPY, said=said, overall=_overall(result, names), rules=_rules(result),
+        "diagnose.html", result=result, about=about, figures=figures, bins=BINS, sure=SURE,
+        pair=PAIR_NAME if PAIR in result else "", norm=VANISHED_NORM, certain=CERTAIN_ENTROPY, said=said, overall=_overall(result, names), rules=_rules(result),
         levels=_levels(result, names), columns=[Column(TITLES[name], "number") for name in names],
     ))  # fmt: skip
     return page

@@ -47,9 +47,9 @@ def verdict(result: dict[str, Any]) -> list[str]:
     if not (best["gain"][1] or 0) > 0:
         return [
             *sentences,
-            f"No classifier and rule lowers L of the images that were not fitted on: at best {said(best['gain'])}, "
-            f"{name} with {rule} at scale {gamma:.3g}.",
-            "Guide with none of them: train longer, on noisy images of the process's own schedule, and diagnose again.",
+            f"No classifier and rule surely lowers L of images that were not fitted on: at best {name} with {rule} at "
+            f"scale {gamma:.3g}, by {said(best['gain'])}.",
+            "Measure more images (--num_images), or train the classifier longer, on noisy images of this process.",
         ]
     plain = f"at scale 1 the plain gradient lowers it by {said(rules[CONSTANT_1]['gain'])}"
     compared = ""

@@ -116,7 +116,7 @@ def test_a_direction_that_only_harms_gets_scale_0():
     constant = result["classifiers"]["c"]["rules"]["constant"]
     assert constant["gamma"][0] == 0 and constant["gain"][0] == 0
     assert result["classifiers"]["c"]["levels"]["s_star"][0][0] == pytest.approx(-0.5, abs=0.1)
-    assert verdict(result)[-1].startswith("Guide with none of them")
+    assert verdict(result)[-1].startswith("Measure more images")
 
 
 def test_a_gradient_of_zero_has_no_scale_and_json_no_nan():
