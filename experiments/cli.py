@@ -11,8 +11,8 @@
     ed-dpm status runs
 
 `ed-dpm train-classifier`, `train`, `sample` and `evaluate` are scripts/classifier_train.py, image_train.py and
-classifier_sample.py and evaluations/evaluator.py: `mpiexec -n 2 ed-dpm sample --eds ...`. `ed-dpm diagnose --help` is
-about a classifier that is to guide: is it good enough, and which rule and scale suit it?
+classifier_sample.py and evaluations/evaluator.py: `mpiexec -n 2 ed-dpm sample --eds ...`. `ed-dpm diagnose`
+measures on labelled images whether a classifier is good enough to guide, and which rule and scale suit it.
 
 `python -m experiments` is the same program. After an interruption the same command resumes.
 """

@@ -48,9 +48,10 @@ def write_report(result: dict[str, Any], out: Path, about: Sequence[str] = ()) -
         names.remove("top5")
     page = out / "diagnose.html"
     write_text(page, render(
-        "diagnose.html", result=result, about=about, figures=figures, bins=BINS, sure=SURE,
-        pair=PAIR_NAME if PAIR in result else "", norm=VANISHED_NORM, certain=CERTAIN_ENTROPY, said=said, overall=_overall(result, names), rules=_rules(result),
-        levels=_levels(result, names), columns=[Column(TITLES[name], "number") for name in names],
+        "diagnose.html", result=result, about=about, figures=figures, bins=BINS, sure=SURE, norm=VANISHED_NORM,
+        certain=CERTAIN_ENTROPY, said=said, pair=PAIR_NAME if PAIR in result else "",
+        overall=_overall(result, names), rules=_rules(result), levels=_levels(result, names),
+        columns=[Column(TITLES[name], "number") for name in names],
     ))  # fmt: skip
     return page
 
@@ -102,7 +103,7 @@ def _draw(path: Path, rows: list[dict[str, Any]], panel: str, line: str, titles:
     across = min(2, len(titles))
     down = -(-len(titles) // across)
     with style.new_figure(path, style.WIDTH, 0.7 + 2.4 * down) as figure:
-        grid = figure.subplots(down, across, sharex=True, squeeze=False).flat
+        grid = figure.subplots(down, across, squeeze=False).flat
         for (name, title), axes in zip(titles.items(), grid, strict=False):
             mine = [row for row in rows if row[panel] == name]
             for index, label in enumerate(dict.fromkeys(row[line] for row in mine)):
