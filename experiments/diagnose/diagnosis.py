@@ -11,9 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from ed_dpm_patches.rules import GuidanceRule
-from experiments.diagnose.measures import Arrays, Measurement
+from experiments.diagnose.measures import Arrays, Measurement, original_steps
 from experiments.diagnose.statistics import CONSTANT, summarize
-from experiments.diagnose.verdict import verdict
+from experiments.diagnose.verdict import suggested, verdict
 from guidance_methods import RULES
 from guided_diffusion.diffusion.process import DiffusionProcess
 from guided_diffusion.errors import InputError, InputValueError
@@ -30,7 +30,8 @@ def named_rules(text: str, num_timesteps: int) -> dict[str, GuidanceRule]:
     names = list(dict.fromkeys([CONSTANT, *(part.strip() for part in text.split(",") if part.strip())]))
     if unknown := [name for name in names if name not in _FREE]:
         raise InputError(f"--rules: found {unknown[0]}, expected some of {','.join(_FREE)}")
-    arguments = {"timestep": {"num_timesteps": num_timesteps}}
+    # The mean of factor (T - t) is 1: gamma means about the same for all rules.
+    arguments = {"timestep": {"factor": 2 / num_timesteps, "num_timesteps": num_timesteps}}
     return {name: RULES[name](**arguments.get(name, {})) for name in names}
 
 
@@ -52,7 +53,7 @@ def diagnose(
         found = f"{len(images)} images and labels of shape {tuple(labels.shape)}"
         raise InputValueError(f"images: found {found}, expected at least {FEWEST} and a label for each")
     if rules is None:
-        rules = named_rules(DEFAULT_RULES, getattr(diffusion, "original_num_steps", diffusion.num_timesteps))
+        rules = named_rules(DEFAULT_RULES, original_steps(diffusion))
     rules = {CONSTANT: named_rules(CONSTANT, 1)[CONSTANT]} | dict(rules)
     measurement = Measurement(model, classifiers, diffusion, rules, cond_model, levels, seed)
     parts = []
@@ -68,7 +69,8 @@ def conclude(measurement: Measurement, arrays: Arrays, classes: int, replicates:
     result = summarize(
         arrays, measurement.names, list(measurement.rules), measurement.times, classes, replicates, measurement.seed
     )
-    return {"verdict": verdict(result)} | result
+    result |= {"steps": original_steps(measurement.diffusion)}
+    return {"verdict": verdict(result), "suggested": suggested(result)} | result
 
 
 def joined(parts: Iterable[Arrays]) -> Arrays:

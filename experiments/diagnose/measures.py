@@ -170,6 +170,11 @@ class Measurement:
         return found | {"along": torch.stack(along, dim=1), "square": torch.stack(square, dim=1)}
 
 
+def original_steps(diffusion: DiffusionProcess) -> int:
+    """Return the number of timesteps of a process, of a respaced one before that."""
+    return getattr(diffusion, "original_num_steps", diffusion.num_timesteps)
+
+
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(1).sum(dim=1)
 

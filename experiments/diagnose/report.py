@@ -74,7 +74,7 @@ def _rules(result: dict[str, Any]) -> Iterator[tuple[str, list[Line]]]:
         yield name, [
             Line(
                 [rule, *(said(found[key]) for key in ("gamma", "gain", "share", "over_constant")),
-                 flags(rule, found["gamma"][0]) if name not in pair else ""],
+                 flags(rule, found["gamma"][0], result["steps"]) if name not in pair else ""],
                 "strong" if found["gain"][0] == best else "",
             )
             for rule, found in entry["rules"].items()

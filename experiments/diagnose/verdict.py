@@ -22,10 +22,24 @@ def said(found: Estimate, form: str = ".3g") -> str:
     return f"{value:{form}}" if low is None or low == high else f"{value:{form}} ({low:{form}} to {high:{form}})"
 
 
-def flags(rule: str, gamma: float) -> str:
-    """Return the flags of classifier_sample for a rule."""
+def flags(rule: str, gamma: float, steps: int) -> str:
+    """Return the flags of classifier_sample for a rule. :param steps: of the process."""
     named = {CONSTANT: "", CONSTANT_1: "", "entropy": "--eds "}.get(rule, f"--guidance {rule} ")
-    return f"{named}--classifier_scale {gamma:.3g}"
+    factor = f"--guidance_factor {2 / steps:g} " if rule == "timestep" else ""
+    return f"{named}{factor}--classifier_scale {gamma:.3g}"
+
+
+def best(result: dict[str, Any]) -> tuple[str, str]:
+    """Return the classifier and the rule that lower L most."""
+    found = result["classifiers"]
+    choices = [(name, rule) for name, entry in found.items() for rule in entry["rules"]]
+    return max(choices, key=lambda choice: found[choice[0]]["rules"][choice[1]]["gain"][0])
+
+
+def suggested(result: dict[str, Any]) -> dict[str, float]:
+    """Return the scale of every rule with which the best classifier lowers L most, where `ed-dpm tune` may start."""
+    rules = {} if result["unguided"] is None else result["classifiers"][best(result)[0]]["rules"]
+    return {rule: entry["gamma"][0] for rule, entry in rules.items() if rule != CONSTANT_1 and entry["gamma"][0] > 0}
 
 
 def verdict(result: dict[str, Any]) -> list[str]:
@@ -39,31 +53,30 @@ def verdict(result: dict[str, Any]) -> list[str]:
     ]
     if result["unguided"] is None:
         return [*sentences, NO_LOSS]
-    choices = [(name, rule) for name, entry in found.items() for rule in entry["rules"]]
-    name, rule = max(choices, key=lambda choice: found[choice[0]]["rules"][choice[1]]["gain"][0])
+    name, rule = best(result)
     rules = found[name]["rules"]
-    best = rules[rule]
-    gamma, tried = best["gamma"][0], rule
-    if not (best["gain"][1] or 0) > 0:
+    judged = rules[rule]
+    gamma, tried = judged["gamma"][0], rule
+    if not (judged["gain"][1] or 0) > 0:
         return [
             *sentences,
             f"No classifier and rule surely lowers L of images that were not fitted on: at best {name} with {rule} at "
-            f"scale {gamma:.3g}, by {said(best['gain'])}.",
+            f"scale {gamma:.3g}, by {said(judged['gain'])}.",
             "Measure more images (--num_images), or train the classifier longer, on noisy images of this process.",
         ]
     plain = f"at scale 1 the plain gradient lowers it by {said(rules[CONSTANT_1]['gain'])}"
     compared = ""
     if rule not in (CONSTANT, CONSTANT_1):
-        beyond = best["over_constant"]
+        beyond = judged["over_constant"]
         compared = f", {said(beyond)} more than with the constant scale {rules[CONSTANT]['gamma'][0]:.3g}"
         if not beyond[1] > 0:
             compared += ", no difference that this many images can tell"
             tried = CONSTANT
-    advice = f"{flags(tried, rules[tried]['gamma'][0])} with {name}"
+    advice = f"{flags(tried, rules[tried]['gamma'][0], result['steps'])} with {name}"
     return [
         *sentences,
-        f"L / (1 - abar) falls most with {name} and the rule {rule} at scale {gamma:.3g}: by {said(best['gain'])}, "
-        f"{best['share'][0]:.1%} of it at the mean level{compared}; {plain}.",
+        f"L / (1 - abar) falls most with {name} and the rule {rule} at scale {gamma:.3g}: by {said(judged['gain'])}, "
+        f"{judged['share'][0]:.1%} of it at the mean level{compared}; {plain}.",
         f"Try {advice}, and larger scales too: what lowers L is nearest to the true gradient, while the best FID may "
         "ask for a sharper target than the truth.",
     ]

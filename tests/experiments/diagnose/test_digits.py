@@ -6,7 +6,10 @@ import json
 
 import pytest
 
+from experiments.diagnose.diagnosis import named_rules
 from experiments.digits.data import write_parts
+from experiments.tune.__main__ import _centres
+from experiments.tune.runs import _FACTORS
 from tests.support.helpers import CLASSIFIER, ROOT
 
 MODEL = ROOT / "experiments" / "digits" / "model" / "uncond.safetensors"
@@ -30,5 +33,12 @@ def test_a_classifier_of_digits_improves_the_denoising(run, tmp_path):
     assert entry["levels"]["accuracy"][0][0] > 0.6 > entry["levels"]["accuracy"][-1][0]
     assert entry["rules"]["constant"]["gain"][0] > 0
     assert 0.3 < entry["overall"]["s_star"][0] < 2
+    assert _centres(tmp_path / "out" / "diagnose.json") == found["suggested"]
+    assert found["suggested"]["constant"] == entry["rules"]["constant"]["gamma"][0]
     assert "L / (1 - abar) falls most" in told or "No classifier" in told
     assert (tmp_path / "out" / "diagnose.html").is_file()
+
+
+def test_scales_mean_the_same_to_tune():
+    rule = named_rules("timestep", 250)["timestep"]
+    assert rule.factor == _FACTORS["timestep"](250) and rule.num_timesteps == 250

@@ -51,7 +51,7 @@ def arrays(true_temperature: float = 1.0, scale: float = 1.0, seed: int = 0) -> 
 
 
 def summary(found: dict[str, np.ndarray]) -> dict:
-    return summarize(found, ["c"], ["constant", "entropy"], [10, 500, 900], K, replicates=200)
+    return summarize(found, ["c"], ["constant", "entropy"], [10, 500, 900], K, replicates=200) | {"steps": 1000}
 
 
 @pytest.mark.parametrize("planted", [0.3, 1.0, 1.7, 6.0])
@@ -140,6 +140,7 @@ def test_the_verdict_tries_what_is_better_beyond_doubt(better):
 
 
 def test_the_flags_of_rules():
-    assert flags("constant", 0.75) == "--classifier_scale 0.75"
-    assert flags("entropy", 0.5) == "--eds --classifier_scale 0.5"
-    assert flags("elucd", 1.23456) == "--guidance elucd --classifier_scale 1.23"
+    assert flags("constant", 0.75, 1000) == "--classifier_scale 0.75"
+    assert flags("entropy", 0.5, 1000) == "--eds --classifier_scale 0.5"
+    assert flags("elucd", 1.23456, 1000) == "--guidance elucd --classifier_scale 1.23"
+    assert flags("timestep", 0.9, 1000) == "--guidance timestep --guidance_factor 0.002 --classifier_scale 0.9"

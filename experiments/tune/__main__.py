@@ -1,0 +1,147 @@
+"""Which rule, scale and interval of guidance, for given networks, with a budget of images.
+
+    ed-dpm tune --model_path U --classifier_path C --reference R.npz --rules constant,timestep,entropy \\
+        --budget 20000 --use_ddim True --timestep_respacing ddim25 --out runs/tune
+
+Any other flag of `ed-dpm sample` (architecture, sampler, batch size, ...) is given to every run. Two thirds of the
+images choose, by successive halving; the others show how sure the choice is, on further seeds. After an interruption
+the same command resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ed_dpm_patches.config import GuidanceConfig, interval
+from ed_dpm_patches.rules import RULES
+from evaluations.metrics.registry import METRICS
+from experiments.cli import Parser, add_jobs, count
+from experiments.runner import Runner
+from experiments.spec import ROOT, short
+from experiments.steps import claim
+from experiments.tune import report
+from experiments.tune.runs import Runs
+from experiments.tune.search import Search, grid
+from guidance_methods.config import CleanConfig, MethodsConfig, PairConfig
+from guided_diffusion.config.configs import (
+    ClassifierConfig,
+    DiffusionConfig,
+    LabelConfig,
+    ModelConfig,
+    RunConfig,
+    SamplingConfig,
+)
+from guided_diffusion.config.flags import Parser as SampleParser
+from guided_diffusion.distributed.shutdown import run_main
+from guided_diffusion.errors import InputError
+from guided_diffusion.io.reading import read_json
+from guided_diffusion.sampling import setup
+
+CONFIGS = (
+    SamplingConfig, GuidanceConfig, MethodsConfig, CleanConfig, PairConfig, LabelConfig, ModelConfig, ClassifierConfig,
+    DiffusionConfig, RunConfig,
+)  # fmt: skip
+# What a run gets from its setting.
+OWN = (
+    "classifier_scale", "eds", "guidance", "guidance_factor", "guidance_interval", "num_samples", "seed", "log_dir",
+    "trace",
+)  # fmt: skip
+CHOOSING_SEED, SEEDS = 101, (1, 2)
+CHOOSING = 2 / 3  # of the budget
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Search, confirm, report. InputError for a bad flag, a budget that is too small, or a run that failed."""
+    args, sampling_flags = _parse(argv)
+    parsed = SampleParser(None, *CONFIGS).parse(sampling_flags)
+    if given := [name for name in OWN if name in parsed.values]:
+        raise InputError(f"--{given[0]}: found, but every setting has its own, expected none")
+    model, diffusion = setup.model_configs(parsed, parsed.values.get("model_path", ""), ModelConfig)
+    if not parsed.values.get("classifier_path"):
+        raise InputError("--classifier_path: missing, expected the path of a checkpoint")
+    arms = grid(args.rules, args.intervals, _centres(args.diagnosis))
+    search = Search(arms, int(args.budget * CHOOSING))
+    if search.budget < search.needed:
+        least = int(search.needed / CHOOSING) + 1
+        raise InputError(
+            f"--budget {args.budget}: found too few images for {len(arms)} settings, expected at least {least}, or "
+            "fewer --rules and --intervals"
+        )
+    out = short(args.out)
+    asked = {name: str(value) for name, value in parsed.values.items()}
+    kept = {name: getattr(args, name) for name in ("reference", "budget", "rules", "intervals", "metric", "features")}
+    (ROOT / out).mkdir(parents=True, exist_ok=True)
+    claim(ROOT / out / "tune.json", {"flags": asked, "tune": {name: str(value) for name, value in kept.items()}})
+    evaluator = [word for name in ("features", "inception") if (path := getattr(args, name))
+                 for word in (f"--{name}", path)]  # fmt: skip
+    runs = Runs(
+        Runner(out), out, parsed.values, f"{model.image_size}x{model.image_size}x{model.in_channels}",
+        diffusion.diffusion_steps, args.reference, evaluator, args.metric, args.jobs,
+    )  # fmt: skip
+    ranked = search.run(lambda arms, count: runs.values(arms, count, CHOOSING_SEED))
+    arms = [ranked[0], *report.rivals(search, ranked)]
+    count = max(search.smallest, (args.budget - search.images) // (len(arms) * len(SEEDS)))
+    for seed in SEEDS:
+        runs.values(arms, count, seed)
+    values = {arm: [runs.figures(arm, count, seed)[args.metric] for seed in SEEDS] for arm in arms}
+    against = dict(zip(arms[1:], (runs.compare([arms[0]], rival, count, SEEDS)[0] for rival in arms[1:]), strict=True))
+    confirmed = report.Confirmed(count, values, against)
+    metric = METRICS[args.metric]
+    words = " ".join(f"--{name} {value}" for name, value in runs.guidance(arms[0]).items())
+    text = report.sentences(search, confirmed, metric.column, words)
+    sign = 1 if metric.lower_is_better else -1
+    for path in report.write(search, confirmed, text, metric.column, sign, ROOT / out):
+        print(f"report: {path}")
+    print("\n".join(text))
+
+
+def _parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = Parser(
+        prog="ed-dpm tune",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--reference", required=True, metavar="NPZ", help="the evaluator's reference: images, statistics or a name")
+    add("--rules", type=_rules, default=("constant", "timestep", "entropy"), metavar="A,B",
+        help=f"of {', '.join(RULES)} (constant,timestep,entropy)")  # fmt: skip
+    add("--intervals", type=_intervals, default=("",), metavar="LO,HI;LO,HI",
+        help="timesteps with guidance, each with every rule and scale; an empty one is all of them (all)")  # fmt: skip
+    add("--budget", type=count, default=20000, metavar="N", help="images in all (20000)")
+    add("--metric", choices=METRICS, default="fid", help="what chooses (fid)")
+    add("--features", metavar="CHECKPOINT", help="the evaluator's network in place of Inception")
+    add("--inception", metavar="PATH", help="the evaluator's frozen Inception graph")
+    add("--diagnosis", type=Path, metavar="JSON", help="of `ed-dpm diagnose`: scales to start from")
+    add("--out", type=Path, default=Path("runs/tune"), metavar="DIR", help="for all that is made (runs/tune)")
+    add_jobs(parser, "runs at a time (1)", default=1)
+    return parser.parse_known_args(argv)
+
+
+def _rules(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(text.split(",")))
+    if unknown := [name for name in names if name not in RULES]:
+        raise argparse.ArgumentTypeError(f"found {unknown[0]!r}, expected of {', '.join(RULES)}")
+    return names
+
+
+def _intervals(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(interval(part) for part in text.split(";")))
+
+
+def _centres(path: Path | None) -> dict[str, float]:
+    """Return the scale by rule that a diagnosis suggests, {} without one. InputError for another file."""
+    if path is None:
+        return {}
+    try:
+        found = read_json(path).get("suggested")
+    except FileNotFoundError:
+        raise InputError(f"--diagnosis {path}: no such file, expected the JSON of `ed-dpm diagnose`") from None
+    if not isinstance(found, dict) or not all(isinstance(value, float) and value > 0 for value in found.values()):
+        raise InputError(f"--diagnosis {path}: found no suggested scales, expected the JSON of `ed-dpm diagnose`")
+    return found
+
+
+if __name__ == "__main__":
+    run_main(main)
