@@ -41,8 +41,10 @@ def main() -> None:
     rules = named_rules(asked.rules, subject.diffusion.diffusion_steps)
     purpose = parsed.resolve(DiagnoseConfig, subject.model, *subject.classifiers.values(), subject.diffusion)
     purpose = {name: value for name, value in purpose.items() if name not in _INDIFFERENT}
-    purpose |= {"seed": run.seed, "amp_dtype": run.amp_dtype, "rules": list(rules)}
-    purpose |= {"images": images.fingerprint, "networks": subject.digests()}
+    purpose |= {
+        "seed": run.seed, "amp_dtype": run.amp_dtype, "images": images.fingerprint, "networks": subject.digests(),
+        "rules": {name: repr(rule) for name, rule in rules.items()},
+    }  # fmt: skip
     collectives.from_rank_0(lambda: claim(out / "diagnosed.json", purpose))
     diffusion = build_diffusion(subject.diffusion)
     model, cond_model, classifiers = subject.build(run)
