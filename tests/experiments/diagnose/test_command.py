@@ -159,6 +159,7 @@ def test_bad_input_is_one_line(change, line, run, asked, checkpoints):
     assert names.get(line, line) in failed.error_lines[0]
 
 
+@pytest.mark.slow
 def test_labels_that_nothing_numbers(run, checkpoints, tmp_path):
     """A checkpoint that names no classes, and images of fewer: which number is which?"""
     bare = make_checkpoint(tmp_path / "bare", "classifier")

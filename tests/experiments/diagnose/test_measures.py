@@ -17,7 +17,7 @@ from experiments.mixture.networks import entropy_constrained, exact_noise, sharp
 from experiments.mixture.study import Laboratory, read_spec
 from guided_diffusion.config.create import create_gaussian_diffusion
 
-IMAGES, LEVELS = 1500, 4
+IMAGES, LEVELS = 1000, 4
 
 
 @dataclasses.dataclass(frozen=True)
