@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ed_dpm_patches import config as paper
 from ed_dpm_patches.rules import RULES, GuidanceRule
+from guided_diffusion.config.configs import DiffusionConfig
 from guided_diffusion.config.flags import ParsedFlags, flag
 from guided_diffusion.errors import InputError
 
@@ -39,7 +41,10 @@ def is_traceable(flags: Mapping[str, Any]) -> bool:
 def parse_classes(text: str) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Return (classes, weights) from "CLASS:WEIGHT,CLASS,...", a weight of 1 where there is none; else ValueError."""
     pairs = [part.partition(":")[::2] for part in text.split(",")] if text else []
-    return tuple(int(number) for number, _ in pairs), tuple(float(weight or 1) for _, weight in pairs)
+    numbers, weights = tuple(int(number) for number, _ in pairs), tuple(float(weight or 1) for _, weight in pairs)
+    if not all(map(math.isfinite, weights)):
+        raise ValueError(text)
+    return numbers, weights
 
 
 def classes(text: str) -> str:
@@ -57,6 +62,8 @@ def parse_clean_input(text: str) -> dict[str, Any]:
     for part in text.split():
         name, _, numbers = part.partition("=")
         values = [float(number) for number in numbers.split(",")]
+        if not all(map(math.isfinite, values)) or {name, "low" if name == "range" else name} & found.keys():
+            raise ValueError(part)
         if name == "range" and len(values) == 2:
             found["low"], found["high"] = values
         elif name in ("mean", "std"):
@@ -156,6 +163,15 @@ class PairConfig:
     apg_momentum: float = flag(0.0, "APG: momentum of the difference, negative in APG", minimum=-0.999, maximum=0.999)
 
 
+def check_not_rescaled(diffusion: DiffusionConfig, asked: str) -> None:
+    """Raise InputError where models and guidance are told t * 1000 / T, while what is asked for counts in t."""
+    if diffusion.rescale_timesteps and diffusion.diffusion_steps != 1000:
+        raise InputError(
+            f"{asked}: found with --rescale_timesteps and --diffusion_steps {diffusion.diffusion_steps}, "
+            "expected 1000 steps, or timesteps that are not rescaled"
+        )
+
+
 def guidance_rule(
     parsed: ParsedFlags, guide: paper.GuidanceConfig, methods: MethodsConfig, num_timesteps: int, num_classes: int
 ) -> GuidanceRule:
@@ -165,11 +181,13 @@ def guidance_rule(
     bound.
     """
     arguments = inspect.signature(RULES[guide.guidance]).parameters
-    for argument, option in FLAGS.items():
+    beyond = FLAGS.keys() & arguments.keys()
+    # The paper's rules have always let each other's flags pass.
+    for argument, option in (paper.FLAGS | FLAGS if beyond else FLAGS).items():
         if option in parsed.values and argument not in arguments:
             rules = [name for name, make in RULES.items() if argument in inspect.signature(make).parameters]
             raise InputError(f"--{option}: found with --guidance {guide.guidance}, expected {' or '.join(rules)}")
-    if not FLAGS.keys() & arguments.keys():
+    if not beyond:
         return paper.guidance_rule(parsed, guide, num_timesteps)
     values = {argument: getattr(methods, option) for argument, option in FLAGS.items()}
     values["classes"], values["weights"] = _known_classes(guide, methods, num_classes)
@@ -184,8 +202,14 @@ def _known_classes(
     guide: paper.GuidanceConfig, methods: MethodsConfig, num_classes: int
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
     numbers, weights = parse_classes(methods.guidance_classes)
-    if guide.guidance == "negative" and not numbers:
-        raise InputError("--guidance_classes: found none with --guidance negative, expected classes such as 3,7")
+    if guide.guidance in ("multi", "negative") and not numbers:
+        expected = "classes such as 3,7" if guide.guidance == "negative" else "classes such as 3:1,7:0.5"
+        raise InputError(f"--guidance_classes: found none with --guidance {guide.guidance}, expected {expected}")
+    if guide.guidance == "negative" and ":" in methods.guidance_classes:
+        raise InputError(
+            f"--guidance_classes: found {methods.guidance_classes} with --guidance negative, expected classes without "
+            "weights such as 3,7"
+        )
     wrong = [number for number in numbers if not 0 <= number < num_classes]
     if wrong:
         raise InputError(f"--guidance_classes: found {wrong[0]}, the classifier's classes are 0 to {num_classes - 1}")

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 import tomllib
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +32,7 @@ def read_file(path: str) -> Iterator[dict[str, Any]]:
     try:
         with reading_errors(path), open_regular(path) as file:
             content = tomllib.load(file)
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError, RecursionError) as error:
         raise InputError(f"--guidance_file {path}: expected TOML with [[terms]], found {first_line(error)}") from None
     terms = content.pop("terms", None)
     if content or not isinstance(terms, list) or not terms or not all(isinstance(term, dict) for term in terms):
@@ -51,7 +51,7 @@ def checked_weight(weight: Any) -> float | Points:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # False for nan
 
 
 def schedule(weight: float | Points) -> Weight:

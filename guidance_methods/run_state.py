@@ -12,7 +12,8 @@ class RunState:
     """Tensors by name, 0 at the first step of every sample's run.
 
     t falls during a run, so a sample begins anew where its t is above that of the call before, and a batch of another
-    shape does as a whole. Nothing here waits for the device. `reset` says it where t cannot: between runs of one step.
+    shape does as a whole. A call at the same t as the one before is the same step again and begins where that began:
+    the chain rule through a model evaluates it twice a step. Nothing here waits for the device.
     """
 
     def __init__(self):
@@ -21,6 +22,7 @@ class RunState:
     def reset(self) -> None:
         """Forget everything."""
         self._tensors: dict[str, Tensor] = {}
+        self._before: dict[str, Tensor] = {}  # as they were when the last step began
         self._t: Tensor | None = None
         self._like: tuple | None = None
 
@@ -30,11 +32,12 @@ class RunState:
         if like != self._like:
             self.reset()
         elif self._t is not None:
-            fresh_B = t > self._t
-            self._tensors = {
-                name: values.masked_fill(per_sample(fresh_B, values), 0)
-                for name, values in self._tensors.items()
-            }
+            fresh_B, again_B = t > self._t, t == self._t
+            for name, values in self._tensors.items():
+                before = self._before.get(name, torch.zeros_like(values))
+                kept = torch.where(per_sample(again_B, values), before, values)
+                self._tensors[name] = kept.masked_fill(per_sample(fresh_B, kept), 0)
+            self._before = dict(self._tensors)
         self._like, self._t = like, t
 
     def get(self, name: str, like: Tensor) -> Tensor:
@@ -44,5 +47,6 @@ class RunState:
     def keep(self, active: Tensor, **tensors: Tensor) -> None:
         """Remember tensors [B, ...], for the samples that are `active` [B]; the others keep what they had."""
         for name, new in tensors.items():
+            new = new.detach()
             acts = per_sample(active, new)
             self._tensors[name] = torch.where(acts, new, self.get(name, new))

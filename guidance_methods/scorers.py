@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ed_dpm_patches.guidance import one_per_sample
+from guided_diffusion.diffusion.nonfinite import peak
 from guided_diffusion.diffusion.process import per_sample
 
 
@@ -21,6 +23,8 @@ class ScoreGuidance:
         (`multi_label_score`). TypeError at the call if it returns anything else.
     :param scale: a number, or a function of t [B] -> [B].
     :param takes: names of the sampler's arguments that the scorer wants, such as ("y",); others are left out.
+    :param interval: (lowest, highest) t, ends included, at which there is guidance; outside it the scorer is not called
+        (to know that, the host waits for t). None: everywhere. ValueError for ends the wrong way round.
 
     Plain float32 autograd: a score in half precision may vanish where `ClassifierGuidance` would keep it.
     """
@@ -30,23 +34,33 @@ class ScoreGuidance:
         scorer: Callable[..., Tensor],
         scale: float | Callable[[Tensor], Tensor] = 1.0,
         takes: tuple[str, ...] = (),
+        interval: tuple[float, float] | None = None,
     ):
-        self.scorer, self.gamma, self.takes = scorer, scale, takes
-        self.scale: Tensor | None = None  # [B], float64, of the last call
+        if interval is not None and not interval[0] <= interval[1]:
+            raise ValueError(f"interval: found {tuple(interval)}, expected (lowest, highest)")
+        self.scorer, self.gamma, self.takes, self.interval = scorer, scale, takes, interval
+        self.scale: Tensor | None = None  # [B], float64, of the last call; None where the scorer was not called
+        self.peaks: dict[str, Tensor] = {}  # the largest magnitudes [B], for the nonfinite detector
 
     def __call__(self, x: Tensor, t: Any, **kwargs: object) -> Tensor:
         """Return the guidance, shaped and typed like x."""
-        wanted = {name: kwargs[name] for name in self.takes if name in kwargs}
+        t_B, wanted = one_per_sample(t, x), {name: kwargs[name] for name in self.takes if name in kwargs}
+        lowest, highest = self.interval or (-math.inf, math.inf)
+        active_B = (t_B >= lowest) & (t_B <= highest)
+        if self.interval is not None and not bool(active_B.any()):
+            self.scale, self.peaks = None, {}
+            return torch.zeros_like(x)
         with torch.inference_mode(False), torch.enable_grad():
             x_in = (x.clone() if x.is_inference() else x.detach()).requires_grad_(True)
-            t_B = one_per_sample(t, x)
             score_B = self.scorer(x_in, t_B, **wanted)
             if not isinstance(score_B, Tensor) or score_B.shape != (len(x),) or not score_B.requires_grad:
                 shape = tuple(score_B.shape) if isinstance(score_B, Tensor) else type(score_B).__name__
                 raise TypeError(f"scorer: found {shape}, expected differentiable log-scores of shape ({len(x)},)")
             (gradient,) = torch.autograd.grad(score_B.sum(), x_in)
+        self.peaks = {"scorer's score": peak(score_B.detach()[:, None]), "guidance gradient": peak(gradient)}
         scale = self.gamma(t_B) if callable(self.gamma) else self.gamma
-        self.scale = torch.as_tensor(scale, dtype=torch.float64, device=x.device).expand(len(x))
+        scale_B = torch.as_tensor(scale, dtype=torch.float64, device=x.device).expand(len(x))
+        self.scale = torch.where(active_B, scale_B, 0.0)
         return (gradient * per_sample(self.scale, x).to(gradient.dtype)).to(x.dtype)
 
 

@@ -9,15 +9,17 @@ from functools import partial
 from torch import Tensor
 
 from ed_dpm_patches.config import parse_interval
+from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.config.configs import DiffusionConfig, ModelConfig, RunConfig
 from guided_diffusion.config.create import build_model
 from guided_diffusion.config.flags import ParsedFlags, architecture_from
 from guided_diffusion.diffusion.process import DiffusionProcess
 from guided_diffusion.errors import InputError
 from guided_diffusion.io.checkpoint_flags import DIFFUSION_MODEL
+from guided_diffusion.runs import logger
 from guided_diffusion.sampling import setup
 
-from .config import PairConfig
+from .config import PairConfig, check_not_rescaled
 from .denoiser import EPS, X_0, all_alphas_cumprod
 from .pairs import Pair, without_labels
 from .projection import AdaptiveProjection
@@ -67,18 +69,21 @@ def read_second_model(
     if len(named) > 1:
         raise InputError("--weak_model_path: found together with --uncond_model_path, expected one of them")
     lone = [flag for flag in (*PATHS.values(), "pair_interval", *_APG) if flag in parsed.values]
-    if lone and (not named or lone[0] in {*PATHS.values()} - {PATHS[named[0]]}):
+    lone = [name for name in lone if not named or name in {*PATHS.values()} - {PATHS[named[0]]}]
+    if lone:
         wanted = next((path for path, scale in PATHS.items() if scale == lone[0]), "uncond_model_path")
         raise InputError(f"--{lone[0]}: found without --{wanted}, expected both")
     if not named:
         return None
     (flag,) = named
     path = getattr(pair, flag)
+    if getattr(pair, PATHS[flag]) == 1:
+        logger.warning(f"--{PATHS[flag]}: found 1, which is --model_path alone: --{flag} will have no say")
     saved = setup.checkpoint_config(flag, path, DIFFUSION_MODEL)
     # Without config.json it is as the first model is, as the published pairs are.
-    given = ParsedFlags({}) if saved else parsed
-    own = architecture_from(given, ModelConfig, saved, path)
-    process = architecture_from(given, DiffusionConfig, saved, path)
+    values = saved or asdict(model) | asdict(diffusion)
+    own = architecture_from(ParsedFlags({}), ModelConfig, values, path)
+    process = architecture_from(ParsedFlags({}), DiffusionConfig, values, path)
     if flag == "uncond_model_path":
         if not model.class_cond:
             raise InputError(
@@ -89,16 +94,15 @@ def read_second_model(
         own = replace(own, class_cond=False)
     elif own.class_cond != model.class_cond or (own.class_cond and own.num_classes != model.num_classes):
         raise InputError(f"--{flag} {path}: found a model of other classes than {model_path}, expected the same")
+    elif own.class_cond:
+        ours, theirs = (Classes.of_checkpoint(file, model.num_classes) for file in (model_path, path))
+        if clash := theirs.clash(ours):
+            raise InputError(f"--{flag} {path}: {clash} for --model_path {model_path}; expected the same classes")
     for name in _SHARED:
         first, second = (values[name] for values in (asdict(model) | asdict(diffusion), asdict(own) | asdict(process)))
         if first != second:
             raise InputError(f"--{name}: {model_path} has {first}, but {path} has {second}")
-    if (
-        diffusion.rescale_timesteps
-        and diffusion.diffusion_steps != 1000
-        and any(name in parsed.values for name in _APG)
-    ):
-        raise InputError(
-            f"--{_APG[0]}: found with --rescale_timesteps and {diffusion.diffusion_steps} steps, expected 1000"
-        )
+    for name in (*_APG, "pair_interval"):
+        if name in parsed.values:
+            check_not_rescaled(diffusion, f"--{name}")
     return SecondModel(path, pair, getattr(pair, PATHS[flag]), replace(own, use_fp16=model.use_fp16), process)

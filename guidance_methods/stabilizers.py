@@ -102,9 +102,10 @@ class Stabilized(Wrapped):
         scale_B = getattr(self.guidance, "scale", torch.ones(len(x), dtype=torch.float64, device=x.device))
         if scale_B is None:  # there was nothing to stabilize
             return guidance
-        active_B = scale_B > 0
+        active_B = scale_B != 0
         # Within float32 in both directions; beyond it the guidance itself is cut off (LARGEST_GUIDANCE).
-        scale_B = torch.where(active_B, scale_B.clamp(1 / LARGEST_GUIDANCE, LARGEST_GUIDANCE), 1.0)
+        size_B = scale_B.abs().clamp(1 / LARGEST_GUIDANCE, LARGEST_GUIDANCE)
+        scale_B = torch.where(active_B, scale_B.sign() * size_B, 1.0)
         scale = per_sample(scale_B, x).to(torch.promote_types(guidance.dtype, torch.float32))
         step = self.stabilizer(guidance / scale, one_per_sample(t, x), active_B)
         acts = per_sample(active_B, x)

@@ -39,6 +39,7 @@ from .config import (
     TRACEABLE,
     CleanConfig,
     MethodsConfig,
+    check_not_rescaled,
     guidance_rule,
 )
 from .denoiser import Denoiser
@@ -88,10 +89,11 @@ class Term:
         return self.guide.classifier_scale > 0
 
     def identity(self) -> dict[str, Any]:
-        """Return all that the samples depend on, the content of files and networks in place of their names."""
-        configs = (self.guide, self.methods, self.clean, self.classifier)
-        flags = {name: value for config in configs if config is not None for name, value in asdict(config).items()}
-        del flags["classifier_path"], flags["trace"], flags["trace_samples"], flags["trace_maps"]
+        """Return all that the samples depend on: flags that are not defaults, the content of files and networks."""
+        configs = [config for config in (self.guide, self.methods, self.clean, self.classifier) if config is not None]
+        flags = {name: value for config in configs for name, value in asdict(config).items()}
+        del flags["classifier_path"]
+        flags = {name: value for name, value in flags.items() if value != self.parsed.defaults[name]}
         return flags | {"weight": self.weight, "network": self.digest()}
 
     def digest(self) -> str:
@@ -124,9 +126,11 @@ class Term:
                 score, takes = _own_label(scorer, self.classes.count), ("y",)
             elif clean.clean_output == PROBABILITY:
                 score = discriminator_score(scorer)
-            guidance = ScoreGuidance(score, guide.classifier_scale, takes)
-            guidance = guidance if interval is None else Sum([(guidance, 1.0, interval)])
-        return with_methods(guidance, self.methods, diffusion, model, clip)
+            guidance = ScoreGuidance(score, guide.classifier_scale, takes, interval)
+        guidance = with_methods(guidance, self.methods, diffusion, model, clip)
+        # A skipped step outside the interval must not get the guidance of one inside.
+        skips = interval is not None and self.methods.guidance_every > 1
+        return Sum([(guidance, 1.0, interval)]) if skips else guidance
 
 
 def with_methods(
@@ -142,6 +146,7 @@ def with_methods(
         guidance = GuidanceEvery(guidance, methods.guidance_every, methods.guidance_skipped)
     if methods.guidance_sine:
         steps = getattr(diffusion, "original_num_steps", diffusion.num_timesteps)
+        steps = 1000 if diffusion.rescale_timesteps else steps  # of the t that guidance is told
         guidance = SineVariance(guidance, diffusion.betas.max(), steps, methods.guidance_sine)
     return guidance
 
@@ -162,13 +167,16 @@ def read_terms(
         terms.append(_read_term(parsed, model, model_path, diffusion))
     else:
         own = {name for config in CONFIGS[:3] for name in config.__dataclass_fields__} - {"guidance_file"}
+        own |= set(_NETWORK_FLAGS)
         if lone := sorted(own & parsed.values.keys()):
             raise InputError(f"--{lone[0]}: found without a classifier, expected --classifier_path")
     for number, values in enumerate(read_file(methods.guidance_file)):
         with _naming(f"--guidance_file {methods.guidance_file}: terms[{number}]"):
             weight = checked_weight(values.pop("weight", 1.0))
-            if "guidance_file" in values or values.get("trace"):
-                raise InputError("guidance_file, trace: found in a term, expected on the command line")
+            if isinstance(weight, list):
+                check_not_rescaled(diffusion, f"weight {weight}")
+            if outside := values.keys() & {"guidance_file", "trace", "trace_samples", "trace_maps"}:
+                raise InputError(f"{min(outside)}: found in a term, expected on the command line")
             term = _read_term(flags_from(values, *CONFIGS), model, model_path, diffusion)
             terms.append(replace(term, weight=weight, in_file=True))
     if terms:
@@ -271,6 +279,11 @@ def _check_flags(
     """Raise InputError where flags contradict each other."""
     if clean.clean_classifier and guide.classifier_path:
         raise InputError("--clean_classifier: found together with --classifier_path, expected one; see --guidance_file")
+    for name in _NETWORK_FLAGS if clean.clean_classifier else ():
+        if name in parsed.values:
+            raise InputError(f"--{name}: found with --clean_classifier, expected a --classifier_path of such a network")
+    if "guidance_skipped" in parsed.values and methods.guidance_every == 1:
+        raise InputError("--guidance_skipped: found without --guidance_every above 1, expected both")
     for name in ("clean_input", "clean_output", "clean_softplus", "decoder"):
         if name in parsed.values and not clean.clean_classifier:
             raise InputError(f"--{name}: found without --clean_classifier, expected both")
@@ -281,15 +294,15 @@ def _check_flags(
         )
     if clean.clean_output != LOGITS:
         for name in ("eds", "guidance", "eds_cap", *_RULE_FLAGS):
-            if parsed.values.get(name):
+            if name in parsed.values and parsed.values[name] is not False:
                 raise InputError(f"--{name}: found with --clean_output {clean.clean_output}, expected logits: a rule")
-    if methods.guidance_at == THROUGH and diffusion.rescale_timesteps and diffusion.diffusion_steps != 1000:
-        raise InputError(
-            "--guidance_at through: found with --rescale_timesteps and --diffusion_steps "
-            f"{diffusion.diffusion_steps}, expected 1000 steps, or timesteps that are not rescaled"
-        )
+    if methods.guidance_at == THROUGH:
+        check_not_rescaled(diffusion, "--guidance_at through")
+    if guide.guidance_interval:
+        check_not_rescaled(diffusion, f"--guidance_interval {guide.guidance_interval}")
 
 
+_NETWORK_FLAGS = [name for name in ClassifierConfig.__dataclass_fields__ if name.startswith("classifier_")]
 _RULE_FLAGS = [
     *("guidance_factor", "guidance_until", "guidance_norm"),
     *("guidance_t1", "guidance_t2", "guidance_smoothing", "guidance_classes"),

@@ -107,6 +107,7 @@ def main() -> None:
         sampling, guide, MethodsConfig, CleanConfig, PairConfig, LabelConfig, run, model_config, *classifiers,
         diffusion_config,
     )  # fmt: skip
+    del flags["guidance_file"]  # its content counts, which `recorded` has
     flags |= recorded(terms) | ({} if labels is None else {"classes": labels.flag})
     plan = SampleRun.from_flags(
         with_rule_named(flags),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ed_dpm_patches import ClassifierGuidance, ConstantRule, EntropyRule
-from guidance_methods import Adam, Ema, GuidanceEvery, Stabilized
+from guidance_methods import Adam, Ema, GuidanceEvery, ScoreGuidance, Stabilized
 from guided_diffusion.script_util import create_gaussian_diffusion
 from tests.support.networks import small_classifier
 
@@ -67,6 +67,27 @@ def test_a_sample_is_remembered_by_itself(make):
     assert torch.equal(found[1], fresh[1]) and not torch.equal(found[0], fresh[0])
     stabilizer.state.reset()
     assert torch.equal(stabilizer(steps[1], torch.tensor([1] * 3)), fresh)
+
+
+@pytest.mark.parametrize("make", [Adam, Ema])
+def test_a_second_call_at_the_same_t_is_the_same_step(make):
+    steps, once, twice = gradients(), make(), make()
+    for n, g in enumerate(steps):
+        t = torch.full((3,), 900 - 10 * n)
+        twice(steps[-1 - n], t)
+        assert torch.equal(twice(g, t), once(g, t))
+
+
+def test_a_score_outside_its_interval_and_against_its_gradient():
+    def build(scale):
+        score = ScoreGuidance(lambda x, t: x.flatten(1).sum(dim=1), scale, interval=(300, 600))
+        return Stabilized(score, Adam())
+
+    forwards, backwards, x = build(2.0), build(-2.0), torch.zeros(SHAPE)
+    for t in (800, 500, 400, 200):
+        expected = torch.full(SHAPE, 2.0 if 300 <= t <= 600 else 0.0)
+        torch.testing.assert_close(forwards(x, torch.full((3,), t)), expected)
+        torch.testing.assert_close(backwards(x, torch.full((3,), t)), -expected)
 
 
 @pytest.mark.parametrize("make", [Adam, Ema])

@@ -193,6 +193,20 @@ class TestProjection:
             for t, factor in ((900, 1.0), (800, 0.5), (700, 0.75)):
                 torch.testing.assert_close(pair(X, torch.full((4,), t)), 3 * X + factor * 2 * X)
 
+    def test_the_momentum_counts_a_step_once(self):
+        """The chain rule through the pair evaluates it a second time in a step."""
+        once, twice = (
+            Pair(lambda x, t: 3 * x, lambda x, t: x, 2.0, projection=AdaptiveProjection(ABAR, "x_0", momentum=-0.5))
+            for _ in range(2)
+        )
+        for step in range(900, 500, -100):
+            expected, x = once(X, torch.full((4,), step)), X.clone().requires_grad_()
+            for _ in range(2):
+                found = twice(x, torch.full((4,), step))
+                torch.testing.assert_close(found, expected)
+        (kept,) = twice.projection.state._tensors.values()
+        assert not kept.requires_grad  # no graph of an earlier step is held
+
     def test_what_makes_no_sense_is_refused(self):
         for options, says in (({"norm": -1.0}, "norm: found -1"), ({"momentum": 1.0}, "momentum: found 1"),
                               ({"predicts": "score"}, "predicts: found 'score'")):  # fmt: skip

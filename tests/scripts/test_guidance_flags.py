@@ -15,6 +15,7 @@ from benchmarks.builders import DIFFUSION, SMALLEST, write_network
 from benchmarks.gpu import program_checks
 from ed_dpm_patches import ClassifierGuidance, ConstantRule, EntropyRule
 from guidance_methods import (
+    Adam,
     AdaptiveProjection,
     AtDenoised,
     CleanClassifier,
@@ -24,6 +25,7 @@ from guidance_methods import (
     Pair,
     ScoreGuidance,
     SineVariance,
+    Stabilized,
     Sum,
     Through,
     discriminator_score,
@@ -31,6 +33,8 @@ from guidance_methods import (
     without_labels,
 )
 from guidance_methods.clean import AtZero
+from guidance_methods.config import MethodsConfig
+from guidance_methods.terms import with_methods
 from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.errors import InputError
 from guided_diffusion.sampling.noise import LabelPlan, PerSampleNoise
@@ -53,6 +57,11 @@ def files(tmp_path_factory):
     others = {
         "uncond": write_network(folder / "uncond", small(SMALLEST.model, class_cond=False)),
         "weak": write_network(folder / "weak", small(SMALLEST.model, channel_mult="1,1")),
+        "named": write_network(folder / "named", SMALLEST.model, class_names=["cat", "dog"]),
+        "renamed": write_network(folder / "renamed", SMALLEST.model, class_names=["fox", "dog"]),
+        "rescaled": write_network(
+            folder / "rescaled", SMALLEST.model, small(DIFFUSION, diffusion_steps=500, rescale_timesteps=True)
+        ),
         "second": write_network(folder / "second", small(SMALLEST.classifier, classifier_depth=2)),
         "seven": write_network(folder / "seven", small(SMALLEST.classifier, num_classes=7)),
         "grey": write_network(folder / "grey", small(SMALLEST.model, in_channels=1)),
@@ -241,6 +250,24 @@ def test_the_order_of_steps_and_the_content_of_networks_are_recorded(files, tmp_
         ({"model_path": "uncond", "uncond_model_path": "uncond"}, "found a model without classes, expected one with"),
         ({"classifier_path": None, "uncond_model_path": "uncond"}, "--classifier_scale: found without a classifier"),
         ({"guidance_file": "none.toml"}, "none.toml: expected TOML with"),
+        (CLEAN | {"clean_classifier": f"{OWN}:without_gradient"}, "without_gradient: found an output without a grad"),
+        (CLEAN | {"clean_classifier": f"{OWN}:squeezed"}, r"shape \(4,\) for one image, expected \(1, 4\)"),
+        (CLEAN | {"clean_classifier": f"{OWN}:no_probability", "clean_output": "probability"}, "returned 5.*0 to 1"),
+        (CLEAN | {"clean_classifier": f"{OWN}:ends_the_program"}, "ends_the_program: expected .*; SystemExit: 0"),
+        (CLEAN | {"decoder": f"{OWN}:no_network"}, f"--decoder {OWN}:no_network: found int, expected a function"),
+        (CLEAN | {"decoder": f"{OWN}:score"}, f"--clean_classifier {OWN}:classifier, --decoder {OWN}:score: fails"),
+        (CLEAN | {"classifier_use_fp16": True}, "--classifier_use_fp16: found with --clean_classifier"),
+        (CLEAN | {"clean_output": "labels", "guidance_t1": 0.0}, "--guidance_t1: found with --clean_output labels"),
+        (NO_CLASSIFIER | {"uncond_model_path": "uncond", "cfg_scale": 2.0, "classifier_use_fp16": True},
+         "--classifier_use_fp16: found without a classifier"),
+        ({"guidance_skipped": "none"}, "--guidance_skipped: found without --guidance_every above 1"),
+        ({"guidance": "elucd", "guidance_factor": 2.0}, "--guidance_factor: found with --guidance elucd, expected"),
+        ({"guidance": "multi"}, "--guidance_classes: found none with --guidance multi"),
+        ({"guidance": "negative", "guidance_classes": "3:0.5"}, "--guidance_classes: found 3:0.5 with --guidance neg"),
+        ({"uncond_model_path": "uncond", "cfg_scale": 2.0, "autoguidance_scale": 2.0},
+         "--autoguidance_scale: found without --weak_model_path"),
+        ({"model_path": "named", "weak_model_path": "renamed", "autoguidance_scale": 2.0},
+         "renamed.*: class 0 is 'fox', but 'cat' for --model"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(files, tmp_path, more, says):
@@ -265,6 +292,10 @@ def test_what_makes_no_sense_is_refused(files, tmp_path, more, says):
         ("[[terms]]\neds = true", "--classifier_path: missing"),
         ("[[terms]]\nclassifier_path = '{seven}'", "has 7"),
         ("[[terms]]\nguidance_file = 'x'", "found in a term, expected on the command line"),
+        ("[[terms]]\ntrace_samples = 3", "trace_samples: found in a term, expected on the command line"),
+        ("[[terms]]\nclean_input = 'size=inf'", "--clean_input: found 'size=inf', expected range=LO,HI"),
+        (f"[[terms]]\nweight = 1{'0' * 400}", "weight: found 1.*, expected a number"),
+        (f"[[terms]]\nweight = {'[' * 5000}{']' * 5000}", r"expected TOML with \[\[terms\]\]"),
     ],
 )
 def test_a_wrong_file_of_terms(files, tmp_path, text, says):
@@ -274,9 +305,123 @@ def test_a_wrong_file_of_terms(files, tmp_path, text, says):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("guidance_classes", "1:nan"), ("guidance_classes", "1:inf"), ("clean_input", "size=inf"),
+        ("clean_input", "mean=nan"), ("clean_input", "mean=0 mean=1"), ("clean_input", "range=0,1 range=0,255"),
+    ],
+)  # fmt: skip
+def test_a_value_that_is_no_value(files, tmp_path, capsys, flag, value):
+    with pytest.raises(SystemExit, match="2"):
+        sample(tmp_path / "out", **files[0] | {flag: value})
+    assert f"--{flag}: found {value!r}, expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"guidance_interval": "0,400"}, "--guidance_interval 0,400: found with --rescale_timesteps and --diffusion"),
+        ({"guidance_at": "through"}, "--guidance_at through: found with --rescale_timesteps and --diffusion_steps 500"),
+        ({"weak_model_path": "rescaled", "autoguidance_scale": 2.0, "pair_interval": "0,400"}, "--pair_interval: fou"),
+        ({"guidance_file": "terms"}, r"terms\[0\]: --guidance_interval 0,400: found with"),
+    ],
+)
+def test_what_counts_in_timesteps_of_another_scale_is_refused(files, tmp_path, more, says):
+    with pytest.raises(InputError, match=says):
+        sample(tmp_path / "out", **asked_for(files, {"model_path": "rescaled"} | more, tmp_path))
+
+
+def test_the_sine_is_that_of_the_rescaled_timesteps(files):
+    diffusion = load_diffusion(files[1]["rescaled"], timestep_respacing="4")
+    told = {}
+
+    def guidance(x, t, **_):
+        told.update(t=t)
+        return torch.ones_like(x)
+
+    sine = with_methods(guidance, MethodsConfig(guidance_sine=0.3), diffusion, None, True)
+    x, variance = torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), 0.1)
+    shift = diffusion.condition_mean(
+        sine, {"pred_xstart": x, "mean": x, "variance": variance}, x, torch.tensor([3])
+    )
+    assert told["t"] == 998  # of 1000
+    expected = 0.1 + 0.3 * diffusion.betas.max() * np.sin(0.998 * np.pi)
+    torch.testing.assert_close(shift, torch.full_like(x, expected))
+
+
+def test_a_second_model_without_config_is_as_the_first(files, tmp_path):
+    flags = asked_for(files, ASKED["cfg alone"][0], tmp_path)
+    bare = tmp_path / "bare.pt"
+    bare.write_bytes(flags["uncond_model_path"].read_bytes())
+    found, expected = (
+        images(sample(tmp_path / name, **flags | {"uncond_model_path": path}))
+        for name, path in (("bare", bare), ("saved", flags["uncond_model_path"]))
+    )
+    assert np.array_equal(found, expected)
+
+
+def test_a_second_model_that_has_no_say_is_told(files, tmp_path):
+    flags = asked_for(files, NO_CLASSIFIER | {"uncond_model_path": "uncond"}, tmp_path)
+    log = (sample(tmp_path / "run", **flags) / "log.txt").read_text()
+    assert "--cfg_scale: found 1, which is --model_path alone" in log
+
+
+def test_a_score_is_scaled_after_its_stabilizer_and_inside_its_interval(files, tmp_path):
+    flags = asked_for(files, ASKED["score"][0] | {"stabilizer": "adam", "guidance_interval": "300,800"}, tmp_path)
+    found = images(sample(tmp_path / "run", **flags))
+    expected = by_library(files[0], lambda model, classifier, diffusion: (model, Stabilized(AtDenoised(
+        ScoreGuidance(lambda x, t: clean("score")(x, t).flatten(), 2.0, interval=(300, 800))), Adam())))  # fmt: skip
+    difference = np.abs(found.astype(int) - expected)
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.02
+    weaker = images(sample(tmp_path / "weaker", **flags | {"classifier_scale": 0.01}))
+    assert (np.abs(weaker.astype(int) - found) > 1).any()
+
+
+def test_no_guidance_of_a_step_inside_an_interval_is_reused_outside(files, tmp_path):
+    """Of t = 0, 333, 666 and 999 the second is inside: evaluated there, and not reused at 0."""
+    inside = {"guidance_interval": "300,400", "classifier_scale": 100.0}
+    flags = asked_for(files, inside | {"guidance_every": 2}, tmp_path)
+    found, expected = (
+        images(sample(tmp_path / str(every), **flags | {"guidance_every": every})) for every in (2, 1)
+    )
+    unguided = images(sample(tmp_path / "unguided", **flags | {"classifier_scale": 0.0}))
+    assert np.array_equal(found, expected) and not np.array_equal(found, unguided)
+
+
+def test_a_network_with_other_state_and_terms_in_short(files, tmp_path):
+    flags = asked_for(files, CLEAN | {"clean_classifier": f"{OWN}:unchanged", "guidance_file": "terms"}, tmp_path)
+    saved = json.loads((sample(tmp_path / "run", **flags) / "run.json").read_text())
+    assert set(saved["guidance_terms"][1]) == {
+        "clean_classifier", "guidance", "guidance_at", "classifier_scale", "weight", "network"
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_network_that_differs_between_processes_is_refused(run, files):
+    flags = files[0] | CLEAN | {"clean_classifier": f"{OWN}:unseeded", "log_dir": "out"}
+    flags = {name: value for name, value in flags.items() if value is not None}
+    ended = run("classifier_sample", flags, launcher="fork2", fails=True)
+    assert ended.statuses == [2, 2]
+    assert "unseeded: found weights that differ from those in another process" in ended.stderr
+
+
 def test_a_score_alone_needs_no_classes(files, tmp_path):
     flags = asked_for(files, ASKED["score"][0] | {"model_path": "uncond"}, tmp_path)
     arrays = read_npz(next(sample(tmp_path / "run", **flags).glob("samples_*.npz")))
     assert set(arrays) == {"arr_0"}
     with pytest.raises(InputError, match="--classes, --balanced: found for networks without classes"):
         sample(tmp_path / "other", **flags | {"balanced": True})
+
+
+def test_a_score_that_is_no_number_is_named(files, tmp_path):
+    flags = asked_for(files, ASKED["score"][0] | {"clean_classifier": f"{OWN}:broken_score"}, tmp_path)
+    with pytest.raises(InputError, match="scorer's score"):
+        sample(tmp_path / "run", **flags)
+
+
+def test_the_terms_of_a_run_may_move_to_another_file(files, tmp_path):
+    flags = asked_for(files, {"guidance_file": "terms"}, tmp_path)
+    sample(tmp_path / "run", **flags)
+    moved = flags["guidance_file"].rename(tmp_path / "moved.toml")
+    sample(tmp_path / "run", **flags | {"guidance_file": moved})
