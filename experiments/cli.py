@@ -10,9 +10,9 @@
     ed-dpm download 256x256_diffusion_uncond.pt
     ed-dpm status runs
 
-`ed-dpm tune` finds rule and scale for given networks. `ed-dpm train-classifier`, `train`, `sample` and `evaluate` are
-scripts/classifier_train.py, image_train.py and classifier_sample.py and evaluations/evaluator.py:
-`mpiexec -n 2 ed-dpm sample --eds ...`.
+`ed-dpm diagnose` measures on labelled images whether a classifier is good enough to guide, `ed-dpm tune` finds rule and
+scale for given networks. `ed-dpm train-classifier`, `train`, `sample` and `evaluate` are scripts/classifier_train.py,
+image_train.py and classifier_sample.py and evaluations/evaluator.py: `mpiexec -n 2 ed-dpm sample --eds ...`.
 
 `python -m experiments` is the same program. After an interruption the same command resumes.
 """
@@ -48,7 +48,8 @@ from guided_diffusion.system.streams import print_result
 
 PROGRAMS = {
     "train-classifier": "scripts.classifier_train", "train": "scripts.image_train",
-    "sample": "scripts.classifier_sample", "evaluate": "evaluations.evaluator", "tune": "experiments.tune.__main__",
+    "sample": "scripts.classifier_sample", "evaluate": "evaluations.evaluator",
+    "diagnose": "experiments.diagnose.__main__", "tune": "experiments.tune.__main__",
 }  # fmt: skip
 
 

@@ -13,10 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from experiments import cli
+from experiments.diagnose.flags import parse
 from experiments.plan import plan
 from experiments.rerun import pick, plan_again
+from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig
+from guided_diffusion.config.create import build_model
 from guided_diffusion.runs.status import Status
 from tests.support.documents import documented_commands
 from tests.support.figures import make_sweep_table, make_trace, sweep_rows
@@ -27,7 +31,7 @@ COMMANDS = sorted({command for _, command in documented_commands() if command.st
 
 def test_every_command_is_documented():
     documented = {command.split()[1] for command in COMMANDS}
-    assert documented == {"list", "show", "run", "report", "rerun", "figure", "download", "status"}
+    assert documented == {"list", "show", "run", "report", "rerun", "figure", "download", "status", "diagnose"}
     figures = {command.split()[2] for command in COMMANDS if command.split()[1] == "figure"}
     assert figures == set(cli.figures.FIGURES)
 
@@ -40,6 +44,14 @@ def test_documented_command(command, tmp_path, monkeypatch, capsys):
     if words[0] == "figure":
         pytest.importorskip("matplotlib")
         make_inputs(words, tmp_path)
+    if words[0] == "diagnose":
+        monkeypatch.setattr(sys, "argv", words)
+        parsed = parse("")
+        assert parsed.make(ModelConfig).image_size == parsed.make(ClassifierConfig).image_size == 256
+        with torch.device("meta"):
+            network = build_model(parsed.make(ModelConfig), parsed.make(DiffusionConfig))
+        assert sum(p.numel() for p in network.parameters()) == 552_814_086  # as the published file has
+        return
     args = cli._parser().parse_args(words)  # InputError for what is not there
     if words[0] == "run":
         commands, rows = cli._commands(args)

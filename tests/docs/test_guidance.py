@@ -15,9 +15,11 @@ from torch import nn
 
 import guidance_methods
 from ed_dpm_patches.config import GuidanceConfig
+from experiments.diagnose.flags import DiagnoseConfig
 from guidance_methods.config import CleanConfig, MethodsConfig, PairConfig
 from guidance_methods.guidance_file import checked_weight
 from guidance_methods.terms import CONFIGS
+from guided_diffusion.config.configs import DiffusionConfig, ModelConfig
 from guided_diffusion.config.flags import flags_from
 from guided_diffusion.diffusion.schedules import get_named_beta_schedule
 from guided_diffusion.script_util import create_gaussian_diffusion
@@ -84,7 +86,8 @@ def test_the_terms_of_the_file_are_flags():
 
 
 def test_every_flag_of_the_table_is_one():
-    known = {field.name for config in (*CONFIGS, PairConfig) for field in dataclasses.fields(config)}
+    diagnosed = (DiagnoseConfig, ModelConfig, DiffusionConfig)
+    known = {field.name for config in (*CONFIGS, PairConfig, *diagnosed) for field in dataclasses.fields(config)}
     named = set(re.findall(r"--(\w+)", TEXT))
     assert named <= known
     beyond = {field.name for config in (MethodsConfig, CleanConfig, PairConfig) for field in dataclasses.fields(config)}

@@ -1,0 +1,119 @@
+"""The networks that a diagnosis is about, from its flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.diagnose.flags import DiagnoseConfig
+from guidance_methods.pairs import without_labels
+from guidance_methods.terms import shared_classes, warn_of_training
+from guided_diffusion.config.class_labels import Classes
+from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig, RunConfig
+from guided_diffusion.config.create import build_classifier, build_model
+from guided_diffusion.config.flags import ParsedFlags, architecture_from
+from guided_diffusion.distributed import collectives
+from guided_diffusion.errors import InputError
+from guided_diffusion.io.checkpoint_flags import CLASSIFIER, DIFFUSION_MODEL
+from guided_diffusion.io.reading import hash_file
+from guided_diffusion.models.inference import Frozen
+from guided_diffusion.sampling import setup
+
+
+class _Known(NamedTuple):
+    """A network's classes, with the flag that names it."""
+
+    source: str
+    classes: Classes
+
+
+class Subject:
+    """The networks that the flags name, checked; `build` loads them.
+
+    :raises InputError: a checkpoint that is missing, contradicts the flags, or does not go with the others.
+    """
+
+    def __init__(self, parsed: ParsedFlags):
+        asked = parsed.make(DiagnoseConfig)
+        self.path, self.cond_path = asked.model_path, asked.cond_model_path
+        self.model, self.diffusion = setup.model_configs(parsed, self.path, ModelConfig)
+        self.cond_model = self._conditional(parsed) if self.cond_path else None
+        self.paths = collectives.from_rank_0(lambda: _named(parsed.values["classifier_path"]))
+        self.classifiers: dict[str, ClassifierConfig] = {}
+        known = []
+        if self.cond_model:
+            count = self.cond_model[0].num_classes
+            known = [_Known(f"--cond_model_path {self.cond_path}", Classes.of_checkpoint(self.cond_path, count))]
+        for name, path in self.paths.items():
+            saved = setup.checkpoint_config("classifier_path", path, CLASSIFIER)
+            config = self.classifiers[name] = architecture_from(parsed, ClassifierConfig, saved, path)
+            warn_of_training(self.diffusion, saved or {}, path, noisy=True)
+            _check_same(("image_size", "in_channels"), self.model, config, self.path, path)
+            known.append(_Known(f"--classifier_path {path}", Classes.of_checkpoint(path, config.num_classes)))
+        self.classes = shared_classes(known, None, "")
+
+    def _conditional(self, parsed: ParsedFlags) -> tuple[ModelConfig, DiffusionConfig]:
+        if self.model.class_cond:
+            raise InputError(
+                f"--model_path {self.path}: found a model with classes, expected one without, beside --cond_model_path"
+            )
+        saved = setup.checkpoint_config("cond_model_path", self.cond_path, DIFFUSION_MODEL)
+        given = ParsedFlags({}) if saved else parsed  # without config.json it is as the other model
+        configs = [architecture_from(given, kind, saved, self.cond_path) for kind in (ModelConfig, DiffusionConfig)]
+        if saved and not configs[0].class_cond:
+            raise InputError(f"--cond_model_path {self.cond_path}: found a model without classes, expected one with")
+        _check_same(("image_size", "in_channels"), self.model, configs[0], self.path, self.cond_path)
+        process = ("noise_schedule", "diffusion_steps", "predict_xstart", "rescale_timesteps")
+        _check_same(process, self.diffusion, configs[1], self.path, self.cond_path)
+        return dataclasses.replace(configs[0], class_cond=True, use_fp16=self.model.use_fp16), configs[1]
+
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 of every checkpoint, by flag or by the classifier's name."""
+        files = {"--model_path": self.path, "--cond_model_path": self.cond_path, **self.paths}
+        return collectives.from_rank_0(lambda: {name: hash_file(path) for name, path in files.items() if path})
+
+    def build(self, run: RunConfig) -> tuple[Callable | None, Callable | None, dict[str, Frozen]]:
+        """Return the model, the conditional one (None where there is none) and the classifiers."""
+        model = cond_model = None
+        if not self.model.class_cond:
+            build = partial(build_model, self.model, self.diffusion)
+            model = without_labels(setup.load_frozen(build, self.path, self.model.use_fp16, run))
+        if self.cond_model is not None:
+            build = partial(build_model, *self.cond_model)
+            cond_model = setup.load_frozen(build, self.cond_path, self.model.use_fp16, run)
+        classifiers = {
+            name: setup.load_frozen(
+                partial(build_classifier, config), self.paths[name], config.classifier_use_fp16, run
+            )
+            for name, config in self.classifiers.items()
+        }  # fmt: skip
+        return model, cond_model, classifiers
+
+
+def _named(words: list[str]) -> dict[str, str]:
+    """Return the classifiers' files by name: the one given, else the file's, or its folder's where that tells more."""
+    found: dict[str, str] = {}
+    pairs = [("", word) if os.path.exists(word) else word.rpartition("=")[::2] for word in words]
+    stems = Counter(Path(path).stem for _, path in pairs)
+    for name, path in pairs:
+        file = setup.trained_file("classifier_path", path)
+        told = Path(path).stem
+        if stems[told] > 1 or told.startswith("model") or os.path.isdir(path):
+            told = Path(file).absolute().parent.name
+        name = name or told
+        if name in found:
+            raise InputError(f"--classifier_path {path}: found a second {name}, expected NAME=FILE with other names")
+        found[name] = file
+    return found
+
+
+def _check_same(names: tuple[str, ...], ours: Any, theirs: Any, our_path: str, their_path: str) -> None:
+    for name in names:
+        first, second = getattr(ours, name), getattr(theirs, name)
+        if first != second:
+            raise InputError(f"--{name}: {our_path} has {first}, but {their_path} has {second}")
