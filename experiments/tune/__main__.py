@@ -32,6 +32,7 @@ from guided_diffusion.config.configs import (
     RunConfig,
     SamplingConfig,
 )
+from guided_diffusion.config.flags import ParsedFlags
 from guided_diffusion.config.flags import Parser as SampleParser
 from guided_diffusion.distributed.shutdown import run_main
 from guided_diffusion.errors import InputError
@@ -53,10 +54,7 @@ CHOOSING = 2 / 3  # of the budget
 
 def main(argv: list[str] | None = None) -> None:
     """Search, confirm, report. InputError for a bad flag, a budget that is too small, or a run that failed."""
-    args, sampling_flags = _parse(argv)
-    parsed = SampleParser(None, *CONFIGS).parse(sampling_flags)
-    if given := [name for name in OWN if name in parsed.values]:
-        raise InputError(f"--{given[0]}: found, but every setting has its own, expected none")
+    args, parsed = parse(argv)
     model, diffusion = setup.model_configs(parsed, parsed.values.get("model_path", ""), ModelConfig)
     if not parsed.values.get("classifier_path"):
         raise InputError("--classifier_path: missing, expected the path of a checkpoint")
@@ -96,7 +94,8 @@ def main(argv: list[str] | None = None) -> None:
     print("\n".join(text))
 
 
-def _parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+def parse(argv: list[str] | None) -> tuple[argparse.Namespace, ParsedFlags]:
+    """Return the options of the search, and the flags of every run. InputError for those that a setting has."""
     parser = Parser(
         prog="ed-dpm tune",
         description=__doc__,
@@ -116,7 +115,11 @@ def _parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add("--diagnosis", type=Path, metavar="JSON", help="of `ed-dpm diagnose`: scales to start from")
     add("--out", type=Path, default=Path("runs/tune"), metavar="DIR", help="for all that is made (runs/tune)")
     add_jobs(parser, "runs at a time (1)", default=1)
-    return parser.parse_known_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    parsed = SampleParser(None, *CONFIGS).parse(rest)
+    if given := [name for name in OWN if name in parsed.values]:
+        raise InputError(f"--{given[0]}: found, but every setting has its own, expected none")
+    return args, parsed
 
 
 def _rules(text: str) -> tuple[str, ...]:

@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from experiments import cli
-from experiments.diagnose.flags import parse
+from experiments.diagnose import flags as diagnose
 from experiments.plan import plan
 from experiments.rerun import pick, plan_again
+from experiments.tune import __main__ as tune
 from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig
 from guided_diffusion.config.create import build_model
 from guided_diffusion.runs.status import Status
@@ -31,7 +32,7 @@ COMMANDS = sorted({command for _, command in documented_commands() if command.st
 
 def test_every_command_is_documented():
     documented = {command.split()[1] for command in COMMANDS}
-    assert documented == {"list", "show", "run", "report", "rerun", "figure", "download", "status", "diagnose"}
+    assert documented == {"list", "show", "run", "report", "rerun", "figure", "download", "status", "diagnose", "tune"}
     figures = {command.split()[2] for command in COMMANDS if command.split()[1] == "figure"}
     assert figures == set(cli.figures.FIGURES)
 
@@ -44,9 +45,9 @@ def test_documented_command(command, tmp_path, monkeypatch, capsys):
     if words[0] == "figure":
         pytest.importorskip("matplotlib")
         make_inputs(words, tmp_path)
-    if words[0] == "diagnose":
+    if words[0] in ("diagnose", "tune"):
         monkeypatch.setattr(sys, "argv", words)
-        parsed = parse("")
+        parsed = diagnose.parse("") if words[0] == "diagnose" else tune.parse(words[1:])[1]
         assert parsed.make(ModelConfig).image_size == parsed.make(ClassifierConfig).image_size == 256
         with torch.device("meta"):
             network = build_model(parsed.make(ModelConfig), parsed.make(DiffusionConfig))
