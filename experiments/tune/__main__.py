@@ -96,12 +96,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def parse(argv: list[str] | None) -> tuple[argparse.Namespace, ParsedFlags]:
     """Return the options of the search, and the flags of every run. InputError for those that a setting has."""
-    parser = Parser(
-        prog="ed-dpm tune",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = Parser(description=__doc__, formatter_class=layout, allow_abbrev=False)
     add = parser.add_argument
     add("--reference", required=True, metavar="NPZ", help="the evaluator's reference: images, statistics or a name")
     add("--rules", type=_rules, default=("constant", "timestep", "entropy"), metavar="A,B",
