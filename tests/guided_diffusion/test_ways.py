@@ -46,6 +46,6 @@ def test_what_is_no_data(value):
 def test_the_ways_are_no_longer_than_they_were(tmp_path):
     guided, unconditional, training = count_ways(tmp_path).values()
     assert len(guided.with_data) <= 13 and len(unconditional.with_data) <= 14 and len(training.with_data) <= 12
-    assert len(guided.wrappers["UNetModel"]) == 2 and len(unconditional.wrappers["UNetModel"]) == 3
+    assert len(guided.wrappers["UNetModel"]) == 2 and len(unconditional.wrappers["UNetModel"]) <= 3
     assert len(guided.wrappers["EncoderUNetModel"]) == 3 and len(training.wrappers["EncoderUNetModel"]) == 1
     assert {"ed_dpm_patches/guidance.py", "guided_diffusion/models/unet.py"} <= guided.with_data
