@@ -173,7 +173,7 @@ def test_two_ranks_say_the_same(run, files, tmp_path):
     ]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     program = ROOT / "tests" / "support" / "bad_rows_program.py"
-    run(program, [str(tmp_path / "rows.json")], launcher="fork2", timeout=240)
+    run(program, [str(tmp_path / "rows.json")], launcher="fork2", timeout=480)
     ends = [[json.loads(line) for line in (tmp_path / f"ends-{rank}.jsonl").open()] for rank in (0, 1)]
     for case, folder, told, also_told in zip(cases, folders, *ends, strict=True):
         assert told is not None and also_told is not None, f"{case}: a rank went on"
