@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from guided_diffusion.config.flags import ParsedFlags, flag
+from guided_diffusion.config.flags import ParsedFlags, flag, text_for
 from guided_diffusion.errors import InputError
 
 from .rules import RULES, ConstantRule, GuidanceRule
@@ -26,13 +25,7 @@ def parse_interval(text: str) -> tuple[float, float]:
     return lowest, highest
 
 
-def interval(text: str) -> str:
-    """Return the text of --guidance_interval as it is; argparse.ArgumentTypeError if it is no interval."""
-    try:
-        _ = parse_interval(text) if text else None
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected two numbers LO,HI such as 0,700") from None
-    return text
+interval = text_for(lambda text: parse_interval(text) if text else None, "two numbers LO,HI such as 0,700")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from experiments.published import INCEPTION, PUBLISHED
 from experiments.spec import HELDOUT, PARTS, REAL, ROOT, Derivation, Flags, Network, Row, Run, Spec
 from experiments.steps import Step
-from guidance_methods.config import is_traceable
+from guidance_methods.config import untraceable
 from guided_diffusion.errors import InputError
 
 _BYTES = 4  # a parameter, float32
@@ -131,7 +131,7 @@ class Commands:
             flags["seed"] = seed
         outputs = [self.samples(run, seed)]
         flags["log_dir"] = str(outputs[0].parent)
-        if run.classifier and self.trace and is_traceable(run.flags):
+        if run.classifier and self.trace and not untraceable(run.flags):
             outputs.append(self.trace_file(run, seed))
             flags["trace"] = str(outputs[1])
         command = self._launch("classifier_sample" if run.is_guided else "image_sample", flags)

@@ -14,6 +14,9 @@ _LABELS = {
     "guidance_factor": "C", "classifier_scale": "gamma", "guidance_until": "until", "guidance_norm": "M",
     "cfg_scale": "w", "autoguidance_scale": "w",
 }  # fmt: skip
+# C, by the steps T of the process, of the rules that have one: timestep's has C (T - t) of mean 1 over t, so that gamma
+# means about the same for all rules.
+UNIT_FACTORS = {"range": lambda steps: 2.0, "gradnorm": lambda steps: 2.0, "timestep": lambda steps: 2.0 / steps}
 _PAIRS = {"uncond_model_path": "cfg", "weak_model_path": "autoguidance"}
 
 

@@ -18,6 +18,7 @@ from experiments.documents import Column, Line, Section, csv_text, render, write
 from experiments.results import ROLES, Results, RunResult, digits, read_results
 from experiments.smoke import MARK, WARNING
 from experiments.spec import REPORTED, Run, Spec, Table
+from guidance_methods.config import SECOND_MODELS
 from guided_diffusion.errors import some_of
 
 TABLE_COLUMNS = (
@@ -29,7 +30,6 @@ _ORIGIN = (
     Column("classifier", "code"),
 )  # fmt: skip
 _HASH_DIGITS = 12
-_PAIR_FLAGS = ("cfg_scale", "autoguidance_scale")  # columns of runs.csv where there are such runs
 
 
 def write_report(spec: Spec, out: Path) -> list[Path]:
@@ -188,7 +188,7 @@ def _table_records(spec: Spec, results: Results) -> Iterator[dict]:
 
 def runs_csv(spec: Spec, results: Results) -> str:
     """A line for every run and seed."""
-    pairs = [flag for flag in _PAIR_FLAGS if any(flag in spec.runs[name].flags for name in results.runs)]
+    pairs = [flag for flag in SECOND_MODELS.values() if any(flag in spec.runs[name].flags for name in results.runs)]
     columns = (
         "run", "seed", "n", "asked", "model", "classifier", "guidance", "classifier_scale", "guidance_factor",
         "guidance_until", "guidance_norm", *pairs, "sampler", *results.metrics(), "images_per_second", "commit",

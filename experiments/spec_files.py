@@ -33,6 +33,7 @@ from experiments.spec import (
     Training,
 )
 from experiments.toml_entry import Entry, read_entry
+from guidance_methods.config import SECOND_MODELS
 from guided_diffusion.errors import InputError
 from guided_diffusion.io.reading import list_names
 
@@ -43,7 +44,6 @@ PROGRAMS = {
     "part": {"experiments/cifar10/subclasses.py": ("--clusters",)},
 }
 _PLAIN = re.compile(r"\w[\w.+-]{0,99}", re.ASCII)  # a name that leads nowhere else
-OTHER_NETWORKS = ("uncond_model_path", "weak_model_path")  # flags of classifier_sample
 _NEEDED = {"classifier_train": ("iterations",), "image_train": ("lr_anneal_steps", "ema_rate")}
 
 
@@ -213,7 +213,7 @@ def _runs(path: Path, networks: dict[str, Network], references: Collection[str])
 def _other_networks(entry: Entry, networks: Collection[str]) -> dict[str, str]:
     """Names of networks by the flag that takes each one's file."""
     others = entry.inner("networks", {})
-    return others.finish({flag: others.choice(flag, networks) for flag in OTHER_NETWORKS if flag in others.values})
+    return others.finish({flag: others.choice(flag, networks) for flag in SECOND_MODELS if flag in others.values})
 
 
 def _table(

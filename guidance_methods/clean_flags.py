@@ -51,7 +51,8 @@ def clean_network(clean: CleanConfig) -> nn.Module:
         if not callable(decode):
             raise InputError(f"--decoder {clean.decoder}: found {type(decode).__name__}, expected a function")
         scorer = Decoded(scorer, decode)
-    if collectives.broadcast_object(digest(scorer)) != digest(scorer):
+    own = digest(scorer)
+    if collectives.broadcast_object(own) != own:
         raise InputError(
             f"--clean_classifier {clean.clean_classifier}: found weights that differ from those in another process, "
             "expected a function that loads them, or seeds their random numbers"

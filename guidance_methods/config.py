@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import inspect
 import math
@@ -12,8 +11,15 @@ from typing import Any
 
 from ed_dpm_patches import config as paper
 from ed_dpm_patches.rules import RULES, GuidanceRule
-from guided_diffusion.config.configs import DiffusionConfig
-from guided_diffusion.config.flags import ParsedFlags, flag
+from guided_diffusion.config.configs import (
+    ClassifierConfig,
+    DiffusionConfig,
+    LabelConfig,
+    ModelConfig,
+    RunConfig,
+    SamplingConfig,
+)
+from guided_diffusion.config.flags import ParsedFlags, flag, text_for
 from guided_diffusion.errors import InputError
 
 from .entropy_scaled import EntropyScaled, check_cap
@@ -27,15 +33,17 @@ LOGITS, LABELS, SCORE, PROBABILITY = OUTPUTS = ("logits", "labels", "score", "pr
 FLAGS = {
     "t1": "guidance_t1", "t2": "guidance_t2", "smoothing": "guidance_smoothing", "classes": "guidance_classes",
 }  # fmt: skip
-
-
+# Those and the paper's, without the scale that all rules have.
+RULE_FLAGS = [option for option in (paper.FLAGS | FLAGS).values() if option != "classifier_scale"]
+# The flag of each second diffusion model's file, and that of its w.
+SECOND_MODELS = {"uncond_model_path": "cfg_scale", "weak_model_path": "autoguidance_scale"}
 # With these values of the flags a trace tells what the guidance did; with others it could not.
 TRACEABLE = {"guidance_at": NOISY, "guidance_sine": 0.0, "stabilizer": "", "guidance_every": 1}
 
 
-def is_traceable(flags: Mapping[str, Any]) -> bool:
-    """Return whether --trace goes together with the other flags of a run."""
-    return all(flags.get(name, value) == value for name, value in TRACEABLE.items())
+def untraceable(flags: Mapping[str, Any]) -> list[str]:
+    """Return the flags of a run, with their values, with which --trace does not go."""
+    return [f"--{name} {flags[name]}" for name, value in TRACEABLE.items() if flags.get(name, value) != value]
 
 
 def parse_classes(text: str) -> tuple[tuple[int, ...], tuple[float, ...]]:
@@ -45,15 +53,6 @@ def parse_classes(text: str) -> tuple[tuple[int, ...], tuple[float, ...]]:
     if not all(map(math.isfinite, weights)):
         raise ValueError(text)
     return numbers, weights
-
-
-def classes(text: str) -> str:
-    """Return the text of --guidance_classes as it is; argparse.ArgumentTypeError if it is no list of classes."""
-    try:
-        parse_classes(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected classes such as 3,7 or 3:1,7:0.5") from None
-    return text
 
 
 def parse_clean_input(text: str) -> dict[str, Any]:
@@ -75,14 +74,8 @@ def parse_clean_input(text: str) -> dict[str, Any]:
     return found
 
 
-def clean_input(text: str) -> str:
-    """Return the text of --clean_input as it is; argparse.ArgumentTypeError if it is none."""
-    try:
-        parse_clean_input(text)
-    except ValueError:
-        expected = "range=LO,HI mean=X,... std=X,... size=H[,W], any of them"
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}") from None
-    return text
+classes = text_for(parse_classes, "classes such as 3,7 or 3:1,7:0.5")
+clean_input = text_for(parse_clean_input, "range=LO,HI mean=X,... std=X,... size=H[,W], any of them")
 
 
 @dataclass(frozen=True)
@@ -161,6 +154,13 @@ class PairConfig:
     )
     apg_norm: float = flag(0.0, "APG: bound of the difference's L2 norm; 0: none", minimum=0.0)
     apg_momentum: float = flag(0.0, "APG: momentum of the difference, negative in APG", minimum=-0.999, maximum=0.999)
+
+
+# Of classifier_sample, in the order of its --help.
+SAMPLING_CONFIGS = (
+    SamplingConfig, paper.GuidanceConfig, MethodsConfig, CleanConfig, PairConfig, LabelConfig, ModelConfig,
+    ClassifierConfig, DiffusionConfig, RunConfig,
+)  # fmt: skip
 
 
 def check_not_rescaled(diffusion: DiffusionConfig, asked: str) -> None:

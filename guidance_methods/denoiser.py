@@ -39,9 +39,9 @@ def x0_coefficients(predicts: str, abar: Tensor, like: Tensor) -> tuple[Tensor, 
 
 def all_alphas_cumprod(diffusion: DiffusionProcess) -> np.ndarray:
     """Return abar by original timestep, of a process respaced or not; nan where it has none, and is not asked."""
-    timesteps = getattr(diffusion, "timestep_map", range(diffusion.num_timesteps))
+    timesteps = diffusion.model_timesteps.timesteps
     abar_T = np.full(max(timesteps) + 1, np.nan)
-    abar_T[list(timesteps)] = diffusion.alphas_cumprod
+    abar_T[timesteps] = diffusion.alphas_cumprod
     return abar_T
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
@@ -12,21 +12,18 @@ from ed_dpm_patches.config import parse_interval
 from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.config.configs import DiffusionConfig, ModelConfig, RunConfig
 from guided_diffusion.config.create import build_model
-from guided_diffusion.config.flags import ParsedFlags, architecture_from
+from guided_diffusion.config.flags import ParsedFlags
 from guided_diffusion.diffusion.process import DiffusionProcess
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.checkpoint_flags import DIFFUSION_MODEL
 from guided_diffusion.runs import logger
 from guided_diffusion.sampling import setup
 
-from .config import PairConfig, check_not_rescaled
+from .config import SECOND_MODELS, PairConfig, check_not_rescaled
 from .denoiser import EPS, X_0, all_alphas_cumprod
 from .pairs import Pair, without_labels
 from .projection import AdaptiveProjection
 
-PATHS = {"uncond_model_path": "cfg_scale", "weak_model_path": "autoguidance_scale"}  # with the flag of each one's w
 _APG = ("apg_eta", "apg_norm", "apg_momentum")
-_SHARED = ("image_size", "in_channels", "noise_schedule", "diffusion_steps", "predict_xstart", "rescale_timesteps")
 
 
 @dataclass(frozen=True)
@@ -65,31 +62,27 @@ def read_second_model(
 ) -> SecondModel | None:
     """Return the second model that flags name, or None. InputError where it does not go with the first."""
     pair = parsed.make(PairConfig)
-    named = [flag for flag in PATHS if getattr(pair, flag)]
+    named = [flag for flag in SECOND_MODELS if getattr(pair, flag)]
     if len(named) > 1:
         raise InputError("--weak_model_path: found together with --uncond_model_path, expected one of them")
-    lone = [flag for flag in (*PATHS.values(), "pair_interval", *_APG) if flag in parsed.values]
-    lone = [name for name in lone if not named or name in {*PATHS.values()} - {PATHS[named[0]]}]
+    lone = [flag for flag in (*SECOND_MODELS.values(), "pair_interval", *_APG) if flag in parsed.values]
+    lone = [name for name in lone if not named or name in {*SECOND_MODELS.values()} - {SECOND_MODELS[named[0]]}]
     if lone:
-        wanted = next((path for path, scale in PATHS.items() if scale == lone[0]), "uncond_model_path")
+        wanted = next((path for path, scale in SECOND_MODELS.items() if scale == lone[0]), "uncond_model_path")
         raise InputError(f"--{lone[0]}: found without --{wanted}, expected both")
     if not named:
         return None
     (flag,) = named
     path = getattr(pair, flag)
-    if getattr(pair, PATHS[flag]) == 1:
-        logger.warning(f"--{PATHS[flag]}: found 1, which is --model_path alone: --{flag} will have no say")
-    saved = setup.checkpoint_config(flag, path, DIFFUSION_MODEL)
-    # Without config.json it is as the first model is, as the published pairs are.
-    values = saved or asdict(model) | asdict(diffusion)
-    own = architecture_from(ParsedFlags({}), ModelConfig, values, path)
-    process = architecture_from(ParsedFlags({}), DiffusionConfig, values, path)
+    if getattr(pair, SECOND_MODELS[flag]) == 1:
+        logger.warning(f"--{SECOND_MODELS[flag]}: found 1, which is --model_path alone: --{flag} will have no say")
+    own, process, is_told = setup.second_model_configs(flag, path, model, diffusion)
     if flag == "uncond_model_path":
         if not model.class_cond:
             raise InputError(
                 f"--model_path {model_path}: found a model without classes, expected one with, for --{flag}"
             )
-        if saved and own.class_cond:
+        if is_told and own.class_cond:
             raise InputError(f"--{flag} {path}: found a model with classes, expected an unconditional one")
         own = replace(own, class_cond=False)
     elif own.class_cond != model.class_cond or (own.class_cond and own.num_classes != model.num_classes):
@@ -98,11 +91,8 @@ def read_second_model(
         ours, theirs = (Classes.of_checkpoint(file, model.num_classes) for file in (model_path, path))
         if clash := theirs.clash(ours):
             raise InputError(f"--{flag} {path}: {clash} for --model_path {model_path}; expected the same classes")
-    for name in _SHARED:
-        first, second = (values[name] for values in (asdict(model) | asdict(diffusion), asdict(own) | asdict(process)))
-        if first != second:
-            raise InputError(f"--{name}: {model_path} has {first}, but {path} has {second}")
+    setup.check_same_process(model, diffusion, model_path, own, process, path)
     for name in (*_APG, "pair_interval"):
         if name in parsed.values:
             check_not_rescaled(diffusion, f"--{name}")
-    return SecondModel(path, pair, getattr(pair, PATHS[flag]), replace(own, use_fp16=model.use_fp16), process)
+    return SecondModel(path, pair, getattr(pair, SECOND_MODELS[flag]), replace(own, use_fp16=model.use_fp16), process)

@@ -35,12 +35,13 @@ from .config import (
     LOGITS,
     NOISY,
     PROBABILITY,
+    RULE_FLAGS,
     THROUGH,
-    TRACEABLE,
     CleanConfig,
     MethodsConfig,
     check_not_rescaled,
     guidance_rule,
+    untraceable,
 )
 from .denoiser import Denoiser
 from .every import GuidanceEvery
@@ -145,8 +146,8 @@ def with_methods(
     if methods.guidance_every > 1:
         guidance = GuidanceEvery(guidance, methods.guidance_every, methods.guidance_skipped)
     if methods.guidance_sine:
-        steps = getattr(diffusion, "original_num_steps", diffusion.num_timesteps)
-        steps = 1000 if diffusion.rescale_timesteps else steps  # of the t that guidance is told
+        # Of the t that guidance is told.
+        steps = 1000 if diffusion.rescale_timesteps else diffusion.model_timesteps.original_num_steps
         guidance = SineVariance(guidance, diffusion.betas.max(), steps, methods.guidance_sine)
     return guidance
 
@@ -184,14 +185,12 @@ def read_terms(
     return terms
 
 
-def shared_classes(terms: list[Term], models: Classes | None, model_path: str) -> Classes | None:
-    """Return the classes that a conditional diffusion model and every classifier know; None where none has any.
+def shared_classes(known: list[tuple[str, Classes]]) -> Classes | None:
+    """Return the classes that all networks know; None where there are no networks.
 
-    :param models: the diffusion model's; None for an unconditional one.
+    :param known: a network's flag, with its value, and its classes; a conditional diffusion model's first.
     :raises InputError: their classes differ.
     """
-    known = [(f"--model_path {model_path}", models)] if models is not None else []
-    known += [(term.source, term.classes) for term in terms if term.classes is not None]
     if not known:
         return None
     (first, shared), *others = known
@@ -239,10 +238,7 @@ def _read_term(parsed: ParsedFlags, model: ModelConfig, model_path: str, diffusi
         guide = parsed.make(GuidanceConfig)
         saved = setup.checkpoint_config("classifier_path", path, CLASSIFIER) or {}
         classifier = architecture_from(parsed, ClassifierConfig, saved, path)
-        for name in ("image_size", "in_channels"):
-            ours, theirs = getattr(model, name), getattr(classifier, name)
-            if ours != theirs:
-                raise InputError(f"--{name}: {model_path} has {ours}, but {path} has {theirs}")
+        setup.check_same(setup.IMAGE_FLAGS, asdict(model), model_path, asdict(classifier), path)
         warn_of_training(diffusion, saved, path, methods.guidance_at == NOISY)
         classes = Classes.of_checkpoint(path, classifier.num_classes)
     rule = None
@@ -293,7 +289,7 @@ def _check_flags(
             "through: it knows no noise"
         )
     if clean.clean_output != LOGITS:
-        for name in ("eds", "guidance", "eds_cap", *_RULE_FLAGS):
+        for name in ("eds", "guidance", "eds_cap", *RULE_FLAGS):
             if name in parsed.values and parsed.values[name] is not False:
                 raise InputError(f"--{name}: found with --clean_output {clean.clean_output}, expected logits: a rule")
     if methods.guidance_at == THROUGH:
@@ -303,10 +299,6 @@ def _check_flags(
 
 
 _NETWORK_FLAGS = [name for name in ClassifierConfig.__dataclass_fields__ if name.startswith("classifier_")]
-_RULE_FLAGS = [
-    *("guidance_factor", "guidance_until", "guidance_norm"),
-    *("guidance_t1", "guidance_t2", "guidance_smoothing", "guidance_classes"),
-]
 
 
 def _check_trace(terms: list[Term]) -> None:
@@ -314,7 +306,7 @@ def _check_trace(terms: list[Term]) -> None:
     first = terms[0]
     if not first.guide.trace:
         return
-    odd = [f"--{name} {value}" for name, usual in TRACEABLE.items() if (value := getattr(first.methods, name)) != usual]
+    odd = untraceable(asdict(first.methods))
     odd += [f"--clean_output {first.clean.clean_output}"] * (first.rule is None)
     odd += [f"--guidance_file {first.methods.guidance_file}"] * (len(terms) > 1)
     if odd:

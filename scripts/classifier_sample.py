@@ -17,15 +17,13 @@ import torch
 from ed_dpm_patches.config import GuidanceConfig, with_rule_named
 from ed_dpm_patches.scale_stats import ScaleReport, summary_line
 from ed_dpm_patches.trace import Trace
-from guidance_methods.config import CleanConfig, MethodsConfig, PairConfig
+from guidance_methods.config import SAMPLING_CONFIGS, CleanConfig, MethodsConfig, PairConfig
 from guidance_methods.pairs import without_labels
 from guidance_methods.second_model import read_second_model
 from guidance_methods.terms import read_terms, recorded, shared_classes, total
 from guidance_methods.wrapped import reset
 from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.config.configs import (
-    ClassifierConfig,
-    DiffusionConfig,
     LabelConfig,
     ModelConfig,
     RunConfig,
@@ -35,7 +33,7 @@ from guided_diffusion.config.create import build_diffusion, build_model
 from guided_diffusion.config.flags import Parser
 from guided_diffusion.diffusion.samplers import StepOutput
 from guided_diffusion.diffusion.solvers import sampling_loop
-from guided_diffusion.distributed import shutdown
+from guided_diffusion.distributed import collectives, shutdown
 from guided_diffusion.errors import InputError
 from guided_diffusion.io.checkpoint import OtherNetwork
 from guided_diffusion.io.checkpoint_flags import SUPER_RES
@@ -45,10 +43,7 @@ from guided_diffusion.sampling.run import Batch, SampleRun
 
 
 def main() -> None:
-    parsed = Parser(
-        __doc__, SamplingConfig, GuidanceConfig, MethodsConfig, CleanConfig, PairConfig, LabelConfig, ModelConfig,
-        ClassifierConfig, DiffusionConfig, RunConfig,
-    ).parse()  # fmt: skip
+    parsed = Parser(__doc__, *SAMPLING_CONFIGS).parse()
     run = parsed.make(RunConfig)
     directory = setup.begin(run)
     parsed = setup.choose_files(parsed, "model_path", "classifier_path", "uncond_model_path", "weak_model_path")
@@ -57,12 +52,12 @@ def main() -> None:
     with asking_whether_swapped():
         model_config, diffusion_config = setup.model_configs(parsed, sampling.model_path, ModelConfig)
         second = read_second_model(parsed, model_config, sampling.model_path, diffusion_config)
-        models = (
-            Classes.of_checkpoint(sampling.model_path, model_config.num_classes) if model_config.class_cond else None
-        )
         terms = read_terms(parsed, model_config, sampling.model_path, diffusion_config, needed=second is None)
-    classes = shared_classes(terms, models, sampling.model_path)
-    labels = setup.plan_labels(parsed.make(LabelConfig), classes)
+    known = [(term.source, term.classes) for term in terms if term.classes is not None]
+    if model_config.class_cond:
+        models = Classes.of_checkpoint(sampling.model_path, model_config.num_classes)
+        known = [(f"--model_path {sampling.model_path}", models), *known]
+    labels = setup.plan_labels(parsed.make(LabelConfig), shared_classes(known))
 
     diffusion = build_diffusion(diffusion_config)
     loop = sampling_loop(diffusion, sampling.sampler, sampling.use_ddim)
@@ -108,7 +103,7 @@ def main() -> None:
         diffusion_config,
     )  # fmt: skip
     del flags["guidance_file"]  # its content counts, which `recorded` has
-    flags |= recorded(terms) | ({} if labels is None else {"classes": labels.flag})
+    flags |= collectives.from_rank_0(lambda: recorded(terms)) | ({} if labels is None else {"classes": labels.flag})
     plan = SampleRun.from_flags(
         with_rule_named(flags),
         shape=shape,

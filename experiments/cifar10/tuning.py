@@ -15,6 +15,7 @@ from experiments.comparison import outcomes
 from experiments.figures.inputs import Labelled, read_trace
 from experiments.results import Results
 from experiments.spec import ROOT, Row, Run, Spec, Table
+from guidance_methods.config import SECOND_MODELS
 
 MATCHED = "matched"
 # EDS against a constant scale of the same time-averaged guidance norm: name, sweep of each.
@@ -95,7 +96,7 @@ def with_value(run: Run, flag: str, value: float) -> Run:
 
 def scaled(run: Run, flag: str, factor: float) -> Run:
     """A run of the same sweep, with its flag's value times a factor; of two models' w, w - 1 counts."""
-    base = 1 if flag in ("cfg_scale", "autoguidance_scale") else 0
+    base = 1 if flag in SECOND_MODELS.values() else 0
     return with_value(run, flag, base + (run.flags[flag] - base) * factor)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from ed_dpm_patches.rules import GuidanceRule
-from experiments.diagnose.measures import Arrays, Measurement, original_steps
+from experiments.comparison import UNIT_FACTORS
+from experiments.diagnose.measures import Arrays, Measurement
 from experiments.diagnose.statistics import CONSTANT, summarize
 from experiments.diagnose.verdict import suggested, verdict
 from guidance_methods import RULES
@@ -30,8 +31,7 @@ def named_rules(text: str, num_timesteps: int) -> dict[str, GuidanceRule]:
     names = list(dict.fromkeys([CONSTANT, *(part.strip() for part in text.split(",") if part.strip())]))
     if unknown := [name for name in names if name not in _FREE]:
         raise InputError(f"--rules: found {unknown[0]}, expected some of {','.join(_FREE)}")
-    # The mean of factor (T - t) is 1: gamma means about the same for all rules.
-    arguments = {"timestep": {"factor": 2 / num_timesteps, "num_timesteps": num_timesteps}}
+    arguments = {"timestep": {"factor": UNIT_FACTORS["timestep"](num_timesteps), "num_timesteps": num_timesteps}}
     return {name: RULES[name](**arguments.get(name, {})) for name in names}
 
 
@@ -53,7 +53,7 @@ def diagnose(
         found = f"{len(images)} images and labels of shape {tuple(labels.shape)}"
         raise InputValueError(f"images: found {found}, expected at least {FEWEST} and a label for each")
     if rules is None:
-        rules = named_rules(DEFAULT_RULES, original_steps(diffusion))
+        rules = named_rules(DEFAULT_RULES, diffusion.model_timesteps.original_num_steps)
     rules = {CONSTANT: named_rules(CONSTANT, 1)[CONSTANT]} | dict(rules)
     measurement = Measurement(model, classifiers, diffusion, rules, cond_model, levels, seed)
     parts = []
@@ -69,7 +69,7 @@ def conclude(measurement: Measurement, arrays: Arrays, classes: int, replicates:
     result = summarize(
         arrays, measurement.names, list(measurement.rules), measurement.times, classes, replicates, measurement.seed
     )
-    result |= {"steps": original_steps(measurement.diffusion)}
+    result |= {"steps": measurement.diffusion.model_timesteps.original_num_steps}
     return {"verdict": verdict(result), "suggested": suggested(result)} | result
 
 

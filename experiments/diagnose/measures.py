@@ -27,6 +27,7 @@ from ed_dpm_patches.softmax import Softmax
 from guided_diffusion.diffusion.enums import ModelMeanType
 from guided_diffusion.diffusion.process import DiffusionProcess
 from guided_diffusion.errors import InputError, InputValueError
+from guided_diffusion.sampling.noise import generator_of
 
 Arrays = dict[str, np.ndarray]
 # Those at which the cross entropy is kept; the one in the middle is 1.
@@ -69,8 +70,7 @@ class Measurement:
         if diffusion.model_mean_type is ModelMeanType.PREVIOUS_X:
             raise InputValueError("diffusion: found a model of x_{t-1}, expected one of eps or x_0")
         self.steps = [int((i + 0.5) * diffusion.num_timesteps / levels) for i in range(levels)]
-        original = getattr(diffusion, "timestep_map", range(diffusion.num_timesteps))
-        self.times = [int(original[step]) for step in self.steps]
+        self.times = [int(diffusion.model_timesteps.timesteps[step]) for step in self.steps]
         self.names, self.num_classes = list(classifiers), 0  # the latter is known after the first batch
         self._plain = {name: ClassifierGuidance(network, _UnitRule()) for name, network in classifiers.items()}
         self._others: dict[str, dict[str, ClassifierGuidance]] = {name: {} for name in classifiers}
@@ -170,15 +170,9 @@ class Measurement:
         return found | {"along": torch.stack(along, dim=1), "square": torch.stack(square, dim=1)}
 
 
-def original_steps(diffusion: DiffusionProcess) -> int:
-    """Return the number of timesteps of a process, of a respaced one before that."""
-    return getattr(diffusion, "original_num_steps", diffusion.num_timesteps)
-
-
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(1).sum(dim=1)
 
 
 def _noise(shape: Sequence[int], seed: int, number: int, t: int) -> Tensor:
-    word = np.random.SeedSequence((seed, number, t)).generate_state(1, np.uint64)[0] >> np.uint64(1)
-    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(int(word)))
+    return torch.randn(tuple(shape), generator=generator_of((seed, number, t)))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from experiments.diagnose.flags import DiagnoseConfig
 from guidance_methods.pairs import without_labels
@@ -19,17 +18,10 @@ from guided_diffusion.config.create import build_classifier, build_model
 from guided_diffusion.config.flags import ParsedFlags, architecture_from
 from guided_diffusion.distributed import collectives
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.checkpoint_flags import CLASSIFIER, DIFFUSION_MODEL
+from guided_diffusion.io.checkpoint_flags import CLASSIFIER
 from guided_diffusion.io.reading import hash_file
 from guided_diffusion.models.inference import Frozen
 from guided_diffusion.sampling import setup
-
-
-class _Known(NamedTuple):
-    """A network's classes, with the flag that names it."""
-
-    source: str
-    classes: Classes
 
 
 class Subject:
@@ -42,35 +34,32 @@ class Subject:
         asked = parsed.make(DiagnoseConfig)
         self.path, self.cond_path = asked.model_path, asked.cond_model_path
         self.model, self.diffusion = setup.model_configs(parsed, self.path, ModelConfig)
-        self.cond_model = self._conditional(parsed) if self.cond_path else None
+        self.cond_model = self._conditional() if self.cond_path else None
         self.paths = collectives.from_rank_0(lambda: _named(parsed.values["classifier_path"]))
         self.classifiers: dict[str, ClassifierConfig] = {}
         known = []
         if self.cond_model:
             count = self.cond_model[0].num_classes
-            known = [_Known(f"--cond_model_path {self.cond_path}", Classes.of_checkpoint(self.cond_path, count))]
+            known = [(f"--cond_model_path {self.cond_path}", Classes.of_checkpoint(self.cond_path, count))]
         for name, path in self.paths.items():
             saved = setup.checkpoint_config("classifier_path", path, CLASSIFIER)
             config = self.classifiers[name] = architecture_from(parsed, ClassifierConfig, saved, path)
             warn_of_training(self.diffusion, saved or {}, path, noisy=True)
-            _check_same(("image_size", "in_channels"), self.model, config, self.path, path)
-            known.append(_Known(f"--classifier_path {path}", Classes.of_checkpoint(path, config.num_classes)))
-        self.classes = shared_classes(known, None, "")
+            setup.check_same(setup.IMAGE_FLAGS, asdict(self.model), self.path, asdict(config), path)
+            known.append((f"--classifier_path {path}", Classes.of_checkpoint(path, config.num_classes)))
+        self.classes = shared_classes(known)
 
-    def _conditional(self, parsed: ParsedFlags) -> tuple[ModelConfig, DiffusionConfig]:
+    def _conditional(self) -> tuple[ModelConfig, DiffusionConfig]:
         if self.model.class_cond:
             raise InputError(
                 f"--model_path {self.path}: found a model with classes, expected one without, beside --cond_model_path"
             )
-        saved = setup.checkpoint_config("cond_model_path", self.cond_path, DIFFUSION_MODEL)
-        given = ParsedFlags({}) if saved else parsed  # without config.json it is as the other model
-        configs = [architecture_from(given, kind, saved, self.cond_path) for kind in (ModelConfig, DiffusionConfig)]
-        if saved and not configs[0].class_cond:
+        named = "cond_model_path", self.cond_path
+        model, diffusion, is_told = setup.second_model_configs(*named, self.model, self.diffusion)
+        if is_told and not model.class_cond:
             raise InputError(f"--cond_model_path {self.cond_path}: found a model without classes, expected one with")
-        _check_same(("image_size", "in_channels"), self.model, configs[0], self.path, self.cond_path)
-        process = ("noise_schedule", "diffusion_steps", "predict_xstart", "rescale_timesteps")
-        _check_same(process, self.diffusion, configs[1], self.path, self.cond_path)
-        return dataclasses.replace(configs[0], class_cond=True, use_fp16=self.model.use_fp16), configs[1]
+        setup.check_same_process(self.model, self.diffusion, self.path, model, diffusion, self.cond_path)
+        return replace(model, class_cond=True, use_fp16=self.model.use_fp16), diffusion
 
     def digests(self) -> dict[str, str]:
         """Return the SHA-256 of every checkpoint, by flag or by the classifier's name."""
@@ -110,10 +99,3 @@ def _named(words: list[str]) -> dict[str, str]:
             raise InputError(f"--classifier_path {path}: found a second {name}, expected NAME=FILE with other names")
         found[name] = file
     return found
-
-
-def _check_same(names: tuple[str, ...], ours: Any, theirs: Any, our_path: str, their_path: str) -> None:
-    for name in names:
-        first, second = getattr(ours, name), getattr(theirs, name)
-        if first != second:
-            raise InputError(f"--{name}: {our_path} has {first}, but {their_path} has {second}")

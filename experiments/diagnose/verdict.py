@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from experiments.comparison import UNIT_FACTORS
 from experiments.diagnose.statistics import CONSTANT, CONSTANT_1, Estimate
 from experiments.figures.vanishing_points import CERTAIN_ENTROPY, VANISHED_NORM
 
@@ -25,7 +26,7 @@ def said(found: Estimate, form: str = ".3g") -> str:
 def flags(rule: str, gamma: float, steps: int) -> str:
     """Return the flags of classifier_sample for a rule. :param steps: of the process."""
     named = {CONSTANT: "", CONSTANT_1: "", "entropy": "--eds "}.get(rule, f"--guidance {rule} ")
-    factor = f"--guidance_factor {2 / steps:g} " if rule == "timestep" else ""
+    factor = f"--guidance_factor {UNIT_FACTORS[rule](steps):g} " if rule in UNIT_FACTORS else ""
     return f"{named}{factor}--classifier_scale {gamma:.3g}"
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ed_dpm_patches.config import GuidanceConfig, interval
+from ed_dpm_patches.config import interval
 from ed_dpm_patches.rules import RULES
 from evaluations.metrics.registry import METRICS
 from experiments.cli import Parser, add_jobs, count
@@ -23,15 +23,8 @@ from experiments.steps import claim
 from experiments.tune import report
 from experiments.tune.runs import Runs
 from experiments.tune.search import Search, grid
-from guidance_methods.config import CleanConfig, MethodsConfig, PairConfig
-from guided_diffusion.config.configs import (
-    ClassifierConfig,
-    DiffusionConfig,
-    LabelConfig,
-    ModelConfig,
-    RunConfig,
-    SamplingConfig,
-)
+from guidance_methods.config import SAMPLING_CONFIGS
+from guided_diffusion.config.configs import ModelConfig
 from guided_diffusion.config.flags import ParsedFlags
 from guided_diffusion.config.flags import Parser as SampleParser
 from guided_diffusion.distributed.shutdown import run_main
@@ -39,10 +32,6 @@ from guided_diffusion.errors import InputError
 from guided_diffusion.io.reading import read_json
 from guided_diffusion.sampling import setup
 
-CONFIGS = (
-    SamplingConfig, GuidanceConfig, MethodsConfig, CleanConfig, PairConfig, LabelConfig, ModelConfig, ClassifierConfig,
-    DiffusionConfig, RunConfig,
-)  # fmt: skip
 # What a run gets from its setting.
 OWN = (
     "classifier_scale", "eds", "guidance", "guidance_factor", "guidance_interval", "num_samples", "seed", "log_dir",
@@ -94,8 +83,8 @@ def main(argv: list[str] | None = None) -> None:
     print("\n".join(text))
 
 
-def parse(argv: list[str] | None) -> tuple[argparse.Namespace, ParsedFlags]:
-    """Return the options of the search, and the flags of every run. InputError for those that a setting has."""
+def create_parser() -> Parser:
+    """Return the parser of the search's own options."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = Parser(description=__doc__, formatter_class=layout, allow_abbrev=False)
     add = parser.add_argument
@@ -111,8 +100,13 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, ParsedFlags]:
     add("--diagnosis", type=Path, metavar="JSON", help="of `ed-dpm diagnose`: scales to start from")
     add("--out", type=Path, default=Path("runs/tune"), metavar="DIR", help="for all that is made (runs/tune)")
     add_jobs(parser, "runs at a time (1)", default=1)
-    args, rest = parser.parse_known_args(argv)
-    parsed = SampleParser(None, *CONFIGS).parse(rest)
+    return parser
+
+
+def parse(argv: list[str] | None) -> tuple[argparse.Namespace, ParsedFlags]:
+    """Return the options of the search, and the flags of every run. InputError for those that a setting has."""
+    args, rest = create_parser().parse_known_args(argv)
+    parsed = SampleParser(None, *SAMPLING_CONFIGS).parse(rest)
     if given := [name for name in OWN if name in parsed.values]:
         raise InputError(f"--{given[0]}: found, but every setting has its own, expected none")
     return args, parsed

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluations.metrics.registry import METRICS
+from experiments.comparison import UNIT_FACTORS
 from experiments.runner import Runner
 from experiments.spec import ROOT
 from experiments.steps import Step
@@ -15,8 +16,6 @@ from experiments.tune.search import Arm
 from guided_diffusion.io.reading import read_json
 
 UNGUIDED = Arm("unguided", "", 0.0)
-# C of the rules that have one. The mean of C (T - t) over t is 1, so that gamma means about the same for all rules.
-_FACTORS = {"range": lambda steps: 2.0, "gradnorm": lambda steps: 2.0, "timestep": lambda steps: 2.0 / steps}
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ class Runs:
             return {"classifier_scale": 0.0}
         flags: dict[str, Any] = {"classifier_scale": arm.scale}
         flags |= {"eds": True} if arm.rule == "entropy" else {"guidance": arm.rule}
-        if arm.rule in _FACTORS:
-            flags["guidance_factor"] = _FACTORS[arm.rule](self.steps)
+        if arm.rule in UNIT_FACTORS:
+            flags["guidance_factor"] = UNIT_FACTORS[arm.rule](self.steps)
         return flags | ({"guidance_interval": arm.interval} if arm.interval else {})
 
     def values(self, arms: Sequence[Arm], count: int, seed: int) -> list[float]:

@@ -15,7 +15,7 @@ import argparse
 import dataclasses
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn, TextIO, TypeVar
@@ -64,6 +64,19 @@ def str2bool(v: str | bool) -> bool:
     if v.lower() in _FALSE:
         return False
     raise argparse.ArgumentTypeError(f"found {v!r}, expected a boolean (True or False)")
+
+
+def text_for(parse: Callable[[str], Any], expected: str) -> Callable[[str], str]:
+    """Return a flag's converter that keeps the text; argparse.ArgumentTypeError where `parse` raises ValueError."""
+
+    def convert(text: str) -> str:
+        try:
+            parse(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}") from None
+        return text
+
+    return convert
 
 
 def from_values(config: type[Config], values: Mapping[str, Any]) -> Config:

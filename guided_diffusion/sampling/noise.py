@@ -15,6 +15,12 @@ from guided_diffusion.config.class_labels import Classes
 _MOST_STEPS, _MOST_NUMBERS = 16, 2**19  # the latter per sample
 
 
+def generator_of(key: Sequence[int], device: torch.device | str = "cpu") -> torch.Generator:
+    """Return the generator of a key, independent of those of neighbouring keys; its seed has 63 bits."""
+    word = np.random.SeedSequence(tuple(key)).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    return torch.Generator(device).manual_seed(int(word))
+
+
 class PerSampleNoise:
     """The draws for the samples `indices` of a run: labels, starting noise, then one draw per step.
 
@@ -26,9 +32,7 @@ class PerSampleNoise:
 
     def __init__(self, seed: int, indices: Sequence[int], device: torch.device, ahead: bool | None = None):
         self.device = device
-        # 63 bits, in which neighbouring samples are independent.
-        words = [np.random.SeedSequence((seed, i)).generate_state(1, np.uint64)[0] >> np.uint64(1) for i in indices]
-        self.generators = [torch.Generator(device).manual_seed(int(word)) for word in words]
+        self.generators = [generator_of((seed, i), device) for i in indices]
         self._ahead = device.type == "cuda" if ahead is None else ahead
         self._drawn: dict[tuple[int, ...], Iterator[Tensor]] = {}  # by shape
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +35,10 @@ from guided_diffusion.sampling.pretrained import load_network
 from guided_diffusion.system.malloc import keep_freed_memory
 
 Config = TypeVar("Config", ModelConfig, SuperResConfig)
+
+# Flags in which networks that see the same x_t must agree, and further ones of two diffusion models.
+IMAGE_FLAGS = ("image_size", "in_channels")
+PROCESS_FLAGS = ("noise_schedule", "diffusion_steps", "predict_xstart", "rescale_timesteps")
 
 # Steps per rank after which compiling, which takes minutes, has surely paid off on a GPU.
 _LONG_RUN = 5000
@@ -93,6 +97,41 @@ def model_configs(parsed: ParsedFlags, path: str, config_class: type[Config]) ->
     expected = checkpoint_flags.SUPER_RES if config_class is SuperResConfig else checkpoint_flags.DIFFUSION_MODEL
     saved = checkpoint_config("model_path", path, expected)
     return architecture_from(parsed, config_class, saved, path), architecture_from(parsed, DiffusionConfig, saved, path)
+
+
+def second_model_configs(
+    flag: str, path: str, model: ModelConfig, diffusion: DiffusionConfig
+) -> tuple[ModelConfig, DiffusionConfig, bool]:
+    """Return the configs of a further diffusion model, and whether a config.json beside it tells them.
+
+    Without, they are the first model's, as those of the published pairs are. InputError when there is no such
+    checkpoint.
+    """
+    saved = checkpoint_config(flag, path, checkpoint_flags.DIFFUSION_MODEL)
+    values = saved or dataclasses.asdict(model) | dataclasses.asdict(diffusion)
+    own = [architecture_from(ParsedFlags({}), kind, values, path) for kind in (ModelConfig, DiffusionConfig)]
+    return *own, bool(saved)
+
+
+def check_same(
+    names: Sequence[str], ours: Mapping[str, Any], our_path: str, theirs: Mapping[str, Any], their_path: str
+) -> None:
+    """Raise InputError for the first of some flags that differs between two checkpoints."""
+    for name in names:
+        if ours[name] != theirs[name]:
+            raise InputError(f"--{name}: {our_path} has {ours[name]}, but {their_path} has {theirs[name]}")
+
+
+def check_same_process(
+    model: ModelConfig, diffusion: DiffusionConfig, path: str,
+    other_model: ModelConfig, other_diffusion: DiffusionConfig, other_path: str,
+) -> None:  # fmt: skip
+    """Raise InputError where two diffusion models cannot be evaluated for the same x_t, or predict something else."""
+    first, second = (
+        dataclasses.asdict(images) | dataclasses.asdict(process)
+        for images, process in ((model, diffusion), (other_model, other_diffusion))
+    )
+    check_same(IMAGE_FLAGS + PROCESS_FLAGS, first, path, second, other_path)
 
 
 def load_frozen(

@@ -16,7 +16,8 @@ from torch import nn
 import guidance_methods
 from ed_dpm_patches.config import GuidanceConfig
 from experiments.diagnose.flags import DiagnoseConfig
-from guidance_methods.config import CleanConfig, MethodsConfig, PairConfig
+from experiments.tune.__main__ import create_parser
+from guidance_methods.config import SAMPLING_CONFIGS, CleanConfig, MethodsConfig, PairConfig
 from guidance_methods.guidance_file import checked_weight
 from guidance_methods.terms import CONFIGS
 from guided_diffusion.config.configs import DiffusionConfig, ModelConfig
@@ -87,7 +88,9 @@ def test_the_terms_of_the_file_are_flags():
 
 def test_every_flag_of_the_table_is_one():
     diagnosed = (DiagnoseConfig, ModelConfig, DiffusionConfig)
-    known = {field.name for config in (*CONFIGS, PairConfig, *diagnosed) for field in dataclasses.fields(config)}
+    configs = (*SAMPLING_CONFIGS, *diagnosed)
+    known = {field.name for config in configs for field in dataclasses.fields(config)}
+    known |= {action.dest for action in create_parser()._actions}
     named = set(re.findall(r"--(\w+)", TEXT))
     assert named <= known
     beyond = {field.name for config in (MethodsConfig, CleanConfig, PairConfig) for field in dataclasses.fields(config)}

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
+from experiments.comparison import UNIT_FACTORS
 from experiments.diagnose.diagnosis import named_rules
 from experiments.digits.data import write_parts
 from experiments.tune.__main__ import _centres
-from experiments.tune.runs import _FACTORS
 from tests.support.helpers import CLASSIFIER, ROOT
 
 MODEL = ROOT / "experiments" / "digits" / "model" / "uncond.safetensors"
@@ -41,4 +41,4 @@ def test_a_classifier_of_digits_improves_the_denoising(run, tmp_path):
 
 def test_scales_mean_the_same_to_tune():
     rule = named_rules("timestep", 250)["timestep"]
-    assert rule.factor == _FACTORS["timestep"](250) and rule.num_timesteps == 250
+    assert rule.factor == UNIT_FACTORS["timestep"](250) and rule.num_timesteps == 250
