@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.builders import SMALLEST, random_images, write_network
 from benchmarks.gpu import program_checks
@@ -14,6 +15,7 @@ from benchmarks.gpu.program_checks import DRAW, call
 from guided_diffusion.errors import InputError
 from guided_diffusion.models.feature_cache import FeatureCache
 from guided_diffusion.sampling import setup
+from guided_diffusion.sampling.pretrained import load_model
 from tests.support.helpers import read_npz
 from tests.support.naive_cache import NaiveCache
 
@@ -72,6 +74,15 @@ def test_the_images_are_those_of_the_reference(files, tmp_path, monkeypatch, nam
     monkeypatch.setattr(setup, "FeatureCache", lambda *args: made.append(NaiveCache.like(*args)) or made[-1])
     assert np.array_equal(images(found), images(sample(files, name, tmp_path / "naive")))
     assert len(made) == (2 if name == "pair" else 1)
+
+
+def test_a_model_of_the_library(files):
+    model = load_model(files[1]["uncond"])
+    cache, t = FeatureCache(model, 4, every=2), torch.tensor([500, 500])
+    x, y = torch.randn(2, 3, 8, 8), torch.tensor([0, 1])  # labels, which it ignores
+    with torch.no_grad():
+        assert torch.equal(cache(x, t, y=y), model(x, t, y=y))
+        assert not torch.equal(cache(2 * x, t - 1, y=y), model(2 * x, t - 1))
 
 
 @pytest.mark.parametrize("name", ["pair", "unguided", "upsampled"])

@@ -231,6 +231,30 @@ def test_both_ways_are_compiled(monkeypatch):
     assert "and 1.0e-02 of its largest deep features, expected at most" in messages[0] and len(messages) == 2
 
 
+def test_features_are_copied_out_of_the_memory_of_graphs(monkeypatch):
+    """CUDA graphs return the same memory at every call; here as in test_inference by a stand-in."""
+
+    def compile(network: nn.Module, **_):
+        memory: dict[int, Tensor] = {}
+
+        def run(*args, **kwargs):
+            parts = network(*args, **kwargs)
+            return tuple(memory.setdefault(i, part.clone()).copy_(part) for i, part in enumerate(parts))
+
+        return run
+
+    monkeypatch.setattr(compiling.logger, "log", lambda *_: None)
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(compiling, "_replays_graphs", lambda x: True)
+    expected, cache = sample(cached(Frozen(small_unet()))), cached(Frozen(small_unet(), compile=True))
+    assert torch.equal(sample(cache), expected)
+    with torch.no_grad():
+        cache(X, torch.tensor([999, 999]))
+        kept = cache._deep.clone()
+        cache.network(2 * X, torch.tensor([999, 999]), depth=1)  # another replay
+    assert torch.equal(cache._deep, kept)
+
+
 @pytest.mark.slow
 def test_really_compiled():
     """Or with a warning not, where there is no compiler."""
