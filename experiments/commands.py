@@ -101,9 +101,11 @@ class Commands:
         images = {"data_dir": str(self.images(training.part))}
         if training.script == "classifier_train" and training.part == "train":
             images["val_data_dir"] = str(self.images("val"))
-        flags = images | {"batch_size": share} | network.flags | training.flags | {"log_dir": str(output.parent)}
+        others = {flag: self.checkpoint(self.spec.networks[name]) for flag, name in training.others.items()}
+        flags = images | {flag: str(path) for flag, path in others.items()} | {"batch_size": share}
+        flags |= network.flags | training.flags | {"log_dir": str(output.parent)}
         # Images in folders have no hash; the npz file of written data stands for the folder beside it.
-        inputs = (self.data / f"{training.part}.npz",) if self.spec.writes_data else ()
+        inputs = ((self.data / f"{training.part}.npz",) if self.spec.writes_data else ()) + tuple(others.values())
         command = self._launch(training.script, flags)
         return Step(f"train-{network.checkpoint}", command, inputs, (output,), precious=True)
 

@@ -43,7 +43,9 @@ def needed_networks(commands: Commands, rows: Sequence[Row]) -> list[Network]:
     for name in names:  # grows by what is needed in turn
         network = spec.networks[name]
         part = spec.parts.get(network.training.part) if network.training else None
-        names += [origin.network for origin in (network.derived, part) if origin and origin.network not in names]
+        origins = [origin.network for origin in (network.derived, part) if origin]
+        origins += network.training.others.values() if network.training else []
+        names += [origin for origin in dict.fromkeys(origins) if origin not in names]
     return [spec.networks[name] for name in names]
 
 

@@ -34,12 +34,14 @@ class Training:
 
     :param batch_size: images a step over all processes together; flags: of the script.
     :param script: classifier_train or image_train; part: the folder of the data that it learns from.
+    :param others: keys of further networks that it needs, by the flag that names each one's file.
     """
 
     batch_size: int
     flags: Flags
     script: str = "classifier_train"
     part: str = "train"
+    others: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -65,16 +65,16 @@ def load(directory: Path = RECIPES) -> Spec:
         for flag, new in replace.items():
             for value in new.values() if isinstance(new, dict) else [new]:
                 Entry(entry.file, {"replace": {flag: value}}).flags(key="replace")
-    paths = {path.stem: path for path in _files(folders, "networks")}
+    files = {name: made for path in _files(folders, "networks") for name, made in _network_names(path).items()}
     derivations, parts = entry.inner("parts", {}), {}
     for name in [*derivations.values]:
         if not _PLAIN.fullmatch(name) or name in PARTS:
             raise entry.fail("parts", name, f"a plain name other than {', '.join(PARTS)}")
-        parts[name] = _derivation(derivations.inner(name), "part", paths)
-    features = entry.choice("features", paths, None)
+        parts[name] = _derivation(derivations.inner(name), "part", files)
+    features = entry.choice("features", files, None)
     entry.finish()
     data_parts = ("train", "val") if data == IMAGENET else (*PARTS, *parts)
-    networks = {name: _network(path, directory, paths, data_parts) for name, path in paths.items()}
+    networks = {name: _network(name, *made, directory, files, data_parts) for name, made in files.items()}
     _check_networks(networks, parts, directory)
 
     references = PUBLISHED if data == IMAGENET else (HELDOUT,)
@@ -82,13 +82,13 @@ def load(directory: Path = RECIPES) -> Spec:
     runs: dict[str, Run] = {}
     sweeps: dict[str, tuple[str, ...]] = {}
     for path in _files(folders, "runs"):
-        made = [_replaced(run, replace) for run in _runs(path, networks, references)]
-        for run in made:
-            if run.name in runs:
-                raise InputError(f"{path}: the name {run.name} is taken by another run")
-            runs[run.name] = run
-        if [run.name for run in made] != [path.stem]:
-            sweeps[path.stem] = tuple(run.name for run in made)
+        for name, made in _runs(path, networks, references):
+            for run in (_replaced(run, replace) for run in made):
+                if run.name in runs:
+                    raise InputError(f"{path}: the name {run.name} is taken by another run")
+                runs[run.name] = run
+            if [run.name for run in made] != [name]:
+                sweeps[name] = tuple(run.name for run in made)
     tables = [_table(path, runs, sweeps, batches, references) for path in _files(folders, "tables")]
     tables.sort(key=lambda table: table.name.startswith("supplement"))
     return Spec(title, data, networks, runs, {table.name: table for table in tables}, tuple(seeds), features, parts)
@@ -118,7 +118,20 @@ def _reported(row: Entry, key: str) -> dict[str, float]:
     return entry.finish({name: entry.take(name, float) for name in REPORTED if name in entry.values})
 
 
-def _network(path: Path, directory: Path, networks: Collection[str], parts: Collection[str]) -> Network:
+def _network_names(path: Path) -> dict[str, tuple[Path, int | None]]:
+    """The networks of a file, by name with the seed that tells them apart: FILE-SEED of a training with seeds."""
+    training = read_entry(path).values.get("training")
+    if not isinstance(training, dict) or "seeds" not in training:
+        return {path.stem: (path, None)}
+    seeds = training["seeds"]
+    if not isinstance(seeds, list) or any(type(seed) is not int or seed < 0 for seed in seeds) or not seeds:
+        raise read_entry(path).inner("training").fail("seeds", seeds, "whole numbers from 0 on")
+    return {f"{path.stem}-{seed}": (path, seed) for seed in seeds}
+
+
+def _network(
+    name: str, path: Path, seed: int | None, directory: Path, networks: Collection[str], parts: Collection[str]
+) -> Network:
     """:param networks, parts: names of all networks, and of the parts of the data."""
     entry = read_entry(path)
     training = derived = None
@@ -126,7 +139,11 @@ def _network(path: Path, directory: Path, networks: Collection[str], parts: Coll
         inner = entry.inner("training")
         script = inner.choice("script", _NEEDED, "classifier_train")
         batch_size, flags = inner.take("batch_size", int), inner.flags(*_NEEDED[script])
-        training = inner.finish(Training(batch_size, flags, script, inner.choice("part", parts, "train")))
+        if seed is not None:
+            inner.values.pop("seeds")
+            flags |= {"seed": seed}
+        others = _other_networks(inner, networks, ("model_path",))
+        training = inner.finish(Training(batch_size, flags, script, inner.choice("part", parts, "train"), others))
         if not re.fullmatch(r"[0-9.]+", str(rate := flags.get("ema_rate", 0))):  # it is part of a file's name
             raise inner.fail("flags.ema_rate", rate, "one number")
     if "derived" in entry.values:
@@ -139,9 +156,11 @@ def _network(path: Path, directory: Path, networks: Collection[str], parts: Coll
             raise entry.fail("checkpoint", checkpoint, "a plain name, of the folder that is filled")
     elif checkpoint not in PUBLISHED and not os.path.isfile(_inside(ROOT / checkpoint, directory)):
         raise entry.fail("checkpoint", checkpoint, "a published file, or one of the repository or of these recipes")
+    if seed is not None:
+        checkpoint = f"{checkpoint}-{seed}"
     parameters, flags = entry.take("parameters", int, least=0), entry.flags("image_size")
     note = entry.take("note", str, "")
-    return entry.finish(Network(path.stem, checkpoint, parameters, flags, training, note, derived))
+    return entry.finish(Network(name, checkpoint, parameters, flags, training, note, derived))
 
 
 def _inside(path: Path, directory: Path) -> str:
@@ -155,7 +174,7 @@ def _check_networks(networks: dict[str, Network], parts: dict[str, Derivation], 
     needs, filled = {f"part {name}": [part.network] for name, part in parts.items()}, {}
     for name, network in networks.items():
         needs[name] = [network.derived.network] if network.derived else []
-        needs[name] += [f"part {network.training.part}"] if network.training else []
+        needs[name] += [f"part {network.training.part}", *network.training.others.values()] if network.training else []
         if network.is_made and (other := filled.setdefault(network.checkpoint, name)) != name:
             raise InputError(f"{directory}: networks {other} and {name}: one checkpoint, expected a folder for each")
     try:
@@ -181,11 +200,23 @@ def _derivation(entry: Entry, makes: str, networks: Collection[str]) -> Derivati
     return entry.finish(Derivation(program, entry.choice("network", networks), entry.choice("part", PARTS)))
 
 
-def _runs(path: Path, networks: dict[str, Network], references: Collection[str]) -> list[Run]:
-    """The run of a file; with a [sweep], one run for each value of a flag, named FILE-VALUE."""
-    entry = read_entry(path)
+def _runs(
+    path: Path, networks: dict[str, Network], references: Collection[str]
+) -> Iterator[tuple[str, list[Run]]]:
+    """The runs of a file by name: FILE, or FILE-CLASSIFIER for each of several; see `_runs_of`."""
+    classifier = read_entry(path).values.get("classifier")
+    if not isinstance(classifier, list):
+        yield path.stem, _runs_of(read_entry(path), path.stem, networks, references)
+    for one in classifier if isinstance(classifier, list) else []:
+        entry = read_entry(path)
+        entry.values["classifier"] = one
+        yield f"{path.stem}-{one}", _runs_of(entry, f"{path.stem}-{one}", networks, references)
+
+
+def _runs_of(entry: Entry, name: str, networks: dict[str, Network], references: Collection[str]) -> list[Run]:
+    """The run of an entry; with a [sweep], one run for each value of a flag, named NAME-VALUE."""
     run = Run(
-        name=path.stem,
+        name=name,
         model=entry.choice("model", networks),
         classifier=entry.choice("classifier", networks, None),
         reference=entry.choice("reference", references),
@@ -202,7 +233,7 @@ def _runs(path: Path, networks: dict[str, Network], references: Collection[str])
         for value in values or [values]:
             if type(value) not in (int, float):
                 raise entry.fail("sweep.values", value, "numbers")
-            Entry(path, {"sweep": {flag: value}}).flags(key="sweep")
+            Entry(entry.file, {"sweep": {flag: value}}).flags(key="sweep")
         runs = [
             dataclasses.replace(run, name=f"{run.name}-{value:g}", flags={**run.flags, flag: value})
             for value in values
@@ -210,10 +241,12 @@ def _runs(path: Path, networks: dict[str, Network], references: Collection[str])
     return entry.finish(runs)
 
 
-def _other_networks(entry: Entry, networks: Collection[str]) -> dict[str, str]:
+def _other_networks(
+    entry: Entry, networks: Collection[str], flags: Collection[str] = tuple(SECOND_MODELS)
+) -> dict[str, str]:
     """Names of networks by the flag that takes each one's file."""
     others = entry.inner("networks", {})
-    return others.finish({flag: others.choice(flag, networks) for flag in SECOND_MODELS if flag in others.values})
+    return others.finish({flag: others.choice(flag, networks) for flag in flags if flag in others.values})
 
 
 def _table(

@@ -50,7 +50,7 @@ BOOTSTRAP = 200  # rounds behind the 95 % intervals of what is reported
 # The short ones first: each writes a report.
 TABLES = (
     "rules", "table2", "table3", "classifiers", "sharpness", "eta", "subclasses", "table2-ddpm", "table3-ddpm",
-    "logits", "methods", "methods-sharpened", "pairs",
+    "logits", "methods", "methods-sharpened", "pairs", "early", "late", "training",
 )  # fmt: skip
 
 
@@ -58,6 +58,7 @@ TABLES = (
 PROTOCOLS = {
     "reduced": ("cifar10-16", 4), "sharpness": ("cifar10-16-sharpness", 4), "short": ("cifar10-32-short", 5),
     "full": ("cifar10-32", 5), "methods": ("cifar10-16-methods", 1),
+    "training": ("cifar10-16-training", 2),
 }  # fmt: skip
 
 

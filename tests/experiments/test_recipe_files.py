@@ -107,6 +107,38 @@ def test_every_step_of_a_book_with_parts_comes_after_what_it_needs(book, tmp_pat
         made.update(step.outputs)
 
 
+def test_a_training_with_seeds_is_a_network_for_each_and_runs_can_have_several_classifiers(book, tmp_path):
+    again = 'batch_size = 16\nseeds = [3, 0]\nnetworks = { model_path = "uncond" }'
+    text = (book / "networks" / "plain.toml").read_text().replace('"plain"', '"twin"', 1)
+    (book / "networks" / "twin.toml").write_text(text.replace("batch_size = 16", again))
+    run = 'model = "uncond"\nclassifier = ["twin-3", "twin-0"]\nreference = "heldout.npz"\n'
+    run += '[flags]\nnum_samples = 8\ntimestep_respacing = "ddim5"\n'
+    flags = '[sweep]\nflag = "classifier_scale"\nvalues = [1, 2]\n'
+    (book / "base" / "runs" / "both.toml").write_text(run + flags)
+    with (book / "tables" / "rules.toml").open("a") as file:
+        file.write('[[rows]]\nkey = "twin"\nmethod = "twin"\nsweep = "both-twin-0"\n')
+    loaded = load(book)
+    assert [loaded.runs[name].classifier for name in ("both-twin-3-2", "both-twin-0-1")] == ["twin-3", "twin-0"]
+    (row,) = loaded.rows("rules/twin")
+    assert row.sweep == ("both-twin-0-1", "both-twin-0-2")
+    commands = Commands(loaded, out=tmp_path / "out", processes=1)
+    model = commands.checkpoint(loaded.networks["uncond"])
+    steps = {step.name: step for step in plan(commands, [row])}
+    assert "train-twin-3" not in steps
+    words = " ".join(steps["train-twin-0"].command)
+    assert "--seed 0" in words and f"--model_path {model}" in words and model in steps["train-twin-0"].inputs
+    made = set()
+    for step in steps.values():
+        assert set(step.inputs) <= made, step.name
+        made.update(step.outputs)
+
+
+@pytest.mark.parametrize("seeds", ["3", "[]", "[-1]", "[true]", '["1"]'])
+def test_seeds_of_a_training_are_whole_numbers(book, seeds):
+    change(book, "networks/plain.toml", "batch_size = 16", f"batch_size = 16\nseeds = {seeds}")
+    refused(book, "plain.toml: training.seeds: found", "expected whole numbers from 0 on")
+
+
 def test_a_network_derived_from_itself(book):
     derive(book, "calibrated", "calibrated")
     refused(book, str(book), "networks: found a circle, calibrated -> calibrated")

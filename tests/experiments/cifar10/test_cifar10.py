@@ -50,12 +50,9 @@ from tests.support.documents import fenced_blocks
 from tests.support.experiments import SWEEPS, parse_command, write_spec
 from tests.support.helpers import ROOT, clean_environment, executable
 
-FULL, REDUCED, SHORT, SHARPNESS, METHODS = (
-    load(ablation.RECIPES / name) for name in ("full", "reduced", "short", "sharpness", "methods")
-)
-BOOKS = pytest.mark.parametrize(
-    "book", [FULL, REDUCED, SHORT, SHARPNESS, METHODS], ids=["full", "reduced", "short", "sharpness", "methods"]
-)
+NAMES = ("full", "reduced", "short", "sharpness", "methods", "training")
+FULL, REDUCED, SHORT, SHARPNESS, METHODS, TRAINING = SPECS = [load(ablation.RECIPES / name) for name in NAMES]
+BOOKS = pytest.mark.parametrize("book", SPECS, ids=NAMES)
 CLASSES = ("cat", "dog", "ship", "truck")
 
 
@@ -219,8 +216,9 @@ def test_a_temperature_that_is_given_needs_no_images(checkpoints, tmp_path, monk
 
 def test_both_protocols_have_the_same_rows_and_the_same_number_of_values_for_every_method():
     assert [row.name for row in FULL.rows("all")] == [row.name for row in REDUCED.rows("all")]
-    assert {len(row.sweep) for row in (*FULL.rows("all"), *METHODS.rows("all")) if row.sweep} == {5}
-    assert set(ablation.TABLES) == {*FULL.tables, *SHARPNESS.tables, *METHODS.tables}
+    rows = [row for book in (FULL, METHODS, TRAINING) for row in book.rows("all")]
+    assert {len(row.sweep) for row in rows if row.sweep} == {5}
+    assert set(ablation.TABLES) == {*FULL.tables, *SHARPNESS.tables, *METHODS.tables, *TRAINING.tables}
     assert not set(ablation.TUNING_SEEDS) & {*FULL.seeds, *REDUCED.seeds}
     assert {run.num_samples for run in FULL.runs.values()} == {10_000}
     assert {run.num_samples for run in REDUCED.runs.values()} == {2_000}
