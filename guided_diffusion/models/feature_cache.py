@@ -17,7 +17,7 @@ class FeatureCache(nn.Module):
     """model(x_t, t, y=...) that evaluates the whole network at some steps of a run, and its outermost blocks at others.
 
     There the first D input blocks, the last D output blocks and `out` run; what enters these output blocks from below
-    is that of the last whole evaluation (arXiv 2312.00858, Sec. 3.2). The embedding of t and y is always the step's.
+    is that of the last whole evaluation (arXiv 2312.00858). The embedding of t and y is always the step's.
 
     A step is a t: a call at the t of the one before, as in Heun's method, belongs to the same step, and one with
     another shape or above that t is a run's first. An evaluation with a gradient in x_t, the chain rule through the
@@ -36,7 +36,7 @@ class FeatureCache(nn.Module):
         super().__init__()
         unet = network if isinstance(network, UNetModel) else getattr(network, "network", network)
         if not isinstance(unet, UNetModel):
-            raise InputValueError(f"--cache_every {every}: found a {type(unet).__name__}, expected a UNetModel")
+            raise InputValueError(f"--cache_every {every}: found {type(unet).__name__}, expected a UNetModel")
         if every < 1:
             raise InputValueError(f"--cache_every: found {every}, expected at least 1")
         count = len(unet.input_blocks)
@@ -82,7 +82,7 @@ def whole_steps(num_steps: int, every: int, schedule: str) -> frozenset[int]:
 
     uniform: 0, N, 2N, ... quadratic: the different ones among round(c + l |l|), for n = ceil(T / N) numbers l at equal
     distances from -sqrt(c) to below sqrt(T - c), with c = 0.4 T: close together around step c and up to several N
-    apart at the ends. The non-uniform schedule of arXiv 2312.00858, Sec. 3.3, whose power 2 and center c are ours.
+    apart at the ends. The non-uniform 1:N inference of arXiv 2312.00858; its power 2 and center c are our choice.
 
     :param num_steps: T; every: N.
     """

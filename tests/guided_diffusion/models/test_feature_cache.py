@@ -265,8 +265,8 @@ def test_really_compiled():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: FeatureCache(Frozen(small_classifier()), STEPS, 2), "--cache_every 2: found a EncoderUNetModel, exp"),
-        (lambda: FeatureCache(nn.Identity(), STEPS, 2), "--cache_every 2: found a Identity, expected a UNetModel"),
+        (lambda: FeatureCache(Frozen(small_classifier()), STEPS, 2), "--cache_every 2: found EncoderUNetModel, expe"),
+        (lambda: FeatureCache(nn.Identity(), STEPS, 2), "--cache_every 2: found Identity, expected a UNetModel"),
         (lambda: FeatureCache(small_unet(), STEPS, 0), "--cache_every: found 0, expected at least 1"),
         (lambda: FeatureCache(small_unet(), STEPS, 2, 0), "--cache_depth: found 0, expected 1 to 3: the diffusion mod"),
         (lambda: FeatureCache(small_unet(), STEPS, 2, 4), "--cache_depth: found 4, expected 1 to 3: the diffusion mod"),
