@@ -32,11 +32,11 @@ class Heun(Solver):
     ) -> dict[str, Tensor]:
         grid, n = self.grid, self.done
         x_start = samplers.guided_prediction(diffusion, model, x, t, **options)["pred_xstart"]
-        eps = (x - float(grid.alpha[n]) * x_start) / float(grid.sigma[n])
+        eps = diffusion.predict_eps(x, t, x_start)
         level, noise = float(grid.alpha[n + 1]), float(grid.sigma[n + 1])
         sample = level * x_start + noise * eps
         if n + 1 < grid.steps:
             again = samplers.guided_prediction(diffusion, model, sample, t - 1, **options)["pred_xstart"]
-            change = (sample - level * again) / noise - eps
+            change = diffusion.predict_eps(sample, t - 1, again) - eps
             sample = sample + 0.5 * level * float(grid.ratio[n + 1] - grid.ratio[n]) * change
         return {"sample": sample, "pred_xstart": x_start}
