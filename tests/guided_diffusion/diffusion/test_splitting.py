@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import re
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from guided_diffusion.diffusion import samplers
 from guided_diffusion.diffusion.solvers import sampling_loop
 from guided_diffusion.diffusion.splitting import Strang
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, LossType, ModelMeanType, ModelVarType
+from guided_diffusion.respace import SpacedDiffusion
+from tests.support.helpers import ROOT
 
 MU, STD = 0.3, 0.5  # of Gaussian data
 Z = torch.linspace(-2, 2, 5, dtype=torch.float64).reshape(1, 5)
@@ -145,3 +152,67 @@ def test_a_guidance_that_wants_x_0_gets_it_where_it_looks():
     assert len(calls) == 12
     by_itself = run(diffusion, counted, Z, cond_fn=lambda x, t: 0.3 - known.model(x, t))
     assert torch.equal(told[-1]["sample"], by_itself[-1]["sample"]) and len(calls) == 18
+
+
+class EightGaussians:
+    """Equally many of deviation 0.3 on a circle of radius 0.8, the classes: denoiser and classifier in closed form."""
+
+    betas = np.linspace(1e-4, 0.02, 1000)
+    abar = np.cumprod(1 - betas)
+    angles = torch.arange(8, dtype=torch.float64) * math.pi / 4
+    means = 0.8 * torch.stack([angles.cos(), angles.sin()], dim=1)
+
+    def x_0_and_guidance(self, x: Tensor, abar: float, y: Tensor) -> tuple[Tensor, Tensor]:
+        variance = abar * 0.3**2 + 1 - abar
+        away = x[:, None] - abar**0.5 * self.means
+        p = (-away.square().sum(dim=2) / (2 * variance)).softmax(dim=1)
+        x_0 = (p[..., None] * (self.means + abar**0.5 * 0.3**2 / variance * away)).sum(dim=1)
+        return x_0, (F.one_hot(y, 8) - p) @ self.means * abar**0.5 / variance
+
+    def end_of_the_path(self, x: Tensor, y: Tensor, scale: float) -> Tensor:
+        """By Runge-Kutta in log sigma, from x_T to sigma = 1e-4."""
+
+        def slope(z: Tensor, log_sigma: float) -> Tensor:
+            sigma = math.exp(log_sigma)
+            abar = 1 / (1 + sigma**2)
+            x_0, guidance = self.x_0_and_guidance(z * abar**0.5, abar, y)
+            return z - x_0 - scale * sigma * (1 - abar) ** 0.5 * guidance
+
+        z, start, steps = x / self.abar[-1] ** 0.5, math.log((1 / self.abar[-1] - 1) ** 0.5), 300
+        h = (math.log(1e-4) - start) / steps
+        for i in range(steps):
+            at = start + i * h
+            k1 = slope(z, at)
+            k2 = slope(z + h / 2 * k1, at + h / 2)
+            k3 = slope(z + h / 2 * k2, at + h / 2)
+            z = z + h / 6 * (k1 + 2 * k2 + 2 * k3 + slope(z + h * k3, at + h))
+        return z
+
+    def sample(self, sampler: str, steps: int, x: Tensor, y: Tensor, scale: float) -> Tensor:
+        use = {round(i * 999 / (steps - 1)) for i in range(steps)}
+        diffusion = SpacedDiffusion(
+            use_timesteps=use, betas=self.betas, model_mean_type=ModelMeanType.START_X,
+            model_var_type=ModelVarType.FIXED_SMALL, loss_type=LossType.MSE,
+        )  # fmt: skip
+
+        def part(which: int, x: Tensor, t: Tensor, **_: object) -> Tensor:
+            return self.x_0_and_guidance(x, self.abar[int(t[0])], y)[which] * (scale if which else 1)
+
+        loop = sampling_loop(diffusion, sampler)
+        return loop(partial(part, 0), x.shape, noise=x, cond_fn=partial(part, 1), clip_denoised=False)
+
+
+def test_the_table_of_the_documentation():
+    torch.manual_seed(0)
+    x, y, gaussians = torch.randn(100, 2, dtype=torch.float64), torch.arange(100) % 8, EightGaussians()
+    names = ("ddim", "dpmpp2m", "strang", "unipc", "heun")
+    text = (ROOT / "docs" / "sampling.md").read_text().replace("**", "")
+    table = re.findall(r"(?m)^\| (\d) \| (\d+) \| (0\.\d{3} .*) \|$", text)
+    assert len(table) == 12 and f"| scale | evaluations | {' | '.join(names)} |" in text
+    ends = {scale: gaussians.end_of_the_path(x, y, scale) for scale in (1, 3, 8)}
+    for scale, evaluations, distances in table:
+        for sampler, said in zip(names, distances.split(" | "), strict=True):
+            steps = (int(evaluations) + 1) // 2 if sampler == "heun" else int(evaluations)
+            found = gaussians.sample(sampler, steps, x, y, int(scale))
+            distance = float((found - ends[int(scale)]).square().mean().sqrt())
+            assert distance == pytest.approx(float(said), abs=0.0006), (scale, evaluations, sampler)
