@@ -109,6 +109,7 @@ def flops(spec: Spec, run: Run) -> int:
     The networks are those of the flags, with no checkpoint read. Not counted: the arithmetic of the sampler itself.
     """
     own = spec.network_flags(run) | run.flags
+    own["timestep_respacing"] = str(own["timestep_respacing"])  # a sweep has numbers
     parsed = flags_from(own, *SAMPLING_CONFIGS)
     sampling = parsed.make(SamplingConfig)
     diffusion = build_diffusion(parsed.make(DiffusionConfig))

@@ -89,7 +89,8 @@ def test_every_sampler(sampler):
 
 FLAGS = [
     {"guidance_every": 2}, {"guidance_every": 4, "eds": True}, {"guidance_interval": "300,700"},
-    {"guidance_at": "denoised"}, {"guidance_at": "through"}, {"cache_every": 2}, {"cache_every": 3, "guidance_every": 2},
+    {"guidance_at": "denoised"}, {"guidance_at": "through"}, {"cache_every": 2},
+    {"cache_every": 3, "guidance_every": 2},
 ]  # fmt: skip
 
 
