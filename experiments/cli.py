@@ -13,8 +13,9 @@
     ed-dpm status runs
 
 `ed-dpm diagnose` measures on labelled images whether a classifier is good enough to guide, `ed-dpm tune` finds rule and
-scale for given networks, `ed-dpm run frontier` the settings of the least work. `ed-dpm train-classifier`, `train`, `sample` and `evaluate` are scripts/classifier_train.py,
-image_train.py and classifier_sample.py and evaluations/evaluator.py: `mpiexec -n 2 ed-dpm sample --eds ...`.
+scale for given networks, `ed-dpm run frontier` compares FID with the work of a sample. `ed-dpm train-classifier`,
+`train`, `sample` and `evaluate` are scripts/classifier_train.py, image_train.py and classifier_sample.py and
+evaluations/evaluator.py: `mpiexec -n 2 ed-dpm sample --eds ...`.
 
 `python -m experiments` is the same program. After an interruption the same command resumes.
 """
