@@ -33,8 +33,7 @@ RECIPES = Path(__file__).resolve().parent / "recipes"
 TUNING_SHARE = 2
 
 
-def main() -> None:
-    """Run what is not done yet and write the report. InputError for a bad option or a step that failed."""
+def create_parser() -> Parser:
     parser = Parser(prog="ed-dpm run frontier", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--recipes", type=Path, default=RECIPES / "cifar10", metavar="DIR",
                         help="of a spec with the tables references and frontier (CIFAR-10's)")  # fmt: skip
@@ -44,7 +43,12 @@ def main() -> None:
     parser.add_argument("--num_samples", type=count, metavar="N", help="a run, in place of the recipe's: for a trial")
     add_jobs(parser, "steps at a time (1); with more, seconds are not reported", default=1)
     parser.add_argument("--dry_run", action="store_true", help="show the first round's settings and their work")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Run what is not done yet and write the report. InputError for a bad option or a step that failed."""
+    args = create_parser().parse_args()
     name = args.recipes.resolve().name
     spec = load(args.recipes)
     if missing := {"references", "frontier"} - spec.tables.keys():
