@@ -225,6 +225,7 @@ def test_the_way_of_a_study_with_known_values(tmp_path, monkeypatch, capsys):
     best = rows["fast-eds-3"]
     assert [float(best[f"ddim25_{name}"]) for name in ("percent", "low", "high")] == pytest.approx([0, 0, 0], abs=1e-9)
     text = (results / "tiny" / "README.md").read_text()
+    assert "5 settings were compared" in text and "The 6 below" in text
     assert "Goal missed, at most a third of the work of DDIM 25: the cheapest that is not worse than DDIM 25 " in text
     assert "needs 0.4" in text or "needs 0.6" in text or "needs 0.5" in text
     frontier.main()
@@ -254,6 +255,7 @@ def forked_steps(fork_server, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_whole_way_from_recipes_to_a_report_and_a_budget(tmp_path, forked_steps, monkeypatch, capsys):
     pytest.importorskip("sklearn")
     recipes, results = write_tiny_spec(tmp_path / "tiny"), tmp_path / "results"
