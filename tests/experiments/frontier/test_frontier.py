@@ -195,7 +195,7 @@ def fabricate(step: Step) -> None:
     def fid(samples: str) -> float:
         name, _, seed = Path(samples).parent.name.rpartition("-seed")
         quality = {"ddim250": 0.09, "ddim25": 0.1, "fast-3": 0.12, "fast-eds-3": 0.1}
-        cheaper = 0.001 * name.count("guidance") + 0.002 * name.count("cache")
+        cheaper = 0.001 * name.count("guidance") + 0.02 * name.count("cache")
         return quality[re.match("|".join(quality), name)[0]] + cheaper + 0.01 * int(seed) % 0.05
 
     samples, words = step.command[3], dict(zip(step.command, step.command[1:], strict=False))
@@ -225,9 +225,10 @@ def test_the_way_of_a_study_with_known_values(tmp_path, monkeypatch, capsys):
     best = rows["fast-eds-3"]
     assert [float(best[f"ddim25_{name}"]) for name in ("percent", "low", "high")] == pytest.approx([0, 0, 0], abs=1e-9)
     text = (results / "tiny" / "README.md").read_text()
-    assert "5 settings were compared" in text and "The 6 below" in text
+    assert f"{len(rows) - 1} settings were compared" in text
+    assert f"The {sum(bool(row['fid']) for row in rows.values())} below were sampled" in text
     assert "Goal missed, at most a third of the work of DDIM 25: the cheapest that is not worse than DDIM 25 " in text
-    assert "needs 0.4" in text or "needs 0.6" in text or "needs 0.5" in text
+    assert "needs 0.450" in text
     frontier.main()
     assert called == first and (results / "tiny" / "README.md").read_text() == text
     assert next(known.best_within(0.65, results)).startswith("tiny: fast-eds-3, work 0.600, FID 0.1")
