@@ -12,6 +12,7 @@ from typing import Any
 from ed_dpm_patches import config as paper
 from ed_dpm_patches.rules import RULES, GuidanceRule
 from guided_diffusion.config.configs import (
+    CacheConfig,
     ClassifierConfig,
     DiffusionConfig,
     LabelConfig,
@@ -158,8 +159,8 @@ class PairConfig:
 
 # Of classifier_sample, in the order of its --help.
 SAMPLING_CONFIGS = (
-    SamplingConfig, paper.GuidanceConfig, MethodsConfig, CleanConfig, PairConfig, LabelConfig, ModelConfig,
-    ClassifierConfig, DiffusionConfig, RunConfig,
+    SamplingConfig, CacheConfig, paper.GuidanceConfig, MethodsConfig, CleanConfig, PairConfig, LabelConfig,
+    ModelConfig, ClassifierConfig, DiffusionConfig, RunConfig,
 )  # fmt: skip
 
 

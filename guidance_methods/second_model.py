@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ed_dpm_patches.config import parse_interval
 from guided_diffusion.config.class_labels import Classes
-from guided_diffusion.config.configs import DiffusionConfig, ModelConfig, RunConfig
+from guided_diffusion.config.configs import CacheConfig, DiffusionConfig, ModelConfig, RunConfig
 from guided_diffusion.config.create import build_model
 from guided_diffusion.config.flags import ParsedFlags
 from guided_diffusion.diffusion.process import DiffusionProcess
@@ -41,11 +41,13 @@ class SecondModel:
     diffusion: DiffusionConfig
 
     def build(
-        self, first: Callable[..., Tensor], run: RunConfig, compile: bool, diffusion: DiffusionProcess
-    ) -> Callable[..., Tensor]:
+        self, first: Callable[..., Tensor], run: RunConfig, compile: bool, diffusion: DiffusionProcess,
+        cache: CacheConfig,
+    ) -> Callable[..., Tensor]:  # fmt: skip
         """Return the `Pair`. :param first: model(x_t, t, y=...)."""
         build = partial(build_model, self.model, self.diffusion)
         weak = setup.load_frozen(build, self.path, self.model.use_fp16, run, compile)
+        weak = setup.with_cache(weak, cache, diffusion.num_timesteps)
         pair = self.pair
         projection = None
         if (pair.apg_eta, pair.apg_norm, pair.apg_momentum) != (1.0, 0.0, 0.0):

@@ -47,7 +47,7 @@ def main() -> None:
     run = parsed.make(RunConfig)
     directory = setup.begin(run)
     parsed = setup.choose_files(parsed, "model_path", "classifier_path", "uncond_model_path", "weak_model_path")
-    sampling, guide = parsed.make(SamplingConfig), parsed.make(GuidanceConfig)
+    sampling, guide, cache = parsed.make(SamplingConfig), parsed.make(GuidanceConfig), setup.read_cache(parsed)
     trace_path = setup.output_file("trace", guide.trace)
     with asking_whether_swapped():
         model_config, diffusion_config = setup.model_configs(parsed, sampling.model_path, ModelConfig)
@@ -67,9 +67,10 @@ def main() -> None:
     with asking_whether_swapped():
         build = partial(build_model, model_config, diffusion_config)
         model = setup.load_frozen(build, sampling.model_path, model_config.use_fp16, run, compile)
+        model = setup.with_cache(model, cache, diffusion.num_timesteps)
         model = model if model_config.class_cond else without_labels(model)
         if second is not None:
-            model = second.build(model, run, compile, diffusion)
+            model = second.build(model, run, compile, diffusion, cache)
         built = [term.build(run, compile, diffusion, model, sampling.clip_denoised, report, observer) for term in terms]
     guides = any(term.guides for term in terms)
     guidance = total(terms, built) if terms else None
@@ -99,7 +100,7 @@ def main() -> None:
 
     classifiers = [term.classifier for term in terms if term.classifier is not None and not term.in_file]
     flags = parsed.resolve(
-        sampling, guide, MethodsConfig, CleanConfig, PairConfig, LabelConfig, run, model_config, *classifiers,
+        sampling, cache, guide, MethodsConfig, CleanConfig, PairConfig, LabelConfig, run, model_config, *classifiers,
         diffusion_config,
     )  # fmt: skip
     del flags["guidance_file"]  # its content counts, which `recorded` has

@@ -11,7 +11,14 @@ from __future__ import annotations
 from functools import partial
 
 from guided_diffusion.config.class_labels import Classes
-from guided_diffusion.config.configs import DiffusionConfig, LabelConfig, ModelConfig, RunConfig, SamplingConfig
+from guided_diffusion.config.configs import (
+    CacheConfig,
+    DiffusionConfig,
+    LabelConfig,
+    ModelConfig,
+    RunConfig,
+    SamplingConfig,
+)
 from guided_diffusion.config.create import build_diffusion, build_model
 from guided_diffusion.config.flags import Parser
 from guided_diffusion.diffusion.solvers import sampling_loop
@@ -22,11 +29,12 @@ from guided_diffusion.sampling.run import Batch, SampleRun
 
 
 def main() -> None:
-    parsed = Parser(__doc__, SamplingConfig, LabelConfig, ModelConfig, DiffusionConfig, RunConfig).parse()
+    configs = SamplingConfig, CacheConfig, LabelConfig, ModelConfig, DiffusionConfig, RunConfig
+    parsed = Parser(__doc__, *configs).parse()
     run, label_config = parsed.make(RunConfig), parsed.make(LabelConfig)
     directory = setup.begin(run)
     parsed = setup.choose_files(parsed, "model_path")
-    sampling = parsed.make(SamplingConfig)
+    sampling, cache = parsed.make(SamplingConfig), setup.read_cache(parsed)
     config, diffusion_config = setup.model_configs(parsed, sampling.model_path, ModelConfig)
     if not config.class_cond and (label_config.classes or label_config.balanced):
         raise InputError("--classes, --balanced: this model takes no labels, expected one trained with --class_cond")
@@ -39,6 +47,7 @@ def main() -> None:
     compile = setup.wants_compiling(sampling, diffusion.num_timesteps)
     build = partial(build_model, config, diffusion_config)
     model = setup.load_frozen(build, sampling.model_path, config.use_fp16, run, compile)
+    model = setup.with_cache(model, cache, diffusion.num_timesteps)
     shape = (config.in_channels, config.image_size, config.image_size)
 
     def draw(batch: Batch):
@@ -49,7 +58,7 @@ def main() -> None:
             model_kwargs={"y": batch.labels} if config.class_cond else {},
         )
 
-    flags = parsed.resolve(sampling, label_config, run, config, diffusion_config)
+    flags = parsed.resolve(sampling, cache, label_config, run, config, diffusion_config)
     SampleRun.from_flags(
         flags | ({"classes": labels.flag} if labels is not None else {}),
         shape=shape,

@@ -22,7 +22,14 @@ import torch
 from torch import Tensor
 
 from guided_diffusion.config.class_labels import Classes
-from guided_diffusion.config.configs import DiffusionConfig, ReadingConfig, RunConfig, SamplingConfig, SuperResConfig
+from guided_diffusion.config.configs import (
+    CacheConfig,
+    DiffusionConfig,
+    ReadingConfig,
+    RunConfig,
+    SamplingConfig,
+    SuperResConfig,
+)
 from guided_diffusion.config.create import build_diffusion, build_super_res_model
 from guided_diffusion.config.flags import Parser, flag
 from guided_diffusion.data.datasets import warn_of_labels
@@ -53,12 +60,12 @@ class BaseConfig:
 
 
 def main() -> None:
-    configs = SamplingConfig, BaseConfig, ReadingConfig, SuperResConfig, DiffusionConfig, RunConfig
+    configs = SamplingConfig, CacheConfig, BaseConfig, ReadingConfig, SuperResConfig, DiffusionConfig, RunConfig
     parsed = Parser(__doc__, *configs).parse()
     run = parsed.make(RunConfig)
     directory = setup.begin(run)
     parsed = setup.choose_files(parsed, "model_path")
-    sampling = parsed.make(SamplingConfig)
+    sampling, cache = parsed.make(SamplingConfig), setup.read_cache(parsed)
     config, diffusion_config = setup.model_configs(parsed, sampling.model_path, SuperResConfig)
     base_config = parsed.make(BaseConfig)
     classes = Classes.of_checkpoint(sampling.model_path, config.num_classes)
@@ -75,6 +82,7 @@ def main() -> None:
     compile = setup.wants_compiling(sampling, diffusion.num_timesteps)
     build = partial(build_super_res_model, config, diffusion_config)
     model = setup.load_frozen(build, sampling.model_path, config.use_fp16, run, compile)
+    model = setup.with_cache(model, cache, diffusion.num_timesteps)
     shape = (config.in_channels, config.large_size, config.large_size)
 
     def draw(batch: Batch):
@@ -86,7 +94,7 @@ def main() -> None:
         )
 
     SampleRun.from_flags(
-        parsed.resolve(sampling, base_config, run, config, diffusion_config) | base.facts,
+        parsed.resolve(sampling, cache, base_config, run, config, diffusion_config) | base.facts,
         shape=shape,
         directory=directory,
         defaults=parsed.defaults,

@@ -126,7 +126,7 @@ class Ablation(Study):
         title = ", ".join(names)
         tuning = self._tune(f"{title}: tuning", self.tuning(self.spec), names)
         for _ in range(MOST_MOVES):
-            moved = move(self.spec, tuning)
+            moved = move(self.spec, tuning, names)  # the other tables' moves are not made here
             if moved.tables == self.spec.tables:
                 break
             self.spec = moved

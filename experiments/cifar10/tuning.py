@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,8 +48,8 @@ def refine(spec: Spec, tuning: Results) -> Spec:
     return _with_sweeps(spec, tuning, refined)
 
 
-def move(spec: Spec, tuning: Results) -> Spec:
-    """The spec with every sweep that is done and has its best at an edge moved by one value, a factor of two."""
+def move(spec: Spec, tuning: Results, names: Collection[str]) -> Spec:
+    """The spec with some tables' sweeps that are done and have their best at an edge moved by one value, times two."""
 
     def moved(runs: list[Run], best: Run, flag: str) -> list[Run]:
         runs = sorted(runs, key=lambda run: run.flags[flag])
@@ -59,7 +59,8 @@ def move(spec: Spec, tuning: Results) -> Spec:
             return [scaled(best, flag, 0.5), *runs[:-1]]
         return runs
 
-    return _with_sweeps(spec, tuning, moved)
+    found = _with_sweeps(spec, tuning, moved)
+    return replace(found, tables=spec.tables | {name: found.tables[name] for name in names})
 
 
 def _with_sweeps(spec: Spec, tuning: Results, change: Callable[[list[Run], Run, str], list[Run]]) -> Spec:

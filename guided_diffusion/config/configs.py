@@ -11,6 +11,7 @@ from guided_diffusion.diffusion import nonfinite
 from guided_diffusion.diffusion.solvers import SAMPLERS
 from guided_diffusion.distributed import meeting
 from guided_diffusion.io.images import Reading
+from guided_diffusion.models.feature_cache import SCHEDULES, UNIFORM
 
 NUM_CLASSES = 1000  # upstream's constant: the default of --num_classes, nowhere assumed
 
@@ -119,6 +120,20 @@ class SamplingConfig:
     )
     nonfinite: str = flag(
         "stop", "for a sample with inf or nan: stop, or skip it and list it in nonfinite.json", choices=nonfinite.MODES
+    )
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """Feature cache of the diffusion model: docs/sampling.md."""
+
+    cache_every: int = flag(
+        1, "run the whole model at one of N steps, between them its outermost blocks alone, on cached features",
+        minimum=1,
+    )  # fmt: skip
+    cache_depth: int = flag(1, "blocks on each side of the model that run at every step", minimum=1)
+    cache_schedule: str = flag(
+        UNIFORM, "where the whole model runs: at every N-th step, or most often about 0.4 of the way", choices=SCHEDULES
     )
 
 

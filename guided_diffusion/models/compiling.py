@@ -16,9 +16,11 @@ from guided_diffusion.runs import logger
 # elsewhere between fused operations.
 TOLERANCE, TOLERANCE_AUTOCAST = 1e-3, 5e-2
 
+Outputs = Tensor | tuple[Tensor, Tensor]  # a prediction; a prediction and the deep features for a `FeatureCache`
+
 
 class Compiled:
-    """A network that compiles itself at its first call, for inputs like those.
+    """A network that compiles itself at its first call with each set of arguments, for inputs like those.
 
     Inputs of other shapes (the last, smaller batch) go through the network uncompiled, and so do all, after one
     warning, where compiling fails or changes the numbers. On CUDA the calls replay CUDA graphs, in which a kernel's
@@ -29,44 +31,49 @@ class Compiled:
 
     def __init__(self, network: nn.Module, name: str, tolerance: float):
         self.network, self.name, self.tolerance = network, name, tolerance
-        self._compiled: Callable[..., Tensor] | None = None
-        self._made_for: tuple | None = None
+        # By the names of the arguments: a `FeatureCache` calls its network in two ways.
+        self._compiled: dict[frozenset[str], Callable[..., Outputs] | None] = {}
+        self._made_for: dict[frozenset[str], tuple] = {}
 
-    def __call__(self, x: Tensor, *args, **kwargs) -> Tensor:
-        if self._made_for is None:
-            self._made_for = _kind(x)
+    def __call__(self, x: Tensor, *args, **kwargs) -> Outputs:
+        names = frozenset(kwargs)
+        if names not in self._made_for:
+            self._made_for[names] = _kind(x)
             self._compile(x, args, kwargs)
-        if self._compiled is None or self._made_for != _kind(x):
+        if self._compiled[names] is None or self._made_for[names] != _kind(x):
             return self.network(x, *args, **kwargs)
         return self._run(x, *args, **kwargs)
 
-    def _run(self, x: Tensor, *args, **kwargs) -> Tensor:
+    def _run(self, x: Tensor, *args, **kwargs) -> Outputs:
+        compiled = self._compiled[frozenset(kwargs)]
         if not _replays_graphs(x):
-            return self._compiled(x, *args, **kwargs)
+            return compiled(x, *args, **kwargs)
         if not x.requires_grad:  # between a forward pass and its backward pass no new step may begin
             torch.compiler.cudagraph_mark_step_begin()
-        return self._compiled(x, *args, **kwargs).clone()
+        outputs = compiled(x, *args, **kwargs)
+        return tuple(part.clone() for part in outputs) if isinstance(outputs, tuple) else outputs.clone()
 
     def _compile(self, x: Tensor, args: tuple, kwargs: dict) -> None:
         """Compile the network, forward and backward; where that fails, a warning says so."""
         # TorchInductor keeps what it made in a folder of its own, from which later runs take it.
         mode = "reduce-overhead" if _replays_graphs(x) else None
-        self._compiled = torch.compile(self.network, dynamic=False, mode=mode)
+        names = frozenset(kwargs)
+        self._compiled[names] = torch.compile(self.network, dynamic=False, mode=mode)
         seconds: list[float] = []
 
-        def evaluate(network: Callable[..., Tensor], x: Tensor) -> list[Tensor]:
+        def evaluate(network: Callable[..., Outputs], x: Tensor) -> dict[str, Tensor]:
             start = time.perf_counter()
-            results = _output_and_gradient(network, x, args, kwargs)
+            results = _outputs_and_gradient(network, x, args, kwargs)
             seconds.append(time.perf_counter() - start)
             return results
 
-        def trial() -> list[Tensor]:
+        def trial() -> dict[str, Tensor]:
             evaluate(self._run, x)
             evaluate(self._run, x)  # records the CUDA graph
             return evaluate(self._run, x / 2)  # another input than the graph was recorded with
 
         if not _agree(trial, lambda: evaluate(self.network, x / 2), self.name, self.tolerance):
-            self._compiled = None
+            self._compiled[names] = None
             return
         compiling, recording, fast, slow = seconds
         saved = slow - fast
@@ -82,27 +89,33 @@ def _kind(x: Tensor) -> tuple:
     return x.shape, x.dtype, x.device, x.requires_grad
 
 
-def _output_and_gradient(network: Callable[..., Tensor], x: Tensor, args: tuple, kwargs: dict) -> list[Tensor]:
-    """Return [output], or [output, gradient] where x wants a gradient, once they are there."""
+def _outputs_and_gradient(network: Callable[..., Outputs], x: Tensor, args: tuple, kwargs: dict) -> dict[str, Tensor]:
+    """Return output, deep features if any, and the gradient where x wants one, by name, once they are there."""
     x = x.detach().requires_grad_(x.requires_grad)
-    output = network(x, *args, **kwargs)
-    results = [output.detach(), *(torch.autograd.grad(output.sum(), x) if x.requires_grad else ())]
-    if output.device.type == "cuda":
-        torch.cuda.synchronize(output.device)
-    return [result.clone() for result in results]
+    outputs = network(x, *args, **kwargs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    results = dict(zip(("output", "deep features"), outputs, strict=False))
+    if x.requires_grad:
+        (results["gradient"],) = torch.autograd.grad(outputs[0].sum(), x)
+    if x.device.type == "cuda":
+        torch.cuda.synchronize(x.device)
+    return {name: result.detach().clone() for name, result in results.items()}
 
 
 def _agree(
-    trial: Callable[[], list[Tensor]], reference: Callable[[], list[Tensor]] | None, name: str, tolerance: float
+    trial: Callable[[], dict[str, Tensor]],
+    reference: Callable[[], dict[str, Tensor]] | None,
+    name: str,
+    tolerance: float,
 ) -> bool:
-    """Whether a compiled network runs and gives the reference's [output, gradient], if any; a warning says why not."""
+    """Whether a compiled network runs and gives what the reference does, if there is one; a warning says why not."""
     try:
         found = trial()
     except Exception as error:  # any: a missing compiler, an unsupported machine, torch's own errors
         reason = f"compiling failed ({first_line(error)})"
     else:
         expected = reference() if reference is not None else found
-        differences = dict(zip(("output", "gradient"), map(_difference, found, expected), strict=False))
+        differences = {part: _difference(found[part], expected[part]) for part in expected}
         parts = " and ".join(f"{difference:.1e} of its largest {part}" for part, difference in differences.items())
         same = all(difference <= tolerance for difference in differences.values())
         reason = "" if same else f"compiled it differs by {parts}, expected at most {tolerance:.0e}"
@@ -151,9 +164,12 @@ class CompiledForTraining(nn.Module):
         logger.log(f"compiled {self.name} in {time.perf_counter() - start:.0f} s")
         return compiled
 
-    def _output_and_gradients(self, network: Callable[..., Tensor], x: Tensor, args: tuple, kwargs: dict):
-        """Return [output, all parameters' gradients as one vector]: some of them alone are nothing but rounding."""
+    def _output_and_gradients(
+        self, network: Callable[..., Tensor], x: Tensor, args: tuple, kwargs: dict
+    ) -> dict[str, Tensor]:
+        """Return output and all parameters' gradients as one vector: some of them alone are nothing but rounding."""
         parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         output = network(x, *args, **kwargs)
         gradients = torch.autograd.grad(output.float().square().mean(), parameters, materialize_grads=True)
-        return [output.detach().float(), torch.cat([gradient.flatten() for gradient in gradients])]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        return {"output": output.detach().float(), "gradient": flat}

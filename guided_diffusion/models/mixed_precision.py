@@ -35,16 +35,19 @@ class LowPrecision(nn.Module):
         super().__init__()
         self.network, self.compute_dtype = network, dtype
 
-    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
-        """Return the network's output for x_t [B, ...]."""
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the network's output for x_t [B, ...]; deep features, which may come with it, are left as they are."""
         if self.compute_dtype is None:
             out = self.network(x, *args, **kwargs)
         else:
             if self.compute_dtype is torch.float16:
                 x = x.clamp(-_LARGEST_HALF_INPUT, _LARGEST_HALF_INPUT)
             with torch.autocast(x.device.type, self.compute_dtype):
-                out = self.network(x, *args, **kwargs).float()
-        return out if self.training else out.contiguous()
+                out = self.network(x, *args, **kwargs)
+        out, *features = out if isinstance(out, tuple) else (out,)
+        out = out if self.compute_dtype is None else out.float()
+        out = out if self.training else out.contiguous()
+        return (out, *features) if features else out
 
 
 class OptimizerStepper:

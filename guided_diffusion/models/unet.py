@@ -180,8 +180,15 @@ class UNetModel(_TimestepNetwork):
             zero_module(conv_nd(dims, channels, out_channels, 3, padding=1)),
         )
 
-    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
-        """Predict from x_t; the output has x's dtype. ValueError when labels are missing or not wanted."""
+    def forward(
+        self, x: Tensor, timesteps: Tensor, y: Tensor | None = None, *, depth: int = 0, deep: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Predict from x_t; the output has x's dtype. ValueError when labels are missing or not wanted.
+
+        :param depth: D > 0, below the number of input blocks: return (prediction, deep features), the latter being what
+            enters the last D output blocks besides skips.
+        :param deep: such features, of another x_t: only the first D input blocks and the last D output blocks run.
+        """
         if (y is None) != (self.num_classes is None):
             found = "missing" if y is None else "given"
             raise ValueError(f"y {found}, but the model has num_classes={self.num_classes}")
@@ -190,16 +197,22 @@ class UNetModel(_TimestepNetwork):
             if y.shape != (x.shape[0],):
                 raise ValueError(f"y: found shape {tuple(y.shape)}, expected ({x.shape[0]},)")
             emb = emb + self.label_emb(y)
+        input_blocks, output_blocks = list(self.input_blocks), list(self.output_blocks)
+        if deep is not None:
+            input_blocks, output_blocks = input_blocks[:depth], output_blocks[-depth:]
         h = x.to(self.dtype)
         skips = []
-        for block in self.input_blocks:
+        for block in input_blocks:
             h = block(h, emb)
             skips.append(h)
-        h = self.middle_block(h, emb)
-        for block in self.output_blocks:
+        h = self.middle_block(h, emb) if deep is None else deep
+        for block in output_blocks:
+            if len(skips) == depth:
+                deep = h
             h = block(torch.cat([h, skips.pop()], dim=1), emb)
         with full_precision(x):
-            return self.out(h.to(x.dtype))
+            out = self.out(h.to(x.dtype))
+        return (out, deep) if depth else out
 
 
 class SuperResModel(UNetModel):
@@ -208,7 +221,9 @@ class SuperResModel(UNetModel):
     def __init__(self, image_size: int, in_channels: int, *args, **kwargs):
         super().__init__(image_size, in_channels * 2, *args, **kwargs)
 
-    def forward(self, x: Tensor, timesteps: Tensor, low_res: Tensor | None = None, **kwargs) -> Tensor:
+    def forward(
+        self, x: Tensor, timesteps: Tensor, low_res: Tensor | None = None, **kwargs
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Predict as `UNetModel.forward` does, with low_res [B, in_channels, s, s] in [-1, 1]."""
         if low_res is None:
             raise ValueError("low_res missing: the super-resolution model needs the low-resolution images")

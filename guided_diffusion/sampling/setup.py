@@ -15,6 +15,7 @@ from torch import nn
 
 from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.config.configs import (
+    CacheConfig,
     DiffusionConfig,
     LabelConfig,
     ModelConfig,
@@ -26,6 +27,7 @@ from guided_diffusion.config.flags import ParsedFlags, architecture_from
 from guided_diffusion.distributed import collectives, process_group, shutdown
 from guided_diffusion.errors import InputError, counted
 from guided_diffusion.io import checkpoint, checkpoint_flags
+from guided_diffusion.models.feature_cache import FeatureCache
 from guided_diffusion.models.inference import Frozen
 from guided_diffusion.models.mixed_precision import amp_dtype
 from guided_diffusion.runs import failure_log, logger, run_directory
@@ -139,6 +141,22 @@ def load_frozen(
 ) -> Frozen:
     """Load a network for sampling onto this rank's device; InputError for a checkpoint that does not fit."""
     return Frozen(load_network(build, path, collectives.dev()), amp_dtype(use_fp16, run.amp_dtype), compile)
+
+
+def read_cache(parsed: ParsedFlags) -> CacheConfig:
+    """Return the feature cache that flags ask for; InputError where they would do nothing."""
+    cache = parsed.make(CacheConfig)
+    for name in ("cache_depth", "cache_schedule"):
+        if name in parsed.values and cache.cache_every == 1:
+            raise InputError(f"--{name}: found without --cache_every above 1, expected both")
+    return cache
+
+
+def with_cache(model: Frozen, cache: CacheConfig, num_steps: int) -> nn.Module:
+    """Return a model in a feature cache of its own; by default the model itself. :param num_steps: of a run."""
+    if cache.cache_every == 1:
+        return model
+    return FeatureCache(model, num_steps, cache.cache_every, cache.cache_depth, cache.cache_schedule)
 
 
 def choose_files(parsed: ParsedFlags, *flags: str) -> ParsedFlags:

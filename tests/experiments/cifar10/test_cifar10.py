@@ -411,8 +411,11 @@ def test_a_sweep_whose_best_is_at_an_edge_moves_by_one_value():
 
     def moved(*fids: float) -> tuple[float, ...]:
         found = {name: result(name, value) for name, value in zip(names, fids, strict=False)}
-        book = move(FULL, Results(found, {}))
+        tuning = Results(found, {})
+        book, alone = move(FULL, tuning, FULL.tables), move(FULL, tuning, ["table2"])
         assert book.rows("table2/eds")[0].sweep == book.rows("rules/entropy")[0].sweep
+        assert alone.rows("table2/eds") == book.rows("table2/eds")
+        assert alone.rows("rules/entropy") == FULL.rows("rules/entropy")  # or that table's best would be lost
         return tuple(book.runs[name].flags["classifier_scale"] for name in book.rows("table2/eds")[0].sweep)
 
     assert moved(3, 2, 1, 2, 3) == (1, 2, 4, 8, 16)
