@@ -16,8 +16,9 @@ MAPS = ("x_t", "pred_xstart", "guidance")
 class Trace:
     """Collects the observations of a `ClassifierGuidance` together with what the model predicted.
 
-    Use `observe` as the guidance's observer and `step` as the callback of one of the process's own loops (DDPM or DDIM,
-    which take every step once); `begin` each batch, then `take` its arrays. Nothing waits for the device before `take`.
+    Use `observe` as the guidance's observer and `step` as the callback of a sampling loop; where a step evaluates the
+    guidance more than once (Heun's), the first counts. `begin` each batch, then `take` its arrays. Nothing waits for
+    the device before `take`.
 
     relative_guidance is sqrt(1 - abar_t) * |guidance| / |eps|: the shift of eps that the guidance makes
     (Alg. 1, DDIM), relative to the model's eps. For the first `samples` samples of the run, images are kept at
@@ -45,16 +46,18 @@ class Trace:
         self._rows = slice(0, max(self._samples - first, 0))  # of the batch, those whose images are kept
         self._records: list[dict[str, Tensor]] = []
         self._maps: list[dict[str, Tensor]] = []
+        self._guidance: Tensor | None = None  # of this step's first evaluation
 
     def observe(self, record: dict[str, Tensor]) -> None:
         """Note what guidance did at one step of one batch."""
         self._records.append({name: record[name] for name in ("t", "y", "guidance_norm", *MEASURES[:-1])})
-        self._guidance = record["guidance"]
+        self._guidance = record["guidance"] if self._guidance is None else self._guidance
 
     def step(self, step: int, t: int, output: StepOutput) -> None:
-        """Note what the model did at one step. ValueError unless guidance was observed once in every step."""
-        if len(self._records) != step + 1:
+        """Note what the model did at one step, of whose observations the first counts. ValueError if it has none."""
+        if len(self._records) <= step:
             raise ValueError(f"trace: found {len(self._records)} observed steps, expected {step + 1}")
+        del self._records[step + 1 :]
         noise_level = (1 - float(output.diffusion.alphas_cumprod[t])) ** 0.5
         relative_B = noise_level * self._records[step]["guidance_norm"] / output.eps.flatten(1).float().norm(dim=1)
         self._records[step]["relative_guidance"] = relative_B
@@ -62,6 +65,7 @@ class Trace:
             # Copies of the rows, so that the whole batch is not kept alive.
             kept = (output.x_t, output.unguided_xstart.clamp(-1, 1), self._guidance)
             self._maps.append({name: values[self._rows].clone() for name, values in zip(MAPS, kept, strict=True)})
+        self._guidance = None
 
     def take(self) -> dict[str, np.ndarray]:
         """The batch's arrays; then start anew. B samples, S steps in the order of sampling.
@@ -73,7 +77,7 @@ class Trace:
           what the cond_fn returned, the classifier scale inside.
 
         With a classifier scale of 0 there is no gradient: grad_norm, scale, relative_guidance and map_guidance
-        are 0. ValueError unless every step was observed once.
+        are 0. ValueError unless every step was observed.
         """
         records, maps = self._records, self._maps
         if not records or len(self._timesteps) not in (0, len(records)):

@@ -93,7 +93,7 @@ def main() -> None:
         return loop(
             model,
             **batch.loop_arguments(shape, *callbacks),
-            clip_denoised=sampling.clip_denoised,
+            **sampling.refining,
             cond_fn=guidance if guides else None,
             model_kwargs=kwargs,
         )

@@ -54,7 +54,7 @@ def main() -> None:
         return loop(
             model,
             **batch.loop_arguments(shape),
-            clip_denoised=sampling.clip_denoised,
+            **sampling.refining,
             model_kwargs={"y": batch.labels} if config.class_cond else {},
         )
 

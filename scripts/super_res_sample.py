@@ -89,7 +89,7 @@ def main() -> None:
         return loop(
             model,
             **batch.loop_arguments(shape),
-            clip_denoised=sampling.clip_denoised,
+            **sampling.refining,
             model_kwargs=base.condition(batch.indices),
         )
 

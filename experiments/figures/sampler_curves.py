@@ -1,6 +1,6 @@
 """A metric over the number of evaluations: a curve a sampler, from the runs.csv of `ed-dpm report`.
 
-Every sampler evaluates the network, and where guided the classifier, once a step. Constant and entropy-driven
+Every sampler but Heun evaluates the network, and where guided the classifier, once a step. Constant and entropy-driven
 guidance and none have a panel each. Points are means over seeds, bars half the range. Settings that were run with one
 number of steps only make no curve, and are left out where others do.
 """
@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from experiments.figures.curves import Curve, Row, add_arguments, collect, draw_curves, read_rows
+from guided_diffusion.diffusion.solvers import SAMPLERS
 from guided_diffusion.errors import InputError
 
 __all__ = ["add_arguments", "draw"]
@@ -33,11 +34,12 @@ def draw(args: argparse.Namespace) -> list[dict]:
 
 
 def _place(row: Row, path: Path) -> tuple[Curve, int]:
-    """The curve of a run, and its number of steps. InputError for a sampler without one."""
+    """The curve of a run, and its evaluations of the network. InputError for a sampler without a number of steps."""
     sampler, _, steps = row.get("sampler", "").rpartition(" ")
     if not sampler or not steps.isdecimal():
         found = f"run {row['run']}: found sampler {row.get('sampler', '')!r}"
         raise InputError(f"{path}: {found}, expected a name and a number of steps such as DDIM 25")
     panel = f"{row['guidance']} guidance" if row["guidance"] else "no guidance"
     settings = (("sampler", sampler), *((name, row.get(name) or "") for name in _SETTINGS))
-    return Curve(panel, "network evaluations", "evaluations", settings), int(steps)
+    evaluations = next((entry.evaluations for entry in SAMPLERS.values() if entry.title == sampler), int)
+    return Curve(panel, "network evaluations", "evaluations", settings), evaluations(int(steps))

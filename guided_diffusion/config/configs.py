@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from typing import Any
 
 from guided_diffusion.config.flags import flag
 from guided_diffusion.data import image_labels
 from guided_diffusion.diffusion import nonfinite
 from guided_diffusion.diffusion.solvers import SAMPLERS
+from guided_diffusion.diffusion.thresholding import DynamicThreshold
 from guided_diffusion.distributed import meeting
 from guided_diffusion.io.images import Reading
 from guided_diffusion.models.feature_cache import SCHEDULES, UNIFORM
@@ -109,9 +111,18 @@ class SamplingConfig:
     clip_denoised: bool = flag(True, "clamp the model's guess of x_0 to [-1, 1]")
     num_samples: int = flag(10000, "number of images to sample", minimum=1)
     batch_size: int = flag(16, "images per batch in each process", minimum=1)
+    dynamic_threshold: float = flag(
+        0.0,
+        "in place of that clamp: clamp each image's x_0, guided, at this quantile of its |values|, at least 1, and "
+        "divide by it (Imagen: 0.995); 0: off",
+        minimum=0.0,
+        maximum=1.0,
+    )
     use_ddim: bool = flag(False, "sample with DDIM (deterministic) instead of DDPM")
     sampler: str = flag(
-        "", 'dpmpp2m and unipc need fewer steps; "": ddim with --use_ddim, else ddpm', choices=SAMPLERS
+        "",
+        'dpmpp2m, unipc and strang need fewer steps; heun evaluates twice a step; "": ddim with --use_ddim, else ddpm',
+        choices=SAMPLERS,
     )
     model_path: str = flag("", "checkpoint of the diffusion model, .pt or .safetensors, or its training's folder")
     save_images: bool = flag(False, "also write a PNG grid of the first images beside the npz")
@@ -121,6 +132,12 @@ class SamplingConfig:
     nonfinite: str = flag(
         "stop", "for a sample with inf or nan: stop, or skip it and list it in nonfinite.json", choices=nonfinite.MODES
     )
+
+    @property
+    def refining(self) -> dict[str, Any]:
+        """Return what is done to the predicted x_0, as arguments of the sampling loops."""
+        threshold = DynamicThreshold(self.dynamic_threshold) if self.dynamic_threshold else None
+        return {"clip_denoised": self.clip_denoised, "denoised_fn": threshold}
 
 
 @dataclass(frozen=True)

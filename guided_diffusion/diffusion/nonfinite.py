@@ -54,7 +54,10 @@ class NonfiniteDetector:
 
     def step(self, step: int, t: int, output: StepOutput) -> None:
         """Note the sizes of x_t, the model's output and the `peaks` of guidance: a sampling loop's callback."""
-        sizes = {"image x_t": peak(output.x_t), "model output": peak(output.model_output), **output.peaks}
+        of_model_B = peak(output.model_output)
+        for further in output.further_outputs:
+            of_model_B = torch.maximum(of_model_B, peak(further))
+        sizes = {"image x_t": peak(output.x_t), "model output": of_model_B, **output.peaks}
         original = output.diffusion.model_timesteps.timesteps[t]
         self._noted += [(step + 1, original, place, size_B) for place, size_B in sizes.items()]
 

@@ -191,32 +191,47 @@ class DiffusionProcess:
 
     # --- guidance --------------------------------------------------------------------------------------
 
-    def _guidance(
+    def guidance(
         self, cond_fn: Callable, p_mean_var: dict[str, Tensor], x: Tensor, t: Tensor, model_kwargs: dict | None
     ) -> Tensor:
-        """Return what a cond_fn gives for x_t, told the model's x_0 and variance where it wants them."""
-        told = wanted(cond_fn, {"x_0": p_mean_var["pred_xstart"], "variance": p_mean_var["variance"]})
+        """Return what a cond_fn gives for x_t, told the model's x_0 and variance where it wants them.
+
+        :param p_mean_var: "pred_xstart" and "variance" of `p_mean_variance`, those that it wants.
+        """
+        told = wanted(cond_fn, {"x_0": p_mean_var.get("pred_xstart"), "variance": p_mean_var.get("variance")})
         return self.call(cond_fn, x, t, {**(model_kwargs or {}), **told})
 
     def condition_mean(
         self, cond_fn: Callable, p_mean_var: dict[str, Tensor], x: Tensor, t: Tensor, model_kwargs: dict | None = None
     ) -> Tensor:
         """Return the mean shifted by variance * gradient, evaluated at x_t (Eq. 8; Dhariwal & Nichol, Alg. 1)."""
-        gradient = self._guidance(cond_fn, p_mean_var, x, t, model_kwargs)
+        gradient = self.guidance(cond_fn, p_mean_var, x, t, model_kwargs)
         return p_mean_var["mean"].float() + p_mean_var["variance"] * gradient.float()
 
     def condition_score(
-        self, cond_fn: Callable, p_mean_var: dict[str, Tensor], x: Tensor, t: Tensor, model_kwargs: dict | None = None
+        self,
+        cond_fn: Callable,
+        p_mean_var: dict[str, Tensor],
+        x: Tensor,
+        t: Tensor,
+        model_kwargs: dict | None = None,
+        refine: Callable[[Tensor], Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Return `p_mean_var` with eps shifted by -sqrt(1 - abar_t) * gradient (Alg. 1, DDIM branch).
 
         eps is recovered from the (clipped) pred_xstart; the new pred_xstart and mean are not clipped again.
+
+        :param refine: x_0 -> x_0, of the new pred_xstart, and of the one that the guidance is told.
         """
         abar = self.at("alphas_cumprod", t, x)
         eps = self.predict_eps(x, t, p_mean_var["pred_xstart"])
-        gradient = self._guidance(cond_fn, p_mean_var, x, t, model_kwargs)
+        told = p_mean_var
+        if refine is not None and getattr(cond_fn, WANTS["x_0"], False):
+            told = {**p_mean_var, "pred_xstart": refine(p_mean_var["pred_xstart"])}
+        gradient = self.guidance(cond_fn, told, x, t, model_kwargs)
         eps = eps - (1 - abar).sqrt() * gradient
         pred_xstart = self._predict_xstart_from_eps(x, t, eps)
+        pred_xstart = pred_xstart if refine is None else refine(pred_xstart)
         mean, _, _ = self.q_posterior_mean_variance(x_start=pred_xstart, x_t=x, t=t)
         return {**p_mean_var, "pred_xstart": pred_xstart, "mean": mean}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,10 +21,14 @@ from guided_diffusion.diffusion.process import WANTS, DiffusionProcess, per_samp
 class StepOutput:
     """Results of one step of a sampling loop from x_t. Reading them does not make the host wait.
 
-    :param x_t: [B, C, ...]; model_output: what the network returned, with its variance if it learned one.
+    Where a step evaluates network or guidance more than once, it is the first evaluation of each, but for `peaks`.
+
+    :param x_t: [B, C, ...], as the network saw it (Strang's, half a kick from where the guidance did); model_output:
+        what the network returned, with its variance if it learned one.
     :param pred_xstart: x_0 as the step returned it: guided, but by DDPM, whose guidance shifts the mean alone.
     :param guidance: what the cond_fn returned, None without one; logits: its `logits`, None if it has none; peaks: its
         `peaks`, which are numbers [B] by place, not finite where a sample's values at this place are not.
+    :param further_outputs: what the network returned at the step's further evaluations.
     """
 
     diffusion: DiffusionProcess
@@ -34,6 +39,7 @@ class StepOutput:
     guidance: Tensor | None = None
     logits: Tensor | None = None
     peaks: Mapping[str, Tensor] = field(default_factory=dict)
+    further_outputs: Sequence[Tensor] = ()
 
     @property
     def eps(self) -> Tensor:
@@ -73,8 +79,13 @@ def guided_prediction(
 ) -> dict[str, Tensor]:
     """Return `p_mean_variance`, with eps shifted by the guidance where there is a cond_fn (`condition_score`).
 
-    :param refining: clip_denoised and denoised_fn, see `p_mean_variance`, which says what is raised.
+    :param refining: clip_denoised and denoised_fn, see `p_mean_variance`, which says what is raised. A denoised_fn
+        with the attribute of_guided is applied to x_0 after the guidance, and then nothing is clamped before it.
     """
+    denoised_fn = refining.get("denoised_fn")
+    if cond_fn is not None and getattr(denoised_fn, "of_guided", False):
+        out = diffusion.p_mean_variance(model, x, t, clip_denoised=False, model_kwargs=model_kwargs)
+        return diffusion.condition_score(cond_fn, out, x, t, model_kwargs, refine=denoised_fn)
     out = diffusion.p_mean_variance(model, x, t, model_kwargs=model_kwargs, **refining)
     return out if cond_fn is None else diffusion.condition_score(cond_fn, out, x, t, model_kwargs=model_kwargs)
 
@@ -168,25 +179,63 @@ def sample_progressively(
         from tqdm.auto import tqdm
 
         timesteps = tqdm(timesteps, unit="step")
-    returned: dict[str, Tensor] = {}
+    of_model, of_guidance = [], []  # what a step's evaluations saw and returned
     if callback is not None:
-        model = _noting(model, returned, "model_output")
-    guide = cond_fn if callback is None or cond_fn is None else _noting(cond_fn, returned, "guidance")
+        model = _noting(model, of_model)
+    guide = cond_fn if callback is None or cond_fn is None else _noting(cond_fn, of_guidance)
     for number, t in enumerate(timesteps):
         with torch.no_grad():
             result = step(diffusion, model, x, torch.full((shape[0],), t, device=device), cond_fn=guide, **step_options)
         if callback is not None:
-            noted = {name: getattr(cond_fn, name) for name in ("logits", "peaks") if hasattr(cond_fn, name)}
-            output = StepOutput(diffusion, t, x, pred_xstart=result["pred_xstart"], **returned, **noted)
-            callback(number, t, output)
+            callback(number, t, _step_output(diffusion, t, result["pred_xstart"], of_model, of_guidance))
+            of_model.clear()
+            of_guidance.clear()
         yield result
         x = result["sample"]
 
 
-def _noting(function: Callable[..., Tensor], returned: dict[str, Tensor], name: str) -> Callable[..., Tensor]:
-    def noting(*args, **kwargs) -> Tensor:
-        returned[name] = function(*args, **kwargs)
-        return returned[name]
+class _Evaluation(NamedTuple):
+    """One call of a network or a guidance."""
+
+    x: Tensor
+    returned: Tensor
+    logits: Tensor | None
+    peaks: Mapping[str, Tensor]
+
+
+def _step_output(
+    diffusion: DiffusionProcess,
+    t: int,
+    pred_xstart: Tensor,
+    of_model: Sequence[_Evaluation],
+    of_guidance: Sequence[_Evaluation],
+) -> StepOutput:
+    first, *further = of_model
+    peaks: dict[str, Tensor] = {}
+    for evaluation in of_guidance:
+        peaks |= {
+            place: torch.maximum(peaks[place], size_B) if place in peaks else size_B
+            for place, size_B in evaluation.peaks.items()
+        }
+    return StepOutput(
+        diffusion,
+        t,
+        first.x,
+        first.returned,
+        pred_xstart,
+        guidance=of_guidance[0].returned if of_guidance else None,
+        logits=of_guidance[0].logits if of_guidance else None,
+        peaks=peaks,
+        further_outputs=[evaluation.returned for evaluation in further],
+    )
+
+
+def _noting(function: Callable[..., Tensor], evaluations: list[_Evaluation]) -> Callable[..., Tensor]:
+    def noting(x: Tensor, *args, **kwargs) -> Tensor:
+        returned = function(x, *args, **kwargs)
+        logits, peaks = getattr(function, "logits", None), getattr(function, "peaks", {})
+        evaluations.append(_Evaluation(x, returned, logits, peaks))
+        return returned
 
     for attribute in WANTS.values():
         setattr(noting, attribute, getattr(function, attribute, False))

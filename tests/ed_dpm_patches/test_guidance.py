@@ -399,14 +399,15 @@ def test_what_a_loop_hands_to_its_callback(batch, sampler, predict_xstart):
         original = torch.full((6,), diffusion.timestep_map[t])
         found = model(output.x_t, original, y)
         assert torch.equal(output.model_output, found)
-        assert torch.equal(output.logits, classifier(output.x_t, original))
-        guidance = ClassifierGuidance(classifier, EntropyRule(0.1))(output.x_t, original, y=y)
-        assert torch.equal(output.guidance, guidance)
+        if sampler != "strang" or t == 4:  # whose network sees x half a kick later
+            assert torch.equal(output.logits, classifier(output.x_t, original))
+            guidance = ClassifierGuidance(classifier, EntropyRule(0.1))(output.x_t, original, y=y)
+            assert torch.equal(output.guidance, guidance)
         noise = (1 - diffusion.alphas_cumprod[t]) ** 0.5
         assert torch.equal(output.unguided_xstart if predict_xstart else output.eps, found[:, :1])
         x_t = diffusion.alphas_cumprod[t] ** 0.5 * output.unguided_xstart + noise * output.eps
         torch.testing.assert_close(x_t, output.x_t, rtol=1e-4, atol=1e-4)
-        shift = 0 if sampler == "ddpm" else noise**2 / diffusion.alphas_cumprod[t] ** 0.5 * guidance
+        shift = 0 if sampler == "ddpm" else noise**2 / diffusion.alphas_cumprod[t] ** 0.5 * output.guidance
         torch.testing.assert_close(output.pred_xstart, output.unguided_xstart + shift, rtol=1e-3, atol=1e-3)
     if sampler != "ddpm":
         assert torch.equal(steps[-1][2].pred_xstart, images)

@@ -36,7 +36,7 @@ def test_help(monkeypatch, capsys):
         classifier_sample.main()
     told = " ".join(capsys.readouterr().out.split()).replace("- ", "-")  # lines end after hyphens, too
     assert f"(one of {', '.join(RULES)}; default 'constant')" in told and "confidence" in RULES
-    assert "(one of \"\", ddpm, ddim, dpmpp2m, unipc, half; default '')" in told
+    assert "(one of \"\", ddpm, ddim, dpmpp2m, unipc, heun, strang, half; default '')" in told
 
 
 def test_a_run(tmp_path):
