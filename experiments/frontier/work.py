@@ -31,11 +31,12 @@ from guidance_methods.config import (
 from guidance_methods.pairs import Pair, without_labels
 from guidance_methods.terms import Term
 from guided_diffusion.config.class_labels import Classes
-from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig, SamplingConfig
+from guided_diffusion.config.configs import CacheConfig, ClassifierConfig, DiffusionConfig, ModelConfig, SamplingConfig
 from guided_diffusion.config.create import build_classifier, build_diffusion, build_model
 from guided_diffusion.config.flags import ParsedFlags, flags_from, from_values
 from guided_diffusion.diffusion.process import DiffusionProcess
 from guided_diffusion.diffusion.solvers import sampling_loop
+from guided_diffusion.sampling import setup
 
 
 def count_flops(work: Callable[[], object]) -> int:
@@ -145,11 +146,7 @@ def _diffusion_model(
     """A model by its flags, in the feature cache that the run's flags ask for."""
     config = from_values(ModelConfig, own)
     model = metered(build_model(config, from_values(DiffusionConfig, own)))
-    if parsed.values.get("cache_every", 1) > 1:
-        from guided_diffusion.config.configs import CacheConfig
-        from guided_diffusion.sampling import setup
-
-        model = setup.with_cache(model, parsed.make(CacheConfig), diffusion.num_timesteps)
+    model = setup.with_cache(model, parsed.make(CacheConfig), diffusion.num_timesteps)
     return model if config.class_cond else without_labels(model)
 
 
