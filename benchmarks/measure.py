@@ -5,13 +5,11 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -64,18 +62,6 @@ def relative_difference(found: Tensor | np.ndarray, expected: Tensor | np.ndarra
     """The largest difference over the largest expected value."""
     found, expected = (torch.as_tensor(values).detach().float().cpu() for values in (found, expected))
     return float((found - expected).abs().max() / expected.abs().max())
-
-
-def count_flops(work: Callable[[], object]) -> int:
-    """Multiplications and additions of a call, backward included, without those of fused attention on a CPU, which
-    PyTorch's counter does not know."""
-    counter = FlopCounterMode(display=False)
-    # Counts per module need hooks that autograd.grad does not allow: everything belongs to one module.
-    counter.mod_tracker = nullcontext()
-    counter.mod_tracker.parents = {"Global"}
-    with counter:
-        work()
-    return counter.get_total_flops()
 
 
 def ceilings(device: torch.device, dtype: torch.dtype, repeats: int = 5, tiny: bool = False) -> dict[str, float]:

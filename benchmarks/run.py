@@ -32,8 +32,9 @@ from benchmarks import evaluation
 from benchmarks.builders import SETTINGS
 from benchmarks.implementations import Implementation, Parts
 from benchmarks.machine import cpu_name, result_path
-from benchmarks.measure import ceilings, compare, count_flops, relative_difference, seconds
+from benchmarks.measure import ceilings, compare, relative_difference, seconds
 from benchmarks.upstream import load_upstream
+from experiments.frontier.work import count_flops
 from guided_diffusion.io.atomic import write_json
 from guided_diffusion.system.malloc import keep_freed_memory
 

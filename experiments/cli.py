@@ -4,6 +4,8 @@
     ed-dpm show table2/uadm-g-eds-ddim25
     ed-dpm run all --smoke
     ed-dpm run table2 --nproc 8 --out runs/paper
+    ed-dpm run frontier
+    ed-dpm show --work 0.33
     ed-dpm report --out runs/paper
     ed-dpm rerun rules/entropy
     ed-dpm figure sweep runs/paper/runs.csv
@@ -11,8 +13,9 @@
     ed-dpm status runs
 
 `ed-dpm diagnose` measures on labelled images whether a classifier is good enough to guide, `ed-dpm tune` finds rule and
-scale for given networks. `ed-dpm train-classifier`, `train`, `sample` and `evaluate` are scripts/classifier_train.py,
-image_train.py and classifier_sample.py and evaluations/evaluator.py: `mpiexec -n 2 ed-dpm sample --eds ...`.
+scale for given networks, `ed-dpm run frontier` compares FID with the work of a sample. `ed-dpm train-classifier`,
+`train`, `sample` and `evaluate` are scripts/classifier_train.py, image_train.py and classifier_sample.py and
+evaluations/evaluator.py: `mpiexec -n 2 ed-dpm sample --eds ...`.
 
 `python -m experiments` is the same program. After an interruption the same command resumes.
 """
@@ -22,6 +25,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -32,6 +36,7 @@ from experiments import downloads, rerun
 from experiments.commands import Commands
 from experiments.describe import details, disk, listing
 from experiments.figures import cli as figures
+from experiments.frontier.known import RESULTS, best_within
 from experiments.plan import check_files, plan, without_missing
 from experiments.published import PUBLISHED
 from experiments.report import write_report
@@ -50,6 +55,7 @@ PROGRAMS = {
     "train-classifier": "scripts.classifier_train", "train": "scripts.image_train",
     "sample": "scripts.classifier_sample", "evaluate": "evaluations.evaluator",
     "diagnose": "experiments.diagnose.__main__", "tune": "experiments.tune.__main__",
+    "run frontier": "experiments.frontier.__main__",
 }  # fmt: skip
 
 
@@ -76,9 +82,10 @@ class NoLongerActs(argparse.Action):
 
 def run() -> NoReturn:
     """Entry point of the console script."""
-    if program := PROGRAMS.get(" ".join(sys.argv[1:2])):
-        sys.argv[:2] = [" ".join(sys.argv[:2])]  # as --help and errors name it
-        shutdown.run_main(importlib.import_module(program).main)
+    for words in (2, 3):
+        if program := PROGRAMS.get(" ".join(sys.argv[1:words])):
+            sys.argv[:words] = [" ".join(sys.argv[:words])]  # as --help and errors name it
+            shutdown.run_main(importlib.import_module(program).main)
     shutdown.run_main(main)
 
 
@@ -101,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("list", parents=[recipes], help="every row with method, paper's FID and sampler")
     command.set_defaults(act=lambda args: print_result(listing(load(args.recipes))))
     command = commands.add_parser("show", parents=[recipes, smoke_run], help="the files and commands of rows")
-    _add_making_options(command)
+    _add_making_options(command, rows="*")
+    command.add_argument("--work", type=_share, metavar="SHARE",
+                         help="instead: the best known setting with at most this share of DDIM 25's FLOPs")  # fmt: skip
     command.set_defaults(act=_show)
     command = commands.add_parser("run", parents=[recipes, smoke_run], help="download, train, sample, evaluate, report")
     _add_making_options(command)
@@ -131,10 +140,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_making_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `show` and `run` have in common."""
+def _add_making_options(parser: argparse.ArgumentParser, rows: str = "+") -> None:
+    """Add the options that `show` and `run` have in common. :param rows: how many names, as argparse's nargs."""
     add = parser.add_argument
-    add("names", nargs="+", metavar="ROW|TABLE|all", help="as `list` prints them: table1/cadm-g-ddpm250, or table1")
+    add("names", nargs=rows, metavar="ROW|TABLE|all", help="as `list` prints them: table1/cadm-g-ddpm250, or table1")
     add("--out", type=Path, metavar="DIR", help="for all that is made (runs/paper; --smoke: runs/smoke)")
     add("--nproc", type=count, metavar="N", help="processes of sampling and training (8; --smoke: 1)")
     add("--models", type=Path, default=Path("models"), metavar="DIR", help="of published files (models)")
@@ -150,6 +159,16 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from 1 on")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a positive number such as 0.33")
+    return value
 
 
 def _seeds(text: str) -> tuple[int, ...]:
@@ -181,6 +200,11 @@ def _commands(args: argparse.Namespace) -> tuple[Commands, list[Row]]:
 
 
 def _show(args: argparse.Namespace) -> None:
+    if bool(args.names) == (args.work is not None):
+        raise InputError("show: expected either rows or tables, as `ed-dpm list` prints them, or --work SHARE")
+    if args.work is not None:
+        print_result(best_within(args.work, RESULTS))
+        return
     print_result(details(*_commands(args)))
 
 

@@ -50,6 +50,7 @@ class Evaluation:
     :param values: metric to value, without those that the evaluator left out.
     :param engine: the network that extracted the features; samples: path of the samples.
     :param files: by role, those that are known; images_per_second: of sampling, over all processes together.
+    :param alone: whether no other step could run beside the sampling.
     """
 
     seed: int | None
@@ -59,6 +60,7 @@ class Evaluation:
     commit: str | None = None
     files: dict[str, HashedFile] = field(default_factory=dict)
     images_per_second: float | None = None
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ def _evaluation(path: Path, out: Path, seed: int | None = None, n: int | None = 
         commit=next((step["commit"] for step in (sample, evaluate) if step and step["commit"]), None),
         files={role: file for role, file in files.items() if file},
         images_per_second=n / sample["seconds"] if n and sample and sample["seconds"] else None,
+        alone=sample is not None and sample.get("jobs") == 1,
     )
     return evaluation, metrics["n_samples"]
 

@@ -55,7 +55,7 @@ class Runner:
                 "and `--nproc 1` of `ed-dpm run` needs none"
             )
         self._number, self._total, self._began = 0, len(steps), time.perf_counter()
-        self._stopping, self._showing = False, self._show and jobs == 1
+        self._stopping, self._jobs = False, jobs
         places = {step: place for place, step in enumerate(steps)}
         order, ready, running = in_order(steps), [], {}
         order.prepare()
@@ -110,7 +110,7 @@ class Runner:
         started = time.perf_counter()
         self._call(step)
         now = time.perf_counter()
-        self.records.finish(step, None if begun else now - started)
+        self.records.finish(step, None if begun else now - started, self._jobs)
         self._print(f"{label}: {now - started:.1f} s; {now - self._began:.0f} s in all")
         return True
 
@@ -126,7 +126,7 @@ class Runner:
                     step.command, cwd=ROOT, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
                 )
                 self._processes.add(process)
-            targets = [file, sys.stderr.buffer] if self._showing else [file]
+            targets = [file, sys.stderr.buffer] if self._show and self._jobs == 1 else [file]
             for piece in iter(lambda: process.stdout.read1(1 << 16), b""):
                 for target in targets:
                     with suppress(OSError):  # a full disk, a closed pipe: not worth the step

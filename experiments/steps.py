@@ -112,9 +112,10 @@ class Records:
         write_json(self._started(step), {"work": step.work, "inputs": self._all(step.inputs)})
         return begun
 
-    def finish(self, step: Step, seconds: float | None) -> None:
+    def finish(self, step: Step, seconds: float | None, jobs: int | None = None) -> None:
         """Record that a step ended well, after so many seconds; None where it had begun in an earlier call.
 
+        :param jobs: so many steps could run at a time.
         InputError when it has not written its outputs.
         """
         for output in step.outputs:
@@ -130,6 +131,7 @@ class Records:
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seconds": seconds and round(seconds, 3),
             "processes": step.processes,
+            "jobs": jobs,
             "inputs": self._all(step.inputs),
             "outputs": {file: {"size": sizes[file], "sha256": digest} for file, digest in hashes.items()},
         }

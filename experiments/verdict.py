@@ -9,7 +9,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from scipy.stats import combine_pvalues
+import numpy as np
+from scipy import stats
 
 from evaluations.metrics.registry import METRICS
 from experiments.results import RunResult, digits
@@ -77,7 +78,15 @@ def by_paired_tests(differences: Sequence[float], p: Sequence[float]) -> str:
     Each p is at most LARGEST_P; of MANY seeds or more, their combination by Fisher's method is.
     """
     one_direction = len({difference > 0 for difference in differences}) == 1
-    together = combine_pvalues(p).pvalue if len(p) >= MANY else max(p)
+    together = stats.combine_pvalues(p).pvalue if len(p) >= MANY else max(p)
     if not one_direction or together > LARGEST_P:
         return SAME
     return BETTER if differences[0] < 0 else WORSE
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Student's interval of the mean of independent values, one a seed; infinite for a single one."""
+    if len(values) < 2:
+        return -math.inf, math.inf
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return float(np.mean(values) - half), float(np.mean(values) + half)

@@ -105,19 +105,27 @@ class Term:
         self, run: RunConfig, compile: bool, diffusion: DiffusionProcess, model: Guidance, clip: bool,
         report: ScaleReport, observer: Callable | None = None,
     ) -> Guidance:  # fmt: skip
-        """Return the guidance.
+        """Load the scorer and return the guidance. The other arguments are those of `around`."""
+        if self.network is None:
+            build, half = partial(build_classifier, self.classifier), self.classifier.classifier_use_fp16
+            scorer = setup.load_frozen(build, self.guide.classifier_path, half, run, compile)
+        else:
+            scorer = self.network.to(collectives.dev())
+        return self.around(scorer, diffusion, model, clip, report, observer)
+
+    def around(
+        self, scorer: nn.Module, diffusion: DiffusionProcess, model: Guidance, clip: bool, report: ScaleReport,
+        observer: Callable | None = None,
+    ) -> Guidance:  # fmt: skip
+        """Return the guidance by a scorer that is loaded.
 
         :param model: model(x_t, t, y=...), for the chain rule through it; clip: whether the sampler clamps x_0.
         :param report, observer: of `ClassifierGuidance`.
         """
         guide, clean = self.guide, self.clean
         interval = parse_interval(guide.guidance_interval) if guide.guidance_interval else None
-        if self.network is None:
-            build, half = partial(build_classifier, self.classifier), self.classifier.classifier_use_fp16
-            scorer = setup.load_frozen(build, guide.classifier_path, half, run, compile)
-            scorer = scorer if self.methods.guidance_at == NOISY else AtZero(scorer)
-        else:
-            scorer = self.network.to(collectives.dev())
+        if self.network is None and self.methods.guidance_at != NOISY:
+            scorer = AtZero(scorer)
         if self.rule is not None:
             guidance = ClassifierGuidance(scorer, self.rule, cap=guide.eds_cap, interval=interval, observer=observer)
             guidance.report = report

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from benchmarks.builders import SETTINGS, SMALLEST, Setting
 from benchmarks.gpu.record import Context, read_rows
 from benchmarks.implementations import Implementation, Parts
-from benchmarks.measure import compare, count_flops, relative_difference, seconds
+from benchmarks.measure import compare, relative_difference, seconds
 from benchmarks.upstream import UpstreamUnavailable, load_upstream
+from experiments.frontier.work import count_flops
 from guided_diffusion.models import compiling
 from guided_diffusion.models.attention import AttentionBlock
 from guided_diffusion.models.blocks import ResBlock

@@ -9,7 +9,8 @@ import torch
 from benchmarks.builders import SETTINGS, SMALLEST, Setting
 from benchmarks.gpu.record import Context
 from benchmarks.gpu.sampling import compare_step, implementations
-from benchmarks.measure import count_flops, relative_difference
+from benchmarks.measure import relative_difference
+from experiments.frontier.work import count_flops
 
 
 def run(context: Context) -> None:

@@ -34,19 +34,17 @@ from experiments.documents import write_text
 from experiments.figures import cli as figures
 from experiments.plan import plan, preparation
 from experiments.report import runs_csv
-from experiments.results import Results, read_results
-from experiments.runner import Runner
+from experiments.results import Results
 from experiments.spec import ROOT, Row, Spec, short
 from experiments.spec_files import load
-from experiments.steps import Step, claim
+from experiments.steps import claim
+from experiments.study import Study
 from guided_diffusion.distributed import shutdown
 from guided_diffusion.errors import InputError
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 RESULTS = ROOT / "results" / "cifar10"
-TUNING_SEEDS = (101,)
 MOST_MOVES = 3  # of a method's values, while its best is the first or last
-BOOTSTRAP = 200  # rounds behind the 95 % intervals of what is reported
 # The short ones first: each writes a report.
 TABLES = (
     "rules", "table2", "table3", "classifiers", "sharpness", "eta", "subclasses", "table2-ddpm", "table3-ddpm",
@@ -103,41 +101,37 @@ def _tables(text: str) -> list[str]:
     return names
 
 
-class Ablation:
-    """A spec, the folder of its runs, the folder of its report.
-
-    :param tuning_share: a tuning run has so many times fewer samples than one that is reported.
-    :param jobs: steps at a time.
-    """
+class Ablation(Study):
+    """A spec, the folder of its runs, the folder of its report. The other arguments are those of `Study`."""
 
     def __init__(self, spec: Spec, out: Path, results: Path, tuning_share: int, jobs: int = 1):
-        self.out, self.results, self.tuning_share, self.jobs = out, results, tuning_share, jobs
+        super().__init__(out, tuning_share, jobs, trace=True)
+        self.results = results
         known = [name for name in TABLES if name in spec.tables]
         spec = replace(spec, tables={name: spec.tables[name] for name in dict.fromkeys([*known, *spec.tables])})
         self.spec = with_wider_scales(spec)
-        self.runner = Runner(out, {"OMP_NUM_THREADS": "1"})
 
     def show(self, names: Sequence[str]) -> None:
         """Print every step that is not done, but for the rows, which tuning decides."""
-        for step in plan(self._tuning(self.spec), _rows(self.spec, names)):
+        for step in plan(self.tuning(self.spec), _rows(self.spec, names)):
             if not self.runner.records.is_done(step):
                 print(f"{step.name}\n{self.runner.line(step.command)}")
 
     def make_networks(self, names: Sequence[str]) -> None:
         """Train and derive all that the tables need."""
-        self._run("networks", preparation(self._tuning(self.spec), _rows(self.spec, names)))
+        self.run("networks", preparation(self.tuning(self.spec), _rows(self.spec, names)))
 
     def finish(self, names: Sequence[str]) -> None:
         """Tune, sample and test all rows of some tables, and write the report of all that there is."""
         title = ", ".join(names)
-        tuning = self._tune(f"{title}: tuning", self._tuning(self.spec), names)
+        tuning = self._tune(f"{title}: tuning", self.tuning(self.spec), names)
         for _ in range(MOST_MOVES):
             moved = move(self.spec, tuning, names)  # the other tables' moves are not made here
             if moved.tables == self.spec.tables:
                 break
             self.spec = moved
-            tuning = self._tune(f"{title}: tuning beyond the edge", self._tuning(moved), names)
-        tuned = self._tuning(refine(self.spec, tuning))
+            tuning = self._tune(f"{title}: tuning beyond the edge", self.tuning(moved), names)
+        tuned = self.tuning(refine(self.spec, tuning))
         tuning = self._tune(f"{title}: tuning around the best", tuned, names)
         while True:  # Larger constant scales, one after the other, until the norm of EDS's guidance is among theirs.
             choice = choose(refine(self.spec, tuning), tuning)
@@ -145,38 +139,23 @@ class Ablation:
             wider = [Row(match.next_run, match.next_run, run=match.next_run) for match in found if match.next_run]
             if not wider:
                 break
-            self._run(f"{MATCHED}: larger constant scales", plan(tuned, wider))
-            tuning = self._read(tuned)
+            self.run(f"{MATCHED}: larger constant scales", plan(tuned, wider))
+            tuning = self.read(tuned)
         choice = with_matched_rows(choice, found)
-        commands = Commands(choice.spec, out=self.out, processes=1, trace=True, bootstrap=BOOTSTRAP)
+        commands = self.reporting(choice.spec)
         tables = [choice.spec.tables[key] for key in (*names, MATCHED) if key in choice.spec.tables]
         rows = [row for table in tables for row in table.rows]
         try:
-            self._run(f"{title}: rows", plan(commands, rows) + paired_tests.steps(commands, tables))
+            self.run(f"{title}: rows", plan(commands, rows) + paired_tests.steps(commands, tables))
         finally:  # report what there is, whatever failed
             self._report(choice, tuned, tuning, commands)
 
-    def _tuning(self, spec: Spec) -> Commands:
-        """The steps of a spec's runs with fewer samples, at the tuning seed."""
-        runs = {
-            name: replace(run, flags=run.flags | {"num_samples": run.num_samples // self.tuning_share})
-            for name, run in spec.runs.items()
-        }
-        return Commands(replace(spec, runs=runs, seeds=TUNING_SEEDS), out=self.out, processes=1, trace=True)
-
     def _tune(self, title: str, tuned: Commands, names: Sequence[str]) -> Results:
-        self._run(title, plan(tuned, [row for row in _rows(tuned.spec, names) if row.sweep]))
-        return self._read(tuned)
-
-    def _read(self, commands: Commands) -> Results:
-        return read_results(commands.spec, ROOT / self.out, commands.seeds)
-
-    def _run(self, title: str, steps: list[Step]) -> None:
-        print(f"{title}: {len(steps)} steps; logs: {self.runner.logs}", flush=True)
-        self.runner.run(steps, self.jobs)
+        self.run(title, plan(tuned, [row for row in _rows(tuned.spec, names) if row.sweep]))
+        return self.read(tuned)
 
     def _report(self, choice: Choice, tuned: Commands, tuning: Results, commands: Commands) -> None:
-        results, folder = self._read(commands), ROOT / self.out / "figures"
+        results, folder = self.read(commands), ROOT / self.out / "figures"
         folder.mkdir(parents=True, exist_ok=True)
         # A curve has one point a scale; the capped rule is another curve that a CSV of runs does not tell apart.
         shown = {name: run for name, run in tuning.runs.items() if "eds_cap" not in tuned.spec.runs[name].flags}

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.cifar10.paired_tests import Comparison, Difference
+from experiments.cifar10.paired_tests import Comparison
 from experiments.cifar10.tuning import MATCHED, PAIRS, Choice
 from experiments.documents import render
+from experiments.paired import Difference, percents
 from experiments.verdict import SAME, by_paired_tests
 
 SUPPORT = -10.0  # percent of FID that the paper claims at least
@@ -36,8 +37,7 @@ class Finding:
     @property
     def percents(self) -> list[float]:
         """Differences by seed, in percent of the base's mean FID."""
-        base = np.mean([value.base_fid for value in self.differences])
-        return [float(100 * value.difference / base) for value in self.differences]
+        return percents(self.differences)
 
     @property
     def percent(self) -> float:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from experiments import paired
 from experiments.commands import Commands
 from experiments.comparison import guidance_name
-from experiments.spec import ROOT, Row, Spec, Table
+from experiments.paired import Difference
+from experiments.spec import Row, Run, Spec, Table
 from experiments.steps import Step
-from guided_diffusion.io.reading import read_json
 
 
 @dataclass(frozen=True)
@@ -19,16 +20,6 @@ class Comparison:
     table: Table
     row: Row
     base: Row
-
-
-@dataclass(frozen=True)
-class Difference:
-    """FID of a row less that of its base at one seed, that base's FID, and the test's p."""
-
-    seed: int
-    difference: float
-    base_fid: float
-    p: float
 
 
 def comparisons(spec: Spec, table: Table) -> Iterator[Comparison]:
@@ -50,22 +41,14 @@ def comparisons(spec: Spec, table: Table) -> Iterator[Comparison]:
 
 def steps(commands: Commands, tables: Sequence[Table]) -> list[Step]:
     """The evaluator's paired tests of all rows of some tables, each once."""
-    found = (c for table in tables for c in comparisons(commands.spec, table))
-    return list({step.name: step for comparison in found for step in _tests(commands, comparison)}.values())
+    pairs = (_runs(commands, comparison) for table in tables for comparison in comparisons(commands.spec, table))
+    return list({step.name: step for pair in pairs for step in paired.steps(commands, *pair)}.values())
 
 
 def differences(commands: Commands, comparison: Comparison) -> list[Difference]:
     """The differences that the tests of all seeds found, or none. InputError, naming the file, for a damaged one."""
-    paths = [ROOT / step.outputs[0] for step in _tests(commands, comparison)]
-    if not all(path.is_file() for path in paths):
-        return []
-    found = []
-    for seed, content in zip(commands.seeds, map(read_json, paths), strict=True):
-        test = content["paired"]["fid"]
-        found.append(Difference(seed, test["difference"], content["fid"] - test["difference"], test["p"]))
-    return found
+    return paired.differences(commands, *_runs(commands, comparison))
 
 
-def _tests(commands: Commands, comparison: Comparison) -> list[Step]:
-    run, base = (commands.spec.runs[row.run] for row in (comparison.row, comparison.base))
-    return [commands.compare(run, base, seed) for seed in commands.seeds]
+def _runs(commands: Commands, comparison: Comparison) -> tuple[Run, Run]:
+    return commands.spec.runs[comparison.row.run], commands.spec.runs[comparison.base.run]

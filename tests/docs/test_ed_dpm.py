@@ -17,8 +17,10 @@ import torch
 
 from experiments import cli
 from experiments.diagnose import flags as diagnose
+from experiments.frontier import __main__ as frontier
 from experiments.plan import plan
 from experiments.rerun import pick, plan_again
+from experiments.spec_files import load
 from experiments.tune import __main__ as tune
 from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig
 from guided_diffusion.config.create import build_model
@@ -53,6 +55,9 @@ def test_documented_command(command, tmp_path, monkeypatch, capsys):
             network = build_model(parsed.make(ModelConfig), parsed.make(DiffusionConfig))
         assert sum(p.numel() for p in network.parameters()) == 552_814_086  # as the published file has
         return
+    if words[:2] == ["run", "frontier"]:
+        assert load(frontier.create_parser().parse_args(words[2:]).recipes).tables.keys() >= {"references", "frontier"}
+        return
     args = cli._parser().parse_args(words)  # InputError for what is not there
     if words[0] == "run":
         commands, rows = cli._commands(args)
@@ -78,6 +83,8 @@ def test_documented_command(command, tmp_path, monkeypatch, capsys):
         assert printed and all(Path(line).is_file() for line in printed)
     elif words[0] == "status":
         assert "running" in " ".join(printed)
+    elif "--work" in words:
+        assert printed
     else:
         assert len(printed) > 10
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from experiments.results import Evaluation, RunResult
-from experiments.verdict import BETTER, SAME, WORSE, by_paired_tests, compare
+from experiments.verdict import BETTER, SAME, WORSE, by_paired_tests, compare, t_interval
 
 
 def run(*values: float, metric: str = "fid") -> RunResult:
@@ -51,3 +51,9 @@ def test_paired_tests_have_to_agree():
     # Fisher: -2 sum log p is chi-squared with two degrees of freedom a test; 0.16 five times is 5 % together.
     assert by_paired_tests(five, [0.15] * 5) == BETTER and by_paired_tests(five, [0.25] * 5) == SAME
     assert by_paired_tests([*five[:4], 0.1], [0.01] * 5) == SAME
+
+
+def test_the_interval_over_the_seeds_is_students():
+    low, high = t_interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert (low + high) / 2 == pytest.approx(3) and high - 3 == pytest.approx(2.7764 * (2.5 / 5) ** 0.5, rel=1e-4)
+    assert t_interval([1.0]) == (-math.inf, math.inf)

@@ -22,7 +22,6 @@ from ablation import again
 from experiments import rerun
 from experiments.cifar10 import __main__ as ablation
 from experiments.cifar10 import calibrate, conclusion, data, paired_tests, subclasses, tuning
-from experiments.cifar10.paired_tests import Difference
 from experiments.cifar10.tuning import (
     MATCHED,
     WIDER,
@@ -36,11 +35,13 @@ from experiments.cifar10.tuning import (
 )
 from experiments.commands import Commands
 from experiments.image_parts import write_part
+from experiments.paired import Difference
 from experiments.plan import plan
 from experiments.results import Evaluation, Results, RunResult
 from experiments.runner import Runner
 from experiments.spec import Row, Spec, Table
 from experiments.spec_files import load
+from experiments.study import TUNING_SEEDS
 from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig
 from guided_diffusion.config.flags import from_values
 from guided_diffusion.errors import InputError
@@ -219,7 +220,7 @@ def test_both_protocols_have_the_same_rows_and_the_same_number_of_values_for_eve
     rows = [row for book in (FULL, METHODS, TRAINING) for row in book.rows("all")]
     assert {len(row.sweep) for row in rows if row.sweep} == {5}
     assert set(ablation.TABLES) == {*FULL.tables, *SHARPNESS.tables, *METHODS.tables, *TRAINING.tables}
-    assert not set(ablation.TUNING_SEEDS) & {*FULL.seeds, *REDUCED.seeds}
+    assert not set(TUNING_SEEDS) & {*FULL.seeds, *REDUCED.seeds}
     assert {run.num_samples for run in FULL.runs.values()} == {10_000}
     assert {run.num_samples for run in REDUCED.runs.values()} == {2_000}
     assert {run.num_samples for run in SHORT.runs.values()} == {5_000}

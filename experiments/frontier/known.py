@@ -1,0 +1,49 @@
+"""The best known setting for a budget of work, from the committed results of the study."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from experiments.spec import ROOT
+from guided_diffusion.errors import InputError
+from guided_diffusion.io.reading import decoding, open_regular
+
+RESULTS = ROOT / "results" / "frontier"
+TABLE = "frontier.csv"
+
+
+def best_within(work: float, folder: Path) -> Iterator[str]:
+    """Lines that name, for each study in a folder, the setting of the lowest FID with at most a share of the work.
+
+    :param work: of upstream's DDIM 25. InputError, naming the file, for a damaged one.
+    """
+    paths = sorted(folder.glob(f"*/{TABLE}"))
+    if not paths:
+        yield f"{folder}: no results of the frontier yet: `ed-dpm run frontier` makes them"
+    for path in paths:
+        settings = [setting for setting in _read(path) if setting["work"] <= work]
+        if not settings:
+            yield f"{path.parent.name}: no setting known with at most {work:g} of the work of DDIM 25"
+            continue
+        best = min(settings, key=lambda setting: (setting["fid"], setting["work"]))
+        change = "{ddim25_percent:+.1f} %, {ddim25_low:+.1f} to {ddim25_high:+.1f}, against DDIM 25".format(**best)
+        yield f"{path.parent.name}: {best['setting']}, work {best['work']:.3f}, FID {best['fid']:.4f} ({change})"
+        yield f"  {best['flags']}"
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The settings that have a FID and were compared with DDIM 25."""
+    expected = "expected what `ed-dpm run frontier` writes"
+    with decoding(path, expected), open_regular(path) as file:
+        rows = list(csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline=""), restval=""))
+    try:
+        found = [row for row in rows if row["ddim25_percent"]]
+        numbers = ("work", "fid", "ddim25_percent", "ddim25_low", "ddim25_high")
+        texts = ("setting", "flags")
+        return [{n: float(row[n]) for n in numbers} | {n: row[n] for n in texts} for row in found]
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path}: found {error}, {expected}") from None
