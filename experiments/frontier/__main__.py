@@ -34,7 +34,7 @@ TUNING_SHARE = 2
 
 
 def create_parser() -> Parser:
-    parser = Parser(prog="ed-dpm run frontier", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--recipes", type=Path, default=RECIPES / "cifar10", metavar="DIR",
                         help="of a spec with the tables references and frontier (CIFAR-10's)")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="for all that is made (runs/frontier-NAME)")

@@ -272,7 +272,7 @@ def test_the_console_script_is_this_program():
 
 @pytest.mark.parametrize("name", reproduce.PROGRAMS)
 def test_programs_are_commands_of_it_too(name):
-    command = [sys.executable, "-m", "experiments", name, "--help"]
+    command = [sys.executable, "-m", "experiments", *name.split(), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, env=clean_environment(), timeout=200)
     assert done.returncode == 0 and done.stdout.startswith(f"usage: __main__.py {name} [-h]")
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.builders import SETTINGS, build_network
-from benchmarks.measure import count_flops
 from ed_dpm_patches import ClassifierGuidance, EntropyRule
+from experiments.frontier.work import count_flops
 from guidance_methods import Denoiser, Pair, Through
 from guided_diffusion.diffusion.solvers import SAMPLERS
 from guided_diffusion.errors import InputValueError
