@@ -22,6 +22,8 @@ _TIMESTEP = {
     "medium": ("rules/entropy", "rules/timestep"),
     "sharpened medium": ("sharpness/sharpened-entropy", "sharpness/sharpened-timestep"),
     "logits times 8": ("logits/x8-entropy", "logits/x8-timestep"),
+    "medium, five seeds": ("methods/entropy", "methods/timestep"),
+    "sharpened medium, five seeds": ("methods-sharpened/entropy", "methods-sharpened/timestep"),
 }
 _ETAS = {f"eta {eta}": (f"eta/ect-{eta}-constant", "eta/plain-constant") for eta in ("0.1", "0.2", "0.5")}
 
