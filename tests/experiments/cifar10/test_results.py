@@ -68,6 +68,21 @@ def test_the_readme_quotes_the_conclusions():
     assert all(f" {size} (" in concluded for size in quoted)
 
 
+def test_the_table_of_the_documentation_quotes_the_report():
+    found = rows(RESULTS / "methods" / "report.csv")
+    fid = {row["method"].partition(", ")[0] + row["table"]: row["ours"] for row in found if row["metric"] == "fid"}
+    (section,) = re.findall(r"(?s)\n## Measured on photographs\n.*", (ROOT / "docs" / "guidance.md").read_text())
+    lines = re.findall(r"(?m)^\| ([^|]*) \| ([^|]*) \| ([^|]*) \|$", section)
+    shown = 0
+    for name, *cells in lines[1:]:
+        name = name.replace("clean classifier", "classifier of clean images")
+        for table, cell in zip(("methods", "methods-sharpened"), cells, strict=True):
+            if number := re.search(r"0\.\d+", cell):
+                assert f"{float(fid[name + table]):.3f}" == number[0], name
+                shown += 1
+    assert shown == 15
+
+
 def test_paired_differences_are_those_of_the_runs(folder):
     fid = {(run["run"], run["seed"]): float(run["fid"]) for run in rows(folder / "runs.csv")}
     for test in rows(folder / "paired.csv"):
