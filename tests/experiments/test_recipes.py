@@ -253,7 +253,7 @@ def test_list_has_every_row():
         (["show", "table9"], "table9: no such row or table"),
         (["show", "table1", "--nproc", "0"], "--nproc: found '0', expected a whole number from 1 on"),
         (["show", "supplement-table1-128", "--nproc", "7"], "--nproc: found 7, expected a divisor of 256"),
-        (["show"], "the following arguments are required"),
+        (["show"], "show: expected either rows or tables"),
     ],
 )
 def test_mistakes_end_in_one_line(words, message):

@@ -256,12 +256,12 @@ def forked_steps(fork_server, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_the_whole_way_from_recipes_to_a_report_and_a_budget(tmp_path, forked_steps, monkeypatch, capsys):
     pytest.importorskip("sklearn")
     recipes, results = write_tiny_spec(tmp_path / "tiny"), tmp_path / "results"
     words = ["--recipes", str(recipes), "--out", str(tmp_path / "out"), "--results", str(results)]
     monkeypatch.setattr(sys, "argv", ["frontier", *words])
+    monkeypatch.setattr("experiments.frontier.settings.VARIANTS", ({"guidance_every": 2},))
     frontier.main()
     first = list(forked_steps)
     tuned = {name for name in first if name.startswith("sample-") and name.endswith("-seed101-12")}
