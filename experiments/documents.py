@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from guided_diffusion.io.atomic import write_atomically
+from guided_diffusion.io.reading import decoding, open_regular
 
 
 class Column(NamedTuple):
@@ -80,6 +81,14 @@ def write_text(path: Path, text: str) -> None:
     """Write a document, all of it or nothing; what UTF-8 cannot hold becomes an escape."""
     with write_atomically(path) as file:
         file.write(text.encode(errors="backslashreplace"))
+
+
+def read_csv(path: Path, expected: str) -> tuple[list[str], list[dict[str, str]]]:
+    """The columns and lines of a CSV file, "" for a missing field. InputError, "expected ...", for a damaged one."""
+    with decoding(path, expected), open_regular(path) as file:
+        reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline=""), restval="")
+        rows = list(reader)
+    return list(reader.fieldnames or ()), rows
 
 
 def csv_text(columns: Sequence[str], records: Iterable[dict[str, Any]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -15,11 +16,11 @@ from guided_diffusion.io.reading import read_json
 
 @dataclass(frozen=True)
 class Difference:
-    """FID of a run less that of its base at one seed, that base's FID, and the test's p."""
+    """A metric, FID if nothing else is said, of a run less that of its base at one seed, the base's, the test's p."""
 
     seed: int
     difference: float
-    base_fid: float
+    base: float
     p: float
 
 
@@ -33,14 +34,17 @@ def differences(commands: Commands, run: Run, base: Run) -> list[Difference]:
     paths = [ROOT / step.outputs[0] for step in steps(commands, run, base)]
     if not all(path.is_file() for path in paths):
         return []
-    found = []
-    for seed, content in zip(commands.seeds, map(read_json, paths), strict=True):
-        test = content["paired"]["fid"]
-        found.append(Difference(seed, test["difference"], content["fid"] - test["difference"], test["p"]))
-    return found
+    return [read(path, seed) for seed, path in zip(commands.seeds, paths, strict=True)]
+
+
+def read(path: Path, seed: int, metric: str = "fid") -> Difference:
+    """The difference that a test wrote. InputError, naming the file, for a damaged one."""
+    content = read_json(path)
+    test = content["paired"][metric]
+    return Difference(seed, test["difference"], content[metric] - test["difference"], test["p"])
 
 
 def percents(found: Sequence[Difference]) -> list[float]:
-    """Differences by seed, in percent of the base's mean FID."""
-    base = np.mean([value.base_fid for value in found])
+    """Differences by seed, in percent of the base's mean."""
+    base = np.mean([value.base for value in found])
     return [float(100 * value.difference / base) for value in found]

@@ -52,9 +52,8 @@ def load(directory: Path = RECIPES) -> Spec:
     if "book.toml" not in list_names(directory):
         raise InputError(f"{directory}: no book.toml in it, expected a folder of recipes")
     entry = read_entry(directory / "book.toml")
-    title, data, seeds = entry.take("title", str), _program(entry, "data", "data"), entry.take("seeds", list, [0])
-    if any(type(seed) is not int or seed < 0 for seed in seeds) or not len(seeds) == len({*seeds}) > 0:
-        raise entry.fail("seeds", seeds, "whole numbers from 0 on, each once")
+    title, data = entry.take("title", str), _program(entry, "data", "data")
+    seeds = _checked_seeds(entry, entry.take("seeds", list, [0]))
     folders, replace = [directory], {}
     if "base" in entry.values:
         base = entry.take("base", str)
@@ -65,7 +64,7 @@ def load(directory: Path = RECIPES) -> Spec:
         for flag, new in replace.items():
             for value in new.values() if isinstance(new, dict) else [new]:
                 Entry(entry.file, {"replace": {flag: value}}).flags(key="replace")
-    files = {name: made for path in _files(folders, "networks") for name, made in _network_names(path).items()}
+    files = {name: made for path in _files(folders, "networks") for name, made in _network_entries(path).items()}
     derivations, parts = entry.inner("parts", {}), {}
     for name in [*derivations.values]:
         if not _PLAIN.fullmatch(name) or name in PARTS:
@@ -118,23 +117,29 @@ def _reported(row: Entry, key: str) -> dict[str, float]:
     return entry.finish({name: entry.take(name, float) for name in REPORTED if name in entry.values})
 
 
-def _network_names(path: Path) -> dict[str, tuple[Path, int | None]]:
+def _checked_seeds(entry: Entry, seeds: Any) -> list[int]:
+    """The seeds of an entry. InputError for others than different whole numbers."""
+    is_list = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not is_list or not len(seeds) == len({*seeds}) > 0:
+        raise entry.fail("seeds", seeds, "whole numbers from 0 on, each once")
+    return seeds
+
+
+def _network_entries(path: Path) -> dict[str, tuple[Entry, int | None]]:
     """The networks of a file, by name with the seed that tells them apart: FILE-SEED of a training with seeds."""
-    training = read_entry(path).values.get("training")
+    entry = read_entry(path)
+    training = entry.values.get("training")
     if not isinstance(training, dict) or "seeds" not in training:
-        return {path.stem: (path, None)}
-    seeds = training["seeds"]
-    if not isinstance(seeds, list) or any(type(seed) is not int or seed < 0 for seed in seeds) or not seeds:
-        raise read_entry(path).inner("training").fail("seeds", seeds, "whole numbers from 0 on")
-    return {f"{path.stem}-{seed}": (path, seed) for seed in seeds}
+        return {path.stem: (entry, None)}
+    seeds = _checked_seeds(Entry(path, training, "training."), training["seeds"])
+    return {f"{path.stem}-{seed}": (Entry(path, entry.values), seed) for seed in seeds}
 
 
 def _network(
-    name: str, path: Path, seed: int | None, directory: Path, networks: Collection[str], parts: Collection[str]
+    name: str, entry: Entry, seed: int | None, directory: Path, networks: Collection[str], parts: Collection[str]
 ) -> Network:
     """:param networks, parts: names of all networks, and of the parts of the data."""
-    entry = read_entry(path)
-    training = derived = None
+    path, training, derived = entry.file, None, None
     if "training" in entry.values:
         inner = entry.inner("training")
         script = inner.choice("script", _NEEDED, "classifier_train")
@@ -204,13 +209,12 @@ def _runs(
     path: Path, networks: dict[str, Network], references: Collection[str]
 ) -> Iterator[tuple[str, list[Run]]]:
     """The runs of a file by name: FILE, or FILE-CLASSIFIER for each of several; see `_runs_of`."""
-    classifier = read_entry(path).values.get("classifier")
-    if not isinstance(classifier, list):
-        yield path.stem, _runs_of(read_entry(path), path.stem, networks, references)
-    for one in classifier if isinstance(classifier, list) else []:
-        entry = read_entry(path)
-        entry.values["classifier"] = one
-        yield f"{path.stem}-{one}", _runs_of(entry, f"{path.stem}-{one}", networks, references)
+    values = read_entry(path).values
+    named = {path.stem: values}
+    if isinstance(several := values.get("classifier"), list):
+        named = {f"{path.stem}-{one}": values | {"classifier": one} for one in several}
+    for name, own in named.items():
+        yield name, _runs_of(Entry(path, own), name, networks, references)
 
 
 def _runs_of(entry: Entry, name: str, networks: dict[str, Network], references: Collection[str]) -> list[Run]:

@@ -92,15 +92,19 @@ def _draw(path: Path, points: Sequence[Mapping[str, Any]]) -> None:
     """Draw FID over the gain, a panel for each rule, a mark for each kind of training (the name without its number)."""
     style.write_csv(path.with_suffix(".csv"), list(points))
     measure, rules = next(iter(MEASURES)), list(dict.fromkeys(point["rule"] for point in points))
-    kinds = list(dict.fromkeys(point["classifier"].rpartition("-")[0] or point["classifier"] for point in points))
+    kinds = list(dict.fromkeys(map(_kind, points)))
     with style.new_figure(path, style.WIDTH, 3.2) as figure:
         for rule, axes in zip(rules, figure.subplots(1, len(rules), squeeze=False, sharey=True).flat, strict=True):
             for index, kind in enumerate(kinds):
-                mine = [p for p in points if p["rule"] == rule and p["classifier"].rpartition("-")[0] in (kind, "")]
+                mine = [point for point in points if point["rule"] == rule and _kind(point) == kind]
                 look = style.line(index) | {"linestyle": ""}
                 axes.plot([p[measure] for p in mine], [p["fid"] for p in mine], label=style.plain(kind), **look)
             axes.set(title=RULES[rule], xlabel=measure, ylabel="FID")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(kinds))
+
+
+def _kind(point: Mapping[str, Any]) -> str:
+    return point["classifier"].rpartition("-")[0] or point["classifier"]
 
 
 if __name__ == "__main__":

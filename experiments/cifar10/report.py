@@ -142,7 +142,7 @@ def _paired_records(findings: list[Finding]) -> Iterator[dict]:
             yield {
                 "table": comparison.table.name, "row": comparison.row.name, "run": comparison.row.run,
                 "against": comparison.base.name, "base_run": comparison.base.run, "seed": value.seed,
-                "fid_difference": value.difference, "base_fid": value.base_fid, "p": value.p,
+                "fid_difference": value.difference, "base_fid": value.base, "p": value.p,
             }  # fmt: skip
 
 

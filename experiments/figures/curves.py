@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -13,10 +11,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from evaluations.metrics.registry import METRICS
+from experiments.documents import read_csv
 from experiments.figures import style
 from experiments.smoke import MARK
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.reading import decoding, open_regular
 
 _COLUMNS = ("run", "seed", "n", "classifier", "guidance", "classifier_scale", "guidance_factor", "rehearsal")
 # The words before a setting's value in a legend, for settings whose values do not speak for themselves.
@@ -85,10 +83,8 @@ def read_rows(args: argparse.Namespace) -> list[Row]:
     InputError for what is no runs.csv or misses a column.
     """
     path, expected = args.table, "expected the runs.csv of `ed-dpm report`"
-    with decoding(path, expected), open_regular(path) as file:
-        reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline=""), restval="")
-        rows = list(reader)
-    if missing := [name for name in (*_COLUMNS, args.metric) if name not in (reader.fieldnames or ())]:
+    columns, rows = read_csv(path, expected)
+    if missing := [name for name in (*_COLUMNS, args.metric) if name not in columns]:
         raise InputError(f"{path}: found no column {', '.join(missing)}, {expected}")
     return [row for row in rows if fnmatchcase(row["run"], args.runs)]
 

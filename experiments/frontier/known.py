@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments.documents import read_csv
 from experiments.spec import ROOT
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.reading import decoding, open_regular
 
 RESULTS = ROOT / "results" / "frontier"
 TABLE = "frontier.csv"
@@ -38,10 +36,8 @@ def best_within(work: float, folder: Path) -> Iterator[str]:
 def _read(path: Path) -> list[dict[str, Any]]:
     """The settings that have a FID and were compared with DDIM 25."""
     expected = "expected what `ed-dpm run frontier` writes"
-    with decoding(path, expected), open_regular(path) as file:
-        rows = list(csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline=""), restval=""))
     try:
-        found = [row for row in rows if row["ddim25_percent"]]
+        found = [row for row in read_csv(path, expected)[1] if row["ddim25_percent"]]
         numbers = ("work", "fid", "ddim25_percent", "ddim25_low", "ddim25_high")
         texts = ("setting", "flags")
         return [{n: float(row[n]) for n in numbers} | {n: row[n] for n in texts} for row in found]

@@ -117,7 +117,7 @@ def _tests(reported: Sequence[Record], commands: Commands) -> Iterator[Record]:
                 for test in paired.differences(commands, runs[record["setting"]], base):
                     yield {
                         "run": record["setting"], "against": base.name, "seed": test.seed,
-                        "fid_difference": test.difference, "base_fid": test.base_fid, "p": test.p,
+                        "fid_difference": test.difference, "base_fid": test.base, "p": test.p,
                     }  # fmt: skip
 
 

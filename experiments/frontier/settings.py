@@ -49,8 +49,9 @@ def grid(spec: Spec) -> list[Run]:
 
 def with_work(spec: Spec, runs: Sequence[Run], fids: Mapping[str, float] | None = None) -> list[Setting]:
     """Settings of runs, with their FIDs by name."""
-    unit = flops(spec, references(spec)[0])
-    counts = {run.name: flops(spec, run) for run in runs}
+    unit_run = references(spec)[0]
+    counts = {name: flops(spec, run) for name, run in {run.name: run for run in (unit_run, *runs)}.items()}
+    unit = counts[unit_run.name]
     return [Setting(run, counts[run.name], counts[run.name] / unit, (fids or {}).get(run.name)) for run in runs]
 
 

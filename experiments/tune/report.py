@@ -9,7 +9,8 @@ from statistics import mean
 
 from experiments.documents import Line, markdown_table, write_text
 from experiments.figures.style import line, log_axis, new_figure, plain, write_csv
-from experiments.tune.runs import UNGUIDED, Paired
+from experiments.paired import Difference
+from experiments.tune.runs import UNGUIDED
 from experiments.tune.search import Arm, Search
 from experiments.verdict import SAME, by_paired_tests
 
@@ -24,7 +25,7 @@ class Confirmed:
 
     count: int
     values: dict[Arm, list[float]]
-    against: dict[Arm, list[Paired]]
+    against: dict[Arm, list[Difference]]
 
     @property
     def chosen(self) -> Arm:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluations.metrics.registry import METRICS
+from experiments import paired
 from experiments.comparison import UNIT_FACTORS
+from experiments.paired import Difference
 from experiments.runner import Runner
 from experiments.spec import ROOT
 from experiments.steps import Step
@@ -16,16 +17,6 @@ from experiments.tune.search import Arm
 from guided_diffusion.io.reading import read_json
 
 UNGUIDED = Arm("unguided", "", 0.0)
-
-
-@dataclass(frozen=True)
-class Paired:
-    """One arm against another at one seed: the difference of the metric, the other's value, and the test's p."""
-
-    seed: int
-    difference: float
-    base: float
-    p: float
 
 
 class Runs:
@@ -65,19 +56,13 @@ class Runs:
         """Return what the evaluator has found of an arm's images."""
         return read_json(ROOT / self._evaluate(arm, count, seed).outputs[0])
 
-    def compare(self, arms: Sequence[Arm], base: Arm, count: int, seeds: Sequence[int]) -> list[list[Paired]]:
+    def compare(self, arms: Sequence[Arm], base: Arm, count: int, seeds: Sequence[int]) -> list[list[Difference]]:
         """Return the paired tests of arms against another one, at every seed."""
         steps = {(arm, seed): self._evaluate(arm, count, seed, base) for arm in arms for seed in seeds}
         self.runner.run(list(steps.values()), self.jobs)
-        found = []
-        for arm in arms:
-            own = []
-            for seed in seeds:
-                content = read_json(ROOT / steps[arm, seed].outputs[0])
-                test = content["paired"][self.metric]
-                own.append(Paired(seed, test["difference"], content[self.metric] - test["difference"], test["p"]))
-            found.append(own)
-        return found
+        return [
+            [paired.read(ROOT / steps[arm, seed].outputs[0], seed, self.metric) for seed in seeds] for arm in arms
+        ]
 
     def _samples(self, arm: Arm, count: int, seed: int) -> Path:
         return self.out / "samples" / f"{arm}-seed{seed}" / f"samples_{count}x{self.size}.npz"

@@ -152,7 +152,7 @@ def read_cache(parsed: ParsedFlags) -> CacheConfig:
     return cache
 
 
-def with_cache(model: Frozen, cache: CacheConfig, num_steps: int) -> nn.Module:
+def with_cache(model: nn.Module, cache: CacheConfig, num_steps: int) -> nn.Module:
     """Return a model in a feature cache of its own; by default the model itself. :param num_steps: of a run."""
     if cache.cache_every == 1:
         return model

@@ -344,25 +344,17 @@ def k_sampling():
 
 
 class TestKDiffusion:
-    def test_euler_is_our_ddim(self, k_sampling):
+    @pytest.mark.parametrize(("name", "ours"), [("sample_euler", "ddim"), ("sample_heun", "heun")])
+    def test_its_samplers_are_ours(self, k_sampling, name, ours):
         """On the process's own sigmas the two are one formula."""
         diffusion = process()
         sigmas = torch.from_numpy(np.append(np.sqrt(1 / diffusion.alphas_cumprod - 1)[::-1], 0.0))
         net = GuidedDenoiser(lambda x, sigma, y: DATA.denoised(x, sigma), GUIDANCES["eds"](), ABAR)
         start = START * float((1 + sigmas[0] ** 2) ** 0.5)
-        found = k_sampling.sample_euler(net, start, sigmas, extra_args={"y": Y}, disable=True)
+        found = getattr(k_sampling, name)(net, start, sigmas, extra_args={"y": Y}, disable=True)
         options = {"noise": START, "cond_fn": GUIDANCES["eds"](), "model_kwargs": {"y": Y}, "clip_denoised": False}
-        torch.testing.assert_close(found, diffusion.ddim_sample_loop(DATA.eps, SHAPE, **options), rtol=0, atol=1e-6)
-
-    def test_heun_is_ours(self, k_sampling):
-        diffusion = process()
-        sigmas = torch.from_numpy(np.append(np.sqrt(1 / diffusion.alphas_cumprod - 1)[::-1], 0.0))
-        net = GuidedDenoiser(lambda x, sigma, y: DATA.denoised(x, sigma), GUIDANCES["eds"](), ABAR)
-        start = START * float((1 + sigmas[0] ** 2) ** 0.5)
-        found = k_sampling.sample_heun(net, start, sigmas, extra_args={"y": Y}, disable=True)
-        options = {"noise": START, "cond_fn": GUIDANCES["eds"](), "model_kwargs": {"y": Y}, "clip_denoised": False}
-        ours = sampling_loop(diffusion, "heun")(DATA.eps, SHAPE, **options)
-        torch.testing.assert_close(found, ours, rtol=0, atol=1e-6)
+        expected = sampling_loop(diffusion, ours)(DATA.eps, SHAPE, **options)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
     @pytest.mark.parametrize(("name", "tolerance"), [("sample_heun", 5e-3), ("sample_dpmpp_2m", 2e-2)])
     def test_second_order(self, k_sampling, name, tolerance):

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from benchmarks.builders import SMALLEST, random_images, write_network, write_networks
+from experiments.paired import Difference
 from experiments.tune.__main__ import main
 from experiments.tune.report import Confirmed, rivals, sentences
-from experiments.tune.runs import UNGUIDED, Paired, Runs
+from experiments.tune.runs import UNGUIDED, Runs
 from experiments.tune.search import Arm, Search
 from guided_diffusion.errors import InputError
 
@@ -43,7 +44,7 @@ def test_what_is_said():
     search = Search([], 0, values=values, images=700)
     assert rivals(search, [A, B]) == [B, UNGUIDED]
     assert rivals(search, [B, A]) == [A, UNGUIDED]
-    tests = [Paired(1, -0.06, 0.6, 0.01), Paired(2, -0.03, 0.6, 0.05)]
+    tests = [Difference(1, -0.06, 0.6, 0.01), Difference(2, -0.03, 0.6, 0.05)]
     confirmed = Confirmed(200, {A: [0.5, 0.54], B: [0.56, 0.57]}, {B: tests})
     first, second, *rest, last = sentences(search, confirmed, "FID", "--eds True")
     assert first.startswith("Chosen: entropy-2, FID 0.52 with 200 images at each of 2 seeds") and "700 images" in first
