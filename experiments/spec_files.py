@@ -210,10 +210,10 @@ def _runs(
 ) -> Iterator[tuple[str, list[Run]]]:
     """The runs of a file by name: FILE, or FILE-CLASSIFIER for each of several; see `_runs_of`."""
     values = read_entry(path).values
-    named = {path.stem: values}
+    named = [(path.stem, values)]
     if isinstance(several := values.get("classifier"), list):
-        named = {f"{path.stem}-{one}": values | {"classifier": one} for one in several}
-    for name, own in named.items():
+        named = [(f"{path.stem}-{one}", values | {"classifier": one}) for one in several]
+    for name, own in named:
         yield name, _runs_of(Entry(path, own), name, networks, references)
 
 

@@ -133,7 +133,13 @@ def test_a_training_with_seeds_is_a_network_for_each_and_runs_can_have_several_c
         made.update(step.outputs)
 
 
-@pytest.mark.parametrize("seeds", ["3", "[]", "[-1]", "[true]", '["1"]'])
+def test_a_classifier_named_twice(book):
+    path = book / "base" / "runs" / "uncond-calibrated-constant.toml"
+    path.write_text(path.read_text().replace('"calibrated"', '["calibrated", "calibrated"]'))
+    refused(book, "uncond-calibrated-constant.toml: the name uncond-calibrated-constant-calibrated", "is taken")
+
+
+@pytest.mark.parametrize("seeds", ["3", "[]", "[-1]", "[true]", '["1"]', "[1, 1]"])
 def test_seeds_of_a_training_are_whole_numbers(book, seeds):
     change(book, "networks/plain.toml", "batch_size = 16", f"batch_size = 16\nseeds = {seeds}")
     refused(book, "plain.toml: training.seeds: found", "expected whole numbers from 0 on")
