@@ -2,7 +2,7 @@
 
     python -m experiments.cifar10.prediction runs/diagnose/diagnose.json results/cifar10/training
 
-Writes prediction.md, prediction.png and their CSVs beside the JSON.
+Writes prediction.md (every kind of training, then the correlations), prediction.png and its CSV beside the JSON.
 """
 
 from __future__ import annotations
@@ -33,6 +33,14 @@ MEASURES = {
     "minus ECE": lambda entry: -entry["overall"]["ece"][0],
     "minus the distance of log s* from 0": lambda entry: -abs(math.log(entry["overall"]["s_star"][0])),
 }
+# Columns of the table of trainings: of a classifier's entry.
+SHOWN = {
+    "top-1": lambda entry: entry["overall"]["accuracy"][0],
+    "ECE": lambda entry: entry["overall"]["ece"][0],
+    "s*": lambda entry: entry["overall"]["s_star"][0],
+    "cosine": lambda entry: entry["overall"].get("cosine", [math.nan])[0],
+    "gain": MEASURES["mean gain at the best constant scale"],
+}
 RULES = {"constant": "constant", "entropy": "EDS"}
 REPLICATES = 10_000
 
@@ -53,7 +61,9 @@ def main(argv: list[str] | None = None) -> None:
         mine = [point for point in points if point["rule"] == rule]
         fid = [point["fid"] for point in mine]
         lines.append((RULES[rule], [_line(measure, [point[measure] for point in mine], fid) for measure in MEASURES]))
-    text = markdown_table(lines, ["rule", "measure", ">Spearman's correlation with minus FID", ">classifiers"])
+    trainings = markdown_table(_trainings(points, entries), ["training", *(f">{title}" for title in _titles(points))])
+    correlations = markdown_table(lines, ["rule", "measure", ">Spearman's correlation with minus FID", ">classifiers"])
+    text = f"{trainings}\n\n{correlations}"
     write_text(out / "prediction.md", text + "\n")
     _draw(out / "prediction.png", points)
     print(f"{text}\nreport: {(out / 'prediction.md').absolute()}")
@@ -81,6 +91,21 @@ def _points(entries: Mapping[str, Any], runs: Sequence[Mapping[str, str]]) -> It
     for (name, rule), found in fids.items():
         measures = {measure: of(entries[name]) for measure, of in MEASURES.items()}
         yield {"classifier": name, "rule": rule, "fid": float(np.mean(found)), **measures}
+
+
+def _titles(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [*SHOWN, *(f"FID, {RULES[rule]}" for rule in dict.fromkeys(point["rule"] for point in points))]
+
+
+def _trainings(points: Sequence[Mapping[str, Any]], entries: Mapping[str, Any]) -> Iterator[tuple[str, list[Line]]]:
+    """Yield the means over the classifiers of each kind, with the smallest and largest."""
+    for kind in dict.fromkeys(map(_kind, points)):
+        mine = [point for point in points if _kind(point) == kind]
+        names = dict.fromkeys(point["classifier"] for point in mine)
+        columns = [[of(entries[name]) for name in names] for of in SHOWN.values()]
+        columns += [[p["fid"] for p in mine if p["rule"] == rule] for rule in dict.fromkeys(p["rule"] for p in points)]
+        cells = [f"{np.mean(found):.3f} ({min(found):.3f} to {max(found):.3f})" if found else "" for found in columns]
+        yield kind, [Line(cells)]
 
 
 def _line(measure: str, values: Sequence[float], fid: Sequence[float]) -> Line:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -47,6 +48,9 @@ def test_what_orders_fid_has_correlation_1_and_what_reverses_it_minus_1(tmp_path
     for measure, sign in zip(prediction.MEASURES, "+++--", strict=True):
         lines = [line for line in text.splitlines() if f"| {measure} " in line]
         assert len(lines) == 2 and all(f" {sign}1.00 ({sign}1.00 to {sign}1.00) " in line for line in lines), text
+    mean = "0.300 (0.100 to 0.500)"  # of the accuracies, and of the ECEs
+    assert re.search(rf"\| kind +\| {re.escape(mean)} \| {re.escape(mean)} \| 1\.300 \(1\.100 to 1\.500\) ", text)
+    assert text.count("0.715 (0.515 to 0.915)") == 2, text  # FID, constant and EDS
     assert (tmp_path / "prediction.png").stat().st_size > 1000
     assert len((tmp_path / "prediction.csv").read_text().splitlines()) == 11
     (tmp_path / "runs.csv").write_text(csv_text(list(runs[0]), runs[:8]))
