@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.diagnose.statistics import BINS, CONSTANT, CONSTANT_1, PAIR, SURE
+from experiments.diagnose.statistics import BINS, CONSTANT, CONSTANT_1, PAIR, SURE, Estimate
 from experiments.diagnose.verdict import flags, said
 from experiments.documents import Column, Line, render, write_text
 from experiments.figures import style
@@ -49,7 +49,7 @@ def write_report(result: dict[str, Any], out: Path, about: Sequence[str] = ()) -
     page = out / "diagnose.html"
     write_text(page, render(
         "diagnose.html", result=result, about=about, figures=figures, bins=BINS, sure=SURE, norm=VANISHED_NORM,
-        certain=CERTAIN_ENTROPY, said=said, pair=PAIR_NAME if PAIR in result else "",
+        certain=CERTAIN_ENTROPY, pair=PAIR_NAME if PAIR in result else "",
         overall=_overall(result, names), rules=_rules(result), levels=_levels(result, names),
         columns=[Column(TITLES[name], "number") for name in names],
     ))  # fmt: skip
@@ -58,13 +58,18 @@ def write_report(result: dict[str, Any], out: Path, about: Sequence[str] = ()) -
 
 def _overall(result: dict[str, Any], names: list[str]) -> Iterator[tuple[str, list[Line]]]:
     for name, entry in result["classifiers"].items():
-        yield name, [Line([said(entry["overall"][column]) for column in names])]
+        yield name, [Line([_cell(entry["overall"][column]) for column in names])]
 
 
 def _levels(result: dict[str, Any], names: list[str]) -> Iterator[tuple[str, list[Line]]]:
     for name, entry in result["classifiers"].items():
         lines = zip(result["times"], *(entry["levels"][column] for column in names), strict=True)
-        yield name, [Line([str(t), *map(said, values)]) for t, *values in reversed(list(lines))]
+        yield name, [Line([str(t), *map(_cell, values)]) for t, *values in reversed(list(lines))]
+
+
+def _cell(found: Estimate) -> str:
+    """An estimate as the two lines of a narrow cell."""
+    return said(found).replace(" (", "\n(")
 
 
 def _rules(result: dict[str, Any]) -> Iterator[tuple[str, list[Line]]]:
@@ -73,7 +78,7 @@ def _rules(result: dict[str, Any]) -> Iterator[tuple[str, list[Line]]]:
         best = max((found["gain"][0] for found in entry["rules"].values()), default=0.0)
         yield name, [
             Line(
-                [rule, *(said(found[key]) for key in ("gamma", "gain", "share", "over_constant")),
+                [rule, *(_cell(found[key]) for key in ("gamma", "gain", "share", "over_constant")),
                  flags(rule, found["gamma"][0], result["steps"]) if name not in pair else ""],
                 "strong" if found["gain"][0] == best else "",
             )
