@@ -1,7 +1,8 @@
 """`ed-dpm rerun`: one reported row once more, from its command and the stored networks; is it within its interval?
 
 A report's folder has runs.csv, report.csv, commands.csv and intervals.csv, as `python -m experiments.cifar10` writes
-them. Beside it `models/NAME/NETWORK/` holds the networks: weights in float16, or what to derive them from.
+them. Beside it `models/NAME/NETWORK/` holds the networks: weights in float16, or what to derive them from; of networks
+that differ only in their training's seed, the first.
 """
 
 from __future__ import annotations
@@ -79,6 +80,12 @@ def plan_again(report: Path, run: str, seed: str, out: Path) -> tuple[dict[str, 
         if inner.parts[0] != "networks":
             return str(out / inner)
         stored = models / inner.parts[1]
+        if not (ROOT / stored).is_dir():
+            names = ", ".join(sorted(path.name for path in (ROOT / models).iterdir()))
+            raise InputError(
+                f"{stored}: not in the repository, expected a run with another network ({names}); it is trained by "
+                f"`python -m experiments.cifar10 --protocol {report.name}`"
+            )
         if not (ROOT / stored / DERIVED).is_file():
             return str(stored / FILE)
         made, derived = out / "networks" / stored.name / FILE, read_json(ROOT / stored / DERIVED)
