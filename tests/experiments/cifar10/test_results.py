@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from experiments.cifar10.prediction import correlation
 from experiments.rerun import DERIVED, FILE, REPORT, pick, plan_again
 from guided_diffusion.errors import InputError
 from tests.support.helpers import ROOT
@@ -151,3 +152,19 @@ def test_what_is_not_reported_is_refused():
     with pytest.raises(InputError, match="commands.csv, expected a line on it"):
         plan_again(ROOT / REPORT, "uncond-unguided", "77", Path("runs/rerun"))
     assert len({pick(ROOT / REPORT, None, None, number) for number in range(20)}) > 5
+
+
+def test_the_share_of_the_wanted_class_orders_fid_as_the_diagnosis_says():
+    text = (RESULTS / "diagnose" / "README.md").read_text()
+    real = json.loads((RESULTS / "diagnose" / "real-images.json").read_text())["reference_accuracy"]
+    for report in ("reduced", "methods"):
+        shares, fids = defaultdict(list), defaultdict(list)
+        for run in rows(RESULTS / report / "runs.csv"):
+            if (run["model"], run["sampler"]) == ("uncond", "DDIM 25") and run["guidance"] and run["accuracy"]:
+                shares[run["run"]].append(float(run["accuracy"]))
+                fids[run["run"]].append(float(run["fid"]))
+        nearness = [-abs(sum(found) / len(found) - real) for found in shares.values()]
+        better = [-sum(found) / len(found) for found in fids.values()]
+        value, low, high = correlation(nearness, better)
+        assert value > 0.5
+        assert f"{value:.2f} ({low:.2f} to {high:.2f}) over the {len(fids)} of" in " ".join(text.split())
