@@ -51,7 +51,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("diagnosis", type=Path, metavar="JSON", help="of `ed-dpm diagnose`")
     parser.add_argument("report", type=Path, metavar="DIR", help="with the runs.csv of the same classifiers")
     args = parser.parse_args(argv)
-    entries, runs = read_json(args.diagnosis)["classifiers"], args.report / "runs.csv"
+    entries, runs = read_json(args.diagnosis).get("classifiers"), args.report / "runs.csv"
+    if not entries:
+        raise InputError(f"{args.diagnosis}: found no classifiers, expected diagnose.json of `ed-dpm diagnose`")
     points = list(_points(entries, read_rows(runs)))
     if len({point["classifier"] for point in points}) < 4:
         raise InputError(f"{runs}: found fewer than four classifiers of {args.diagnosis}, expected the same names")

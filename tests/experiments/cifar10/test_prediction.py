@@ -56,3 +56,6 @@ def test_what_orders_fid_has_correlation_1_and_what_reverses_it_minus_1(tmp_path
     (tmp_path / "runs.csv").write_text(csv_text(list(runs[0]), runs[:8]))
     with pytest.raises(InputError, match="fewer than four classifiers"):
         prediction.main([str(tmp_path / "diagnose.json"), str(tmp_path)])
+    (tmp_path / "diagnose.json").write_text("{}")
+    with pytest.raises(InputError, match="diagnose.json: found no classifiers, expected diagnose.json of"):
+        prediction.main([str(tmp_path / "diagnose.json"), str(tmp_path)])
