@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from experiments.cifar10.prediction import correlation
 from experiments.rerun import DERIVED, FILE, REPORT, pick, plan_again
+from experiments.verdict import t_interval
 from guided_diffusion.errors import InputError
 from tests.support.helpers import ROOT
 
@@ -168,3 +169,15 @@ def test_the_share_of_the_wanted_class_orders_fid_as_the_diagnosis_says():
         value, low, high = correlation(nearness, better)
         assert value > 0.5
         assert f"{value:.2f} ({low:.2f} to {high:.2f}) over the {len(fids)} of" in " ".join(text.split())
+
+
+def test_tune_is_as_good_as_the_grid_with_a_third_of_the_images():
+    text, tests = (RESULTS / "tune" / "README.md").read_text(), rows(RESULTS / "tune" / "paired.csv")
+    grid = [row for row in rows(RESULTS / "methods" / "runs.csv") if row["run"] == "uncond-plain-timestep"]
+    for test, run in zip(tests, grid, strict=True):
+        assert (test["seed"], test["images"]) == (run["seed"], run["n"])
+        assert float(test["fid_grid"]) == pytest.approx(float(run["fid"]), abs=1e-5)
+    base = sum(float(test["fid_grid"]) for test in tests) / len(tests)
+    percents = [100 * float(test["difference"]) / base for test in tests]
+    low, high = t_interval(percents)
+    assert f"{sum(percents) / len(percents):+.1f} % ({low:+.1f} to {high:+.1f}, " in " ".join(text.split())
