@@ -38,12 +38,12 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def pick(report: Path, name: str | None, seed: str | None, number: int | None = None) -> tuple[str, str]:
     """The run of a row ("table/key") or of that name, and one of its seeds; for None one that a number picks."""
     runs = [(row["run"], row["seed"]) for row in read_rows(report / "runs.csv")]
-    if name is None:
-        return random.Random(number).choice(runs)
+    if name is None and (known := [run for run in runs if seed in (None, run[1])]):
+        return random.Random(number).choice(known)
     rows = {row["row"]: row["run"] for row in read_rows(report / "report.csv") if row["run"]}
     found = [run for run in runs if run[0] == rows.get(name, name) and seed in (None, run[1])]
     if not found:
-        wanted = name if seed is None else f"{name} --seed {seed}"
+        wanted = " ".join([*([name] if name else []), *(["--seed", seed] if seed is not None else [])])
         raise InputError(f"{wanted}: not in {report / 'report.csv'} or runs.csv, expected one of their rows or runs")
     return found[0]
 

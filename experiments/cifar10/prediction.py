@@ -31,7 +31,7 @@ MEASURES = {
     "top-1 accuracy": lambda entry: entry["overall"]["accuracy"][0],
     "minus cross entropy": lambda entry: -entry["overall"]["cross_entropy"][0],
     "minus ECE": lambda entry: -entry["overall"]["ece"][0],
-    "minus the distance of log s* from 0": lambda entry: -abs(math.log(entry["overall"]["s_star"][0])),
+    "minus the distance of log s* from 0": lambda entry: -abs(_log(entry["overall"]["s_star"][0])),
 }
 # Columns of the table of trainings: of a classifier's entry.
 SHOWN = {
@@ -52,8 +52,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("report", type=Path, metavar="DIR", help="with the runs.csv of the same classifiers")
     args = parser.parse_args(argv)
     entries, runs = read_json(args.diagnosis).get("classifiers"), args.report / "runs.csv"
-    if not entries:
-        raise InputError(f"{args.diagnosis}: found no classifiers, expected diagnose.json of `ed-dpm diagnose`")
+    if not entries or not all("constant" in entry["rules"] for entry in entries.values()):
+        raise InputError(
+            f"{args.diagnosis}: found no gains of classifiers, expected diagnose.json of "
+            "`ed-dpm diagnose` with an unconditional model"
+        )
     points = list(_points(entries, read_rows(runs)))
     if len({point["classifier"] for point in points}) < 4:
         raise InputError(f"{runs}: found fewer than four classifiers of {args.diagnosis}, expected the same names")
@@ -71,6 +74,11 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{text}\nreport: {(out / 'prediction.md').absolute()}")
 
 
+def _log(value: float) -> float:
+    """The logarithm; nan where there is none."""
+    return math.log(value) if value > 0 else math.nan
+
+
 def correlation(x: Sequence[float], y: Sequence[float], replicates: int = REPLICATES) -> tuple[float, float, float]:
     """Return Spearman's rank correlation and its 95 % interval, from pairs drawn again; nan for constants."""
     draws = np.random.default_rng(0).integers(len(x), size=(replicates, len(x)))
@@ -86,10 +94,15 @@ def correlation(x: Sequence[float], y: Sequence[float], replicates: int = REPLIC
 
 def _points(entries: Mapping[str, Any], runs: Sequence[Mapping[str, str]]) -> Iterator[dict[str, Any]]:
     """Yield a row of measures for every classifier and rule, its FID being the mean over the seeds."""
-    fids = defaultdict(list)
+    fids, names = defaultdict(list), defaultdict(set)
     for run in runs:
+        key = run["classifier"], run["guidance"]
         if run["classifier"] in entries and run["guidance"] in RULES:
-            fids[run["classifier"], run["guidance"]].append(float(run["fid"]))
+            fids[key].append(float(run["fid"]))
+            names[key].add(run["run"])
+            if len(names[key]) > 1:
+                found = ", ".join(sorted(names[key]))
+                raise InputError(f"runs.csv: found {found}, expected one run of {' and '.join(key)}")
     for (name, rule), found in fids.items():
         measures = {measure: of(entries[name]) for measure, of in MEASURES.items()}
         yield {"classifier": name, "rule": rule, "fid": float(np.mean(found)), **measures}

@@ -18,6 +18,7 @@ from experiments.diagnose.measures import Measurement
 from experiments.diagnose.networks import Subject
 from experiments.diagnose.report import write_report
 from experiments.steps import claim
+from guidance_methods.config import check_not_rescaled
 from guided_diffusion.config.configs import ReadingConfig, RunConfig
 from guided_diffusion.config.create import build_diffusion
 from guided_diffusion.distributed import collectives, shutdown
@@ -39,16 +40,20 @@ def main() -> None:
     asked = parsed.make(DiagnoseConfig)
     images = open_images(asked, parsed.make(ReadingConfig).reading, run.seed, subject.model, subject.classes)
     rules = named_rules(asked.rules, subject.diffusion.diffusion_steps)
+    if "timestep" in rules and subject.diffusion.rescale_timesteps and subject.diffusion.diffusion_steps != 1000:
+        if "rules" in parsed.values:
+            check_not_rescaled(subject.diffusion, "--rules timestep")
+        del rules["timestep"]
     purpose = parsed.resolve(DiagnoseConfig, subject.model, *subject.classifiers.values(), subject.diffusion)
     purpose = {name: value for name, value in purpose.items() if name not in _INDIFFERENT}
     purpose |= {
         "seed": run.seed, "amp_dtype": run.amp_dtype, "images": images.fingerprint, "networks": subject.digests(),
         "rules": {name: repr(rule) for name, rule in rules.items()},
     }  # fmt: skip
-    collectives.from_rank_0(lambda: claim(out / "diagnosed.json", purpose))
     diffusion = build_diffusion(subject.diffusion)
     model, cond_model, classifiers = subject.build(run)
     measurement = Measurement(model, classifiers, diffusion, rules, cond_model, asked.levels, run.seed)
+    collectives.from_rank_0(lambda: claim(out / "diagnosed.json", purpose))  # once all that is asked for can be done
     parts = Parts(out / "parts", len(images))
     _measure(measurement, images, parts, asked.batch_size, out)
     if collectives.get_rank() == 0:

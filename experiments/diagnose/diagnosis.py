@@ -14,7 +14,7 @@ from ed_dpm_patches.rules import GuidanceRule
 from experiments.comparison import UNIT_FACTORS
 from experiments.diagnose.measures import Arrays, Measurement
 from experiments.diagnose.statistics import CONSTANT, summarize
-from experiments.diagnose.verdict import suggested, verdict
+from experiments.diagnose.verdict import verdict
 from guidance_methods import RULES
 from guided_diffusion.diffusion.process import DiffusionProcess
 from guided_diffusion.errors import InputError, InputValueError
@@ -70,7 +70,7 @@ def conclude(measurement: Measurement, arrays: Arrays, classes: int, replicates:
         arrays, measurement.names, list(measurement.rules), measurement.times, classes, replicates, measurement.seed
     )
     result |= {"steps": measurement.diffusion.model_timesteps.original_num_steps}
-    return {"verdict": verdict(result), "suggested": suggested(result)} | result
+    return {"verdict": verdict(result)} | result
 
 
 def joined(parts: Iterable[Arrays]) -> Arrays:

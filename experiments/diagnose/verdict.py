@@ -37,12 +37,6 @@ def best(result: dict[str, Any]) -> tuple[str, str]:
     return max(choices, key=lambda choice: found[choice[0]]["rules"][choice[1]]["gain"][0])
 
 
-def suggested(result: dict[str, Any]) -> dict[str, float]:
-    """Return the scale of every rule with which the best classifier lowers L most, where `ed-dpm tune` may start."""
-    rules = {} if result["unguided"] is None else result["classifiers"][best(result)[0]]["rules"]
-    return {rule: entry["gamma"][0] for rule, entry in rules.items() if rule != CONSTANT_1 and entry["gamma"][0] > 0}
-
-
 def verdict(result: dict[str, Any]) -> list[str]:
     """Return the sentences on a result of `summarize`: on every classifier, then on what lowers L most."""
     found = result["classifiers"]
@@ -78,8 +72,8 @@ def verdict(result: dict[str, Any]) -> list[str]:
         *sentences,
         f"L / (1 - abar) falls most with {name} and the rule {rule} at scale {gamma:.3g}: by {said(judged['gain'])}, "
         f"{judged['share'][0]:.1%} of it at the mean level{compared}; {plain}.",
-        f"Try {advice}, and larger scales too: what lowers L is nearest to the true gradient, while the best FID may "
-        "ask for a sharper target than the truth.",
+        f"Try {advice}, and two to four times that scale: what lowers L is nearest to the true gradient; the best FID "
+        "may need another rule, and more, for what the sampler loses (`ed-dpm tune`).",
     ]
 
 
@@ -97,10 +91,11 @@ def _calibration(entry: dict[str, Any]) -> str:
 
 def _knows(entry: dict[str, Any], times: list[int]) -> str:
     accuracy = [value for value, _, _ in entry["levels"]["accuracy"]]
-    known = 0  # levels from t = 0 up at which it does
-    while known < len(times) and accuracy[known] > 0.5:
-        known += 1
-    return f"from t = {times[known - 1]} down" if known else f"at no level (at most {max(accuracy):.2f})"
+    known = [level for level, value in enumerate(accuracy) if value > 0.5]
+    if not known:
+        return f"at no level (at most {max(accuracy):.2f})"
+    highest = times[known[-1]]
+    return f"from t = {highest} down" if len(known) == known[-1] + 1 else f"up to t = {highest}, but not at all levels"
 
 
 def _vanished(entry: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ the same command resumes.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from ed_dpm_patches.config import interval
@@ -23,13 +24,13 @@ from experiments.steps import claim
 from experiments.tune import report
 from experiments.tune.runs import Runs
 from experiments.tune.search import Search, grid
-from guidance_methods.config import SAMPLING_CONFIGS
+from guidance_methods.config import SAMPLING_CONFIGS, SECOND_MODELS
 from guided_diffusion.config.configs import ModelConfig
 from guided_diffusion.config.flags import ParsedFlags
 from guided_diffusion.config.flags import Parser as SampleParser
 from guided_diffusion.distributed.shutdown import run_main
 from guided_diffusion.errors import InputError
-from guided_diffusion.io.reading import read_json
+from guided_diffusion.io.reading import hash_file, read_json
 from guided_diffusion.sampling import setup
 
 # What a run gets from its setting.
@@ -44,10 +45,14 @@ CHOOSING = 2 / 3  # of the budget
 def main(argv: list[str] | None = None) -> None:
     """Search, confirm, report. InputError for a bad flag, a budget that is too small, or a run that failed."""
     args, parsed = parse(argv)
+    parsed = _with_files(parsed)
     model, diffusion = setup.model_configs(parsed, parsed.values.get("model_path", ""), ModelConfig)
     if not parsed.values.get("classifier_path"):
         raise InputError("--classifier_path: missing, expected the path of a checkpoint")
-    arms = grid(args.rules, args.intervals, _centres(args.diagnosis))
+    for rule in {"multi", "negative"} & {*args.rules}:
+        if "guidance_classes" not in parsed.values:
+            raise InputError(f"--rules {rule}: found without --guidance_classes, expected the classes of that rule")
+    arms = grid(args.rules, args.intervals, _centres(args.diagnosis, parsed.values["classifier_path"]))
     search = Search(arms, int(args.budget * CHOOSING))
     if search.budget < search.needed:
         least = int(search.needed / CHOOSING) + 1
@@ -57,6 +62,8 @@ def main(argv: list[str] | None = None) -> None:
         )
     out = short(args.out)
     asked = {name: str(value) for name, value in parsed.values.items()}
+    for name in ("reference", "features", "inception"):
+        setattr(args, name, _in_root(getattr(args, name)))
     kept = {name: getattr(args, name) for name in ("reference", "budget", "rules", "intervals", "metric", "features")}
     (ROOT / out).mkdir(parents=True, exist_ok=True)
     claim(ROOT / out / "tune.json", {"flags": asked, "tune": {name: str(value) for name, value in kept.items()}})
@@ -76,8 +83,8 @@ def main(argv: list[str] | None = None) -> None:
     confirmed = report.Confirmed(count, values, against)
     metric = METRICS[args.metric]
     words = " ".join(f"--{name} {value}" for name, value in runs.guidance(arms[0]).items())
-    text = report.sentences(search, confirmed, metric.column, words)
     sign = 1 if metric.lower_is_better else -1
+    text = report.sentences(search, confirmed, metric.column, words, sign)
     for path in report.write(search, confirmed, text, metric.column, sign, ROOT / out):
         print(f"report: {path}")
     print("\n".join(text))
@@ -94,7 +101,8 @@ def create_parser() -> Parser:
     add("--intervals", type=_intervals, default=("",), metavar="LO,HI;LO,HI",
         help="timesteps with guidance, each with every rule and scale; an empty one is all of them (all)")  # fmt: skip
     add("--budget", type=count, default=20000, metavar="N", help="images in all (20000)")
-    add("--metric", choices=METRICS, default="fid", help="what chooses (fid)")
+    tested = [name for name, metric in METRICS.items() if metric.figure]  # the paired test has no others
+    add("--metric", choices=tested, default="fid", help="what chooses (fid)")
     add("--features", metavar="CHECKPOINT", help="the evaluator's network in place of Inception")
     add("--inception", metavar="PATH", help="the evaluator's frozen Inception graph")
     add("--diagnosis", type=Path, metavar="JSON", help="of `ed-dpm diagnose`: scales to start from")
@@ -123,17 +131,44 @@ def _intervals(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(interval(part) for part in text.split(";")))
 
 
-def _centres(path: Path | None) -> dict[str, float]:
-    """Return the scale by rule that a diagnosis suggests, {} without one. InputError for another file."""
+def _with_files(parsed: ParsedFlags) -> ParsedFlags:
+    """Replace the networks' folders by their files, and all paths by those of the folder where the runs start."""
+    flags = ("model_path", "classifier_path", *SECOND_MODELS, "guidance_file")
+    paths = {flag: path for flag in flags if (path := parsed.values.get(flag))}
+    found = {flag: _in_root(setup.trained_file(flag, path)) for flag, path in paths.items()}
+    return dataclasses.replace(parsed, values=parsed.values | found)
+
+
+def _in_root(path: str | None) -> str | None:
+    """Return a local file's path as it is typed in the folder where the runs start; anything else as it is."""
+    return str(short(Path(path))) if path and Path(path).exists() else path
+
+
+def _centres(path: Path | None, classifier: str) -> dict[str, float]:
+    """Return the scale by rule that a diagnosis suggests for a classifier, {} without a diagnosis.
+
+    InputError for another file, and for the diagnosis of other classifiers.
+    """
     if path is None:
         return {}
+    expected = "expected the JSON of `ed-dpm diagnose`"
     try:
-        found = read_json(path).get("suggested")
+        result = read_json(path)
     except FileNotFoundError:
-        raise InputError(f"--diagnosis {path}: no such file, expected the JSON of `ed-dpm diagnose`") from None
-    if not isinstance(found, dict) or not all(isinstance(value, float) and value > 0 for value in found.values()):
-        raise InputError(f"--diagnosis {path}: found no suggested scales, expected the JSON of `ed-dpm diagnose`")
-    return found
+        raise InputError(f"--diagnosis {path}: no such file, {expected}") from None
+    try:
+        names = {digest: name for name, digest in result["run"]["networks"].items() if name in result["classifiers"]}
+        rules = {name: entry["rules"] for name, entry in result["classifiers"].items()}
+        scales = {name: {rule: found["gamma"][0] for rule, found in rules[name].items()} for name in rules}
+    except (KeyError, TypeError, AttributeError, IndexError):
+        raise InputError(f"--diagnosis {path}: found no scales of classifiers, {expected}") from None
+    name = names.get(hash_file(ROOT / classifier))
+    if name is None:
+        raise InputError(
+            f"--diagnosis {path}: found the classifiers {', '.join(scales)}, expected one with the content of "
+            f"--classifier_path {classifier}, or no --diagnosis"
+        )
+    return {rule: scale for rule, scale in scales[name].items() if isinstance(scale, float) and scale > 0}
 
 
 if __name__ == "__main__":

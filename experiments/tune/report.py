@@ -32,8 +32,11 @@ class Confirmed:
         return next(iter(self.values))
 
 
-def sentences(search: Search, confirmed: Confirmed, column: str, flags: str) -> list[str]:
-    """Return the result in at most five sentences. :param column: the metric's name."""
+def sentences(search: Search, confirmed: Confirmed, column: str, flags: str, sign: int = 1) -> list[str]:
+    """Return the result in at most five sentences.
+
+    :param column: the metric's name; sign: -1 for one of which more is better.
+    """
     chosen, seeds = confirmed.chosen, len(next(iter(confirmed.values.values())))
     found = [
         f"Chosen: {chosen}, {column} {mean(confirmed.values[chosen]):.4g} with {confirmed.count:,} images at each of "
@@ -41,7 +44,7 @@ def sentences(search: Search, confirmed: Confirmed, column: str, flags: str) -> 
     ]
     for rival, tests in confirmed.against.items():
         percents = [100 * test.difference / test.base for test in tests]
-        verdict = by_paired_tests([test.difference for test in tests], [test.p for test in tests])
+        verdict = by_paired_tests([sign * test.difference for test in tests], [test.p for test in tests])
         sure = "not sure" if verdict == SAME else f"sure, {verdict}"
         found.append(
             f"Against {rival}: {mean(percents):+.1f} % ({min(percents):+.1f} to {max(percents):+.1f}; p "

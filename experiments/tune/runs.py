@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ed_dpm_patches import config as paper
+from ed_dpm_patches.rules import RULES, ConstantRule
 from evaluations.metrics.registry import METRICS
 from experiments import paired
 from experiments.comparison import UNIT_FACTORS
@@ -14,6 +17,7 @@ from experiments.runner import Runner
 from experiments.spec import ROOT
 from experiments.steps import Step
 from experiments.tune.search import Arm
+from guidance_methods.config import FLAGS
 from guided_diffusion.io.reading import read_json
 
 UNGUIDED = Arm("unguided", "", 0.0)
@@ -34,6 +38,12 @@ class Runs:
     ):  # fmt: skip
         self.runner, self.out, self.flags, self.size, self.steps = runner, out, flags, size, steps
         self.reference, self.evaluator, self.metric, self.jobs = reference, list(evaluator), metric, jobs
+
+    def _shared(self, arm: Arm) -> dict[str, Any]:
+        """Return the flags of all arms, without those of rules that are not this one's."""
+        arguments = inspect.signature(RULES.get(arm.rule, ConstantRule)).parameters
+        foreign = {option for argument, option in (paper.FLAGS | FLAGS).items() if argument not in arguments}
+        return {name: value for name, value in self.flags.items() if name not in foreign}
 
     def guidance(self, arm: Arm) -> dict[str, Any]:
         """Return the flags that make an arm."""
@@ -69,7 +79,7 @@ class Runs:
 
     def _sample(self, arm: Arm, count: int, seed: int) -> Step:
         samples = self._samples(arm, count, seed)
-        flags = self.flags | self.guidance(arm) | {"num_samples": count, "seed": seed, "log_dir": samples.parent}
+        flags = self._shared(arm) | self.guidance(arm) | {"num_samples": count, "seed": seed, "log_dir": samples.parent}
         words = (part for name, value in flags.items() for part in (f"--{name}", str(value)))
         networks = tuple(Path(flags[name]) for name in ("model_path", "classifier_path") if name in flags)
         command = ("python", "scripts/classifier_sample.py", *words)
@@ -80,7 +90,7 @@ class Runs:
         name = f"{arm}-seed{seed}-{count}" + (f"-against-{base}" if base else "")
         metrics = self.out / "metrics" / f"{name}.json"
         command = ["python", "evaluations/evaluator.py", self.reference, str(samples), *self.evaluator]
-        command += ["--cache", str(self.out / "cache"), "--json", str(metrics)]
+        command += ["--metrics", self.metric, "--cache", str(self.out / "cache"), "--json", str(metrics)]
         inputs = [samples]
         if base:
             other = self._samples(base, count, seed)

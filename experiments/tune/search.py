@@ -80,7 +80,8 @@ class Search:
             count += self._share(len(alive), rounds - number)
             self._measure(alive, count, evaluate)
             while beyond := self._beyond(alive, count, moved):
-                if self.images + len(beyond) * count + sum(self._sizes[number + 1 :]) * self.smallest > self.budget:
+                later = self._later(len(alive) + len(beyond), rounds - 1 - number)
+                if self.images + len(beyond) * count + later * self.smallest > self.budget:
                     break
                 self._measure(beyond, count, evaluate)
                 alive += beyond
@@ -101,6 +102,14 @@ class Search:
             if len(scales) > 1 and best.scale in (min(scales), max(scales)):
                 found.append(best)
         return sorted(found)
+
+    def _later(self, arms: int, rounds: int) -> int:
+        """Return how many arms the rounds after one with so many have in all."""
+        found = 0
+        for _ in range(rounds):
+            arms = max(2, math.ceil(arms / self.keep))
+            found += arms
+        return found
 
     def _share(self, arms: int, rounds: int) -> int:
         """Return how many new images each arm gets in a round, of what is left for the rounds to come."""

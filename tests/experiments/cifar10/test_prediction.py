@@ -56,6 +56,10 @@ def test_what_orders_fid_has_correlation_1_and_what_reverses_it_minus_1(tmp_path
     (tmp_path / "runs.csv").write_text(csv_text(list(runs[0]), runs[:8]))
     with pytest.raises(InputError, match="fewer than four classifiers"):
         prediction.main([str(tmp_path / "diagnose.json"), str(tmp_path)])
+    runs[-1]["run"] = "another"
+    (tmp_path / "runs.csv").write_text(csv_text(list(runs[0]), runs))
+    with pytest.raises(InputError, match="runs.csv: found another, kind-5, expected one run of kind-5 and entropy"):
+        prediction.main([str(tmp_path / "diagnose.json"), str(tmp_path)])
     (tmp_path / "diagnose.json").write_text("{}")
-    with pytest.raises(InputError, match="diagnose.json: found no classifiers, expected diagnose.json of"):
+    with pytest.raises(InputError, match="diagnose.json: found no gains of classifiers, expected diagnose.json of"):
         prediction.main([str(tmp_path / "diagnose.json"), str(tmp_path)])

@@ -10,6 +10,8 @@ from experiments.comparison import UNIT_FACTORS
 from experiments.diagnose.diagnosis import named_rules
 from experiments.digits.data import write_parts
 from experiments.tune.__main__ import _centres
+from guided_diffusion.errors import InputError
+from guided_diffusion.sampling.setup import trained_file
 from tests.support.helpers import CLASSIFIER, ROOT
 
 MODEL = ROOT / "experiments" / "digits" / "model" / "uncond.safetensors"
@@ -33,8 +35,10 @@ def test_a_classifier_of_digits_improves_the_denoising(run, tmp_path):
     assert entry["levels"]["accuracy"][0][0] > 0.6 > entry["levels"]["accuracy"][-1][0]
     assert entry["rules"]["constant"]["gain"][0] > 0
     assert 0.3 < entry["overall"]["s_star"][0] < 2
-    assert _centres(tmp_path / "out" / "diagnose.json") == found["suggested"]
-    assert found["suggested"]["constant"] == entry["rules"]["constant"]["gamma"][0]
+    centres = _centres(tmp_path / "out" / "diagnose.json", trained_file("classifier_path", str(tmp_path / "plain")))
+    assert centres["constant"] == entry["rules"]["constant"]["gamma"][0]
+    with pytest.raises(InputError, match="diagnose.json: found the classifiers plain, expected one with the content"):
+        _centres(tmp_path / "out" / "diagnose.json", str(MODEL))
     assert "L / (1 - abar) falls most" in told or "No classifier" in told
     assert (tmp_path / "out" / "diagnose.html").is_file()
 

@@ -70,6 +70,8 @@ def test_budgets():
     assert least == (10 + 4 + 2) * 100
     found, ranked, _ = search(least)
     assert found.images <= least and ranked
+    for budget in range(least, 4 * least, 137):  # also where settings join
+        assert search(budget)[0].images <= budget
     with pytest.raises(ValueError, match=f"found {least - 1} images, expected at least {least}"):
         search(least - 1)
 
