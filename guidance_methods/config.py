@@ -183,8 +183,6 @@ def guidance_rule(
     """
     arguments = inspect.signature(RULES[guide.guidance]).parameters
     beyond = FLAGS.keys() & arguments.keys()
-    if guide.guidance in ("range", "timestep"):
-        check_not_rescaled(parsed.make(DiffusionConfig), f"--guidance {guide.guidance}")
     # The paper's rules have always let each other's flags pass.
     for argument, option in (paper.FLAGS | FLAGS if beyond else FLAGS).items():
         if option in parsed.values and argument not in arguments:

@@ -304,6 +304,8 @@ def _check_flags(
         check_not_rescaled(diffusion, "--guidance_at through")
     if guide.guidance_interval:
         check_not_rescaled(diffusion, f"--guidance_interval {guide.guidance_interval}")
+    if guide.guidance in ("range", "timestep"):
+        check_not_rescaled(diffusion, f"--guidance {guide.guidance}")
 
 
 _NETWORK_FLAGS = [name for name in ClassifierConfig.__dataclass_fields__ if name.startswith("classifier_")]

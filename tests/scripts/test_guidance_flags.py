@@ -322,6 +322,7 @@ def test_a_value_that_is_no_value(files, tmp_path, capsys, flag, value):
     ("more", "says"),
     [
         ({"guidance_interval": "0,400"}, "--guidance_interval 0,400: found with --rescale_timesteps and --diffusion"),
+        ({"guidance": "timestep"}, "--guidance timestep: found with --rescale_timesteps and --diffusion_steps 500"),
         ({"guidance_at": "through"}, "--guidance_at through: found with --rescale_timesteps and --diffusion_steps 500"),
         ({"weak_model_path": "rescaled", "autoguidance_scale": 2.0, "pair_interval": "0,400"}, "--pair_interval: fou"),
         ({"guidance_file": "terms"}, r"terms\[0\]: --guidance_interval 0,400: found with"),
