@@ -21,7 +21,7 @@ def main() -> None:
     args = parser.parse_args()
     warnings.warn("ablation.again will go: `ed-dpm rerun ROW` does the same", DeprecationWarning, stacklevel=1)
     report = RESULTS / args.protocol
-    print(rerun(report, *pick(report, args.run, args.seed, args.pick), args.out))
+    print(rerun(report, *pick(report, args.run, args.seed if args.run else None, args.pick), args.out))
 
 
 if __name__ == "__main__":

@@ -153,6 +153,9 @@ def test_what_is_not_reported_is_refused():
     with pytest.raises(InputError, match="commands.csv, expected a line on it"):
         plan_again(ROOT / REPORT, "uncond-unguided", "77", Path("runs/rerun"))
     assert len({pick(ROOT / REPORT, None, None, number) for number in range(20)}) > 5
+    assert {pick(ROOT / REPORT, None, "2", number)[1] for number in range(9)} == {"2"}
+    with pytest.raises(InputError, match="^--seed 77: not in"):
+        pick(ROOT / REPORT, None, "77")
 
 
 def test_the_share_of_the_wanted_class_orders_fid_as_the_diagnosis_says():
