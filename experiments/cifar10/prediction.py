@@ -103,7 +103,8 @@ def _points(entries: Mapping[str, Any], runs: Sequence[Mapping[str, str]]) -> It
             if len(names[key]) > 1:
                 found = ", ".join(sorted(names[key]))
                 raise InputError(f"runs.csv: found {found}, expected one run of {' and '.join(key)}")
-    for (name, rule), found in fids.items():
+    order = [*entries]
+    for (name, rule), found in sorted(fids.items(), key=lambda item: (order.index(item[0][0]), item[0][1])):
         measures = {measure: of(entries[name]) for measure, of in MEASURES.items()}
         yield {"classifier": name, "rule": rule, "fid": float(np.mean(found)), **measures}
 

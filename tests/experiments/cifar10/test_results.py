@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from experiments.cifar10 import prediction
 from experiments.cifar10.prediction import correlation
 from experiments.rerun import DERIVED, FILE, REPORT, pick, plan_again
 from experiments.verdict import t_interval
@@ -184,3 +185,16 @@ def test_tune_is_as_good_as_the_grid_with_a_third_of_the_images():
     percents = [100 * float(test["difference"]) / base for test in tests]
     low, high = t_interval(percents)
     assert f"{sum(percents) / len(percents):+.1f} % ({low:+.1f} to {high:+.1f}, " in " ".join(text.split())
+
+
+def test_the_prediction_is_that_of_the_files(tmp_path):
+    folder = RESULTS / "diagnose" / "training"
+    (tmp_path / "diagnose.json").write_bytes((folder / "diagnose.json").read_bytes())
+    prediction.main([str(tmp_path / "diagnose.json"), str(RESULTS / "training")])
+    found = (tmp_path / "prediction.md").read_text()
+    assert found == (folder / "prediction.md").read_text()
+    text = (RESULTS / "diagnose" / "README.md").read_text()
+    trainings, correlations = found.strip().split("\n\n")
+    assert trainings in text
+    said = re.findall(r"[+-]\d\.\d\d \([^)]*\)", " ".join(text.split()))
+    assert len(set(said) & set(re.findall(r"[+-]\d\.\d\d \([^)]*\)", correlations))) == 4
