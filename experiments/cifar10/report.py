@@ -193,10 +193,11 @@ def _norm_groups(spec: Spec, records: list[dict]) -> Groups:
 
 
 def _traced(spec: Spec, results: Results, commands: Commands) -> Iterator[tuple[str, str]]:
-    """Pairs of a classifier and its run with the best constant scale for UADM and DDIM, where there is a trace."""
+    """Pairs of a classifier and its run with the best constant scale at all t, UADM, DDIM, where there is a trace."""
     seen = set()
     for run in (spec.runs[row.run] for row in spec.rows("all") if row.run in results.runs):
         wanted = guidance_name(run) == "constant" and run.model == "uncond" and run.flags.get("use_ddim")
+        wanted = wanted and not run.flags.get("guidance_interval")  # its gradient is 0 outside
         if wanted and run.classifier not in seen and (ROOT / commands.trace_file(run, commands.seeds[0])).is_file():
             seen.add(run.classifier)
             yield run.classifier, run.name
