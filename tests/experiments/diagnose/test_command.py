@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from experiments.diagnose import diagnose, write_report
-from experiments.diagnose.verdict import said
+from experiments.diagnose.report import _cell
 from guided_diffusion.sampling.pretrained import load_classifier, load_diffusion, load_model
 from tests.support.helpers import CLASSIFIER, ROOT, make_checkpoint, make_images
 
@@ -70,7 +70,7 @@ def test_a_run_writes_what_its_page_shows(run, asked, tmp_path, checkpoints):
         columns = [entry["overall"], *entry["rules"].values()]
         shown = [value for column in columns for name, value in column.items() if name != "top5"]
         shown += [v for name, values in entry["levels"].items() if "/" not in name and name != "top5" for v in values]
-        assert all(f">{said(value)}</td>" in page for value in shown)
+        assert all(f">{_cell(value)}</td>" in page for value in shown)
     assert page.count("data:image/png;base64,") == 3 and not re.search(r'(src|href)="(?!data:)', page)
     for name in ("certainty", "scale", "gain"):
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
