@@ -38,6 +38,7 @@ OWN = (
     "classifier_scale", "eds", "guidance", "guidance_factor", "guidance_interval", "num_samples", "seed", "log_dir",
     "trace",
 )  # fmt: skip
+FILES = ("model_path", "classifier_path", *SECOND_MODELS, "guidance_file")
 CHOOSING_SEED, SEEDS = 101, (1, 2)
 CHOOSING = 2 / 3  # of the budget
 
@@ -61,16 +62,15 @@ def main(argv: list[str] | None = None) -> None:
             "fewer --rules and --intervals"
         )
     out = short(args.out)
-    asked = {name: str(value) for name, value in parsed.values.items()}
-    for name in ("reference", "features", "inception"):
-        setattr(args, name, _in_root(getattr(args, name)))
+    flags = {name: _in_root(value) if name in FILES else value for name, value in parsed.values.items()}
+    asked = {name: str(value) for name, value in flags.items()}
     kept = {name: getattr(args, name) for name in ("reference", "budget", "rules", "intervals", "metric", "features")}
     (ROOT / out).mkdir(parents=True, exist_ok=True)
     claim(ROOT / out / "tune.json", {"flags": asked, "tune": {name: str(value) for name, value in kept.items()}})
     evaluator = [word for name in ("features", "inception") if (path := getattr(args, name))
                  for word in (f"--{name}", path)]  # fmt: skip
     runs = Runs(
-        Runner(out), out, parsed.values, f"{model.image_size}x{model.image_size}x{model.in_channels}",
+        Runner(out), out, flags, f"{model.image_size}x{model.image_size}x{model.in_channels}",
         diffusion.diffusion_steps, args.reference, evaluator, args.metric, args.jobs,
     )  # fmt: skip
     ranked = search.run(lambda arms, count: runs.values(arms, count, CHOOSING_SEED))
@@ -95,7 +95,8 @@ def create_parser() -> Parser:
     layout = argparse.RawDescriptionHelpFormatter
     parser = Parser(description=__doc__, formatter_class=layout, allow_abbrev=False)
     add = parser.add_argument
-    add("--reference", required=True, metavar="NPZ", help="the evaluator's reference: images, statistics or a name")
+    add("--reference", type=_in_root, required=True, metavar="NPZ",
+        help="the evaluator's reference: images, statistics or a name")  # fmt: skip
     add("--rules", type=_rules, default=("constant", "timestep", "entropy"), metavar="A,B",
         help=f"of {', '.join(RULES)} (constant,timestep,entropy)")  # fmt: skip
     add("--intervals", type=_intervals, default=("",), metavar="LO,HI;LO,HI",
@@ -103,8 +104,8 @@ def create_parser() -> Parser:
     add("--budget", type=count, default=20000, metavar="N", help="images in all (20000)")
     tested = [name for name, metric in METRICS.items() if metric.figure]  # the paired test has no others
     add("--metric", choices=tested, default="fid", help="what chooses (fid)")
-    add("--features", metavar="CHECKPOINT", help="the evaluator's network in place of Inception")
-    add("--inception", metavar="PATH", help="the evaluator's frozen Inception graph")
+    add("--features", type=_in_root, metavar="CHECKPOINT", help="the evaluator's network in place of Inception")
+    add("--inception", type=_in_root, metavar="PATH", help="the evaluator's frozen Inception graph")
     add("--diagnosis", type=Path, metavar="JSON", help="of `ed-dpm diagnose`: scales to start from")
     add("--out", type=Path, default=Path("runs/tune"), metavar="DIR", help="for all that is made (runs/tune)")
     add_jobs(parser, "runs at a time (1)", default=1)
@@ -132,16 +133,15 @@ def _intervals(text: str) -> tuple[str, ...]:
 
 
 def _with_files(parsed: ParsedFlags) -> ParsedFlags:
-    """Replace the networks' folders by their files, and all paths by those of the folder where the runs start."""
-    flags = ("model_path", "classifier_path", *SECOND_MODELS, "guidance_file")
-    paths = {flag: path for flag in flags if (path := parsed.values.get(flag))}
-    found = {flag: _in_root(setup.trained_file(flag, path)) for flag, path in paths.items()}
+    """Replace the networks' folders by their files, and local paths by absolute ones."""
+    paths = {flag: setup.trained_file(flag, path) for flag in FILES if (path := parsed.values.get(flag))}
+    found = {flag: str(Path(path).absolute()) for flag, path in paths.items() if Path(path).exists()}
     return dataclasses.replace(parsed, values=parsed.values | found)
 
 
-def _in_root(path: str | None) -> str | None:
+def _in_root(path: str) -> str:
     """Return a local file's path as it is typed in the folder where the runs start; anything else as it is."""
-    return str(short(Path(path))) if path and Path(path).exists() else path
+    return str(short(Path(path))) if Path(path).exists() else path
 
 
 def _centres(path: Path | None, classifier: str) -> dict[str, float]:
@@ -157,12 +157,14 @@ def _centres(path: Path | None, classifier: str) -> dict[str, float]:
     except FileNotFoundError:
         raise InputError(f"--diagnosis {path}: no such file, {expected}") from None
     try:
-        names = {digest: name for name, digest in result["run"]["networks"].items() if name in result["classifiers"]}
-        rules = {name: entry["rules"] for name, entry in result["classifiers"].items()}
-        scales = {name: {rule: found["gamma"][0] for rule, found in rules[name].items()} for name in rules}
+        scales = {
+            name: {rule: found["gamma"][0] for rule, found in entry["rules"].items()}
+            for name, entry in result["classifiers"].items()
+        }
+        names = {digest: name for name, digest in result["run"]["networks"].items() if name in scales}
     except (KeyError, TypeError, AttributeError, IndexError):
         raise InputError(f"--diagnosis {path}: found no scales of classifiers, {expected}") from None
-    name = names.get(hash_file(ROOT / classifier))
+    name = names.get(hash_file(classifier))
     if name is None:
         raise InputError(
             f"--diagnosis {path}: found the classifiers {', '.join(scales)}, expected one with the content of "

@@ -58,7 +58,7 @@ class Search:
         """How many arms each round has, without those that join."""
         sizes = [len(self.arms)]
         while sizes[-1] > self.keep:
-            sizes.append(max(2, math.ceil(sizes[-1] / self.keep)))
+            sizes.append(self._kept(sizes[-1]))
         return sizes
 
     @property
@@ -87,7 +87,7 @@ class Search:
                 alive += beyond
             alive.sort(key=lambda arm: self.values[arm, count])
             if number < rounds - 1:
-                alive = alive[: max(2, math.ceil(len(alive) / self.keep))]
+                alive = alive[: self._kept(len(alive))]
         self.count = count
         return alive
 
@@ -103,11 +103,15 @@ class Search:
                 found.append(best)
         return sorted(found)
 
+    def _kept(self, arms: int) -> int:
+        """Return how many of a round's arms go on."""
+        return max(2, math.ceil(arms / self.keep))
+
     def _later(self, arms: int, rounds: int) -> int:
         """Return how many arms the rounds after one with so many have in all."""
         found = 0
         for _ in range(rounds):
-            arms = max(2, math.ceil(arms / self.keep))
+            arms = self._kept(arms)
             found += arms
         return found
 

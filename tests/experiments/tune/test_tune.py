@@ -17,6 +17,7 @@ from experiments.tune.runs import UNGUIDED, Runs
 from experiments.tune.search import Arm, Search
 from guided_diffusion.config.flags import ParsedFlags
 from guided_diffusion.errors import InputError
+from tests.support.helpers import ROOT
 
 A, B, C = Arm("entropy", "", 2.0), Arm("constant", "", 4.0), Arm("constant", "", 8.0)
 
@@ -109,6 +110,13 @@ def test_paths_are_those_of_the_folder_where_the_command_was_typed(tmp_path, mon
     given = {"model_path": "model", "classifier_path": "classifier/model.pt"}
     found = _with_files(ParsedFlags(given)).values
     assert found == {f"{name}_path": str(tmp_path / name / "model.pt") for name in ("model", "classifier")}
+
+
+def test_networks_of_the_repository_are_found_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = ROOT / "experiments" / "digits" / "model" / "uncond.safetensors"
+    with pytest.raises(InputError, match="--budget 100: found too few images"):
+        main(["--model_path", str(model), "--classifier_path", str(model), "--reference", "x.npz", "--budget", "100"])
 
 
 def test_a_missing_checkpoint(tmp_path):
