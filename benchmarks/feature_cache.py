@@ -43,13 +43,13 @@ def main() -> None:
     device, setting = torch.device(args.device), SETTINGS[args.config]
     timed = partial(seconds, device=device)
     run, unet = runner(setting, device, args.half, args.steps)
-    whole, gflop = run(unet), count_flops(partial(run, unet)) / 1e9
+    whole, work = run(unet), count_flops(partial(run, unet))
     report = {"config": args.config, "steps": args.steps, "half": args.half, **machine(device), "rows": []}
     for depth in (1, setting.model.num_res_blocks + 1):
         for every in EVERY:
             cached = FeatureCache(unet, args.steps, every, depth)
             row = {"every": every, "depth": depth, "difference": relative_difference(run(cached), whole)}
-            row["work_ratio"] = gflop / (count_flops(partial(run, cached)) / 1e9)
+            row["work_ratio"] = work / count_flops(partial(run, cached))
             row |= compare(partial(timed, partial(run, cached)), partial(timed, partial(run, unet)), args.rounds, 1)
             report["rows"].append(row)
             spread = f"{row['ratio_p10']:.2f}-{row['ratio_p90']:.2f}"

@@ -37,13 +37,13 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 def pick(report: Path, name: str | None, seed: str | None, number: int | None = None) -> tuple[str, str]:
     """The run of a row ("table/key") or of that name, and one of its seeds; for None one that a number picks."""
-    runs = [(row["run"], row["seed"]) for row in read_rows(report / "runs.csv")]
-    if name is None and (known := [run for run in runs if seed in (None, run[1])]):
-        return random.Random(number).choice(known)
+    runs = [(row["run"], row["seed"]) for row in read_rows(report / "runs.csv") if seed in (None, row["seed"])]
+    if name is None and runs:
+        return random.Random(number).choice(runs)
     rows = {row["row"]: row["run"] for row in read_rows(report / "report.csv") if row["run"]}
-    found = [run for run in runs if run[0] == rows.get(name, name) and seed in (None, run[1])]
+    found = [run for run in runs if run[0] == rows.get(name, name)]
     if not found:
-        wanted = " ".join([*([name] if name else []), *(["--seed", seed] if seed is not None else [])])
+        wanted = " ".join(filter(None, (name, seed and f"--seed {seed}")))
         raise InputError(f"{wanted}: not in {report / 'report.csv'} or runs.csv, expected one of their rows or runs")
     return found[0]
 

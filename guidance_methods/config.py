@@ -164,9 +164,14 @@ SAMPLING_CONFIGS = (
 )  # fmt: skip
 
 
+def is_rescaled(diffusion: DiffusionConfig) -> bool:
+    """Return whether models and guidance are told t * 1000 / T, another number than t."""
+    return diffusion.rescale_timesteps and diffusion.diffusion_steps != 1000
+
+
 def check_not_rescaled(diffusion: DiffusionConfig, asked: str) -> None:
-    """Raise InputError where models and guidance are told t * 1000 / T, while what is asked for counts in t."""
-    if diffusion.rescale_timesteps and diffusion.diffusion_steps != 1000:
+    """Raise InputError where the timesteps are rescaled, while what is asked for counts in t."""
+    if is_rescaled(diffusion):
         raise InputError(
             f"{asked}: found with --rescale_timesteps and --diffusion_steps {diffusion.diffusion_steps}, "
             "expected 1000 steps, or timesteps that are not rescaled"

@@ -41,6 +41,7 @@ from .config import (
     MethodsConfig,
     check_not_rescaled,
     guidance_rule,
+    is_rescaled,
     untraceable,
 )
 from .denoiser import Denoiser
@@ -270,7 +271,7 @@ def warn_of_training(diffusion: DiffusionConfig, saved: dict, path: str, noisy: 
                 f"--{name}: the classifier was trained with {trained_on}, sampling uses {used}: it sees noise "
                 f"levels other than it was told; expected a classifier trained with --{name} {used}"
             )
-    if diffusion.rescale_timesteps and diffusion.diffusion_steps != 1000 and noisy:
+    if is_rescaled(diffusion) and noisy:
         logger.warning(
             "--rescale_timesteps: the classifier sees t * 1000 / T as the model does, but its training showed it t; "
             "they agree where --diffusion_steps is 1000"

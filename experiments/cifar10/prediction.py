@@ -11,6 +11,7 @@ import argparse
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -94,19 +95,16 @@ def correlation(x: Sequence[float], y: Sequence[float], replicates: int = REPLIC
 
 def _points(entries: Mapping[str, Any], runs: Sequence[Mapping[str, str]]) -> Iterator[dict[str, Any]]:
     """Yield a row of measures for every classifier and rule, its FID being the mean over the seeds."""
-    fids, names = defaultdict(list), defaultdict(set)
+    fids = defaultdict(lambda: defaultdict(list))  # by classifier and rule, then by run
     for run in runs:
-        key = run["classifier"], run["guidance"]
-        if run["classifier"] in entries and run["guidance"] in RULES:
-            fids[key].append(float(run["fid"]))
-            names[key].add(run["run"])
-            if len(names[key]) > 1:
-                found = ", ".join(sorted(names[key]))
-                raise InputError(f"runs.csv: found {found}, expected one run of {' and '.join(key)}")
-    order = [*entries]
-    for (name, rule), found in sorted(fids.items(), key=lambda item: (order.index(item[0][0]), item[0][1])):
-        measures = {measure: of(entries[name]) for measure, of in MEASURES.items()}
-        yield {"classifier": name, "rule": rule, "fid": float(np.mean(found)), **measures}
+        fids[run["classifier"], run["guidance"]][run["run"]].append(run["fid"])
+    for name, rule in product(entries, RULES):
+        found = fids[name, rule]
+        if len(found) > 1:
+            raise InputError(f"runs.csv: found {', '.join(sorted(found))}, expected one run of {name} and {rule}")
+        for values in found.values():
+            measures = {measure: of(entries[name]) for measure, of in MEASURES.items()}
+            yield {"classifier": name, "rule": rule, "fid": float(np.mean(np.array(values, float))), **measures}
 
 
 def _titles(points: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -18,7 +18,7 @@ from experiments.diagnose.measures import Measurement
 from experiments.diagnose.networks import Subject
 from experiments.diagnose.report import write_report
 from experiments.steps import claim
-from guidance_methods.config import check_not_rescaled
+from guidance_methods.config import check_not_rescaled, is_rescaled
 from guided_diffusion.config.configs import ReadingConfig, RunConfig
 from guided_diffusion.config.create import build_diffusion
 from guided_diffusion.distributed import collectives, shutdown
@@ -40,7 +40,7 @@ def main() -> None:
     asked = parsed.make(DiagnoseConfig)
     images = open_images(asked, parsed.make(ReadingConfig).reading, run.seed, subject.model, subject.classes)
     rules = named_rules(asked.rules, subject.diffusion.diffusion_steps)
-    if "timestep" in rules and subject.diffusion.rescale_timesteps and subject.diffusion.diffusion_steps != 1000:
+    if "timestep" in rules and is_rescaled(subject.diffusion):
         if "rules" in parsed.values:
             check_not_rescaled(subject.diffusion, "--rules timestep")
         del rules["timestep"]

@@ -87,13 +87,13 @@ class Subject:
 def _pair(word: str) -> tuple[str, str]:
     """Return the name, if any, and the file of [NAME=]FILE; the file's path may have "=" in it."""
     name, sign, path = word.partition("=")
-    return (name, path) if sign and os.sep not in name else ("", word)
+    return (name, path) if sign and os.sep not in name and not os.path.exists(word) else ("", word)
 
 
 def _named(words: list[str]) -> dict[str, str]:
     """Return the classifiers' files by name: the one given, else the file's, or its folder's where that tells more."""
     found: dict[str, str] = {}
-    pairs = [("", word) if os.path.exists(word) else _pair(word) for word in words]
+    pairs = [_pair(word) for word in words]
     stems = Counter(Path(path).stem for _, path in pairs)
     for name, path in pairs:
         file = setup.trained_file("classifier_path", path)

@@ -12,7 +12,6 @@ import pytest
 from safetensors import safe_open
 
 from experiments.cifar10 import prediction
-from experiments.cifar10.prediction import correlation
 from experiments.rerun import DERIVED, FILE, REPORT, pick, plan_again
 from experiments.verdict import t_interval
 from guided_diffusion.errors import InputError
@@ -170,7 +169,7 @@ def test_the_share_of_the_wanted_class_orders_fid_as_the_diagnosis_says():
                 fids[run["run"]].append(float(run["fid"]))
         nearness = [-abs(sum(found) / len(found) - real) for found in shares.values()]
         better = [-sum(found) / len(found) for found in fids.values()]
-        value, low, high = correlation(nearness, better)
+        value, low, high = prediction.correlation(nearness, better)
         assert value > 0.5
         assert f"{value:.2f} ({low:.2f} to {high:.2f}) over the {len(fids)} of" in " ".join(text.split())
 
