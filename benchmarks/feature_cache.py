@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="of a run; one evaluation in N is whole")
     parser.add_argument("--rounds", type=int, default=5, help="pairs of timed runs, at least 2 (default 5)")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
-    parser.add_argument("--half", action="store_true", help="float16")
+    parser.add_argument("--half", action="store_true", help="float16, on a CPU bfloat16")
     args = parser.parse_args()
     keep_freed_memory()
     device, setting = torch.device(args.device), SETTINGS[args.config]

@@ -23,10 +23,16 @@ from guided_diffusion.models.mixed_precision import LowPrecision, OptimizerStepp
 Parts = dict[str, Callable[[], Tensor]]  # name -> the work, which returns what it computed
 
 
+def half_dtype(device: torch.device) -> torch.dtype:
+    """What `--half` measures on a device."""
+    return torch.bfloat16 if device.type == "cpu" else torch.float16
+
+
 class Implementation:
     """The networks of one implementation with random weights, and one batch of inputs, both the same for all.
 
-    :param half: float16: ours under autocast, upstream by its `use_fp16`.
+    :param half: float16: ours under autocast, upstream by its `use_fp16`. On a CPU, which mostly computes in no
+        float16, bfloat16 for ours, and upstream, which has none, stays in float32.
     :param upstream: upstream's modules (`load_upstream()`) to measure these; None: ours.
     :param compile: compile our networks for sampling.
     """
@@ -39,8 +45,8 @@ class Implementation:
         upstream: SimpleNamespace | None = None,
         compile: bool = False,
     ):
-        self.half, self.upstream, self.compile = half, upstream, compile
-        self.dtype = torch.float16 if half else None
+        self.half, self.upstream, self.compile = half and device.type != "cpu", upstream, compile
+        self.dtype = half_dtype(device) if half else None
         size, count = setting.model.image_size, setting.batch_size
         with torch.device(device):
             self.model = self._network(setting.model, seed=0)

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from benchmarks import evaluation
 from benchmarks.builders import SETTINGS
-from benchmarks.implementations import Implementation, Parts
+from benchmarks.implementations import Implementation, Parts, half_dtype
 from benchmarks.machine import cpu_name, result_path
 from benchmarks.measure import ceilings, compare, relative_difference, seconds
 from benchmarks.upstream import load_upstream
@@ -54,7 +54,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     report = {"what": args.what, "half": args.half, "compile": args.compile, **machine(device)}
     print(" | ".join(HEADER), file=sys.stderr)
-    top = ceilings(device, torch.float16 if args.half else torch.float32)
+    top = ceilings(device, half_dtype(device) if args.half else torch.float32)
     report |= {"ceilings_gflops": top, "peer": load_upstream().source, "rows": []}
     for config in args.config:
         with ExitStack() as stack:
@@ -74,7 +74,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("what", choices=("sampling", "training"))
     parser.add_argument("--config", action="append", choices=sorted(SETTINGS), help="default: 32x32 and 64x64")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
-    parser.add_argument("--half", action="store_true", help="float16: ours under autocast, upstream by its use_fp16")
+    parser.add_argument("--half", action="store_true", help="float16: ours under autocast, upstream by its use_fp16; "
+                        "on a CPU ours in bfloat16, upstream in float32")  # fmt: skip
     parser.add_argument("--compile", action="store_true", help="sampling: ours compiled, upstream as it is")
     parser.add_argument("--rounds", type=int, default=10, help="pairs of timed runs (default 10)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 (default): torch's choice")

@@ -235,12 +235,12 @@ def _runs_of(entry: Entry, name: str, networks: dict[str, Network], references: 
         sweep = entry.inner("sweep")
         flag, values = sweep.finish((sweep.take("flag", str), sweep.take("values", list)))
         for value in values or [values]:
-            if type(value) not in (int, float):
-                raise entry.fail("sweep.values", value, "numbers")
+            if type(value) not in (int, float) and not (isinstance(value, str) and _PLAIN.fullmatch(value)):
+                raise entry.fail("sweep.values", value, "numbers or plain names")
             Entry(entry.file, {"sweep": {flag: value}}).flags(key="sweep")
         runs = [
-            dataclasses.replace(run, name=f"{run.name}-{value:g}", flags={**run.flags, flag: value})
-            for value in values
+            dataclasses.replace(run, name=f"{run.name}-{text}", flags={**run.flags, flag: value})
+            for value, text in ((value, value if isinstance(value, str) else f"{value:g}") for value in values)
         ]
     return entry.finish(runs)
 

@@ -71,6 +71,7 @@ def main() -> None:
     purpose = "guide with (--classifier_path)" if train.noised else "judge with (the evaluator's --features)"
     if training.is_complete(run, "--iterations", train.iterations, purpose):
         return
+    dtype = amp_dtype(config.classifier_use_fp16, parsed.make(RunConfig).amp_dtype, "training", collectives.dev())
     with ExitStack() as workers:
         read = partial(resumable_batches, batch_size=train.batch_size, seed=run.seed)
         data = workers.enter_context(read(dataset, first_step=run.first_step, workers=training.data.data_workers))
@@ -88,7 +89,7 @@ def main() -> None:
             loss_terms=partial(ect_terms, weight=weight),
             evaluate=denoising or evaluate_plainly,
             statistics={"ideal_scale": dlsm.ideal_scale} if denoising else {},
-            dtype=amp_dtype(config.classifier_use_fp16, parsed.make(RunConfig).amp_dtype),
+            dtype=dtype,
             run=run,
         )
         setup.save_config(run.flags)

@@ -11,9 +11,10 @@ from guided_diffusion.data import image_labels
 from guided_diffusion.diffusion import nonfinite
 from guided_diffusion.diffusion.solvers import SAMPLERS
 from guided_diffusion.diffusion.thresholding import DynamicThreshold
-from guided_diffusion.distributed import meeting
+from guided_diffusion.distributed import collectives, meeting
 from guided_diffusion.io.images import Reading
 from guided_diffusion.models.feature_cache import SCHEDULES, UNIFORM
+from guided_diffusion.models.mixed_precision import AMP_DTYPES, fastest_amp
 
 NUM_CLASSES = 1000  # upstream's constant: the default of --num_classes, nowhere assumed
 
@@ -100,8 +101,16 @@ class RunConfig:
 
     log_dir: str = flag("", "directory of the run's files; default runs/<script>-<time>, or OPENAI_LOGDIR")
     seed: int = flag(0, "seed of all random draws", minimum=0)
-    amp_dtype: str = flag("fp16", "dtype of mixed precision, where enabled", choices=("fp16", "bf16"))
+    amp_dtype: str = flag(
+        "fp16",
+        "dtype of mixed precision, where enabled; auto: fp16 on CUDA, bf16 on a CPU that has units for it, else fp32",
+        choices=(*AMP_DTYPES, "auto"),
+    )
     meet_timeout: int = flag(meeting.DEFAULT, meeting.HELP, minimum=0)
+
+    def __post_init__(self) -> None:
+        if self.amp_dtype == "auto":  # the run's record has what it was computed in, on whatever machine it goes on
+            object.__setattr__(self, "amp_dtype", fastest_amp(collectives.dev()))
 
 
 @dataclass(frozen=True)

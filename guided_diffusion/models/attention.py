@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from guided_diffusion.models.layers import checkpoint, conv_nd, normalization, pointwise, zero_module
+from guided_diffusion.models.layers import HALF, checkpoint, conv_nd, normalization, pointwise, zero_module
 
 
 def count_flops_attn(model: nn.Module, _x, y) -> None:
@@ -44,8 +44,17 @@ class _HeadwiseAttention(nn.Module):
             heads_BHLC = weights_BHLL @ v
         else:  # the fused kernels want each token's channels side by side in memory, as they are in channels_last
             q, k, v = (part if part.stride(-1) == 1 else part.contiguous() for part in (q, k, v))
-            heads_BHLC = F.scaled_dot_product_attention(q, k, v)
+            heads_BHLC = _attend(q, k, v)
         return heads_BHLC.transpose(-1, -2).flatten(1, 2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention by PyTorch's kernels: three tensors [B, H, L, C] -> [B, H, L, C]."""
+    if q.device.type != "cpu" or q.dtype not in HALF or not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(q, k, v)
+    # In half precision the kernel's backward pass takes five to eight times as long, its forward pass no less.
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
 
 
 def fuse_attention(network: nn.Module) -> nn.Module:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 NORM_GROUPS = 32
+HALF = (torch.float16, torch.bfloat16)
 _LARGE_MAP = 1024  # pixels, on a CPU; on smaller maps PyTorch's own is as fast
 _LARGE_BATCH = 2**24  # numbers, on CUDA; for fewer the copies take less than the launches of more kernels
 
@@ -26,6 +27,8 @@ class GroupNorm32(nn.GroupNorm):
     """Group normalisation computed in float32 whatever the input's dtype; the result has the input's dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype in HALF and is_large_map(x) and x.device.type == "cpu" and not torch.is_grad_enabled():
+            return super().forward(x)  # in float32 too, without a copy in it; on smaller maps it takes longer
         full = x.float()
         if group_norm_is_faster(full):
             out = GroupNormOfRows.apply(full, self.num_groups, self.weight, self.bias, self.eps)
@@ -43,8 +46,12 @@ def group_norm_is_faster(x: Tensor) -> bool:
         return False
     if x.device.type == "cuda":
         return min(x.shape[1:]) > 1 and x.numel() >= _LARGE_BATCH
-    large = min(x.shape) > 1 and x.shape[2] * x.shape[3] >= _LARGE_MAP
-    return large and x.device.type == "cpu" and torch.is_grad_enabled()
+    return min(x.shape) > 1 and is_large_map(x) and x.device.type == "cpu" and torch.is_grad_enabled()
+
+
+def is_large_map(x: Tensor) -> bool:
+    """Whether x [B, C, H, W] has so many pixels that the way of normalising it matters on a CPU."""
+    return x.dim() == 4 and x.shape[2] * x.shape[3] >= _LARGE_MAP
 
 
 def normalise_rows(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:

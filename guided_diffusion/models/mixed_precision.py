@@ -12,16 +12,44 @@ from guided_diffusion.errors import InputError
 from guided_diffusion.models import fp16
 from guided_diffusion.runs import logger
 
-AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": None}
+
+# What a CPU has that computes in a dtype, in the terms of `torch.cpu.get_capabilities`; others emulate it.
+_UNITS = {"fp16": ("avx512_fp16", "amx_fp16"), "bf16": ("avx512_bf16", "amx_bf16")}
 
 # A diffusion model's input is of order 1. One that left this range is lost, but clamping it keeps float16
 # convolutions finite, so that the loss stays confined to its own sample.
 _LARGEST_HALF_INPUT = 1e3
 
 
-def amp_dtype(enabled: bool, name: str) -> torch.dtype | None:
-    """The dtype that --use_fp16 (or --classifier_use_fp16) and --amp_dtype ask for; None: float32."""
-    return AMP_DTYPES[name] if enabled else None
+def fastest_amp(device: torch.device) -> str:
+    """The name in `AMP_DTYPES` of a device's fastest arithmetic: fp16; on a CPU bf16, or fp32 without units for it."""
+    if device.type != "cpu":
+        return "fp16"
+    return "bf16" if _computes_in("bf16") else "fp32"
+
+
+def amp_dtype(enabled: bool, name: str, what: str, device: torch.device) -> torch.dtype | None:
+    """The dtype that --use_fp16 (or --classifier_use_fp16) and --amp_dtype ask for; None: float32.
+
+    Where it is on, a line says what is computed in it on a CPU, and a warning that this takes longer than float32.
+    """
+    if not enabled:
+        return None
+    if device.type == "cpu":
+        if name in _UNITS and not _computes_in(name):
+            logger.warning(
+                f"--amp_dtype {name}: {what}: this CPU has none of {', '.join(_UNITS[name])} and takes about 10 times "
+                "as long as for float32; --amp_dtype auto takes the fastest"
+            )
+        else:
+            logger.log(f"--amp_dtype {name}: {what}: computed in {str(AMP_DTYPES[name] or torch.float32)[6:]}")
+    return AMP_DTYPES[name]
+
+
+def _computes_in(name: str) -> bool:
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in PyTorch of before 2.11
+    return any(capabilities.get(unit, False) for unit in _UNITS[name])
 
 
 class LowPrecision(nn.Module):

@@ -140,7 +140,9 @@ def load_frozen(
     build: Callable[[], nn.Module], path: str, use_fp16: bool, run: RunConfig, compile: bool = False
 ) -> Frozen:
     """Load a network for sampling onto this rank's device; InputError for a checkpoint that does not fit."""
-    return Frozen(load_network(build, path, collectives.dev()), amp_dtype(use_fp16, run.amp_dtype), compile)
+    device = collectives.dev()
+    dtype = amp_dtype(use_fp16, run.amp_dtype, path, device)
+    return Frozen(load_network(build, path, device), dtype, compile)
 
 
 def read_cache(parsed: ParsedFlags) -> CacheConfig:

@@ -45,7 +45,7 @@ class TrainLoop:
         microbatches add up without division, as upstream's do.
     :param ema_rate: one rate, or several as "0.99,0.9999".
     :param resume_checkpoint: path of a model%06d.pt; its average and optimizer files are found beside it.
-    :param use_fp16: mixed precision in `amp_name` ("fp16" or "bf16").
+    :param use_fp16: mixed precision in `amp_name`, one of `AMP_DTYPES`.
     :param lr_anneal_steps: steps over which the learning rate falls linearly to 0, then training ends; 0: constant.
     :param iterations: total number of steps (0: no limit).
     :param compile: train the network compiled.
@@ -85,14 +85,14 @@ class TrainLoop:
         self.schedule_sampler = schedule_sampler or UniformSampler(diffusion)
         self.last_step = min((n for n in (lr_anneal_steps, iterations) if n), default=None)
         self.global_batch = batch_size * collectives.get_world_size()
-        self.use_fp16, self.fp16_scale_growth = use_fp16, fp16_scale_growth
+        dtype = amp_dtype(use_fp16, amp_name, "training", collectives.dev())
+        self.use_fp16, self.fp16_scale_growth = dtype is not None, fp16_scale_growth
         self.sync_cuda = torch.cuda.is_available()
         self.run = run or TrainingRun.from_checkpoint(find_resume_checkpoint() or resume_checkpoint)
         self.resume_checkpoint, self.resume_step = self.run.model_path, self.run.began
         self.step = self.run.first_step - self.run.began
         self._load_and_sync_parameters()
 
-        dtype = amp_dtype(use_fp16, amp_name)
         if use_fp16:
             model.dtype = torch.float32  # autocast casts; weights and activations between blocks are float32
         self.mp_trainer = OptimizerStepper(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.gpu import program_checks
 from tests.support.helpers import (
     CLASSIFIER,
     DIFFUSION,
@@ -454,3 +455,19 @@ class TestSameRun:
             assert line in sample(num_samples=9).stdout and line in whole.stdout
             found = json.loads((tmp_path / "out" / "guidance_scale_9x8x8x3.json").read_text())
             assert found == expected
+
+
+@pytest.mark.parametrize("units", [{}, {"avx512_bf16": True}])
+def test_mixed_precision_in_the_fastest_arithmetic(monkeypatch, tmp_path, units):
+    """On a CPU that computes in float32 alone the same images; the run's record has what it was computed in."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    flags, half = program_checks.guided(tmp_path), {"use_fp16": True, "classifier_use_fp16": True, "amp_dtype": "auto"}
+    full, found = (program_checks.call("classifier_sample", tmp_path / name, **flags | more)
+                   for name, more in (("full", {}), ("found", half)))  # fmt: skip
+    name = "bf16" if units else "fp32"
+    assert json.loads((found / "run.json").read_text())["amp_dtype"] == name
+    log = (found / "log.txt").read_text()
+    assert log.count(f"--amp_dtype {name}: ") == 2 and "10 times" not in log
+    same = [np.array_equal(*(read_npz(next(run.glob("samples_*.npz")))["arr_0"] for run in (full, found)))]
+    assert same == [not units]

@@ -121,7 +121,7 @@ class TestHelp:
     def test_choices(self, helps, script):
         found = entries(helps[script])
         assert "one of linear, cosine" in found["noise_schedule"]
-        assert "one of fp16, bf16" in found["amp_dtype"]
+        assert "one of fp16, bf16, fp32, auto" in found["amp_dtype"]
         if "classifier_pool" in found:
             assert "one of adaptive, attention, spatial, spatial_v2" in found["classifier_pool"]
         if "schedule_sampler" in found:

@@ -89,6 +89,22 @@ def test_axes_of_length_one(shape, stride):
     torch.testing.assert_close(*(torch.autograd.grad(out.square().sum(), x)[0] for out in (found, expected)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_half_precision_without_a_gradient(monkeypatch, dtype, layout):
+    """Large maps without a copy in float32, but as exact: to the last bit of the dtype, against float64."""
+    x, weight, bias, _ = (values.detach() for values in example(torch.float64, side=40))
+    x, layer = x.to(dtype).contiguous(memory_format=layout), GroupNorm32(32, 64)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+        exact = F.group_norm(x.double(), 32, weight.float().double(), bias.float().double())
+        monkeypatch.setattr(torch.Tensor, "float", lambda values: pytest.fail("a copy in float32"))
+        found = layer(x)
+    assert found.dtype is dtype and found.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(found.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-5)
+
+
 def test_the_layer_keeps_the_dtype():
     layer = GroupNorm32(32, 64)
     x, *_ = example(torch.float32)

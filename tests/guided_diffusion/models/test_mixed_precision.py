@@ -11,8 +11,17 @@ from torch import nn
 
 from benchmarks.gpu.checks import float64
 from guided_diffusion import logger
+from guided_diffusion.config.configs import RunConfig
+from guided_diffusion.distributed import collectives
 from guided_diffusion.errors import InputError
-from guided_diffusion.models.mixed_precision import AMP_DTYPES, LowPrecision, OptimizerStepper, amp_dtype
+from guided_diffusion.models.attention import QKVAttention
+from guided_diffusion.models.mixed_precision import (
+    AMP_DTYPES,
+    LowPrecision,
+    OptimizerStepper,
+    amp_dtype,
+    fastest_amp,
+)
 from guided_diffusion.script_util import create_classifier, create_model
 
 CPU = torch.device("cpu")
@@ -46,17 +55,44 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(4, 3, 8, 8, generator=generator), torch.tensor([0, 13, 500, 999])
 
 
-def test_amp_dtype():
-    assert amp_dtype(False, "fp16") is None
-    assert amp_dtype(True, "fp16") is torch.float16
-    assert amp_dtype(True, "bf16") is torch.bfloat16
+CUDA = torch.device("cuda")  # only as a name
+
+
+@pytest.mark.parametrize("name", AMP_DTYPES)
+def test_amp_dtype(name):
+    assert amp_dtype(False, name, "model.pt", CUDA) is None
+    assert amp_dtype(True, name, "model.pt", CUDA) is AMP_DTYPES[name]
+
+
+@pytest.mark.parametrize(
+    ("units", "fastest", "slow"),
+    [
+        ((), "fp32", {"fp16", "bf16"}),
+        (("avx512_f", "avx512_bf16"), "bf16", {"fp16"}),
+        (("amx_bf16", "avx512_fp16"), "bf16", set()),
+    ],
+)
+def test_a_cpu_computes_in_what_it_has_units_for(monkeypatch, units, fastest, slow):
+    known = {"avx2": True, "avx512_f": False, "avx512_bf16": False, "avx512_fp16": False, "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known | dict.fromkeys(units, True), raising=False)
+    monkeypatch.setattr(collectives, "dev", lambda: CPU)
+    assert RunConfig(amp_dtype="auto").amp_dtype == fastest_amp(CPU) == fastest and fastest_amp(CUDA) == "fp16"
+    said: list[str] = []
+    monkeypatch.setattr(logger, "warn", said.append)
+    for name in AMP_DTYPES:
+        assert amp_dtype(True, name, "model.pt", CPU) is AMP_DTYPES[name]
+    assert {text.split()[2].rstrip(":") for text in said} == slow
+    assert all("model.pt: this CPU has none of" in text and "--amp_dtype auto" in text for text in said)
 
 
 def test_without_dtype_the_network_is_untouched(network, inputs):
     assert torch.equal(LowPrecision(network, None)(*inputs), network(*inputs))
 
 
-@pytest.mark.parametrize("name", list(AMP_DTYPES))
+HALF = ("fp16", "bf16")
+
+
+@pytest.mark.parametrize("name", HALF)
 def test_close_to_float64_with_float32_output(network, inputs, name):
     x, t = inputs
     with float64(network) as double:
@@ -74,7 +110,7 @@ def test_close_to_float64_with_float32_output(network, inputs, name):
     assert error > 1e-5, "nothing was computed in low precision"
 
 
-@pytest.mark.parametrize("name", list(AMP_DTYPES))
+@pytest.mark.parametrize("name", HALF)
 def test_gradient_of_the_input_close_to_float64(network, inputs, name):
     """What guidance needs."""
     x, t = inputs
@@ -90,6 +126,30 @@ def test_gradient_of_the_input_close_to_float64(network, inputs, name):
     low = gradient(LowPrecision(network, AMP_DTYPES[name]), x)
     assert low.dtype is torch.float32
     assert (low - exact).norm() / exact.norm() < 2 * TOLERANCE[AMP_DTYPES[name]]
+
+
+@pytest.mark.parametrize("name", HALF)
+@pytest.mark.parametrize("wants_gradient", [True, False])
+def test_attention_for_a_gradient_computes_in_float32_on_a_cpu(monkeypatch, name, wants_gradient):
+    """Values and gradient against float64, for a batch in the dtype under autocast."""
+    dtype, kernel, seen = AMP_DTYPES[name], torch.nn.functional.scaled_dot_product_attention, []
+
+    def watched(q, k, v):
+        out = kernel(q, k, v)
+        seen.append(out.dtype)
+        return out
+
+    qkv = torch.randn(2, 3 * 64, 100, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_(True)
+    attention = QKVAttention(2).eval()
+    exact = attention(double := qkv.detach().double().requires_grad_(True))
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    with torch.autocast("cpu", dtype), torch.set_grad_enabled(wants_gradient):
+        found = attention(qkv)
+    assert seen == [torch.float32 if wants_gradient else dtype] and found.dtype is dtype
+    assert (found - exact).norm() < TOLERANCE[dtype] * exact.norm()
+    if wants_gradient:
+        ours, true = (torch.autograd.grad(out.square().sum(), x)[0] for out, x in ((found, qkv), (exact, double)))
+        assert ours.dtype is dtype and (ours - true).norm() < TOLERANCE[dtype] * true.norm()
 
 
 @pytest.mark.parametrize("size", [1e6, -1e6, 1e30])
