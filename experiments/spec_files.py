@@ -235,8 +235,9 @@ def _runs_of(entry: Entry, name: str, networks: dict[str, Network], references: 
         sweep = entry.inner("sweep")
         flag, values = sweep.finish((sweep.take("flag", str), sweep.take("values", list)))
         for value in values or [values]:
-            if type(value) not in (int, float) and not (isinstance(value, str) and _PLAIN.fullmatch(value)):
-                raise entry.fail("sweep.values", value, "numbers or plain names")
+            is_name = isinstance(value, str) and _PLAIN.fullmatch(value) and isinstance(run.flags.get(flag), str)
+            if type(value) not in (int, float) and not is_name:
+                raise entry.fail("sweep.values", value, "numbers, or plain names of a flag whose value is one")
             Entry(entry.file, {"sweep": {flag: value}}).flags(key="sweep")
         runs = [
             dataclasses.replace(run, name=f"{run.name}-{text}", flags={**run.flags, flag: value})

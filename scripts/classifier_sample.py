@@ -73,6 +73,8 @@ def main() -> None:
             model = second.build(model, run, compile, diffusion, cache)
         built = [term.build(run, compile, diffusion, model, sampling.clip_denoised, report, observer) for term in terms]
     guides = any(term.guides for term in terms)
+    if guides:
+        setup.warn_of_noisy_start(sampling, diffusion)
     guidance = total(terms, built) if terms else None
     shape = (model_config.in_channels, model_config.image_size, model_config.image_size)
 

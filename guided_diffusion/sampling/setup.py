@@ -24,6 +24,7 @@ from guided_diffusion.config.configs import (
     SuperResConfig,
 )
 from guided_diffusion.config.flags import ParsedFlags, architecture_from
+from guided_diffusion.diffusion.respace import SpacedDiffusion
 from guided_diffusion.distributed import collectives, process_group, shutdown
 from guided_diffusion.errors import InputError, counted
 from guided_diffusion.io import checkpoint, checkpoint_flags
@@ -41,6 +42,9 @@ Config = TypeVar("Config", ModelConfig, SuperResConfig)
 # Flags in which networks that see the same x_t must agree, and further ones of two diffusion models.
 IMAGE_FLAGS = ("image_size", "in_channels")
 PROCESS_FLAGS = ("noise_schedule", "diffusion_steps", "predict_xstart", "rescale_timesteps")
+
+# sqrt(abar) of the first timestep below which a warning is due. The linear schedule's least is 6e-3, the cosine's 5e-5.
+_LEAST_SHARE = 1e-3
 
 # Steps per rank after which compiling, which takes minutes, has surely paid off on a GPU.
 _LONG_RUN = 5000
@@ -217,6 +221,22 @@ def plan_labels(config: LabelConfig, classes: Classes | None) -> LabelPlan | Non
         count = counted(classes.count, "labels")
         logger.log(f"sampling all {count}: nothing beside the checkpoint says which training has seen")
     return plan
+
+
+def warn_of_noisy_start(sampling: SamplingConfig, diffusion: SpacedDiffusion) -> None:
+    """Warn that guided sampling begins where x_t has so little of x_0 that the guidance of it may ruin the images.
+
+    All samplers but DDPM guide x_0, by the gradient times (1 - abar) / sqrt(abar).
+    """
+    share = float(np.sqrt(diffusion.alphas_cumprod[-1]))
+    is_ddpm = sampling.sampler == "ddpm" or not (sampling.sampler or sampling.use_ddim)
+    if is_ddpm or sampling.dynamic_threshold or share > _LEAST_SHARE:
+        return
+    logger.warning(
+        f"--timestep_respacing: sampling begins at t = {diffusion.timestep_map[-1]}, where x_t = {share:.0e} x_0 + "
+        f"noise: guidance moves x_0 by the classifier's gradient times {1 / share:,.0f}, which may ruin the images; "
+        "expected timesteps that begin later, as ddim10 has, or --dynamic_threshold 0.995"
+    )
 
 
 def warn_of_unused_labels(parsed: ParsedFlags, class_cond: bool) -> None:

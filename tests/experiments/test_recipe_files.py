@@ -289,12 +289,22 @@ def test_rows_are_tables(book, rows):
     refused(book, f"{book}/tables/rules.toml: rows")
 
 
-@pytest.mark.parametrize("values", ["{}", "[]", "[[1]]", '["1"]', "[true]", "5"])
-def test_the_values_of_a_sweep_are_numbers(book, values):
+@pytest.mark.parametrize("values", ["{}", "[]", "[[1]]", '["1"]', "[true]", "5", '["a/b"]', '[""]'])
+def test_the_values_of_a_sweep_are_those_of_its_flag(book, values):
     file = book / "base" / "runs" / "uncond-plain-constant.toml"
     text = file.read_text()
     file.write_text(text[: text.index("values = ")] + f"values = {values}\n")
     refused(book, f"{file}: sweep.values: found")
+
+
+def test_a_sweep_over_names(book):
+    file = book / "base" / "runs" / "uncond-plain-constant.toml"
+    text = file.read_text()
+    sweep = '[sweep]\nflag = "timestep_respacing"\nvalues = ["ddim5", "ddim10"]\n'
+    file.write_text(text[: text.index("[sweep]")] + sweep)
+    runs = load(book).runs
+    found = {name: runs[f"uncond-plain-constant-{name}"].flags["timestep_respacing"] for name in ("ddim5", "ddim10")}
+    assert found == {"ddim5": "ddim5", "ddim10": "ddim10"}
 
 
 ODD_FILES: dict[str, Callable[[Path], Any]] = {

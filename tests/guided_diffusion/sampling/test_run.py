@@ -13,8 +13,11 @@ from PIL import Image
 
 from guided_diffusion import logger
 from guided_diffusion.config.class_labels import Classes
+from guided_diffusion.config.configs import DiffusionConfig, SamplingConfig
+from guided_diffusion.config.create import build_diffusion
 from guided_diffusion.errors import InputError
 from guided_diffusion.runs import run_directory
+from guided_diffusion.sampling import setup
 from guided_diffusion.sampling.image_grid import save_grid
 from guided_diffusion.sampling.noise import LabelPlan, PerSampleNoise, stream
 from guided_diffusion.sampling.run import Batch, SampleRun, to_uint8
@@ -358,3 +361,26 @@ def test_the_grids_captions_are_the_classes(tmp_path, monkeypatch):
     path = samples.plan(tmp_path, **options).generate(samples.draw)
     labels = read_npz(path)["arr_1"]
     assert written == [[("cat", "dog")[label] if label < 2 else str(label) for label in labels]]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "respacing", "flags", "warned"),
+    [
+        ("cosine", "10", {"sampler": "dpmpp2m"}, True),
+        ("cosine", "25", {"use_ddim": True}, True),
+        ("cosine", "", {"sampler": "heun"}, True),
+        ("cosine", "ddim10", {"sampler": "dpmpp2m"}, False),
+        ("cosine", "10", {"sampler": "dpmpp2m", "dynamic_threshold": 0.995}, False),
+        ("cosine", "10", {}, False),
+        ("cosine", "10", {"sampler": "ddpm"}, False),
+        ("linear", "10", {"sampler": "dpmpp2m"}, False),
+    ],
+)
+def test_a_start_at_which_guidance_ruins_images(monkeypatch, schedule, respacing, flags, warned):
+    said: list[str] = []
+    monkeypatch.setattr(logger, "warn", said.append)
+    process = build_diffusion(DiffusionConfig(noise_schedule=schedule, timestep_respacing=respacing))
+    setup.warn_of_noisy_start(SamplingConfig(**flags), process)
+    assert len(said) == warned
+    if said:
+        assert "begins at t = 999, where x_t = 5e-05 x_0" in said[0] and "times 20,291" in said[0]
