@@ -23,7 +23,7 @@ def best_within(work: float, folder: Path) -> Iterator[str]:
     if not paths:
         yield f"{folder}: no results of the frontier yet: `ed-dpm run frontier` makes them"
     for path in paths:
-        settings = [setting for setting in _read(path) if setting["work"] <= work]
+        settings = [setting for setting in read_settings(path) if setting["work"] <= work]
         if not settings:
             yield f"{path.parent.name}: no setting known with at most {work:g} of the work of DDIM 25"
             continue
@@ -33,13 +33,13 @@ def best_within(work: float, folder: Path) -> Iterator[str]:
         yield f"  {best['flags']}"
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The settings that have a FID and were compared with DDIM 25."""
+def read_settings(path: Path) -> list[dict[str, Any]]:
+    """The settings that have a FID and were compared with DDIM 25. InputError, naming the file, for a damaged one."""
     expected = "expected what `ed-dpm run frontier` writes"
     try:
         found = [row for row in read_csv(path, expected)[1] if row["ddim25_percent"]]
         numbers = ("work", "fid", "ddim25_percent", "ddim25_low", "ddim25_high")
-        texts = ("setting", "flags")
+        texts = ("setting", "eds", "flags")
         return [{n: float(row[n]) for n in numbers} | {n: row[n] for n in texts} for row in found]
     except (KeyError, ValueError) as error:
         raise InputError(f"{path}: found {error}, {expected}") from None

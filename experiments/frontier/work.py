@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from guidance_methods.config import (
 )
 from guidance_methods.pairs import Pair, without_labels
 from guidance_methods.terms import Term
+from guidance_methods.wrapped import reset
 from guided_diffusion.config.class_labels import Classes
 from guided_diffusion.config.configs import CacheConfig, ClassifierConfig, DiffusionConfig, ModelConfig, SamplingConfig
 from guided_diffusion.config.create import build_classifier, build_diffusion, build_model
@@ -37,6 +39,8 @@ from guided_diffusion.config.flags import ParsedFlags, flags_from, from_values
 from guided_diffusion.diffusion.process import DiffusionProcess
 from guided_diffusion.diffusion.solvers import sampling_loop
 from guided_diffusion.sampling import setup
+
+Make = Callable[[Callable[[], nn.Module], str], nn.Module]
 
 
 def count_flops(work: Callable[[], object]) -> int:
@@ -109,43 +113,58 @@ def flops(spec: Spec, run: Run) -> int:
 
     The networks are those of the flags, with no checkpoint read. Not counted: the arithmetic of the sampler itself.
     """
+    meters: list[Metered] = []
+
+    def metered(build: Callable[[], nn.Module], name: str) -> Metered:
+        meters.append(Metered(build()))
+        return meters[-1]
+
+    height, width, channels = spec.image_shape(run)
+    sampling_of(spec, run, metered)(torch.randn(1, channels, height, width), torch.zeros(1, dtype=torch.long))
+    return sum(meter.flops for meter in meters)
+
+
+def sampling_of(spec: Spec, run: Run, make: Make) -> Callable[[Tensor, Tensor], Tensor]:
+    """A run's sampler, guidance, pair and feature cache as one function: (x_T [B, C, H, W], y [B]) -> x_0.
+
+    :param make: (how to build a network, its name in the spec) -> the network to evaluate.
+    :raises InputError: flags that no sampling script has.
+    """
     own = spec.network_flags(run) | run.flags
     own["timestep_respacing"] = str(own["timestep_respacing"])  # a sweep has numbers
     parsed = flags_from(own, *SAMPLING_CONFIGS)
     sampling = parsed.make(SamplingConfig)
     diffusion = build_diffusion(parsed.make(DiffusionConfig))
-    meters: list[Metered] = []
-
-    def metered(network: nn.Module) -> Metered:
-        meters.append(Metered(network))
-        return meters[-1]
-
-    model = _diffusion_model(own, parsed, diffusion, metered)
+    model = _diffusion_model(own, run.model, parsed, diffusion, make)
     for flag, name in run.others.items():
         if flag in SECOND_MODELS:
             pair = parsed.make(PairConfig)
-            weak = _diffusion_model(spec.networks[name].flags, parsed, diffusion, metered)
+            weak = _diffusion_model(spec.networks[name].flags, name, parsed, diffusion, make)
             interval = parse_interval(pair.pair_interval) if pair.pair_interval else None
             model = Pair(model, weak, getattr(pair, SECOND_MODELS[flag]), interval)
     guidance = None
     if run.classifier and parsed.make(GuidanceConfig).classifier_scale > 0:
         term = _term(parsed)
-        classifier = metered(build_classifier(term.classifier))
+        classifier = make(partial(build_classifier, term.classifier), run.classifier)
         guidance = term.around(classifier, diffusion, model, sampling.clip_denoised, ScaleReport())
-    height, width, channels = spec.image_shape(run)
-    sampling_loop(diffusion, sampling.sampler, sampling.use_ddim)(
-        model, (1, channels, height, width), device="cpu", clip_denoised=sampling.clip_denoised, cond_fn=guidance,
-        model_kwargs={"y": torch.zeros(1, dtype=torch.long)},
-    )  # fmt: skip
-    return sum(meter.flops for meter in meters)
+
+    def sample(noise: Tensor, y: Tensor) -> Tensor:
+        reset(guidance)
+        reset(model)
+        return sampling_loop(diffusion, sampling.sampler, sampling.use_ddim)(
+            model, noise.shape, noise=noise, device=noise.device, **sampling.refining, cond_fn=guidance,
+            model_kwargs={"y": y},
+        )  # fmt: skip
+
+    return sample
 
 
 def _diffusion_model(
-    own: Mapping[str, Any], parsed: ParsedFlags, diffusion: DiffusionProcess, metered: Callable[[nn.Module], Metered]
+    own: Mapping[str, Any], name: str, parsed: ParsedFlags, diffusion: DiffusionProcess, make: Make
 ) -> Callable[..., Tensor]:
     """A model by its flags, in the feature cache that the run's flags ask for."""
     config = from_values(ModelConfig, own)
-    model = metered(build_model(config, from_values(DiffusionConfig, own)))
+    model = make(partial(build_model, config, from_values(DiffusionConfig, own)), name)
     model = setup.with_cache(model, parsed.make(CacheConfig), diffusion.num_timesteps)
     return model if config.class_cond else without_labels(model)
 

@@ -1,0 +1,131 @@
+"""Time of the frontier's settings: whole runs of a batch, beside upstream's DDIM 25 on the same networks and noise.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.frontier
+
+Times DDIM 25 and the cheapest settings of a committed study that are not worse, with and without EDS, interleaved with
+upstream's DDIM 25. Prints a table and writes it to benchmarks/results/<device>-frontier-<date>.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.builders import build_upstream_network
+from benchmarks.machine import result_path
+from benchmarks.measure import compare, relative_difference, seconds
+from benchmarks.run import machine
+from benchmarks.upstream import load_upstream
+from experiments.commands import Commands
+from experiments.frontier.known import RESULTS, TABLE, read_settings
+from experiments.frontier.report import MARGIN
+from experiments.frontier.settings import references
+from experiments.frontier.work import sampling_of
+from experiments.spec import Run, Spec
+from experiments.spec_files import load
+from guidance_methods.config import SAMPLING_CONFIGS
+from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig
+from guided_diffusion.config.create import build_classifier, build_model
+from guided_diffusion.config.flags import Parser, flags_from
+from guided_diffusion.io.atomic import write_json
+from guided_diffusion.models.inference import Frozen
+from guided_diffusion.sampling.pretrained import load_network
+from guided_diffusion.system.malloc import keep_freed_memory
+
+RECIPES = RESULTS.parents[1] / "experiments" / "frontier" / "recipes"
+Sampling = Callable[[Tensor, Tensor], Tensor]  # (x_T [B, C, H, W], y [B]) -> x_0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", default="cifar10", help="the folder's name in results/frontier (cifar10)")
+    parser.add_argument("--batch_size", type=int, default=50, help="images of a run (50)")
+    parser.add_argument("--rounds", type=int, default=5, help="pairs of timed runs, at least 2 (5)")
+    args = parser.parse_args()
+    keep_freed_memory()
+    device, spec = torch.device("cpu"), load(RECIPES / args.study)
+    unit = references(spec)[0]
+    height, width, channels = spec.image_shape(unit)
+    torch.manual_seed(0)
+    noise = torch.randn(args.batch_size, channels, height, width)
+    y = torch.arange(args.batch_size) % spec.network_flags(unit)["num_classes"]
+    theirs = partial(upstream_sampling(spec, unit), noise, y)
+    report = {"study": args.study, "batch_size": args.batch_size, **machine(device), "rows": []}
+    for setting in chosen(args.study, unit):
+        flags = Parser("", *SAMPLING_CONFIGS).parse(setting["flags"].split()).values
+        ours = partial(sampling_of(spec, replace(unit, flags=flags), partial(make, spec)), noise, y)
+        row = {"setting": setting["setting"], "work": setting["work"]}
+        if setting["setting"] == unit.name:
+            row["difference"] = relative_difference(ours(), theirs())
+        row |= compare(partial(seconds, ours, device), partial(seconds, theirs, device), args.rounds, 1)
+        report["rows"].append(row)
+        print(
+            f"{row['setting']}: {row['ratio']:.2f} ({row['ratio_p10']:.2f}-{row['ratio_p90']:.2f}) times as fast as "
+            f"upstream's {unit.name}, work {1 / row['work']:.2f} times less", flush=True,
+        )  # fmt: skip
+    write_json(result_path(report["device"], f"frontier-{args.study}"), report)
+
+
+def chosen(study: str, unit: Run) -> list[dict]:
+    """The unit, and for each rule the setting of the least work that is not worse."""
+    known = read_settings(RESULTS / study / TABLE)
+    good = [row for row in known if row["ddim25_high"] <= MARGIN and row["setting"] != unit.name]
+    rules = sorted({row["eds"] for row in good})
+    cheapest = [min((row for row in good if row["eds"] == eds), key=lambda row: row["work"]) for eds in rules]
+    return [*(row for row in known if row["setting"] == unit.name), *cheapest]
+
+
+def path_of(spec: Spec, name: str) -> str:
+    """The checkpoint of a network of the recipes."""
+    return Commands(spec, processes=1).checkpoint(spec.networks[name])
+
+
+def make(spec: Spec, build: Callable[[], nn.Module], name: str) -> nn.Module:
+    """A network of the recipes with its weights, as the sampling script has it."""
+    return Frozen(load_network(build, path_of(spec, name), "cpu"))
+
+
+def upstream_sampling(spec: Spec, run: Run) -> Sampling:
+    """A run with a constant scale by upstream's loop, as upstream's script calls it."""
+    upstream, parsed = load_upstream(), flags_from(spec.network_flags(run) | run.flags, *SAMPLING_CONFIGS)
+    diffusion = parsed.make(DiffusionConfig)
+    networks = (
+        (ModelConfig, partial(build_model, parsed.make(ModelConfig), diffusion), run.model),
+        (ClassifierConfig, partial(build_classifier, parsed.make(ClassifierConfig)), run.classifier),
+    )
+    model, classifier = (
+        build_upstream_network(
+            parsed.make(config), upstream,
+            load_network(build, path_of(spec, name), "cpu").state_dict(), half=False,
+        ).eval()
+        for config, build, name in networks
+    )  # fmt: skip
+    process = upstream.script_util.create_gaussian_diffusion(
+        steps=diffusion.diffusion_steps, learn_sigma=diffusion.learn_sigma, noise_schedule=diffusion.noise_schedule,
+        timestep_respacing=diffusion.timestep_respacing,
+    )  # fmt: skip
+    scale = run.flags["classifier_scale"]
+
+    def gradient(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x_in = x.detach().requires_grad_(True)
+            log_p = F.log_softmax(classifier(x_in, t), dim=-1)[range(len(x)), y]
+            return torch.autograd.grad(log_p.sum(), x_in)[0] * scale
+
+    def sample(noise: Tensor, y: Tensor) -> Tensor:
+        return process.ddim_sample_loop(
+            lambda x, t, y=None: model(x, t), tuple(noise.shape), noise=noise, clip_denoised=True, cond_fn=gradient,
+            model_kwargs={"y": y}, device="cpu",
+        )  # fmt: skip
+
+    return sample
+
+
+if __name__ == "__main__":
+    main()
