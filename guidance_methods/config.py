@@ -22,6 +22,7 @@ from guided_diffusion.config.configs import (
 )
 from guided_diffusion.config.flags import ParsedFlags, flag, text_for
 from guided_diffusion.errors import InputError
+from guided_diffusion.runs import logger
 
 from .entropy_scaled import EntropyScaled, check_cap
 from .every import REUSE, SKIPPED
@@ -188,11 +189,14 @@ def guidance_rule(
     """
     arguments = inspect.signature(RULES[guide.guidance]).parameters
     beyond = FLAGS.keys() & arguments.keys()
-    # The paper's rules have always let each other's flags pass.
-    for argument, option in (paper.FLAGS | FLAGS if beyond else FLAGS).items():
+    for argument, option in (paper.FLAGS | FLAGS).items():
         if option in parsed.values and argument not in arguments:
             rules = [name for name, make in RULES.items() if argument in inspect.signature(make).parameters]
-            raise InputError(f"--{option}: found with --guidance {guide.guidance}, expected {' or '.join(rules)}")
+            found = "--eds" if guide.eds and not beyond else f"--guidance {guide.guidance}"
+            line = f"--{option}: found with {found}, expected --guidance {' or '.join(rules)}"
+            if beyond or argument in FLAGS:
+                raise InputError(line)
+            logger.warning(f"{line}; it changes nothing")  # the release's scripts give them all
     if not beyond:
         return paper.guidance_rule(parsed, guide, num_timesteps)
     values = {argument: getattr(methods, option) for argument, option in FLAGS.items()}

@@ -25,6 +25,7 @@ from guided_diffusion.config.configs import (
 )
 from guided_diffusion.config.flags import ParsedFlags, architecture_from
 from guided_diffusion.diffusion.respace import SpacedDiffusion
+from guided_diffusion.diffusion.solvers import SAMPLERS
 from guided_diffusion.distributed import collectives, process_group, shutdown
 from guided_diffusion.errors import InputError, counted
 from guided_diffusion.io import checkpoint, checkpoint_flags
@@ -46,7 +47,7 @@ PROCESS_FLAGS = ("noise_schedule", "diffusion_steps", "predict_xstart", "rescale
 # sqrt(abar) of the first timestep below which a warning is due. The linear schedule's least is 6e-3, the cosine's 5e-5.
 _LEAST_SHARE = 1e-3
 
-# Steps per rank after which compiling, which takes minutes, has surely paid off on a GPU.
+# Evaluations per rank after which compiling, which takes minutes, has surely paid off on a GPU.
 _LONG_RUN = 5000
 
 
@@ -88,11 +89,12 @@ def output_file(flag: str, path: str) -> Path | None:
 
 
 def wants_compiling(sampling: SamplingConfig, steps: int) -> bool:
-    """Return whether to compile: as --compile says, else on CUDA if each rank makes enough steps to profit."""
+    """Return whether to compile: as --compile says, else on CUDA if each rank evaluates so often that it profits."""
     if sampling.compile is not None:
         return sampling.compile
     batches = sampling.num_samples / (sampling.batch_size * collectives.get_world_size())
-    return collectives.dev().type == "cuda" and batches * steps >= _LONG_RUN
+    evaluations = SAMPLERS[sampling.sampler].evaluations(steps) if sampling.sampler else steps
+    return collectives.dev().type == "cuda" and batches * evaluations >= _LONG_RUN
 
 
 def model_configs(parsed: ParsedFlags, path: str, config_class: type[Config]) -> tuple[Config, DiffusionConfig]:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from benchmarks.builders import DIFFUSION, SMALLEST, write_network
 from benchmarks.gpu import program_checks
 from ed_dpm_patches import ClassifierGuidance, ConstantRule, EntropyRule
+from ed_dpm_patches.config import GuidanceConfig
 from guidance_methods import (
     Adam,
     AdaptiveProjection,
@@ -33,10 +34,12 @@ from guidance_methods import (
     without_labels,
 )
 from guidance_methods.clean import AtZero
-from guidance_methods.config import MethodsConfig
+from guidance_methods.config import MethodsConfig, guidance_rule
 from guidance_methods.terms import with_methods
 from guided_diffusion.config.class_labels import Classes
+from guided_diffusion.config.flags import ParsedFlags
 from guided_diffusion.errors import InputError
+from guided_diffusion.runs import logger
 from guided_diffusion.sampling.noise import LabelPlan, PerSampleNoise
 from guided_diffusion.sampling.pretrained import load_classifier, load_diffusion, load_model
 from guided_diffusion.sampling.run import to_uint8
@@ -275,6 +278,28 @@ def test_what_makes_no_sense_is_refused(files, tmp_path, more, says):
     flags = asked_for(files, more, tmp_path)
     with pytest.raises(InputError, match=says):
         sample(tmp_path / "out", **flags)
+
+
+@pytest.mark.parametrize(
+    ("rule", "option", "says"),
+    [
+        ({"eds": True}, {"guidance_factor": 3.0}, "--eds, expected --guidance range or timestep or gradnorm"),
+        ({}, {"guidance_until": 5}, "--guidance constant, expected --guidance range; it"),
+        ({"guidance": "timestep"}, {"guidance_norm": 0.1}, "--guidance timestep, expected --guidance gradnorm; it"),
+        ({"guidance": "range"}, {"guidance_until": 5}, ""),
+    ],
+)
+def test_a_flag_of_another_rule_of_the_paper_changes_nothing_and_says_so(monkeypatch, rule, option, says):
+    said: list[str] = []
+    monkeypatch.setattr(logger, "warn", said.append)
+    parsed = ParsedFlags(rule | option)
+    found = guidance_rule(parsed, parsed.make(GuidanceConfig), parsed.make(MethodsConfig), 1000, 4)
+    assert (said == []) == (not says)
+    if says:
+        (name,) = option
+        assert says in said[0] and said[0].startswith(f"warning: --{name}: found with ")
+        plain = ParsedFlags(rule)
+        assert found == guidance_rule(plain, plain.make(GuidanceConfig), plain.make(MethodsConfig), 1000, 4)
 
 
 @pytest.mark.parametrize(

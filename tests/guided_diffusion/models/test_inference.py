@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 
 import pytest
@@ -236,3 +237,11 @@ def test_when_to_compile(monkeypatch, asked, device, images, wanted):
     monkeypatch.setattr(dist_util, "dev", lambda: types.SimpleNamespace(type=device))
     sampling = SamplingConfig(num_samples=images, batch_size=32, compile=asked)
     assert setup.wants_compiling(sampling, steps=250) is wanted
+
+
+@pytest.mark.parametrize(("sampler", "wanted"), [("", False), ("dpmpp2m", False), ("heun", True)])
+def test_evaluations_count_not_steps(monkeypatch, sampler, wanted):
+    monkeypatch.setattr(dist_util, "dev", lambda: types.SimpleNamespace(type="cuda"))
+    sampling = SamplingConfig(num_samples=3000, batch_size=1, sampler=sampler)
+    assert setup.wants_compiling(sampling, steps=1) is False
+    assert setup.wants_compiling(dataclasses.replace(sampling, num_samples=600), steps=5) is wanted
