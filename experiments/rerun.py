@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import random
 import shlex
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 
@@ -36,10 +37,16 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def pick(report: Path, name: str | None, seed: str | None, number: int | None = None) -> tuple[str, str]:
-    """The run of a row ("table/key") or of that name, and one of its seeds; for None one that a number picks."""
+    """The run of a row ("table/key") or of that name, and one of its seeds; for None one that a number picks.
+
+    That is one whose networks are stored.
+    """
     runs = [(row["run"], row["seed"]) for row in read_rows(report / "runs.csv") if seed in (None, row["seed"])]
-    if name is None and runs:
-        return random.Random(number).choice(runs)
+    if name is None:
+        for run in random.Random(number).sample(runs, len(runs)):
+            with suppress(InputError):
+                plan_again(report, *run, Path("runs"))
+                return run
     rows = {row["row"]: row["run"] for row in read_rows(report / "report.csv") if row["run"]}
     found = [run for run in runs if run[0] == rows.get(name, name)]
     if not found:

@@ -154,6 +154,9 @@ def test_what_is_not_reported_is_refused():
         plan_again(ROOT / REPORT, "uncond-unguided", "77", Path("runs/rerun"))
     assert len({pick(ROOT / REPORT, None, None, number) for number in range(20)}) > 5
     assert {pick(ROOT / REPORT, None, "2", number)[1] for number in range(9)} == {"2"}
+    training = RESULTS / "training"
+    picked = [pick(training, None, None, number) for number in range(20)]
+    assert len(set(picked)) > 5 and all(plan_again(training, *run, Path("runs/rerun")) for run in picked)
     with pytest.raises(InputError, match="^--seed 77: not in"):
         pick(ROOT / REPORT, None, "77")
 
