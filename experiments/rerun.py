@@ -50,7 +50,7 @@ def pick(report: Path, name: str | None, seed: str | None, number: int | None = 
     rows = {row["row"]: row["run"] for row in read_rows(report / "report.csv") if row["run"]}
     found = [run for run in runs if run[0] == rows.get(name, name)]
     if not found:
-        wanted = " ".join(filter(None, (name, seed and f"--seed {seed}")))
+        wanted = " ".join(filter(None, (name, seed and f"--seed {seed}"))) or "a run whose networks are stored"
         raise InputError(f"{wanted}: not in {report / 'report.csv'} or runs.csv, expected one of their rows or runs")
     return found[0]
 
