@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -286,3 +287,21 @@ def test_the_whole_way_from_recipes_to_a_report_and_a_budget(tmp_path, forked_st
     (line, flags) = known.best_within(1.0, results)
     assert line.startswith("tiny: ") and "--classifier_scale 1.7" in flags
     parse_command(["python", "scripts/classifier_sample.py", *flags.split()], 1)
+
+
+def test_the_readme_has_the_committed_results():
+    folder = ROOT / "results" / "frontier" / "cifar10"
+    found = known.read_settings(folder / "frontier.csv")
+    fids = defaultdict(list)
+    for run in csv.DictReader((folder / "runs.csv").read_text().splitlines()):
+        fids[run["run"]].append(float(run["fid"]))
+    assert all(row["fid"] == pytest.approx(sum(fids[row["setting"]]) / 5) for row in found)
+    good = [row for row in found if row["ddim25_high"] <= report.MARGIN]
+    best = [min((row for row in good if row["eds"] == eds), key=lambda row: row["work"]) for eds in ("True", "False")]
+    (timed,) = (ROOT / "benchmarks" / "results").glob("*-frontier-cifar10-*.json")
+    times = {row["setting"]: row["ratio"] for row in json.loads(timed.read_text())["rows"]}
+    (line,) = (row for row in (ROOT / "README.md").read_text().splitlines() if row.startswith("| the same FID"))
+    (work, time), (plain_work, plain_time) = ((f"{1 / row['work']:.1f}", f"{times[row['setting']]:.1f}") for row in best)
+    assert f"{work} times less work, {time} times less time on CPU (CUDA: not measured) with EDS, 8 steps" in line
+    assert f"{plain_work} and {plain_time} with a constant scale" in line
+    assert best[0]["setting"] == "dpmpp2m-eds-ddim8-cache2-guidance2"
