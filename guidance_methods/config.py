@@ -193,7 +193,7 @@ def guidance_rule(
         if option in parsed.values and argument not in arguments:
             rules = [name for name, make in RULES.items() if argument in inspect.signature(make).parameters]
             found = "--eds" if guide.eds and not beyond else f"--guidance {guide.guidance}"
-            line = f"--{option}: found with {found}, expected --guidance {' or '.join(rules)}"
+            line = f"--{option}: found with {found}, expected {' or '.join(rules)}"
             if beyond or argument in FLAGS:
                 raise InputError(line)
             logger.warning(f"{line}; it changes nothing")  # the release's scripts give them all

@@ -283,9 +283,9 @@ def test_what_makes_no_sense_is_refused(files, tmp_path, more, says):
 @pytest.mark.parametrize(
     ("rule", "option", "says"),
     [
-        ({"eds": True}, {"guidance_factor": 3.0}, "--eds, expected --guidance range or timestep or gradnorm"),
-        ({}, {"guidance_until": 5}, "--guidance constant, expected --guidance range; it"),
-        ({"guidance": "timestep"}, {"guidance_norm": 0.1}, "--guidance timestep, expected --guidance gradnorm; it"),
+        ({"eds": True}, {"guidance_factor": 3.0}, "--eds, expected range or timestep or gradnorm"),
+        ({}, {"guidance_until": 5}, "--guidance constant, expected range; it"),
+        ({"guidance": "timestep"}, {"guidance_norm": 0.1}, "--guidance timestep, expected gradnorm; it"),
         ({"guidance": "range"}, {"guidance_until": 5}, ""),
     ],
 )
