@@ -14,15 +14,16 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.builders import build_upstream_network
+from benchmarks.builders import Config, build_network, build_upstream_network
+from benchmarks.implementations import upstream_guidance
 from benchmarks.machine import result_path
 from benchmarks.measure import compare, relative_difference, seconds
 from benchmarks.run import machine
 from benchmarks.upstream import load_upstream
 from experiments.commands import Commands
+from experiments.frontier.__main__ import RECIPES
 from experiments.frontier.known import RESULTS, TABLE, read_settings
 from experiments.frontier.report import MARGIN
 from experiments.frontier.settings import references
@@ -31,14 +32,12 @@ from experiments.spec import Run, Spec
 from experiments.spec_files import load
 from guidance_methods.config import SAMPLING_CONFIGS
 from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig
-from guided_diffusion.config.create import build_classifier, build_model
 from guided_diffusion.config.flags import Parser, flags_from
 from guided_diffusion.io.atomic import write_json
 from guided_diffusion.models.inference import Frozen
 from guided_diffusion.sampling.pretrained import load_network
 from guided_diffusion.system.malloc import keep_freed_memory
 
-RECIPES = RESULTS.parents[1] / "experiments" / "frontier" / "recipes"
 Sampling = Callable[[Tensor, Tensor], Tensor]  # (x_T [B, C, H, W], y [B]) -> x_0
 
 
@@ -95,17 +94,13 @@ def upstream_sampling(spec: Spec, run: Run) -> Sampling:
     """A run with a constant scale by upstream's loop, as upstream's script calls it."""
     upstream, parsed = load_upstream(), flags_from(spec.network_flags(run) | run.flags, *SAMPLING_CONFIGS)
     diffusion = parsed.make(DiffusionConfig)
-    networks = (
-        (ModelConfig, partial(build_model, parsed.make(ModelConfig), diffusion), run.model),
-        (ClassifierConfig, partial(build_classifier, parsed.make(ClassifierConfig)), run.classifier),
-    )
-    model, classifier = (
-        build_upstream_network(
-            parsed.make(config), upstream,
-            load_network(build, path_of(spec, name), "cpu").state_dict(), half=False,
-        ).eval()
-        for config, build, name in networks
-    )  # fmt: skip
+
+    def network(config: Config, name: str) -> nn.Module:
+        ours = load_network(partial(build_network, config, diffusion), path_of(spec, name), "cpu")
+        return build_upstream_network(config, upstream, ours.state_dict(), half=False).eval()
+
+    model = network(parsed.make(ModelConfig), run.model)
+    classifier = network(parsed.make(ClassifierConfig), run.classifier)
     process = upstream.script_util.create_gaussian_diffusion(
         steps=diffusion.diffusion_steps, learn_sigma=diffusion.learn_sigma, noise_schedule=diffusion.noise_schedule,
         timestep_respacing=diffusion.timestep_respacing,
@@ -113,10 +108,7 @@ def upstream_sampling(spec: Spec, run: Run) -> Sampling:
     scale = run.flags["classifier_scale"]
 
     def gradient(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        with torch.enable_grad():
-            x_in = x.detach().requires_grad_(True)
-            log_p = F.log_softmax(classifier(x_in, t), dim=-1)[range(len(x)), y]
-            return torch.autograd.grad(log_p.sum(), x_in)[0] * scale
+        return upstream_guidance(classifier, x, t, y) * scale
 
     def sample(noise: Tensor, y: Tensor) -> Tensor:
         return process.ddim_sample_loop(

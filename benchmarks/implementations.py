@@ -6,6 +6,7 @@ Upstream is used as its users use it: its script's cond_fn, its half precision (
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -26,6 +27,14 @@ Parts = dict[str, Callable[[], Tensor]]  # name -> the work, which returns what 
 def half_dtype(device: torch.device) -> torch.dtype:
     """What `--half` measures on a device."""
     return torch.bfloat16 if device.type == "cpu" else torch.float16
+
+
+def upstream_guidance(classifier: nn.Module, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    """The gradient of log p(y | x_t), as upstream's script takes it."""
+    with torch.enable_grad():
+        x_in = x.detach().requires_grad_(True)
+        log_p = F.log_softmax(classifier(x_in, t), dim=-1)[range(len(x)), y]
+        return torch.autograd.grad(log_p.sum(), x_in)[0]
 
 
 class Implementation:
@@ -72,7 +81,7 @@ class Implementation:
         """
         model, classifier = self.model.eval(), self.classifier.eval()
         if self.upstream:
-            source, guidance = self.upstream.script_util, self._upstream_guidance
+            source, guidance = self.upstream.script_util, partial(upstream_guidance, classifier)
         else:
             source = create
             model, classifier = (Frozen(network, self.dtype, self.compile) for network in (model, classifier))
@@ -97,13 +106,6 @@ class Implementation:
             "sampler without networks": step(lambda x, *_, **__: torch.cat([x, x], dim=1), lambda x, *_, **__: x),
             "guided step": step(predict, guidance),
         }
-
-    def _upstream_guidance(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """The gradient of log p(y | x_t), as upstream's script takes it."""
-        with torch.enable_grad():
-            x_in = x.detach().requires_grad_(True)
-            log_p = F.log_softmax(self.classifier(x_in, t), dim=-1)[range(len(x)), y]
-            return torch.autograd.grad(log_p.sum(), x_in)[0]
 
     def training(self) -> Parts:
         """One optimizer step of the classifier on noised images; returns the loss."""
