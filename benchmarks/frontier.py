@@ -25,7 +25,7 @@ from benchmarks.upstream import load_upstream
 from experiments.commands import Commands
 from experiments.frontier.__main__ import RECIPES
 from experiments.frontier.known import RESULTS, TABLE, read_settings
-from experiments.frontier.report import MARGIN
+from experiments.frontier.report import cheapest
 from experiments.frontier.settings import references
 from experiments.frontier.work import sampling_of
 from experiments.spec import Run, Spec
@@ -74,10 +74,9 @@ def main() -> None:
 def chosen(study: str, unit: Run) -> list[dict]:
     """The unit, and for each rule the setting of the least work that is not worse."""
     known = read_settings(RESULTS / study / TABLE)
-    good = [row for row in known if row["ddim25_high"] <= MARGIN and row["setting"] != unit.name]
-    rules = sorted({row["eds"] for row in good})
-    cheapest = [min((row for row in good if row["eds"] == eds), key=lambda row: row["work"]) for eds in rules]
-    return [*(row for row in known if row["setting"] == unit.name), *cheapest]
+    others = [row for row in known if row["setting"] != unit.name]
+    best = [cheapest(others, "ddim25", eds) for eds in (False, True)]
+    return [*(row for row in known if row["setting"] == unit.name), *filter(None, best)]
 
 
 def path_of(spec: Spec, name: str) -> str:

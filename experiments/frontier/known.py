@@ -39,7 +39,10 @@ def read_settings(path: Path) -> list[dict[str, Any]]:
     try:
         found = [row for row in read_csv(path, expected)[1] if row["ddim25_percent"]]
         numbers = ("work", "fid", "ddim25_percent", "ddim25_low", "ddim25_high")
-        texts = ("setting", "eds", "flags")
-        return [{n: float(row[n]) for n in numbers} | {n: row[n] for n in texts} for row in found]
+        return [
+            {"setting": row["setting"], "eds": row["eds"] == "True", "flags": row["flags"]}
+            | {name: float(row[name]) for name in numbers}
+            for row in found
+        ]
     except (KeyError, ValueError) as error:
         raise InputError(f"{path}: found {error}, {expected}") from None
