@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import scipy
 
-from benchmarks.machine import cpu_name, result_path
+from benchmarks.machine import cpu_name, save_result
 from evaluations import upstream_api
 from evaluations.features.inception_tensorflow import import_tensorflow
 from evaluations.metrics.frechet import frechet_figure
@@ -59,7 +59,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             found[name] = process.submit(evaluate, path, args.count).result()
     result["features"] = {"count": args.count, "evaluators": found}
     print("\n".join(table(result["features"])))
-    write_json(args.json or result_path(cpu_name(), "evaluation"), result)
+    if args.json:
+        write_json(args.json, result)
+    else:
+        save_result(cpu_name(), "evaluation", result)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.feature_cache --config 64x64
     python -m benchmarks.feature_cache --config published-256-b8 --device cuda --half --steps 25
 
-Prints a table and writes it to benchmarks/results/<device>-feature-cache-<date>.json.
+Prints a table and writes it to benchmarks/results/<device>-feature-cache-<config>-<date>.json.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from benchmarks.builders import SETTINGS, Setting
 from benchmarks.implementations import Implementation
-from benchmarks.machine import result_path
+from benchmarks.machine import save_result
 from benchmarks.measure import compare, relative_difference, seconds
 from benchmarks.run import machine
 from ed_dpm_patches import ClassifierGuidance, ConstantRule
 from experiments.frontier.work import count_flops
 from guided_diffusion.config.create import create_gaussian_diffusion
-from guided_diffusion.io.atomic import write_json
 from guided_diffusion.models.feature_cache import FeatureCache
 from guided_diffusion.models.inference import Frozen
 from guided_diffusion.system.malloc import keep_freed_memory
@@ -57,7 +56,7 @@ def main() -> None:
                 f"N {every} D {depth}: {row['ratio']:.2f} ({spread}) times as fast, work {row['work_ratio']:.2f} times "
                 f"less, difference {row['difference']:.1e}", flush=True,
             )  # fmt: skip
-    write_json(result_path(report["device"], "feature-cache"), report)
+    save_result(report["device"], f"feature-cache-{args.config}", report)
 
 
 def runner(

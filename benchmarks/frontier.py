@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.builders import Config, build_network, build_upstream_network
 from benchmarks.implementations import upstream_guidance
-from benchmarks.machine import result_path
+from benchmarks.machine import save_result
 from benchmarks.measure import compare, relative_difference, seconds
 from benchmarks.run import machine
 from benchmarks.upstream import load_upstream
@@ -33,7 +33,6 @@ from experiments.spec_files import load
 from guidance_methods.config import SAMPLING_CONFIGS
 from guided_diffusion.config.configs import ClassifierConfig, DiffusionConfig, ModelConfig
 from guided_diffusion.config.flags import Parser, flags_from
-from guided_diffusion.io.atomic import write_json
 from guided_diffusion.models.inference import Frozen
 from guided_diffusion.sampling.pretrained import load_network
 from guided_diffusion.system.malloc import keep_freed_memory
@@ -68,7 +67,7 @@ def main() -> None:
             f"{row['setting']}: {row['ratio']:.2f} ({row['ratio_p10']:.2f}-{row['ratio_p90']:.2f}) times as fast as "
             f"upstream's {unit.name}, work {1 / row['work']:.2f} times less", flush=True,
         )  # fmt: skip
-    write_json(result_path(report["device"], f"frontier-{args.study}"), report)
+    save_result(report["device"], f"frontier-{args.study}", report)
 
 
 def chosen(study: str, unit: Run) -> list[dict]:

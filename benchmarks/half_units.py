@@ -8,11 +8,13 @@ AVX512_BF16, AMX and tensor cores do: for samples to compare, not for time. All 
 
 from __future__ import annotations
 
+import argparse
 import runpy
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -45,10 +47,14 @@ def _cast(tree: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
 
 
 def main() -> None:
-    if len(sys.argv) < 2 or not Path(sys.argv[1]).is_file():
-        sys.exit(f"expected a program and its flags, found {' '.join(sys.argv[1:]) or 'nothing'}\n\n{__doc__}")
-    sys.argv = sys.argv[1:]
-    with HalfUnits():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("program", type=Path, help="a Python file")
+    parser.add_argument("flags", nargs=argparse.REMAINDER, help="its own")
+    args = parser.parse_args()
+    if not args.program.is_file():
+        parser.error(f"{args.program}: no such file, expected a program such as scripts/classifier_sample.py")
+    sys.argv = [str(args.program), *args.flags]
+    with HalfUnits(), patch("torch.cpu.get_capabilities", lambda: dict.fromkeys(("avx512_bf16", "avx512_fp16"), True)):
         runpy.run_path(sys.argv[0], run_name="__main__")
 
 

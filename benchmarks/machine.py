@@ -5,7 +5,12 @@ from __future__ import annotations
 import datetime
 import platform
 import re
+import sys
+from itertools import count
 from pathlib import Path
+from typing import Any
+
+from guided_diffusion.io.atomic import write_json
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -17,7 +22,11 @@ def cpu_name() -> str:
     return found[1] if found else platform.machine()
 
 
-def result_path(device: str, what: str) -> Path:
-    """The file of today's results of a kind on a device."""
+def save_result(device: str, what: str, report: dict[str, Any]) -> None:
+    """Write today's results of a kind on a device to a file of their own in benchmarks/results, and say which."""
     name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    return RESULTS / f"{name}-{what}-{datetime.date.today()}.json"
+    stem = f"{name}-{what}-{datetime.date.today()}"
+    names = (f"{stem}{'' if number == 1 else f'-{number}'}.json" for number in count(1))
+    path = next(path for path in map(RESULTS.joinpath, names) if not path.exists())
+    write_json(path, report)
+    print(f"written to {path.resolve()}", file=sys.stderr)

@@ -31,11 +31,10 @@ from torch import Tensor
 from benchmarks import evaluation
 from benchmarks.builders import SETTINGS
 from benchmarks.implementations import Implementation, Parts, half_dtype
-from benchmarks.machine import cpu_name, result_path
+from benchmarks.machine import cpu_name, save_result
 from benchmarks.measure import ceilings, compare, relative_difference, seconds
 from benchmarks.upstream import load_upstream
 from experiments.frontier.work import count_flops
-from guided_diffusion.io.atomic import write_json
 from guided_diffusion.system.malloc import keep_freed_memory
 
 HEADER = ("config", "part", "ours ms", "upstream ms", "ratio", "10-90 %", "GFLOP", "of ceiling", "difference")
@@ -63,10 +62,8 @@ def main() -> None:
                 row = {"config": config, "part": part, **measure(ours, upstream, part, args, top)}
                 report["rows"].append(row)
                 print(line(row), file=sys.stderr, flush=True)
-    path = result_path(report["device"], f"{args.what}{'-half' * args.half}{'-compiled' * args.compile}")
-    write_json(path, report)
     print(json.dumps(report, indent=2))
-    print(f"written to {path.resolve()}", file=sys.stderr)
+    save_result(report["device"], f"{args.what}{'-half' * args.half}{'-compiled' * args.compile}", report)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -25,7 +25,8 @@ def parse_interval(text: str) -> tuple[float, float]:
     return lowest, highest
 
 
-interval = text_for(lambda text: parse_interval(text) if text else None, "two numbers LO,HI such as 0,700")
+_EXPECTED = "two numbers LO,HI, the lower first, such as 0,700"
+interval = text_for(lambda text: parse_interval(text) if text else None, _EXPECTED)
 
 
 @dataclass(frozen=True)

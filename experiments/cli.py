@@ -203,6 +203,9 @@ def _show(args: argparse.Namespace) -> None:
     if bool(args.names) == (args.work is not None):
         raise InputError("show: expected either rows or tables, as `ed-dpm list` prints them, or --work SHARE")
     if args.work is not None:
+        usual = vars(_parser().parse_args(["show", "--work", str(args.work)]))
+        if others := [name for name, value in usual.items() if getattr(args, name) != value]:
+            raise InputError(f"--{others[0]}: found with --work, expected --work alone: it reads {short(RESULTS)}")
         print_result(best_within(args.work, RESULTS))
         return
     print_result(details(*_commands(args)))

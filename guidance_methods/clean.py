@@ -46,6 +46,9 @@ class CleanClassifier(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float64).reshape(-1, 1, 1))
 
     def forward(self, x: Tensor, t: Tensor | None = None) -> Any:
+        given = max(self.mean.numel(), self.std.numel())
+        if given not in (1, x.shape[1]):
+            raise ValueError(f"mean, std: found {given} values for {x.shape[1]} channels, expected 1 or {x.shape[1]}")
         pixels = self.low + (x + 1) / 2 * (self.high - self.low)
         pixels = (pixels - self.mean.to(x)) / self.std.to(x)
         if self.size is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from guided_diffusion.config.configs import (
     SamplingConfig,
 )
 from guided_diffusion.config.flags import ParsedFlags, flag, text_for
-from guided_diffusion.errors import InputError
+from guided_diffusion.errors import InputError, counted
 from guided_diffusion.runs import logger
 
 from .entropy_scaled import EntropyScaled, check_cap
@@ -176,6 +176,21 @@ def check_not_rescaled(diffusion: DiffusionConfig, asked: str) -> None:
         raise InputError(
             f"{asked}: found with --rescale_timesteps and --diffusion_steps {diffusion.diffusion_steps}, "
             "expected 1000 steps, or timesteps that are not rescaled"
+        )
+
+
+def within(interval: str, timesteps: Sequence[int]) -> list[int]:
+    """Return those of a run's timesteps that lie in an interval "LO,HI"; "": all of them."""
+    low, high = paper.parse_interval(interval) if interval else (-math.inf, math.inf)
+    return [t for t in timesteps if low <= t <= high]
+
+
+def warn_of_empty_interval(name: str, interval: str, timesteps: Sequence[int]) -> None:
+    """Warn where no timestep of a run lies in the interval that a flag names, so that nothing guides."""
+    if not within(interval, timesteps):
+        logger.warning(
+            f"--{name} {interval}: found none of the run's {counted(len(timesteps), 'timesteps')} in it, "
+            f"{min(timesteps)} to {max(timesteps)}: there is no such guidance; expected an interval with some"
         )
 
 

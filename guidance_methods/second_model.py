@@ -18,7 +18,7 @@ from guided_diffusion.errors import InputError
 from guided_diffusion.runs import logger
 from guided_diffusion.sampling import setup
 
-from .config import SECOND_MODELS, PairConfig, check_not_rescaled
+from .config import SECOND_MODELS, PairConfig, check_not_rescaled, warn_of_empty_interval
 from .denoiser import EPS, X_0, all_alphas_cumprod
 from .pairs import Pair, without_labels
 from .projection import AdaptiveProjection
@@ -55,6 +55,7 @@ class SecondModel:
             projection = AdaptiveProjection(
                 all_alphas_cumprod(diffusion), predicts, pair.apg_eta, pair.apg_norm, pair.apg_momentum
             )
+        warn_of_empty_interval("pair_interval", pair.pair_interval, diffusion.timestep_map)
         interval = parse_interval(pair.pair_interval) if pair.pair_interval else None
         return Pair(first, weak if self.model.class_cond else without_labels(weak), self.scale, interval, projection)
 
@@ -70,8 +71,8 @@ def read_second_model(
     lone = [flag for flag in (*SECOND_MODELS.values(), "pair_interval", *_APG) if flag in parsed.values]
     lone = [name for name in lone if not named or name in {*SECOND_MODELS.values()} - {SECOND_MODELS[named[0]]}]
     if lone:
-        wanted = next((path for path, scale in SECOND_MODELS.items() if scale == lone[0]), "uncond_model_path")
-        raise InputError(f"--{lone[0]}: found without --{wanted}, expected both")
+        wanted = [path for path, scale in SECOND_MODELS.items() if scale == lone[0]] or [*SECOND_MODELS]
+        raise InputError(f"--{lone[0]}: found without --{' or --'.join(wanted)}, expected both")
     if not named:
         return None
     (flag,) = named
@@ -88,7 +89,10 @@ def read_second_model(
             raise InputError(f"--{flag} {path}: found a model with classes, expected an unconditional one")
         own = replace(own, class_cond=False)
     elif own.class_cond != model.class_cond or (own.class_cond and own.num_classes != model.num_classes):
-        raise InputError(f"--{flag} {path}: found a model of other classes than {model_path}, expected the same")
+        other = "; for one without classes there is --uncond_model_path" if model.class_cond > own.class_cond else ""
+        raise InputError(
+            f"--{flag} {path}: found a model of other classes than {model_path}, expected the same{other}"
+        )
     elif own.class_cond:
         ours, theirs = (Classes.of_checkpoint(file, model.num_classes) for file in (model_path, path))
         if clash := theirs.clash(ours):

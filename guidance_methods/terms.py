@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -43,6 +43,8 @@ from .config import (
     guidance_rule,
     is_rescaled,
     untraceable,
+    warn_of_empty_interval,
+    within,
 )
 from .denoiser import Denoiser
 from .every import GuidanceEvery
@@ -90,6 +92,10 @@ class Term:
         """False with a scale of 0."""
         return self.guide.classifier_scale > 0
 
+    def guided_at(self, timesteps: Sequence[int]) -> list[int]:
+        """Return those of a run's timesteps at which there is guidance: with a scale, in the interval."""
+        return within(self.guide.guidance_interval, timesteps) if self.guides else []
+
     def identity(self) -> dict[str, Any]:
         """Return all that the samples depend on: flags that are not defaults, the content of files and networks."""
         configs = [config for config in (self.guide, self.methods, self.clean, self.classifier) if config is not None]
@@ -106,7 +112,17 @@ class Term:
         self, run: RunConfig, compile: bool, diffusion: DiffusionProcess, model: Guidance, clip: bool,
         report: ScaleReport, observer: Callable | None = None,
     ) -> Guidance:  # fmt: skip
-        """Load the scorer and return the guidance. The other arguments are those of `around`."""
+        """Load the scorer and return the guidance. The other arguments are those of `around`.
+
+        A warning says where flags leave nothing of the guidance, or a single evaluation.
+        """
+        every, steps = self.methods.guidance_every, diffusion.num_timesteps
+        if self.guides:
+            warn_of_empty_interval("guidance_interval", self.guide.guidance_interval, diffusion.timestep_map)
+            if every >= steps > 1:
+                logger.warning(
+                    f"--guidance_every {every}: found for {steps} steps: the classifier is evaluated at the first alone"
+                )
         if self.network is None:
             build, half = partial(build_classifier, self.classifier), self.classifier.classifier_use_fp16
             scorer = setup.load_frozen(build, self.guide.classifier_path, half, run, compile)

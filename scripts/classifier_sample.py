@@ -17,7 +17,7 @@ import torch
 from ed_dpm_patches.config import GuidanceConfig, with_rule_named
 from ed_dpm_patches.scale_stats import ScaleReport, summary_line
 from ed_dpm_patches.trace import Trace
-from guidance_methods.config import SAMPLING_CONFIGS, CleanConfig, MethodsConfig, PairConfig
+from guidance_methods.config import SAMPLING_CONFIGS, SECOND_MODELS, CleanConfig, MethodsConfig, PairConfig
 from guidance_methods.pairs import without_labels
 from guidance_methods.second_model import read_second_model
 from guidance_methods.terms import read_terms, recorded, shared_classes, total
@@ -74,7 +74,8 @@ def main() -> None:
         built = [term.build(run, compile, diffusion, model, sampling.clip_denoised, report, observer) for term in terms]
     guides = any(term.guides for term in terms)
     if guides:
-        setup.warn_of_noisy_start(sampling, diffusion)
+        guided = [t for term in terms for t in term.guided_at(diffusion.timestep_map)]
+        setup.warn_of_noisy_start(sampling, diffusion, guided)
     guidance = total(terms, built) if terms else None
     shape = (model_config.in_channels, model_config.image_size, model_config.image_size)
 
@@ -130,7 +131,7 @@ def asking_whether_swapped() -> Iterator[None]:
     try:
         yield
     except OtherNetwork as error:
-        if SUPER_RES in str(error):
+        if SUPER_RES in str(error) or any(f"--{flag}" in str(error) for flag in SECOND_MODELS):
             raise
         raise InputError(f"{error}; were --model_path and --classifier_path swapped?") from error
 

@@ -37,10 +37,13 @@ def create_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--recipes", type=Path, default=RECIPES / "cifar10", metavar="DIR",
                         help="of a spec with the tables references and frontier (CIFAR-10's)")  # fmt: skip
-    parser.add_argument("--out", type=Path, metavar="DIR", help="for all that is made (runs/frontier-NAME)")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR",
-                        help="the report: DIR/NAME, NAME that of the recipes' folder (results/frontier)")  # fmt: skip
-    parser.add_argument("--num_samples", type=count, metavar="N", help="a run, in place of the recipe's: for a trial")
+    parser.add_argument("--out", type=Path, metavar="DIR",
+                        help="for all that is made (runs/frontier-NAME; trial: runs/frontier-trial-NAME)")  # fmt: skip
+    parser.add_argument("--results", type=Path, metavar="DIR",
+                        help="the report: DIR/NAME, NAME that of the recipes' folder (results/frontier; "
+                        "of a trial, runs/frontier-trial)")  # fmt: skip
+    parser.add_argument("--num_samples", type=count, metavar="N",
+                        help="of a run, in place of the recipe's: a trial, in another folder")  # fmt: skip
     add_jobs(parser, "steps at a time (1); with more, seconds are not reported", default=1)
     parser.add_argument("--dry_run", action="store_true", help="show the first round's settings and their work")
     return parser
@@ -53,16 +56,19 @@ def main() -> None:
     spec = load(args.recipes)
     if missing := {"references", "frontier"} - spec.tables.keys():
         raise InputError(f"--recipes {args.recipes}: found no table {min(missing)}, expected references and frontier")
-    if args.num_samples:
+    kind, results = "frontier", RESULTS
+    if args.num_samples:  # the results of the study stay what they are
+        kind, results = "frontier-trial", ROOT / "runs" / "frontier-trial"
         few = {"num_samples": args.num_samples}
         spec = replace(spec, runs={key: replace(run, flags=run.flags | few) for key, run in spec.runs.items()})
     if args.dry_run:
+        print(f"{'work':>8}  setting; work: FLOPs an image over those of {references(spec)[0].name}", flush=True)
         for setting in sorted(with_work(spec, [*grid(spec), *references(spec)[1:]]), key=lambda one: one.work):
             print(f"{setting.work:8.3f}  {setting.name}")
         return
-    out = short(args.out or ROOT / "runs" / f"frontier-{name}")
+    out = short(args.out or ROOT / "runs" / f"{kind}-{name}")
     claim(ROOT / out / "book.json", {"recipes": str(short(args.recipes)), "rehearsal": False})
-    Frontier(spec, out, args.results.absolute() / name, args.jobs).finish()
+    Frontier(spec, out, (args.results or results).absolute() / name, args.jobs).finish()
 
 
 class Frontier(Study):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,12 @@ def best_within(work: float, folder: Path) -> Iterator[str]:
     if not paths:
         yield f"{folder}: no results of the frontier yet: `ed-dpm run frontier` makes them"
     for path in paths:
-        settings = [setting for setting in read_settings(path) if setting["work"] <= work]
+        known = read_settings(path)
+        settings = [setting for setting in known if setting["work"] <= work]
         if not settings:
-            yield f"{path.parent.name}: no setting known with at most {work:g} of the work of DDIM 25"
+            least = min((setting["work"] for setting in known), default=math.nan)
+            found = f"no setting known with at most {work:g} of the work of DDIM 25 (least: {least:.3f})"
+            yield f"{path.parent.name}: {found}"
             continue
         best = min(settings, key=lambda setting: (setting["fid"], setting["work"]))
         change = "{ddim25_percent:+.1f} %, {ddim25_low:+.1f} to {ddim25_high:+.1f}, against DDIM 25".format(**best)

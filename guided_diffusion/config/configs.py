@@ -12,6 +12,7 @@ from guided_diffusion.diffusion import nonfinite
 from guided_diffusion.diffusion.solvers import SAMPLERS
 from guided_diffusion.diffusion.thresholding import DynamicThreshold
 from guided_diffusion.distributed import collectives, meeting
+from guided_diffusion.errors import InputError
 from guided_diffusion.io.images import Reading
 from guided_diffusion.models.feature_cache import SCHEDULES, UNIFORM
 from guided_diffusion.models.mixed_precision import AMP_DTYPES, fastest_amp
@@ -141,6 +142,12 @@ class SamplingConfig:
     nonfinite: str = flag(
         "stop", "for a sample with inf or nan: stop, or skip it and list it in nonfinite.json", choices=nonfinite.MODES
     )
+
+    def __post_init__(self) -> None:
+        if 0 < self.dynamic_threshold < 0.5:
+            raise InputError(f"--dynamic_threshold: found {self.dynamic_threshold}, expected 0 (off) or 0.5 to 1")
+        if self.dynamic_threshold and not self.clip_denoised:
+            raise InputError("--dynamic_threshold: found with --clip_denoised False, expected one: it is such a clamp")
 
     @property
     def refining(self) -> dict[str, Any]:

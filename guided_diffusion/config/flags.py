@@ -168,7 +168,7 @@ def _expected_instead(field: dataclasses.Field, value: Any) -> str | None:
     """Return what a flag's value should have been, or None when it is valid."""
     low, high, choices = field.metadata["minimum"], field.metadata["maximum"], _choices(field)
     if choices:
-        return None if value in choices else f"one of {', '.join(map(str, choices))}"
+        return None if value in choices else "one of " + ", ".join(str(choice) or '""' for choice in choices)
     # Written to refuse nan too, which compares false with everything.
     if (low is not None and not value >= low) or (high is not None and not value <= high):
         return _range(low, high)

@@ -33,7 +33,9 @@ def space_timesteps(num_timesteps: int, section_counts: str | Sequence[int]) -> 
     for index, count in enumerate(section_counts):
         length = size + (index < larger_sections)
         if count > length:
-            raise ValueError(f"timestep_respacing: found {count} for a section of {length} timesteps")
+            raise ValueError(
+                f"timestep_respacing: found {count} for a section of {length} timesteps, expected at most {length}"
+            )
         kept.update(start + offset for offset in _evenly_spaced(length, count))
         start += length
     return kept
@@ -50,12 +52,13 @@ def _parse_count(text: str, whole: str) -> int:
 
 def _ddim_timesteps(num_timesteps: int, count_text: str) -> set[int]:
     count = _parse_count(count_text, f"ddim{count_text}")
-    for stride in range(1, num_timesteps):
-        steps = range(0, num_timesteps, stride)
-        if len(steps) == count:
-            return set(steps)
+    strides = {len(range(0, num_timesteps, stride)): stride for stride in range(num_timesteps - 1, 0, -1)}
+    if count in strides:
+        return set(range(0, num_timesteps, strides[count]))
+    near = sorted(strides, key=lambda other: abs(other - count))[:2]
     raise ValueError(
-        f"timestep_respacing: found ddim{count}, but no integer stride takes {count} of {num_timesteps} timesteps"
+        f"timestep_respacing: found ddim{count}, but no integer stride takes {count} of {num_timesteps} timesteps; "
+        f"expected another number such as {' or '.join(f'ddim{other}' for other in sorted(near))}"
     )
 
 

@@ -58,6 +58,7 @@ class Compiled:
         # TorchInductor keeps what it made in a folder of its own, from which later runs take it.
         mode = "reduce-overhead" if _replays_graphs(x) else None
         names = frozenset(kwargs)
+        logger.log(f"compiling {self.name}: one to three minutes, or from PyTorch's cache less")
         self._compiled[names] = torch.compile(self.network, dynamic=False, mode=mode)
         seconds: list[float] = []
 

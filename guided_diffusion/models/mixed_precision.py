@@ -47,6 +47,14 @@ def amp_dtype(enabled: bool, name: str, what: str, device: torch.device) -> torc
     return AMP_DTYPES[name]
 
 
+def warn_of_unused_amp(enabled: bool | None, name: str) -> None:
+    """Warn where --amp_dtype names a dtype, while nothing is computed in it."""
+    if name != "fp16" and not enabled:
+        logger.warning(
+            "--amp_dtype: found without --use_fp16 and --classifier_use_fp16, whose dtype it is: all is in float32"
+        )
+
+
 def _computes_in(name: str) -> bool:
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in PyTorch of before 2.11
     return any(capabilities.get(unit, False) for unit in _UNITS[name])

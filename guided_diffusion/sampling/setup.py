@@ -29,7 +29,7 @@ from guided_diffusion.diffusion.solvers import SAMPLERS
 from guided_diffusion.distributed import collectives, process_group, shutdown
 from guided_diffusion.errors import InputError, counted
 from guided_diffusion.io import checkpoint, checkpoint_flags
-from guided_diffusion.models.feature_cache import FeatureCache
+from guided_diffusion.models.feature_cache import FeatureCache, whole_steps
 from guided_diffusion.models.inference import Frozen
 from guided_diffusion.models.mixed_precision import amp_dtype
 from guided_diffusion.runs import failure_log, logger, run_directory
@@ -161,9 +161,17 @@ def read_cache(parsed: ParsedFlags) -> CacheConfig:
 
 
 def with_cache(model: nn.Module, cache: CacheConfig, num_steps: int) -> nn.Module:
-    """Return a model in a feature cache of its own; by default the model itself. :param num_steps: of a run."""
+    """Return a model in a feature cache of its own; by default the model itself. :param num_steps: of a run.
+
+    A warning says where only the first step evaluates the whole model.
+    """
     if cache.cache_every == 1:
         return model
+    if len(whole_steps(num_steps, cache.cache_every, cache.cache_schedule)) == 1 < num_steps:
+        logger.warning(
+            f"--cache_every {cache.cache_every}: found for {num_steps} steps: the whole model is evaluated at the "
+            "first alone, which may ruin the images"
+        )
     return FeatureCache(model, num_steps, cache.cache_every, cache.cache_depth, cache.cache_schedule)
 
 
@@ -225,19 +233,24 @@ def plan_labels(config: LabelConfig, classes: Classes | None) -> LabelPlan | Non
     return plan
 
 
-def warn_of_noisy_start(sampling: SamplingConfig, diffusion: SpacedDiffusion) -> None:
-    """Warn that guided sampling begins where x_t has so little of x_0 that the guidance of it may ruin the images.
+def warn_of_noisy_start(sampling: SamplingConfig, diffusion: SpacedDiffusion, guided: Sequence[int]) -> None:
+    """Warn that guidance begins where x_t has so little of x_0 that the guidance of it may ruin the images.
 
     All samplers but DDPM guide x_0, by the gradient times (1 - abar) / sqrt(abar).
+
+    :param guided: the timesteps at which there is guidance.
     """
-    share = float(np.sqrt(diffusion.alphas_cumprod[-1]))
+    if not guided:
+        return
+    first = max(guided)
+    share = float(np.sqrt(diffusion.alphas_cumprod[diffusion.timestep_map.index(first)]))
     is_ddpm = sampling.sampler == "ddpm" or not (sampling.sampler or sampling.use_ddim)
     if is_ddpm or sampling.dynamic_threshold or share > _LEAST_SHARE:
         return
     logger.warning(
-        f"--timestep_respacing: sampling begins at t = {diffusion.timestep_map[-1]}, where x_t = {share:.0e} x_0 + "
-        f"noise: guidance moves x_0 by the classifier's gradient times {1 / share:,.0f}, which may ruin the images; "
-        "expected timesteps that begin later, as ddim10 has, or --dynamic_threshold 0.995"
+        f"--timestep_respacing: guidance begins at t = {first}, where x_t = {share:.0e} x_0 + noise: it moves x_0 by "
+        f"the classifier's gradient times {1 / share:,.0f}, which may ruin the images; expected timesteps that begin "
+        "later, as ddim10 has, --guidance_interval 0,990 or --dynamic_threshold 0.995"
     )
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import frontier
+from benchmarks import frontier, machine
 from benchmarks.upstream import require_upstream
 from experiments.documents import csv_text
 from experiments.frontier.report import COLUMNS
@@ -34,10 +34,11 @@ def test_its_report(monkeypatch, tmp_path, capsys):
     (tmp_path / "cifar10").mkdir()
     (tmp_path / "cifar10" / "frontier.csv").write_text(csv_text(COLUMNS, rows))
     monkeypatch.setattr(frontier, "RESULTS", tmp_path)
-    monkeypatch.setattr(frontier, "result_path", lambda device, what: tmp_path / f"{what}.json")
+    monkeypatch.setattr(machine, "RESULTS", tmp_path)
     monkeypatch.setattr(sys, "argv", ["frontier", "--batch_size", "2", "--rounds", "2"])
     frontier.main()
-    report = json.loads((tmp_path / "frontier-cifar10.json").read_text())
+    (path,) = tmp_path.glob("*-frontier-cifar10-*.json")
+    report = json.loads(path.read_text())
     assert [row["setting"] for row in report["rows"]] == [unit.name, "fast", "cached"]
     assert report["rows"][0]["difference"] < 1e-4  # over 25 steps in float32
     assert all(row["ratio"] > 0 for row in report["rows"])

@@ -234,6 +234,7 @@ def test_the_order_of_steps_and_the_content_of_networks_are_recorded(files, tmp_
         (CLEAN | {"guidance_at": "noisy"}, "found with --guidance_at noisy, expected denoised or through: it knows"),
         (CLEAN | {"clean_output": "score"}, r"found an output of shape \(2, 4\) for two images, expected \(2,\)"),
         (CLEAN | {"clean_classifier": f"{OWN}:score"}, r"expected \(2, K\) with K > 1"),
+        (CLEAN | {"clean_input": "mean=0.5,0.5"}, "mean, std: found 2 values for 3 channels, expected 1 or 3"),
         (CLEAN | {"clean_input": "size=9"}, r"fails for images of shape \(3, 8, 8\); RuntimeError"),
         (CLEAN | {"clean_classifier": f"{OWN}:nothing"}, "expected package.module:function without arguments; Attr"),
         (CLEAN | {"clean_classifier": "torch"}, "expected package.module:function without arguments; ValueError"),
@@ -243,11 +244,11 @@ def test_the_order_of_steps_and_the_content_of_networks_are_recorded(files, tmp_
         ({"guidance_at": "through", "trace": "x.npz"}, "--trace: found together with --guidance_at through"),
         ({"guidance_file": "terms", "trace": "x.npz"}, "--trace: found together with --guidance_file"),
         ({"cfg_scale": 2.0}, "--cfg_scale: found without --uncond_model_path, expected both"),
-        ({"apg_eta": 0.0}, "--apg_eta: found without --uncond_model_path"),
+        ({"apg_eta": 0.0}, "--apg_eta: found without --uncond_model_path or --weak_model_path, expected both"),
         ({"weak_model_path": "weak", "cfg_scale": 2.0}, "--cfg_scale: found without --uncond_model_path"),
         ({"weak_model_path": "weak", "uncond_model_path": "uncond"}, "found together with --uncond_model_path"),
         ({"uncond_model_path": "weak"}, "found a model with classes, expected an unconditional one"),
-        ({"weak_model_path": "uncond"}, "found a model of other classes"),
+        ({"weak_model_path": "uncond"}, "found a model of other classes.*without classes there is --uncond_model_pa"),
         ({"weak_model_path": "grey"}, "--in_channels: .* has 3, but .* has 1"),
         ({"weak_model_path": "cosine"}, "--noise_schedule: .* has linear, but .* has cosine"),
         ({"model_path": "uncond", "uncond_model_path": "uncond"}, "found a model without classes, expected one with"),
@@ -413,6 +414,30 @@ def test_no_guidance_of_a_step_inside_an_interval_is_reused_outside(files, tmp_p
     )
     unguided = images(sample(tmp_path / "unguided", **flags | {"classifier_scale": 0.0}))
     assert np.array_equal(found, expected) and not np.array_equal(found, unguided)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"guidance_interval": "1001,2000"}, "--guidance_interval 1001,2000: found none of the run's 4 timesteps"),
+        ({"uncond_model_path": "uncond", "cfg_scale": 2.0, "pair_interval": "1,2"}, "--pair_interval 1,2: found none"),
+        ({"guidance_every": 4}, "--guidance_every 4: found for 4 steps: the classifier is evaluated at the first"),
+        ({"cache_every": 4}, "--cache_every 4: found for 4 steps: the whole model is evaluated at the first"),
+        ({"amp_dtype": "bf16"}, "--amp_dtype: found without --use_fp16 and --classifier_use_fp16"),
+    ],
+)  # fmt: skip
+def test_flags_that_leave_nothing_are_named(files, tmp_path, monkeypatch, flags, says):
+    said: list[str] = []
+    monkeypatch.setattr(logger, "warn", said.append)
+    sample(tmp_path / "run", **asked_for(files, flags, tmp_path))
+    (line,) = said
+    assert says in line
+
+
+def test_a_classifier_as_the_weak_model(files, tmp_path):
+    flags = asked_for(files, {"autoguidance_scale": 2.0}, tmp_path)
+    with pytest.raises(InputError, match="--weak_model_path .*: found a .*classifier, expected a [^;]*$"):
+        sample(tmp_path / "run", **flags | {"weak_model_path": flags["classifier_path"]})
 
 
 def test_a_network_with_other_state_and_terms_in_short(files, tmp_path):

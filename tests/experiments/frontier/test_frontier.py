@@ -128,14 +128,14 @@ def test_the_best_setting_for_a_budget(tmp_path):
     best = ["trial: b, work 0.400, FID 0.2000 (+0.0 %, -1.0 to +1.0, against DDIM 25)", "  --a 1"]
     assert list(known.best_within(0.5, tmp_path)) == best
     assert list(known.best_within(0.1, tmp_path)) == [
-        "trial: no setting known with at most 0.1 of the work of DDIM 25"
+        "trial: no setting known with at most 0.1 of the work of DDIM 25 (least: 0.200)"
     ]
     table.write_text(table.read_text().replace("0.2,", "much,"))
     with pytest.raises(InputError, match="frontier.csv: found could not convert"):
         list(known.best_within(0.5, tmp_path))
 
 
-@pytest.mark.parametrize("words", [["--work", "-1"], ["--work", "0.3", "table1"], []])
+@pytest.mark.parametrize("words", [["--work", "-1"], ["--work", "0.3", "table1"], ["--work", "0.3", "--smoke"], []])
 def test_show_takes_rows_or_a_budget(words, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ed-dpm", "show", *words])
     with pytest.raises(InputError, match="--work"):

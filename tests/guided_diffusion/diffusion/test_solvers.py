@@ -277,6 +277,20 @@ class TestSteps:
 # --- flags -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ("ddim999", "found ddim999, but no integer stride takes 999 of 1000 timesteps; expected another number such as "
+                    "ddim500 or ddim1000"),
+        ("ddim45", "no integer stride takes 45 of 1000 timesteps; expected another number such as ddim44 or ddim46"),
+        ("2000", "found 2000 for a section of 1000 timesteps, expected at most 1000"),
+    ],
+)  # fmt: skip
+def test_numbers_of_timesteps_that_there_are_not(asked, says):
+    with pytest.raises(ValueError, match=says):
+        space_timesteps(1000, asked)
+
+
 class TestFlags:
     def test_names(self):
         diffusion = process(4)
@@ -341,7 +355,7 @@ class TestFlags:
 
     def test_unknown_sampler(self, run):
         (line,) = run("image_sample", {"sampler": "euler"}, fails=True).error_lines
-        assert "found 'euler', expected one of , ddpm, ddim, dpmpp2m, unipc" in line
+        assert 'found \'euler\', expected one of "", ddpm, ddim, dpmpp2m, unipc' in line
 
     def test_a_run_from_before_the_flag_goes_on(self, run, tmp_path, checkpoints):
         flags = {"model_path": checkpoints["model"], "num_samples": 2, "timestep_respacing": "2", "log_dir": "out"}

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from guided_diffusion.config.configs import SamplingConfig
 from guided_diffusion.diffusion import thresholding
 from guided_diffusion.diffusion.solvers import SAMPLERS, sampling_loop
 from guided_diffusion.diffusion.thresholding import DynamicThreshold
+from guided_diffusion.errors import InputError
 from guided_diffusion.respace import SpacedDiffusion
 from guided_diffusion.script_util import create_gaussian_diffusion
 from tests.support.helpers import read_npz
@@ -158,6 +160,18 @@ class TestFlag:
         run("image_sample", flags | {"log_dir": "without"})
         assert np.array_equal(images["0"], read_npz(tmp_path / "without" / "samples_2x8x8x3.npz")["arr_0"])
         assert not np.array_equal(images["0"], images["0.5"])
+
+    @pytest.mark.parametrize(
+        ("flags", "says"),
+        [
+            ({"dynamic_threshold": 0.2}, "found 0.2, expected 0 (off) or 0.5 to 1"),
+            ({"dynamic_threshold": 0.995, "clip_denoised": False}, "found with --clip_denoised False, expected one"),
+        ],
+    )
+    def test_what_is_no_threshold(self, flags, says):
+        with pytest.raises(InputError) as found:
+            SamplingConfig(**flags)
+        assert str(found.value).startswith(f"--dynamic_threshold: {says}")
 
     @pytest.mark.parametrize("value", ["1.5", "-0.1", "nan"])
     def test_out_of_range(self, run, value):

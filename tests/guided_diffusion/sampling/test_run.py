@@ -364,23 +364,25 @@ def test_the_grids_captions_are_the_classes(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "respacing", "flags", "warned"),
+    ("schedule", "respacing", "flags", "last", "warned"),
     [
-        ("cosine", "10", {"sampler": "dpmpp2m"}, True),
-        ("cosine", "25", {"use_ddim": True}, True),
-        ("cosine", "", {"sampler": "heun"}, True),
-        ("cosine", "ddim10", {"sampler": "dpmpp2m"}, False),
-        ("cosine", "10", {"sampler": "dpmpp2m", "dynamic_threshold": 0.995}, False),
-        ("cosine", "10", {}, False),
-        ("cosine", "10", {"sampler": "ddpm"}, False),
-        ("linear", "10", {"sampler": "dpmpp2m"}, False),
+        ("cosine", "10", {"sampler": "dpmpp2m"}, 999, True),
+        ("cosine", "25", {"use_ddim": True}, 999, True),
+        ("cosine", "", {"sampler": "heun"}, 999, True),
+        ("cosine", "ddim10", {"sampler": "dpmpp2m"}, 999, False),
+        ("cosine", "10", {"sampler": "dpmpp2m", "dynamic_threshold": 0.995}, 999, False),
+        ("cosine", "10", {"sampler": "dpmpp2m"}, 900, False),
+        ("cosine", "10", {"sampler": "dpmpp2m"}, -1, False),
+        ("cosine", "10", {}, 999, False),
+        ("cosine", "10", {"sampler": "ddpm"}, 999, False),
+        ("linear", "10", {"sampler": "dpmpp2m"}, 999, False),
     ],
 )
-def test_a_start_at_which_guidance_ruins_images(monkeypatch, schedule, respacing, flags, warned):
+def test_a_start_at_which_guidance_ruins_images(monkeypatch, schedule, respacing, flags, last, warned):
     said: list[str] = []
     monkeypatch.setattr(logger, "warn", said.append)
     process = build_diffusion(DiffusionConfig(noise_schedule=schedule, timestep_respacing=respacing))
-    setup.warn_of_noisy_start(SamplingConfig(**flags), process)
+    setup.warn_of_noisy_start(SamplingConfig(**flags), process, [t for t in process.timestep_map if t <= last])
     assert len(said) == warned
     if said:
         assert "begins at t = 999, where x_t = 5e-05 x_0" in said[0] and "times 20,291" in said[0]
