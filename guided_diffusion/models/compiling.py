@@ -58,7 +58,6 @@ class Compiled:
         # TorchInductor keeps what it made in a folder of its own, from which later runs take it.
         mode = "reduce-overhead" if _replays_graphs(x) else None
         names = frozenset(kwargs)
-        logger.log(f"compiling {self.name}: one to three minutes, or from PyTorch's cache less")
         self._compiled[names] = torch.compile(self.network, dynamic=False, mode=mode)
         seconds: list[float] = []
 
@@ -109,7 +108,11 @@ def _agree(
     name: str,
     tolerance: float,
 ) -> bool:
-    """Whether a compiled network runs and gives what the reference does, if there is one; a warning says why not."""
+    """Whether a compiled network runs and gives what the reference does, if there is one; a warning says why not.
+
+    Its first call compiles it, before which a line asks for patience.
+    """
+    logger.log(f"compiling {name}: one to three minutes, less from PyTorch's cache")
     try:
         found = trial()
     except Exception as error:  # any: a missing compiler, an unsupported machine, torch's own errors

@@ -214,7 +214,7 @@ def test_both_ways_are_compiled(monkeypatch):
     monkeypatch.setattr(torch, "compile", compile)
     found = sample(cached(Frozen(small_unet(), compile=True)))
     assert torch.equal(found, sample(cached(Frozen(small_unet()))))
-    assert [message.split(" in ")[0] for message in messages] == ["compiled UNetModel"] * 2
+    assert [message.split()[0] for message in messages] == ["compiling", "compiled"] * 2
     whole = math.ceil(STEPS / EVERY)
     assert calls.count(False) == 3 + whole and calls.count(True) == 3 + STEPS - whole  # three each to try them
 
@@ -228,7 +228,8 @@ def test_both_ways_are_compiled(monkeypatch):
     messages.clear()
     monkeypatch.setattr(torch, "compile", wrong)
     assert torch.equal(sample(cached(Frozen(small_unet(), compile=True))), found)
-    assert "and 1.0e-02 of its largest deep features, expected at most" in messages[0] and len(messages) == 2
+    warnings = [message for message in messages if not message.startswith("compiling ")]
+    assert "and 1.0e-02 of its largest deep features, expected at most" in warnings[0] and len(warnings) == 2
 
 
 def test_features_are_copied_out_of_the_memory_of_graphs(monkeypatch):

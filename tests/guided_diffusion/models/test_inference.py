@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -29,11 +30,15 @@ def gradient(network, x: Tensor = X) -> Tensor:
 
 
 @pytest.fixture
-def messages(monkeypatch) -> list[str]:
-    found = []
+def messages(monkeypatch) -> Iterator[list[str]]:
+    """What is logged after the line that compiling begins, which there must be."""
+    begun, found = [], []
     for level in ("log", "warn"):
-        monkeypatch.setattr(compiling.logger, level, found.append)
-    return found
+        monkeypatch.setattr(
+            compiling.logger, level, lambda line: (begun if line.startswith("compiling ") else found).append(line)
+        )
+    yield found
+    assert begun
 
 
 @pytest.mark.parametrize("width", [32, 64])
