@@ -1,6 +1,7 @@
 """Time of the frontier's settings: whole runs of a batch, beside upstream's DDIM 25 on the same networks and noise.
 
     OMP_NUM_THREADS=1 python -m benchmarks.frontier
+    python -m benchmarks.frontier --device cuda --batch_size 500
 
 Times DDIM 25 and the cheapest settings of a committed study that are not worse, with and without EDS, interleaved with
 upstream's DDIM 25. Prints a table and writes it to benchmarks/results/<device>-frontier-<date>.json.
@@ -44,20 +45,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", default="cifar10", help="the folder's name in results/frontier (cifar10)")
     parser.add_argument("--batch_size", type=int, default=50, help="images of a run (50)")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--rounds", type=int, default=5, help="pairs of timed runs, at least 2 (5)")
     args = parser.parse_args()
     keep_freed_memory()
-    device, spec = torch.device("cpu"), load(RECIPES / args.study)
+    device, spec = torch.device(args.device), load(RECIPES / args.study)
     unit = references(spec)[0]
     height, width, channels = spec.image_shape(unit)
     torch.manual_seed(0)
-    noise = torch.randn(args.batch_size, channels, height, width)
-    y = torch.arange(args.batch_size) % spec.network_flags(unit)["num_classes"]
-    theirs = partial(upstream_sampling(spec, unit), noise, y)
+    noise = torch.randn(args.batch_size, channels, height, width).to(device)
+    y = torch.arange(args.batch_size, device=device) % spec.network_flags(unit)["num_classes"]
+    theirs = partial(upstream_sampling(spec, unit, device), noise, y)
     report = {"study": args.study, "batch_size": args.batch_size, **machine(device), "rows": []}
     for setting in chosen(args.study, unit):
         flags = Parser("", *SAMPLING_CONFIGS).parse(setting["flags"].split()).values
-        ours = partial(sampling_of(spec, replace(unit, flags=flags), partial(make, spec)), noise, y)
+        ours = partial(sampling_of(spec, replace(unit, flags=flags), partial(make, spec, device)), noise, y)
         row = {"setting": setting["setting"], "work": setting["work"]}
         if setting["setting"] == unit.name:
             row["difference"] = relative_difference(ours(), theirs())
@@ -83,19 +85,19 @@ def path_of(spec: Spec, name: str) -> str:
     return Commands(spec, processes=1).checkpoint(spec.networks[name])
 
 
-def make(spec: Spec, build: Callable[[], nn.Module], name: str) -> nn.Module:
+def make(spec: Spec, device: torch.device, build: Callable[[], nn.Module], name: str) -> nn.Module:
     """A network of the recipes with its weights, as the sampling script has it."""
-    return Frozen(load_network(build, path_of(spec, name), "cpu"))
+    return Frozen(load_network(build, path_of(spec, name), device))
 
 
-def upstream_sampling(spec: Spec, run: Run) -> Sampling:
+def upstream_sampling(spec: Spec, run: Run, device: torch.device) -> Sampling:
     """A run with a constant scale by upstream's loop, as upstream's script calls it."""
     upstream, parsed = load_upstream(), flags_from(spec.network_flags(run) | run.flags, *SAMPLING_CONFIGS)
     diffusion = parsed.make(DiffusionConfig)
 
     def network(config: Config, name: str) -> nn.Module:
         ours = load_network(partial(build_network, config, diffusion), path_of(spec, name), "cpu")
-        return build_upstream_network(config, upstream, ours.state_dict(), half=False).eval()
+        return build_upstream_network(config, upstream, ours.state_dict(), half=False).eval().to(device)
 
     model = network(parsed.make(ModelConfig), run.model)
     classifier = network(parsed.make(ClassifierConfig), run.classifier)
@@ -111,7 +113,7 @@ def upstream_sampling(spec: Spec, run: Run) -> Sampling:
     def sample(noise: Tensor, y: Tensor) -> Tensor:
         return process.ddim_sample_loop(
             lambda x, t, y=None: model(x, t), tuple(noise.shape), noise=noise, clip_denoised=True, cond_fn=gradient,
-            model_kwargs={"y": y}, device="cpu",
+            model_kwargs={"y": y}, device=device,
         )  # fmt: skip
 
     return sample
