@@ -4,7 +4,7 @@
     python -m benchmarks.frontier --device cuda --batch_size 500
 
 Times DDIM 25 and the cheapest settings of a committed study that are not worse, with and without EDS, interleaved with
-upstream's DDIM 25. Prints a table and writes it to benchmarks/results/<device>-frontier-<date>.json.
+upstream's DDIM 25. Prints a table and writes it to benchmarks/results/<device>-frontier-<study>-<date>.json.
 """
 
 from __future__ import annotations

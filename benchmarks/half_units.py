@@ -54,7 +54,8 @@ def main() -> None:
     if not args.program.is_file():
         parser.error(f"{args.program}: no such file, expected a program such as scripts/classifier_sample.py")
     sys.argv = [str(args.program), *args.flags]
-    with HalfUnits(), patch("torch.cpu.get_capabilities", lambda: dict.fromkeys(("avx512_bf16", "avx512_fp16"), True)):
+    units = dict.fromkeys(("avx512_bf16", "avx512_fp16"), True)
+    with HalfUnits(), patch("torch.cpu.get_capabilities", lambda: units, create=True):
         runpy.run_path(sys.argv[0], run_name="__main__")
 
 

@@ -186,10 +186,10 @@ def within(interval: str, timesteps: Sequence[int]) -> list[int]:
 
 
 def warn_of_empty_interval(name: str, interval: str, timesteps: Sequence[int]) -> None:
-    """Warn where no timestep of a run lies in the interval that a flag names, so that nothing guides."""
+    """Warn where no timestep of a run lies in the interval of a flag, "--name", so that nothing guides."""
     if not within(interval, timesteps):
         logger.warning(
-            f"--{name} {interval}: found none of the run's {counted(len(timesteps), 'timesteps')} in it, "
+            f"{name} {interval}: found none of the run's {counted(len(timesteps), 'timesteps')} in it, "
             f"{min(timesteps)} to {max(timesteps)}: there is no such guidance; expected an interval with some"
         )
 

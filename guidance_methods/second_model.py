@@ -55,7 +55,7 @@ class SecondModel:
             projection = AdaptiveProjection(
                 all_alphas_cumprod(diffusion), predicts, pair.apg_eta, pair.apg_norm, pair.apg_momentum
             )
-        warn_of_empty_interval("pair_interval", pair.pair_interval, diffusion.timestep_map)
+        warn_of_empty_interval("--pair_interval", pair.pair_interval, diffusion.timestep_map)
         interval = parse_interval(pair.pair_interval) if pair.pair_interval else None
         return Pair(first, weak if self.model.class_cond else without_labels(weak), self.scale, interval, projection)
 

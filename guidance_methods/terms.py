@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -93,8 +94,26 @@ class Term:
         return self.guide.classifier_scale > 0
 
     def guided_at(self, timesteps: Sequence[int]) -> list[int]:
-        """Return those of a run's timesteps at which there is guidance: with a scale, in the interval."""
-        return within(self.guide.guidance_interval, timesteps) if self.guides else []
+        """Return those of a run's timesteps at which there is guidance: with a scale, a weight, in the interval."""
+        if not self.guides:
+            return []
+        weight = schedule(self.weight)
+        inside = within(self.guide.guidance_interval, timesteps)
+        return [t for t in inside if (weight(torch.tensor([t])).item() if callable(weight) else weight)]
+
+    def warn_of_idle_flags(self, timesteps: Sequence[int], evaluations: Callable[[int], int]) -> None:
+        """Warn where flags leave no guidance in a run over some timesteps, or a single evaluation of the classifier.
+
+        :param evaluations: by the sampler, in a number of steps.
+        """
+        guided, every = self.guided_at(timesteps), self.methods.guidance_every
+        source = f"{self.source}: " if self.in_file else ""
+        if self.guides:
+            warn_of_empty_interval(f"{source}--guidance_interval", self.guide.guidance_interval, timesteps)
+        if guided and every >= (count := evaluations(len(guided))) > 1:
+            logger.warning(
+                f"{source}--guidance_every {every}: found for {count} evaluations: the classifier sees the first alone"
+            )
 
     def identity(self) -> dict[str, Any]:
         """Return all that the samples depend on: flags that are not defaults, the content of files and networks."""
@@ -112,17 +131,7 @@ class Term:
         self, run: RunConfig, compile: bool, diffusion: DiffusionProcess, model: Guidance, clip: bool,
         report: ScaleReport, observer: Callable | None = None,
     ) -> Guidance:  # fmt: skip
-        """Load the scorer and return the guidance. The other arguments are those of `around`.
-
-        A warning says where flags leave nothing of the guidance, or a single evaluation.
-        """
-        every, steps = self.methods.guidance_every, diffusion.num_timesteps
-        if self.guides:
-            warn_of_empty_interval("guidance_interval", self.guide.guidance_interval, diffusion.timestep_map)
-            if every >= steps > 1:
-                logger.warning(
-                    f"--guidance_every {every}: found for {steps} steps: the classifier is evaluated at the first alone"
-                )
+        """Load the scorer and return the guidance. The other arguments are those of `around`."""
         if self.network is None:
             build, half = partial(build_classifier, self.classifier), self.classifier.classifier_use_fp16
             scorer = setup.load_frozen(build, self.guide.classifier_path, half, run, compile)

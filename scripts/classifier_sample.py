@@ -72,6 +72,10 @@ def main() -> None:
         if second is not None:
             model = second.build(model, run, compile, diffusion, cache)
         built = [term.build(run, compile, diffusion, model, sampling.clip_denoised, report, observer) for term in terms]
+    for term in terms:
+        term.warn_of_idle_flags(diffusion.timestep_map, sampling.evaluations)
+    half = [term.classifier.classifier_use_fp16 for term in terms if term.classifier is not None]
+    setup.warn_of_unused_amp(parsed, model_config.use_fp16, *half)
     guides = any(term.guides for term in terms)
     if guides:
         guided = [t for term in terms for t in term.guided_at(diffusion.timestep_map)]

@@ -34,7 +34,7 @@ from guided_diffusion.data.order import resumable_batches
 from guided_diffusion.data.seeding import Purpose
 from guided_diffusion.distributed import collectives, shutdown
 from guided_diffusion.errors import InputError, counted
-from guided_diffusion.models.mixed_precision import amp_dtype, warn_of_unused_amp
+from guided_diffusion.models.mixed_precision import amp_dtype
 from guided_diffusion.runs import logger
 from guided_diffusion.sampling import setup
 from guided_diffusion.training.classifier_loop import HIGHER_IS_BETTER, ClassifierTrainLoop, evaluate_plainly
@@ -71,9 +71,8 @@ def main() -> None:
     purpose = "guide with (--classifier_path)" if train.noised else "judge with (the evaluator's --features)"
     if training.is_complete(run, "--iterations", train.iterations, purpose):
         return
-    amp_name = parsed.make(RunConfig).amp_dtype
-    warn_of_unused_amp(config.classifier_use_fp16, amp_name)
-    dtype = amp_dtype(config.classifier_use_fp16, amp_name, "training", collectives.dev())
+    setup.warn_of_unused_amp(parsed, config.classifier_use_fp16, parsed.values.get("use_fp16", False))
+    dtype = amp_dtype(config.classifier_use_fp16, parsed.make(RunConfig).amp_dtype, "training", collectives.dev())
     with ExitStack() as workers:
         read = partial(resumable_batches, batch_size=train.batch_size, seed=run.seed)
         data = workers.enter_context(read(dataset, first_step=run.first_step, workers=training.data.data_workers))

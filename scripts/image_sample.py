@@ -38,6 +38,7 @@ def main() -> None:
     config, diffusion_config = setup.model_configs(parsed, sampling.model_path, ModelConfig)
     if not config.class_cond and (label_config.classes or label_config.balanced):
         raise InputError("--classes, --balanced: this model takes no labels, expected one trained with --class_cond")
+    setup.warn_of_unused_amp(parsed, config.use_fp16)
     labels = None
     if config.class_cond:
         labels = setup.plan_labels(label_config, Classes.of_checkpoint(sampling.model_path, config.num_classes))

@@ -70,6 +70,7 @@ def main() -> None:
     base_config = parsed.make(BaseConfig)
     classes = Classes.of_checkpoint(sampling.model_path, config.num_classes)
     setup.warn_of_unused_labels(parsed, config.class_cond)
+    setup.warn_of_unused_amp(parsed, config.use_fp16)
     reading = parsed.make(ReadingConfig).reading
     base = BaseImages(base_config.base_samples, config, base_config.labels or "auto", classes.names or None, reading)
     if base.labels is not None and (unseen := classes.unseen(np.unique(base.labels).tolist())):

@@ -159,7 +159,7 @@ def _lines(reported: Sequence[Record], titles: Sequence[str]) -> tuple[list, lis
         spread = f" ± {record['half_range']:.4f}" if record["half_range"] is not None else ""
         changes = [_change(record, prefix) for prefix in _PREFIXES]
         groups.append((setting, [Line([work, time, f"{record['fid']:.4f}{spread}", *changes])]))
-    return groups, ["setting", ">work", ">time", ">FID", *(f">% of {title}" for title in titles)]
+    return groups, ["setting", ">work", ">time", ">FID", *(f">change from {title}, %" for title in titles)]
 
 
 def findings(reported: Sequence[Record], titles: Sequence[str]) -> Iterator[str]:

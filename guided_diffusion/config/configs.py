@@ -147,7 +147,11 @@ class SamplingConfig:
         if 0 < self.dynamic_threshold < 0.5:
             raise InputError(f"--dynamic_threshold: found {self.dynamic_threshold}, expected 0 (off) or 0.5 to 1")
         if self.dynamic_threshold and not self.clip_denoised:
-            raise InputError("--dynamic_threshold: found with --clip_denoised False, expected one: it is such a clamp")
+            raise InputError("--dynamic_threshold: found with --clip_denoised False, whose clamp it replaces")
+
+    def evaluations(self, steps: int) -> int:
+        """Return how often the sampler evaluates the model in a number of steps."""
+        return SAMPLERS[self.sampler].evaluations(steps) if self.sampler else steps
 
     @property
     def refining(self) -> dict[str, Any]:

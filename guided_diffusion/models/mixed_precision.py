@@ -37,7 +37,7 @@ def amp_dtype(enabled: bool, name: str, what: str, device: torch.device) -> torc
     if not enabled:
         return None
     if device.type == "cpu":
-        if name in _UNITS and not _computes_in(name):
+        if name in _UNITS and _capabilities() and not _computes_in(name):
             logger.warning(
                 f"--amp_dtype {name}: {what}: this CPU has none of {', '.join(_UNITS[name])} and takes about 10 times "
                 "as long as for float32; --amp_dtype auto takes the fastest"
@@ -47,17 +47,13 @@ def amp_dtype(enabled: bool, name: str, what: str, device: torch.device) -> torc
     return AMP_DTYPES[name]
 
 
-def warn_of_unused_amp(enabled: bool | None, name: str) -> None:
-    """Warn where --amp_dtype names a dtype, while nothing is computed in it."""
-    if name != "fp16" and not enabled:
-        logger.warning(
-            "--amp_dtype: found without --use_fp16 and --classifier_use_fp16, whose dtype it is: all is in float32"
-        )
+def _capabilities() -> dict[str, bool]:
+    """What this CPU has; {} in PyTorch of before 2.11, which does not tell."""
+    return getattr(torch.cpu, "get_capabilities", dict)()
 
 
 def _computes_in(name: str) -> bool:
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in PyTorch of before 2.11
-    return any(capabilities.get(unit, False) for unit in _UNITS[name])
+    return any(_capabilities().get(unit, False) for unit in _UNITS[name])
 
 
 class LowPrecision(nn.Module):

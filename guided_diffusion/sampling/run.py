@@ -21,7 +21,6 @@ from guided_diffusion.distributed.stop_signals import how_to_resume, terminating
 from guided_diffusion.errors import DamagedError, InputError, counted
 from guided_diffusion.io.atomic import remove_leftovers, set_aside, write_json
 from guided_diffusion.io.reading import exists, hash_file, read_json
-from guided_diffusion.models.mixed_precision import warn_of_unused_amp
 from guided_diffusion.runs import logger
 from guided_diffusion.runs.run_directory import check_held, check_manifest, read_manifest, record_result, versions
 from guided_diffusion.sampling import tallies
@@ -110,7 +109,6 @@ class SampleRun:
     @classmethod
     def from_flags(cls, flags: dict[str, Any], **more: Any) -> SampleRun:
         """Return the run that `flags` describe; more: the other arguments."""
-        warn_of_unused_amp(flags.get("use_fp16") or flags.get("classifier_use_fp16"), flags["amp_dtype"])
         own = {name: flags[name] for name in ("num_samples", "batch_size", "seed", "save_images")}
         return cls(flags=flags, detector=NonfiniteDetector(flags["nonfinite"]), **own, **more)
 

@@ -25,7 +25,6 @@ from guided_diffusion.config.configs import (
 )
 from guided_diffusion.config.flags import ParsedFlags, architecture_from
 from guided_diffusion.diffusion.respace import SpacedDiffusion
-from guided_diffusion.diffusion.solvers import SAMPLERS
 from guided_diffusion.distributed import collectives, process_group, shutdown
 from guided_diffusion.errors import InputError, counted
 from guided_diffusion.io import checkpoint, checkpoint_flags
@@ -58,6 +57,8 @@ def begin(run: RunConfig) -> Path:
     """
     keep_freed_memory()
     process_group.setup_dist()
+    if (first := collectives.broadcast_object(run.amp_dtype)) != run.amp_dtype:
+        raise InputError(f"--amp_dtype auto: found {first} and elsewhere {run.amp_dtype}, expected one of them by name")
     directory = logger.make_directory(run.log_dir or None)
     collectives.from_rank_0(lambda: run_directory.claim(directory, shutdown.fail))
     logger.configure(dir=directory)
@@ -93,8 +94,7 @@ def wants_compiling(sampling: SamplingConfig, steps: int) -> bool:
     if sampling.compile is not None:
         return sampling.compile
     batches = sampling.num_samples / (sampling.batch_size * collectives.get_world_size())
-    evaluations = SAMPLERS[sampling.sampler].evaluations(steps) if sampling.sampler else steps
-    return collectives.dev().type == "cuda" and batches * evaluations >= _LONG_RUN
+    return collectives.dev().type == "cuda" and batches * sampling.evaluations(steps) >= _LONG_RUN
 
 
 def model_configs(parsed: ParsedFlags, path: str, config_class: type[Config]) -> tuple[Config, DiffusionConfig]:
@@ -250,8 +250,16 @@ def warn_of_noisy_start(sampling: SamplingConfig, diffusion: SpacedDiffusion, gu
     logger.warning(
         f"--timestep_respacing: guidance begins at t = {first}, where x_t = {share:.0e} x_0 + noise: it moves x_0 by "
         f"the classifier's gradient times {1 / share:,.0f}, which may ruin the images; expected timesteps that begin "
-        "later, as ddim10 has, --guidance_interval 0,990 or --dynamic_threshold 0.995"
+        "later, as ddim10 has, or --dynamic_threshold 0.995"
     )
+
+
+def warn_of_unused_amp(parsed: ParsedFlags, *half: bool) -> None:
+    """Warn that --amp_dtype does nothing where no network is in half precision. :param half: of each network."""
+    name = parsed.values.get("amp_dtype", "fp32")
+    if name != "fp32" and not any(half):
+        flags = " or ".join(f"--{flag} True" for flag in ("use_fp16", "classifier_use_fp16") if flag in parsed.defaults)
+        logger.warning(f"--amp_dtype {name}: found with all networks in float32, expected {flags}: it does nothing")
 
 
 def warn_of_unused_labels(parsed: ParsedFlags, class_cond: bool) -> None:

@@ -31,7 +31,6 @@ from guided_diffusion.data.order import resumable_batches
 from guided_diffusion.distributed import collectives
 from guided_diffusion.distributed.progress import note_complete
 from guided_diffusion.errors import InputError
-from guided_diffusion.models.mixed_precision import warn_of_unused_amp
 from guided_diffusion.runs import best_checkpoint, logger
 from guided_diffusion.runs.best_checkpoint import best_weights, newest_weights
 from guided_diffusion.sampling import setup
@@ -148,15 +147,15 @@ def train_diffusion_model(
     diffusion = build_diffusion(diffusion_config)
     settings = dataclasses.asdict(train)
     del settings["keep"], settings["init_from"]
-    workers, amp_name = training.data.data_workers, parsed.make(RunConfig).amp_dtype
-    warn_of_unused_amp(config.use_fp16, amp_name)
+    setup.warn_of_unused_amp(parsed, config.use_fp16)
+    workers = training.data.data_workers
     with resumable_batches(dataset, train.batch_size, run.seed, run.first_step, workers=workers) as data:
         loop = TrainLoop(
             model=build(config, diffusion_config).to(collectives.dev()),
             diffusion=diffusion,
             data=adapt(data),
             use_fp16=config.use_fp16,
-            amp_name=amp_name,
+            amp_name=parsed.make(RunConfig).amp_dtype,
             run=run,
             **settings | {"schedule_sampler": create_named_schedule_sampler(train.schedule_sampler, diffusion)},
         )

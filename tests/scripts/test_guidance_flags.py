@@ -35,9 +35,9 @@ from guidance_methods import (
 )
 from guidance_methods.clean import AtZero
 from guidance_methods.config import MethodsConfig, guidance_rule
-from guidance_methods.terms import with_methods
+from guidance_methods.terms import CONFIGS, Term, with_methods
 from guided_diffusion.config.class_labels import Classes
-from guided_diffusion.config.flags import ParsedFlags
+from guided_diffusion.config.flags import ParsedFlags, flags_from
 from guided_diffusion.errors import InputError
 from guided_diffusion.runs import logger
 from guided_diffusion.sampling.noise import LabelPlan, PerSampleNoise
@@ -421,9 +421,11 @@ def test_no_guidance_of_a_step_inside_an_interval_is_reused_outside(files, tmp_p
     [
         ({"guidance_interval": "1001,2000"}, "--guidance_interval 1001,2000: found none of the run's 4 timesteps"),
         ({"uncond_model_path": "uncond", "cfg_scale": 2.0, "pair_interval": "1,2"}, "--pair_interval 1,2: found none"),
-        ({"guidance_every": 4}, "--guidance_every 4: found for 4 steps: the classifier is evaluated at the first"),
+        ({"guidance_every": 4}, "--guidance_every 4: found for 4 evaluations: the classifier sees the first alone"),
         ({"cache_every": 4}, "--cache_every 4: found for 4 steps: the whole model is evaluated at the first"),
-        ({"amp_dtype": "bf16"}, "--amp_dtype: found without --use_fp16 and --classifier_use_fp16"),
+        ({"guidance_every": 7, "sampler": "heun", "use_ddim": None}, "--guidance_every 7: found for 7 evaluations"),
+        ({"guidance_every": 2, "guidance_interval": "300,700"}, "--guidance_every 2: found for 2 evaluations"),
+        ({"amp_dtype": "bf16"}, "--amp_dtype bf16: found with all networks in float32, expected --use_fp16 True or"),
     ],
 )  # fmt: skip
 def test_flags_that_leave_nothing_are_named(files, tmp_path, monkeypatch, flags, says):
@@ -432,6 +434,23 @@ def test_flags_that_leave_nothing_are_named(files, tmp_path, monkeypatch, flags,
     sample(tmp_path / "run", **asked_for(files, flags, tmp_path))
     (line,) = said
     assert says in line
+
+
+def test_flags_that_leave_something_are_not_named(files, tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(logger, "warn", said.append)
+    flags = {"guidance_every": 4, "sampler": "heun", "use_ddim": None, "amp_dtype": "fp32"}
+    sample(tmp_path / "run", **asked_for(files, flags, tmp_path))
+    assert not said
+
+
+def test_where_a_term_guides(files, tmp_path):
+    """Not where its weight is 0, nor outside its interval."""
+    flags = flags_from({"guidance_interval": "100,900"}, *CONFIGS)
+    configs = [flags.make(config) for config in CONFIGS]
+    term = Term(flags, *configs, network=None, classes=None, rule=None, weight=[[500, 1.0], [800, 0.0]])
+    assert term.guided_at([0, 100, 500, 799, 800, 900, 999]) == [100, 500, 799]
+    assert dataclasses.replace(term, weight=0.0).guided_at([0, 500]) == []
 
 
 def test_a_classifier_as_the_weak_model(files, tmp_path):

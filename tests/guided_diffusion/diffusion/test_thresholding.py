@@ -165,7 +165,7 @@ class TestFlag:
         ("flags", "says"),
         [
             ({"dynamic_threshold": 0.2}, "found 0.2, expected 0 (off) or 0.5 to 1"),
-            ({"dynamic_threshold": 0.995, "clip_denoised": False}, "found with --clip_denoised False, expected one"),
+            ({"dynamic_threshold": 1.0, "clip_denoised": False}, "found with --clip_denoised False, whose clamp"),
         ],
     )
     def test_what_is_no_threshold(self, flags, says):
