@@ -12,7 +12,7 @@ from torch import nn
 from benchmarks.gpu.checks import float64
 from guided_diffusion import logger
 from guided_diffusion.config.configs import RunConfig
-from guided_diffusion.distributed import collectives
+from guided_diffusion.distributed import collectives, process_group
 from guided_diffusion.errors import InputError
 from guided_diffusion.models.attention import QKVAttention
 from guided_diffusion.models.mixed_precision import (
@@ -22,6 +22,7 @@ from guided_diffusion.models.mixed_precision import (
     amp_dtype,
     fastest_amp,
 )
+from guided_diffusion.sampling import setup
 from guided_diffusion.script_util import create_classifier, create_model
 
 CPU = torch.device("cpu")
@@ -83,6 +84,13 @@ def test_a_cpu_computes_in_what_it_has_units_for(monkeypatch, units, fastest, sl
         assert amp_dtype(True, name, "model.pt", CPU) is AMP_DTYPES[name]
     assert {text.split()[2].rstrip(":") for text in said} == slow
     assert all("model.pt: this CPU has none of" in text and "--amp_dtype auto" in text for text in said)
+
+
+def test_processes_that_would_compute_in_different_dtypes(monkeypatch):
+    monkeypatch.setattr(process_group, "setup_dist", lambda: None)
+    monkeypatch.setattr(collectives, "broadcast_object", lambda own: "fp32")  # rank 0's
+    with pytest.raises(InputError, match="--amp_dtype auto: found fp32 and elsewhere bf16, expected one of them by na"):
+        setup.begin(RunConfig(amp_dtype="bf16"))
 
 
 def test_without_dtype_the_network_is_untouched(network, inputs):
