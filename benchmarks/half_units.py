@@ -38,8 +38,9 @@ class HalfUnits(TorchDispatchMode):
         halves = {leaf.dtype for leaf in tree_leaves(given) if isinstance(leaf, torch.Tensor)} & {*_HALF}
         if func.overloadpacket not in _PRODUCTS or not halves:
             return func(*args, **given[1])
+        (dtype,) = halves
         args, kwargs = _cast(given, torch.Tensor.float)
-        return _cast(func(*args, **kwargs), lambda out: out.to(*halves))
+        return _cast(func(*args, **kwargs), lambda out: out.to(dtype))
 
 
 def _cast(tree: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

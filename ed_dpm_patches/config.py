@@ -25,8 +25,9 @@ def parse_interval(text: str) -> tuple[float, float]:
     return lowest, highest
 
 
-_EXPECTED = "two numbers LO,HI, the lower first, such as 0,700"
-interval = text_for(lambda text: parse_interval(text) if text else None, _EXPECTED)
+interval = text_for(
+    lambda text: parse_interval(text) if text else None, "two numbers LO,HI, the lower first, such as 0,700"
+)
 
 
 @dataclass(frozen=True)

@@ -76,10 +76,9 @@ def main() -> None:
         term.warn_of_idle_flags(diffusion.timestep_map, sampling.evaluations)
     half = [term.classifier.classifier_use_fp16 for term in terms if term.classifier is not None]
     setup.warn_of_unused_amp(parsed, model_config.use_fp16, *half)
+    guided = [t for term in terms for t in term.guided_at(diffusion.timestep_map)]
+    setup.warn_of_noisy_start(sampling, diffusion, guided)
     guides = any(term.guides for term in terms)
-    if guides:
-        guided = [t for term in terms for t in term.guided_at(diffusion.timestep_map)]
-        setup.warn_of_noisy_start(sampling, diffusion, guided)
     guidance = total(terms, built) if terms else None
     shape = (model_config.in_channels, model_config.image_size, model_config.image_size)
 

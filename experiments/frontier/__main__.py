@@ -57,9 +57,9 @@ def main() -> None:
     if missing := {"references", "frontier"} - spec.tables.keys():
         raise InputError(f"--recipes {args.recipes}: found no table {min(missing)}, expected references and frontier")
     kind, results = "frontier", RESULTS
-    if args.num_samples and args.num_samples < TUNING_SHARE:
-        raise InputError(f"--num_samples: found {args.num_samples}, expected at least {TUNING_SHARE}")
-    if args.num_samples:  # the results of the study stay what they are
+    if args.num_samples:  # a trial: the results of the study stay what they are
+        if args.num_samples < TUNING_SHARE:
+            raise InputError(f"--num_samples: found {args.num_samples}, expected at least {TUNING_SHARE}")
         kind, results = "frontier-trial", ROOT / "runs" / "frontier-trial"
         few = {"num_samples": args.num_samples}
         spec = replace(spec, runs={key: replace(run, flags=run.flags | few) for key, run in spec.runs.items()})

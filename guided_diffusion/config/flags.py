@@ -168,7 +168,7 @@ def _expected_instead(field: dataclasses.Field, value: Any) -> str | None:
     """Return what a flag's value should have been, or None when it is valid."""
     low, high, choices = field.metadata["minimum"], field.metadata["maximum"], _choices(field)
     if choices:
-        return None if value in choices else "one of " + ", ".join(str(choice) or '""' for choice in choices)
+        return None if value in choices else _one_of(choices)
     # Written to refuse nan too, which compares false with everything.
     if (low is not None and not value >= low) or (high is not None and not value <= high):
         return _range(low, high)
@@ -179,6 +179,10 @@ def _expected_instead(field: dataclasses.Field, value: Any) -> str | None:
     if isinstance(value, str) and len(value) > _LONGEST:
         return f"at most {_LONGEST} characters"
     return None
+
+
+def _one_of(choices: Iterable[str | int]) -> str:
+    return "one of " + ", ".join(str(choice) or '""' for choice in choices)
 
 
 def _wrong(field: dataclasses.Field, value: Any) -> str | None:
@@ -211,7 +215,7 @@ def _help(field: dataclasses.Field) -> str:
     meta = field.metadata
     notes = []
     if choices := _choices(field):
-        notes.append("one of " + ", ".join(str(c) or '""' for c in choices))
+        notes.append(_one_of(choices))
     elif meta["minimum"] is not None or meta["maximum"] is not None:
         notes.append(_range(meta["minimum"], meta["maximum"]))
     notes.append("no default" if field.default is None else f"default {field.default!r}")

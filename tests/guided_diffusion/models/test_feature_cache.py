@@ -214,7 +214,9 @@ def test_both_ways_are_compiled(monkeypatch):
     monkeypatch.setattr(torch, "compile", compile)
     found = sample(cached(Frozen(small_unet(), compile=True)))
     assert torch.equal(found, sample(cached(Frozen(small_unet()))))
-    assert [message.split()[0] for message in messages] == ["compiling", "compiled"] * 2
+    begun, done = messages[::2], messages[1::2]
+    assert [message.split(":")[0] for message in begun] == ["compiling UNetModel"] * 2
+    assert [message.split(" in ")[0] for message in done] == ["compiled UNetModel"] * 2
     whole = math.ceil(STEPS / EVERY)
     assert calls.count(False) == 3 + whole and calls.count(True) == 3 + STEPS - whole  # three each to try them
 
